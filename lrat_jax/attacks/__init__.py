@@ -1,0 +1,12 @@
+"""Pure, jitted adversarial attacks on any `logits_fn: images -> logits`.
+
+    result = attacks.pgd(keys, logits_fn, images, labels, epsilon=8 / 255, step_size=2 / 255, num_steps=10)
+
+Images are float [batch, h, w, c] in [0, 1], labels int [batch]; normalisation belongs inside `logits_fn`.
+This package imports nothing else of lrat_jax.
+"""
+
+from lrat_jax.attacks.pgd import AttackResult, cw, example_keys, fgsm, pgd
+from lrat_jax.attacks.registry import Attack, from_config, scaled
+
+__all__ = ["Attack", "AttackResult", "cw", "example_keys", "fgsm", "from_config", "pgd", "scaled"]

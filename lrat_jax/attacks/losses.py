@@ -1,0 +1,67 @@
+"""What an attack maximises: losses per example on logits, higher = closer to fooling the model.
+
+Every loss takes logits [batch, classes] and labels [batch] in [0, classes) and returns [batch].
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# The margin at which GAIRAT and MAIL stop pushing; their "CW-infinity" is PGD on this loss.
+CW_CONFIDENCE = 50.0
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+  """-log p_y, in nats. float [batch]."""
+  return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
+
+
+def margin(logits: Array, labels: Array) -> Array:
+  """max_{k != y} z_k - z_y, in logits; positive exactly when misclassified. float [batch]."""
+  true = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  best_other = jnp.max(jnp.where(true, -jnp.inf, logits), axis=-1)
+  return best_other - jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+
+
+def cw(logits: Array, labels: Array) -> Array:
+  """The Carlini-Wagner margin loss -max(z_y - max_{k != y} z_k + 50, 0) (arXiv:1608.04644, f_6), in logits."""
+  return -jnp.maximum(CW_CONFIDENCE - margin(logits, labels), 0.0)
+
+
+def dlr(logits: Array, labels: Array) -> Array:
+  """Difference of logits ratio, max_{k != y}(z_k - z_y) / (z_1st - z_3rd) (AutoAttack, arXiv:2003.01690, eq. 6).
+
+  Invariant to shift and scale of the logits; at most 1. Raises ValueError below three classes, where it is undefined.
+  """
+  if logits.shape[-1] < 3:
+    raise ValueError(f"loss='dlr' needs 3 classes or more, the model has {logits.shape[-1]}; use loss='cw'.")
+  top = jax.lax.top_k(logits, 3)[0]
+  return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def kl(logits: Array, clean_logits: Array) -> Array:
+  """KL(p(x) || p(x_adv)) in nats, what TRADES maximises (arXiv:1901.08573, eq. 5). float [batch]."""
+  log_clean = jax.nn.log_softmax(clean_logits)
+  return jnp.sum(jnp.exp(log_clean) * (log_clean - jax.nn.log_softmax(logits)), axis=-1)
+
+
+_WITH_LABELS = {"ce": cross_entropy, "cw": cw, "dlr": dlr}
+LOSSES = (*_WITH_LABELS, "kl")
+
+
+def surrogate(
+  name: str, logits_fn: Callable[[Array], Array], images: Array, labels: Array
+) -> Callable[[Array], Array]:
+  """The loss of that name as a function of logits alone: [batch, classes] -> [batch].
+
+  "kl" compares with the model's own answer on the clean `images`, which costs one forward here.
+  Raises ValueError, with the choices, for an unknown name.
+  """
+  if name == "kl":
+    clean_logits = jax.lax.stop_gradient(logits_fn(images))
+    return lambda logits: kl(logits, clean_logits)
+  if name not in _WITH_LABELS:
+    raise ValueError(f"loss={name!r} is unknown; choose from {list(LOSSES)}.")
+  return lambda logits: _WITH_LABELS[name](logits, labels)

@@ -1,0 +1,191 @@
+"""Projected gradient ascent: the one attack loop behind FGSM, PGD, CW-infinity and the TRADES attack."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lrat_jax.attacks import losses, threat_model
+
+LogitsFn = Callable[[Array], Array]
+
+RANDOM_STARTS = ("none", "uniform", "gaussian")
+# TRADES, MART and MAIL start from x + 0.001 * N(0, 1).
+_GAUSSIAN_START = 0.001
+
+
+class AttackResult(NamedTuple):
+  """What an attack returns.
+
+  Attributes:
+    images: float [batch, h, w, c] in [0, 1], inside the epsilon ball; carries no gradient.
+    surviving_steps: int32 [batch], how many of the iterates x^0..x^{K-1} (the start included, the returned
+      point not) the model still gets right, in 0..K: GAIRAT's kappa (arXiv:2010.01736).
+  """
+
+  images: Array
+  surviving_steps: Array
+
+
+def example_keys(key: Array, example_indices: Array) -> Array:
+  """One key per image from one key and the images' indices [batch] in their data set.
+
+  An image's key, and so its adversarial, then depends on which image it is, not on the batch that it came in.
+  """
+  return jax.vmap(lambda index: jax.random.fold_in(key, index))(example_indices)
+
+
+def per_image_keys(keys: Array, images: Array) -> Array:
+  """Keys [batch]: as given, or a single key split over the batch. Raises ValueError for any other number."""
+  if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+    raise ValueError(f"keys must be typed keys as jax.random.key makes them, not an array of {keys.dtype}.")
+  if keys.ndim == 0:
+    return example_keys(keys, jnp.arange(images.shape[0]))
+  if keys.shape != images.shape[:1]:
+    raise ValueError(f"keys has shape {keys.shape}; give one key, or one for each of the {images.shape[0]} images.")
+  return keys
+
+
+def check_batch(images: Array, labels: Array) -> None:
+  """Refuses what is no batch of images [batch, h, w, c] with integer labels [batch]. Raises ValueError."""
+  if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+    raise ValueError(f"images must be float [batch, h, w, c] in [0, 1], not {images.dtype} of shape {images.shape}.")
+  if labels.shape != images.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ValueError(
+      f"labels must be integers of shape {images.shape[:1]}, one per image, not {labels.dtype} of shape {labels.shape}."
+    )
+
+
+def _check_budget(epsilon, step_size, num_steps, num_restarts, norm, image_shape) -> None:
+  if not isinstance(epsilon, jax.core.Tracer):
+    threat_model.check_epsilon(epsilon, norm, image_shape)
+  if not isinstance(step_size, jax.core.Tracer) and not step_size >= 0:
+    raise ValueError(f"step_size={step_size} must be 0 or more.")
+  for name, value, least in (("num_steps", num_steps, 0), ("num_restarts", num_restarts, 1)):
+    if not isinstance(value, int) or value < least:
+      raise ValueError(f"{name}={value!r} must be an integer of {least} or more.")
+
+
+def _start(kind: str, keys: Array, images: Array, epsilon, norm: threat_model.Norm) -> Array:
+  """The first iterate x^0, inside the ball."""
+  if kind == "none":
+    return images
+  shape = images.shape[1:]
+  if kind == "uniform":
+    noise = epsilon * jax.vmap(lambda key: norm.sample(key, shape))(keys)
+  else:
+    noise = _GAUSSIAN_START * jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+  return threat_model.project(images + noise.astype(images.dtype), images, epsilon, norm)
+
+
+def pgd(
+  keys: Array,
+  logits_fn: LogitsFn,
+  images: Array,
+  labels: Array,
+  *,
+  epsilon: float | Array,
+  step_size: float | Array,
+  num_steps: int,
+  norm: str = "linf",
+  loss: str = "ce",
+  random_start: str = "uniform",
+  num_restarts: int = 1,
+) -> AttackResult:
+  """Projected gradient ascent (Madry et al., arXiv:1706.06083, section 2.1).
+
+  x^{k+1} = P(x^k + step_size * d(grad loss(x^k))), with d the sign (linf) or the unit vector (l2) and P the
+  projection on the epsilon ball and [0, 1]. A pure function: the same keys give the same images. Works under
+  `jit`, `vmap` over models and `shard_map`; it contains no collective of its own.
+
+  Args:
+    keys: typed keys [batch], one per image, or a single key, which is split over the batch.
+    logits_fn: images -> logits [batch, classes]; each image's logits depend on that image alone.
+    images: float [batch, h, w, c] in [0, 1].
+    labels: int [batch], the true classes.
+    epsilon: radius of the ball, in units of the image range; 0 returns the images. May be traced.
+    step_size: length of a step in the same norm. May be traced.
+    num_steps: number of gradient steps K.
+    norm: "linf" or "l2".
+    loss: "ce", "cw" (margin with confidence 50), "dlr", or "kl" (from the model's answer on the clean images).
+    random_start: "uniform" in the ball, "gaussian" (0.001 * N(0, 1), as TRADES and MAIL), or "none".
+    num_restarts: independent starts; per image a point that fools the model wins, then the highest loss.
+
+  Returns:
+    AttackResult. With restarts, `surviving_steps` is that of the run whose image is returned.
+
+  Raises:
+    ValueError: an argument outside what is listed here; the message gives its name and the choices.
+  """
+  check_batch(images, labels)
+  _check_budget(epsilon, step_size, num_steps, num_restarts, norm, images.shape[1:])
+  if random_start not in RANDOM_STARTS:
+    raise ValueError(f"random_start={random_start!r} is unknown; choose from {list(RANDOM_STARTS)}.")
+  if loss == "kl" and random_start == "none":
+    raise ValueError("loss='kl' has no gradient at the clean image; use random_start='gaussian' or 'uniform'.")
+  ball = threat_model.get_norm(norm)
+  keys = per_image_keys(keys, images)
+  surrogate = losses.surrogate(loss, logits_fn, images, labels)
+
+  def total_loss(points):
+    logits = logits_fn(points)
+    return jnp.sum(surrogate(logits)), logits  # a sum: each image's gradient stays its own
+
+  def ascend(_, carry):
+    points, survived = carry
+    gradient, logits = jax.grad(total_loss, has_aux=True)(points)
+    survived += (jnp.argmax(logits, axis=-1) == labels).astype(jnp.int32)
+    return threat_model.project(points + step_size * ball.steepest(gradient), images, epsilon, ball), survived
+
+  def run(run_keys) -> AttackResult:
+    start = _start(random_start, run_keys, images, epsilon, ball)
+    survived = 0 * labels.astype(jnp.int32)  # from labels: under shard_map a carry must vary over devices from the start
+    return AttackResult(*jax.lax.fori_loop(0, num_steps, ascend, (start, survived)))
+
+  def score(result: AttackResult) -> Array:
+    logits = logits_fn(result.images)
+    fooled = jnp.argmax(logits, axis=-1) != labels
+    return jnp.where(fooled, jnp.inf, surrogate(logits))
+
+  def restart(index, carry):
+    best, best_score = carry
+    result = run(jax.vmap(lambda key: jax.random.fold_in(key, index))(keys))
+    new_score = score(result)
+    better = new_score > best_score
+    best = AttackResult(
+      jnp.where(better[:, None, None, None], result.images, best.images),
+      jnp.where(better, result.surviving_steps, best.surviving_steps),
+    )
+    return best, jnp.maximum(best_score, new_score)
+
+  result = run(keys)
+  if num_restarts > 1:
+    result, _ = jax.lax.fori_loop(1, num_restarts, restart, (result, score(result)))
+  return jax.lax.stop_gradient(result)
+
+
+def fgsm(
+  keys: Array,
+  logits_fn: LogitsFn,
+  images: Array,
+  labels: Array,
+  *,
+  epsilon: float | Array,
+  norm: str = "linf",
+  loss: str = "ce",
+) -> AttackResult:
+  """The fast gradient (sign) method (Goodfellow et al., arXiv:1412.6572): one step of length epsilon from the image.
+
+  `pgd` with num_steps=1, step_size=epsilon and no random start; see there for the arguments.
+  """
+  return pgd(
+    keys, logits_fn, images, labels,
+    epsilon=epsilon, step_size=epsilon, num_steps=1, norm=norm, loss=loss, random_start="none",
+  )  # fmt: skip
+
+
+# CW-infinity as GAIRAT and MAIL run it: `pgd` on the margin loss with confidence 50.
+cw = functools.partial(pgd, loss="cw")

@@ -1,0 +1,107 @@
+"""What an attacker may do: the epsilon ball of a norm, cut with the image range [0, 1].
+
+Norms are named "linf" and "l2". `epsilon` and step sizes may be Python numbers or traced scalars
+(training ramps them), so nothing here branches on their value except `check_epsilon`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# Keeps 0 / 0 out of a direction when a gradient or a draw vanishes; far below any float32 norm that matters.
+_TINY = 1e-12
+
+
+class Norm(NamedTuple):
+  """The four things that an attack needs of a norm; `delta` and `gradient` are [batch, ...].
+
+  Attributes:
+    length: delta -> [batch], the norm of each example.
+    shrink: (delta, epsilon) -> delta, the nearest point (in L2) of the ball around 0.
+    steepest: gradient -> the direction of unit norm that raises a linear function most; 0 where the gradient is 0.
+    sample: (key, shape) -> a draw from the unit ball, uniform in volume, of one example.
+    diameter: shape of one example -> the norm of the longest vector between two images in [0, 1].
+  """
+
+  length: Callable[[Array], Array]
+  shrink: Callable[[Array, Array], Array]
+  steepest: Callable[[Array], Array]
+  sample: Callable[[Array, tuple[int, ...]], Array]
+  diameter: Callable[[tuple[int, ...]], float]
+
+
+def _axes(x: Array) -> tuple[int, ...]:
+  return tuple(range(1, x.ndim))
+
+
+def _l2_length(x: Array) -> Array:
+  return jnp.sqrt(jnp.sum(jnp.square(x), axis=_axes(x)))
+
+
+def _per_example(values: Array, like: Array) -> Array:
+  return values.reshape(values.shape + (1,) * (like.ndim - 1))
+
+
+def _l2_shrink(delta: Array, epsilon: Array) -> Array:
+  length = _per_example(_l2_length(delta), delta)
+  return delta * jnp.minimum(1.0, epsilon / jnp.maximum(length, _TINY))
+
+
+def _l2_steepest(gradient: Array) -> Array:
+  # Scaled by the largest entry first, so that squares of tiny gradients do not underflow.
+  largest = jnp.max(jnp.abs(gradient), axis=_axes(gradient), keepdims=True)
+  scaled = gradient / jnp.where(largest > 0, largest, 1.0)
+  return scaled / _per_example(jnp.maximum(_l2_length(scaled), _TINY), scaled)
+
+
+def _l2_sample(key: Array, shape: tuple[int, ...]) -> Array:
+  direction_key, radius_key = jax.random.split(key)
+  direction = jax.random.normal(direction_key, shape)
+  radius = jax.random.uniform(radius_key) ** (1.0 / math.prod(shape))
+  return radius * direction / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(direction))), _TINY)
+
+
+NORMS: dict[str, Norm] = {
+  "linf": Norm(
+    length=lambda delta: jnp.max(jnp.abs(delta), axis=_axes(delta)),
+    shrink=lambda delta, epsilon: jnp.clip(delta, -epsilon, epsilon),
+    steepest=jnp.sign,
+    sample=lambda key, shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0),
+    diameter=lambda shape: 1.0,
+  ),
+  "l2": Norm(
+    length=_l2_length,
+    shrink=_l2_shrink,
+    steepest=_l2_steepest,
+    sample=_l2_sample,
+    diameter=lambda shape: math.sqrt(math.prod(shape)),
+  ),
+}
+
+
+def get_norm(name: str) -> Norm:
+  """The `Norm` of that name. Raises ValueError with the choices if there is none."""
+  if name not in NORMS:
+    raise ValueError(f"norm={name!r} is unknown; choose from {sorted(NORMS)}.")
+  return NORMS[name]
+
+
+def check_epsilon(epsilon: float, norm: str, image_shape: tuple[int, ...]) -> None:
+  """Refuses a radius that is negative, not finite, or wider than [0, 1] images of that shape [h, w, c] allow."""
+  widest = get_norm(norm).diameter(image_shape)
+  if not 0 <= epsilon <= widest:
+    raise ValueError(
+      f"epsilon={epsilon:g} is outside [0, {widest:g}], what {norm} allows for images in [0, 1] of shape {tuple(image_shape)}."
+    )
+
+
+def project(images: Array, originals: Array, epsilon: Array | float, norm: Norm) -> Array:
+  """The images [batch, h, w, c] brought into the ball around `originals`, then into [0, 1].
+
+  `originals` lie in [0, 1], so the second cut only shortens the difference and the result is inside both.
+  """
+  return jnp.clip(originals + norm.shrink(images - originals, epsilon), 0.0, 1.0)

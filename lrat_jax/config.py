@@ -1,0 +1,182 @@
+"""The complete default configuration, and the presets that go together with each data set.
+
+Plain data only: everything is built from it in code. The files in `configs/` change a few fields of `default(arg)`, and
+the command line changes more (`--config.train.epochs=5`). Lengths in the image range (`epsilon`, `step_size`) are text,
+so that "8/255" stays what it was given as; shares are of the whole training, in [0, 1].
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padding: int = 0, flip: bool = False):
+  return dict(
+    source=source,  # digits | tfds:NAME | npz:PATH | idx:DIR
+    data_dir="",  # where TFDS keeps its data sets; empty is TFDS's own default
+    batch_size=batch_size,  # of all devices and hosts together
+    validation_size=validation_size,  # images held out of the training split
+    crop_padding=crop_padding,  # random crops after padding by so many pixels; 0 is off
+    flip=flip,  # random horizontal flips
+  )
+
+
+def _model(name: str, mean: tuple[float, ...], std: tuple[float, ...]):
+  return dict(
+    name=name,  # cnn | cnn_WIDTH | resnet18 | resnet18_WIDTH | wide_resnet_DEPTH_WIDTH
+    dtype="float32",  # what the network computes in; bfloat16 on accelerators
+    mean=mean,
+    std=std,
+  )
+
+
+def _optimizer(learning_rate: float, schedule: str, weight_decay: float = 5e-4):
+  return dict(
+    learning_rate=learning_rate,  # the peak
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=weight_decay,
+    schedule=schedule,  # constant | piecewise | cosine | one_cycle
+    warmup=0.3 if schedule == "one_cycle" else 0.0,  # cosine, one_cycle: share of the steps before the peak
+    boundaries=(0.5, 0.75),  # piecewise: shares of the steps after which the rate falls
+    factor=0.1,  # piecewise: by how much it falls there
+  )
+
+
+def _budget(epsilon: str, step_size: str, num_steps: int, l2_epsilon: str, l2_step_size: str):
+  return dict(linf=(epsilon, step_size), l2=(l2_epsilon, l2_step_size), num_steps=num_steps)
+
+
+# What goes together. Each names its data, model, optimiser, epochs, epsilon ramp and attack budget.
+PRESETS: dict[str, dict[str, Any]] = {
+  "digits": dict(
+    data=_data("digits", 197, batch_size=64),
+    model=_model("cnn", (0.305,), (0.376,)),
+    optimizer=_optimizer(0.1, "one_cycle"),
+    epochs=60,
+    epsilon_ramp=0.5,
+    budget=_budget("0.2", "0.05", 10, "1", "0.25"),
+  ),
+  "fashion_mnist": dict(
+    data=_data("tfds:fashion_mnist", 2000),
+    model=_model("cnn", (0.286,), (0.353,)),
+    optimizer=_optimizer(0.1, "one_cycle"),
+    epochs=10,
+    epsilon_ramp=0.7,
+    budget=_budget("0.1", "0.035", 5, "1.5", "0.5"),
+  ),
+  "cifar10": dict(
+    data=_data("tfds:cifar10", 1000, crop_padding=4, flip=True),
+    model=_model("resnet18", (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    optimizer=_optimizer(0.1, "piecewise"),
+    epochs=100,
+    epsilon_ramp=0.0,
+    budget=_budget("8/255", "2/255", 10, "128/255", "32/255"),
+  ),
+  "svhn": dict(
+    data=_data("tfds:svhn_cropped", 1000),
+    model=_model("resnet18", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    optimizer=_optimizer(0.05, "piecewise"),
+    epochs=60,
+    epsilon_ramp=0.1,  # from the full epsilon at once, SVHN often stays at chance
+    budget=_budget("8/255", "2/255", 10, "128/255", "32/255"),
+  ),
+}
+
+
+def _attack(budget: dict[str, Any], norm: str, num_steps: int, **arguments: Any) -> dict[str, Any]:
+  epsilon, step_size = budget[norm]
+  return dict(norm=norm, epsilon=epsilon, step_size=step_size, num_steps=num_steps, num_restarts=1, **arguments)
+
+
+def _training_attacks(budget: dict[str, Any]) -> dict[str, dict[str, Any]]:
+  """The training attacks that a config can ask for by name."""
+  steps = budget["num_steps"]
+  return {
+    "pgd": _attack(budget, "linf", steps, name="pgd", loss="ce", random_start="uniform"),
+    "cw": _attack(budget, "linf", steps, name="cw", random_start="uniform"),
+    "dlr": _attack(budget, "linf", steps, name="pgd", loss="dlr", random_start="uniform"),
+    "kl": _attack(budget, "linf", steps, name="pgd", loss="kl", random_start="gaussian"),
+    "pgd_l2": _attack(budget, "l2", steps, name="pgd", loss="ce", random_start="uniform"),
+    "fgsm": dict(name="fgsm", norm="linf", epsilon=budget["linf"][0], loss="ce"),
+  }
+
+
+def _evaluation_suite(budget: dict[str, Any]) -> dict[str, dict[str, Any]]:
+  """The first judgement: one step, and 20 steps of a tenth of the ball's width on two losses."""
+  epsilon = budget["linf"][0]
+  fine = dict(budget, linf=(epsilon, _tenth(epsilon)))
+  return {
+    "fgsm": dict(name="fgsm", norm="linf", epsilon=epsilon, loss="ce"),
+    "pgd20": _attack(fine, "linf", 20, name="pgd", loss="ce", random_start="uniform"),
+    "cw20": _attack(fine, "linf", 20, name="cw", random_start="uniform"),
+  }
+
+
+def _tenth(length: str) -> str:
+  numerator, _, denominator = length.partition("/")
+  return f"{float(numerator) / 10:.6g}" + (f"/{denominator}" if denominator else "")
+
+
+def default(method: str, arg: str | None = None) -> ConfigDict:
+  """The full configuration of plain adversarial training for a data set.
+
+  Args:
+    method: the first part of the run's name; the file in `configs/` that calls this makes it true.
+    arg: what stands behind the colon of `--config=configs/NAME.py:ARG`: a preset, then the training attacks of each
+      pair, separated by commas: "cifar10", "digits,pgd,cw". Empty is "digits"; without attacks it is "pgd".
+
+  Returns:
+    A type-safe ConfigDict whose keys are fixed.
+
+  Raises:
+    ValueError: an unknown preset or attack (with the choices), or an attack named twice.
+  """
+  preset_name, *attack_names = (arg or "digits").split(",")
+  if preset_name not in PRESETS:
+    raise ValueError(f"data set {preset_name!r} is unknown in the config's argument {arg!r}; choose from {sorted(PRESETS)}.")
+  preset = PRESETS[preset_name]
+  attacks = _training_attacks(preset["budget"])
+  for name in attack_names:
+    if name not in attacks:
+      raise ValueError(f"training attack {name!r} is unknown in the config's argument {arg!r}; choose from {sorted(attacks)}.")
+  if len(set(attack_names)) < len(attack_names):
+    raise ValueError(f"the config's argument {arg!r} names a training attack twice.")
+  suite = _evaluation_suite(preset["budget"])
+  return ConfigDict(
+    dict(
+      name="_".join([method, preset_name, *attack_names]),
+      seed=0,
+      data=preset["data"],
+      model=preset["model"],
+      optimizer=preset["optimizer"],
+      train=dict(
+        epochs=preset["epochs"],
+        epsilon_ramp=preset["epsilon_ramp"],  # share of the steps over which epsilon and step size grow from 0
+        attack_mode="eval",  # eval | train: which batch-norm statistics the training attacks see
+        ema_decay=0.0,  # of the weights that are validated and judged; 0 is off
+        log_every=20,  # steps between two rows of metrics
+        checkpoint_every=500,  # steps between two checkpoints, besides the one after every epoch
+        weights_sample=2048,  # training images whose weights are kept for every epoch
+      ),
+      train_attacks={name: attacks[name] for name in attack_names or ["pgd"]},  # one variant in the pair for each
+      objective="ce",
+      local_weights=dict(
+        kind="none",  # none | lrat
+        begin=0.5,  # share of the epochs that train as plain adversarial training first
+        total=1.0,  # C, a pair's weight
+        minimum_natural=0.1,  # omega_min
+        slope=2.0,
+        bias=-0.2,
+      ),
+      global_weights=dict(
+        kind="none",  # none | gairat | mail
+        begin=0.5,
+        # The papers' own constants, in the terms of reweighting.increasing_weight.
+        gairat=dict(slope=5.0, bias=0.2),
+        mail=dict(slope=5.0, bias=0.5),
+      ),
+      validation_attack=dict(suite["pgd20"], num_steps=10),  # chooses the best checkpoint
+      eval=dict(batch_size=250, suite=suite),
+    )
+  )

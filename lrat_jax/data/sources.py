@@ -1,0 +1,229 @@
+"""Where images come from: scikit-learn's digits, TFDS, npz archives and idx files, as arrays held in memory.
+
+A data set is three splits of uint8 images (or floats in [0, 1]) with integer labels. The validation split is cut from
+the training split by a fixed permutation, so that runs with different seeds hold out the same images.
+"""
+
+import gzip
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+_SPLIT_SEED = 0
+_DIGITS_TEST_SIZE = 500
+
+
+class DataError(ValueError):
+  """A data set that is missing or malformed; the message is one line that says what and where."""
+
+
+class Split(NamedTuple):
+  """Images of one split.
+
+  Attributes:
+    images: uint8 [n, h, w, c] in 0..255, or float32 in [0, 1].
+    labels: int32 [n].
+    indices: int32 [n], each image's index in the source's own split: its name in every result.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  indices: np.ndarray
+
+  def take(self, rows: np.ndarray) -> "Split":
+    return Split(self.images[rows], self.labels[rows], self.indices[rows])
+
+
+class Dataset(NamedTuple):
+  """The three splits and the number of classes."""
+
+  train: Split
+  validation: Split
+  test: Split
+  num_classes: int
+
+  @property
+  def image_shape(self) -> tuple[int, ...]:
+    return self.train.images.shape[1:]
+
+
+def _check_images(images: np.ndarray, where: str) -> np.ndarray:
+  """[n, h, w] or [n, h, w, c] as uint8, or as float32 in [0, 1]."""
+  if images.ndim == 3:
+    images = images[..., None]
+  if images.ndim != 4 or 0 in images.shape:
+    raise DataError(f"{where} has shape {images.shape}; images are [n, h, w] or [n, h, w, c], none of them 0.")
+  if images.dtype == np.uint8:
+    return images
+  if not np.issubdtype(images.dtype, np.floating):
+    raise DataError(f"{where} is {images.dtype}; images are uint8 in 0..255 or floats in [0, 1].")
+  low, high = float(images.min()), float(images.max())
+  if not (0 <= low and high <= 1):  # also where one is NaN
+    raise DataError(f"{where} holds floats from {low:g} to {high:g}; float images are in [0, 1].")
+  return images.astype(np.float32)
+
+
+def _check_labels(labels: np.ndarray, count: int, num_classes: int | None, where: str) -> np.ndarray:
+  if labels.ndim == 2 and labels.shape[1] == 1:
+    labels = labels[:, 0]
+  if labels.shape != (count,):
+    raise DataError(f"{where} has shape {labels.shape} where there are {count} images.")
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise DataError(f"{where} is {labels.dtype}; labels are integers.")
+  top = num_classes - 1 if num_classes is not None else labels.max()
+  if labels.min() < 0 or labels.max() > top:
+    raise DataError(f"{where} holds labels from {labels.min()} to {labels.max()}; the classes are 0..{max(top, 0)}.")
+  return labels.astype(np.int32)
+
+
+def _split(images: np.ndarray, labels: np.ndarray, num_classes: int | None, where: str) -> Split:
+  images = _check_images(images, f"{where} images")
+  labels = _check_labels(labels, len(images), num_classes, f"{where} labels")
+  return Split(images, labels, np.arange(len(images), dtype=np.int32))
+
+
+def _train_and_test(train, test, num_classes: int | None, where: str) -> tuple[Split, Split, int]:
+  """Two checked splits of arrays (images, labels); without a class count, the training labels say how many."""
+  train = _split(*train, num_classes, f"{where}: training")
+  num_classes = num_classes or int(train.labels.max()) + 1
+  if num_classes < 2:
+    raise DataError(f"{where}: training labels hold one class; a classifier needs two or more.")
+  test = _split(*test, num_classes, f"{where}: test")
+  if train.images.shape[1:] != test.images.shape[1:]:
+    raise DataError(
+      f"{where}: training images are {train.images.shape[1:]}, test images {test.images.shape[1:]}; they must agree."
+    )
+  return train, test, num_classes
+
+
+def _digits(_: str, __: str) -> tuple[Split, Split, int]:
+  from sklearn.datasets import load_digits  # slow to import, and only this source needs it
+
+  bunch = load_digits()
+  whole = _split((bunch.images / 16.0).astype(np.float32), bunch.target, 10, "digits")
+  order = np.random.default_rng(_SPLIT_SEED).permutation(len(whole.labels))
+  return whole.take(np.sort(order[_DIGITS_TEST_SIZE:])), whole.take(np.sort(order[:_DIGITS_TEST_SIZE])), 10
+
+
+def _tfds(name: str, data_dir: str) -> tuple[Split, Split, int]:
+  import tensorflow_datasets as tfds  # slow to import, and only this source needs it
+
+  place = f", data_dir={data_dir!r}" if data_dir else ""
+  prepare = (
+    "pip install tensorflow && python -c \"import tensorflow_datasets as tfds; "
+    f"tfds.builder({name!r}{place}, file_format='array_record').download_and_prepare()\""
+  )
+  try:
+    builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
+  except tfds.core.registered.DatasetNotFoundError:
+    raise DataError(f"data.source='tfds:{name}': TFDS knows no data set {name!r}.") from None
+  missing = f"data.source='tfds:{name}' is not prepared in {builder.data_dir}; prepare it once with: {prepare}"
+  if not Path(builder.data_dir).is_dir():
+    raise DataError(missing)
+  features = builder.info.features
+  if not {"image", "label"} <= set(features) or not {"train", "test"} <= set(builder.info.splits):
+    raise DataError(f"data.source='tfds:{name}' lacks image and label features or a train and a test split.")
+
+  def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
+    examples = list(builder.as_data_source(split))
+    shapes = {example["image"].shape for example in examples}
+    if len(shapes) > 1:
+      raise DataError(f"data.source='tfds:{name}' holds images of {len(shapes)} sizes; lrat_jax takes one size.")
+    return np.stack([e["image"] for e in examples]), np.asarray([e["label"] for e in examples])
+
+  try:
+    train, test = arrays("train"), arrays("test")
+  except (FileNotFoundError, NotImplementedError):  # prepared in no form that can be read without TensorFlow
+    raise DataError(missing) from None
+  return _train_and_test(train, test, features["label"].num_classes, f"data.source='tfds:{name}'")
+
+
+# (training images, training labels, test images, test labels), the second as Keras names them
+_NPZ_NAMES = (("train_images", "train_labels", "test_images", "test_labels"), ("x_train", "y_train", "x_test", "y_test"))
+
+
+def _npz(path: str, _: str) -> tuple[Split, Split, int]:
+  where = f"data.source='npz:{path}'"
+  if not os.path.isfile(path):
+    raise DataError(f"{where}: there is no such file.")
+  try:
+    with np.load(path, allow_pickle=False) as archive:
+      names = next((names for names in _NPZ_NAMES if set(names) <= set(archive.files)), None)
+      if names is None:
+        raise DataError(f"{where} holds {sorted(archive.files)}; it needs the arrays {list(_NPZ_NAMES[0])}.")
+      arrays = [archive[name] for name in names]
+  except DataError:
+    raise
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    raise DataError(f"{where} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
+  return _train_and_test(arrays[:2], arrays[2:], None, where)
+
+
+_IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_IDX_UNSIGNED_BYTE = 8
+
+
+def _read_idx(path: Path) -> np.ndarray:
+  """An array of the MNIST family's format: 0, 0, type, rank, then the sizes (big-endian 32 bit), then the bytes."""
+  try:
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+      content = file.read()
+  except (OSError, EOFError, gzip.zlib.error) as error:
+    raise DataError(f"{path} cannot be read: {error}") from None
+  if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _IDX_UNSIGNED_BYTE:
+    raise DataError(f"{path} is no idx file of unsigned bytes: it begins with {content[:4].hex(' ')!r}.")
+  rank = content[3]
+  shape = tuple(np.frombuffer(content[4 : 4 + 4 * rank], ">u4").tolist())
+  body = len(content) - 4 - 4 * rank
+  expected = int(np.prod(shape, dtype=object)) if len(shape) == rank else -1
+  if body != expected:
+    raise DataError(f"{path} holds {max(body, 0)} bytes where its header says {shape}; it is cut short or damaged.")
+  return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def _idx(directory: str, _: str) -> tuple[Split, Split, int]:
+  where = f"data.source='idx:{directory}'"
+  arrays = []
+  for name in _IDX_FILES:
+    found = [p for p in (Path(directory, name), Path(directory, name + ".gz")) if p.is_file()]
+    if not found:
+      raise DataError(f"{where}: {name} (or {name}.gz) is not there; the four files are {list(_IDX_FILES)}.")
+    arrays.append(_read_idx(found[0]))
+  return _train_and_test(arrays[:2], arrays[2:], None, where)
+
+
+SOURCES: dict[str, Callable[[str, str], tuple[Split, Split, int]]] = {
+  "digits": _digits,
+  "tfds": _tfds,
+  "npz": _npz,
+  "idx": _idx,
+}
+_SPELLINGS = ("digits", "tfds:NAME", "npz:PATH", "idx:DIR")
+
+
+def load(source: str, *, data_dir: str = "", validation_size: int) -> Dataset:
+  """Loads a data set and holds a validation split out of its training split.
+
+  Args:
+    source: "digits", "tfds:NAME", "npz:PATH" or "idx:DIR".
+    data_dir: where TFDS keeps its data; empty is its own default.
+    validation_size: number of training images to hold out, 1 or more.
+
+  Raises:
+    DataError: an unknown source (with the choices), a data set that is not there (with the command that prepares it),
+      or arrays of the wrong shape, type or range.
+  """
+  kind, _, argument = source.partition(":")
+  if kind not in SOURCES or bool(argument) == (kind == "digits"):
+    raise DataError(f"data.source={source!r} is unknown; choose from {list(_SPELLINGS)}.")
+  whole, test, num_classes = SOURCES[kind](argument, data_dir)
+  count = len(whole.labels)
+  if not 1 <= validation_size < count:
+    raise DataError(f"data.validation_size={validation_size} must be in [1, {count - 1}]: {source!r} has {count} training images.")
+  order = np.random.default_rng(_SPLIT_SEED).permutation(count)
+  held_out, rest = np.sort(order[:validation_size]), np.sort(order[validation_size:])
+  return Dataset(whole.take(rest), whole.take(held_out), test, num_classes)

@@ -1,0 +1,187 @@
+"""Trains a robust classifier and judges it.
+
+  python -m lrat_jax.main --config=configs/lrat.py                        digits, a minute or two on a laptop
+  python -m lrat_jax.main --config=configs/lrat.py:cifar10                another data set, model and schedule
+  python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw         two variants in every pair
+  python -m lrat_jax.main --config=configs/at.py --config.train.epochs=5  any field of the configuration
+
+The same command again resumes, or evaluates a finished run. Exit codes: 0 done, 2 bad input, 3 a metric was not finite.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+
+from lrat_jax import config_checks, data, evaluate, inspection, metrics, sharding, train
+from lrat_jax.config_checks import ConfigError
+
+BAD_INPUT, NOT_FINITE = 2, 3
+MODES = ("train_and_evaluate", "train", "evaluate")
+
+# Where the same run may go on with another value: what is judged, and where this machine keeps its data.
+_FREE_FIELDS = ("eval", "data.data_dir")
+
+
+def _define_flags() -> flags.FlagValues:
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", None, "The configuration file, FILE or FILE:ARGUMENT.", flag_values=values)
+  flags.DEFINE_string("workdir", None, "Where the run lives; runs/NAME_seedSEED if not given.", flag_values=values)
+  flags.DEFINE_string("mode", MODES[0], f"One of {', '.join(MODES)}.", flag_values=values)
+  flags.DEFINE_bool("help", False, "Shows this text.", short_name="h", flag_values=values)
+  return values
+
+
+def _one_line(error: BaseException) -> str:
+  return " ".join(str(error).split())
+
+
+def _unknown_field(argument: str) -> str | None:
+  """For `--config.a.b=value`: the field as people write it."""
+  name = argument.lstrip("-").partition("=")[0]
+  return name if name.startswith("config.") else None
+
+
+def parse(arguments: Sequence[str]) -> flags.FlagValues:
+  """The command line's flags. Raises ConfigError with one line for whatever is wrong in it."""
+  values = _define_flags()
+  try:
+    rest = values([sys.argv[0], *arguments])[1:]
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+    raise ConfigError(_one_line(error)) from None
+  if rest:
+    raise ConfigError(f"{rest[0]!r} is not understood; options are written --name=value.")
+  if values.help:
+    return values
+  if values.config is None:
+    raise ConfigError("--config is missing; try --config=configs/lrat.py.")
+  if values.mode not in MODES:
+    raise ConfigError(f"--mode={values.mode!r} is unknown; choose from {list(MODES)}.")
+  return values
+
+
+def _pinned(config: dict) -> dict:
+  """A configuration, as plain JSON data, without the fields that may differ between two tries at one run."""
+  plain = json.loads(json.dumps(config))
+  for path in _FREE_FIELDS:
+    *parents, leaf = path.split(".")
+    node = plain
+    for key in parents:
+      node = node[key]
+    node.pop(leaf, None)
+  return plain
+
+
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+  """Refuses a workdir that is no directory or holds a run of another configuration, and shows the difference."""
+  if workdir.exists() and not workdir.is_dir():
+    raise ConfigError(f"--workdir={workdir} is a file, not a directory.")
+  saved_file = workdir / "config.json"
+  if not saved_file.exists():
+    return
+  try:
+    saved = json.loads(saved_file.read_text())
+  except ValueError:
+    raise ConfigError(f"{saved_file} is no JSON; give another --workdir or remove this one.") from None
+  lines = config_checks.difference(_pinned(saved), _pinned(config.to_dict()))
+  if lines:
+    raise ConfigError(f"--workdir={workdir} holds a run of another configuration ({'; '.join(lines)}); give another --workdir.")
+
+
+def _prepare(config: ConfigDict, workdir: Path) -> train.Experiment:
+  """Checks everything that can be wrong, then builds; nothing is written before."""
+  config_checks.check(config)
+  check_workdir(workdir, config)
+  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size)
+  mesh = sharding.make_mesh()
+  config_checks.check_for_devices(config, mesh.size)
+  try:
+    dataset = data.load(
+      config.data.source, data_dir=config.data.data_dir, validation_size=config.data.validation_size
+    )
+  except data.DataError as error:
+    raise ConfigError(f"config.{error}") from None
+  config_checks.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
+  return train.build(config, dataset, mesh)
+
+
+def _judge(experiment: train.Experiment, workdir: Path, console: Console) -> None:
+  """Evaluates the best checkpoint on the test split: table, results.json, per_example.npz."""
+  config = experiment.config
+  step, state = train.load_best(experiment, workdir)
+  console.print(f"Judging the checkpoint of step {step}, the best in validation, on the test split.")
+  results, per_example = evaluate.run_suite(
+    experiment.model,
+    state.judged,
+    experiment.dataset.test,
+    config.eval.suite.to_dict(),
+    batch_size=config.eval.batch_size,
+    mesh=experiment.mesh,
+    seed=config.seed,
+    on_attack=lambda name, accuracy, seconds: console.print(
+      f"{name}: {100 * accuracy:.2f} % in {metrics.seconds_text(seconds)}", highlight=False
+    ),
+  )
+  results = {
+    "name": config.name,
+    **results,
+    "step": step,
+    "suite": config.eval.suite.to_dict(),
+    "seed": config.seed,
+    "environment": evaluate.environment(),
+  }
+  evaluate.write_results(workdir, results, per_example)
+  evaluate.print_table(console, results, results["suite"])
+
+
+def run(arguments: Sequence[str], console: Console) -> None:
+  """The whole program. Raises ConfigError for bad input and metrics.NonFiniteError for a run that broke down."""
+  values = parse(arguments)
+  if values.help:
+    console.print(f"{__doc__}\n{values.main_module_help() or values.get_help()}", markup=False, highlight=False)
+    return
+  config = values.config
+  workdir = Path(values.workdir or f"runs/{config.name}_seed{config.seed}")
+  experiment = _prepare(config, workdir)
+  if values.mode == "evaluate" and not (workdir / "checkpoints").is_dir():
+    raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+  except OSError as error:
+    raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}.") from None
+  data_set = experiment.dataset
+  console.print(
+    f"{config.name}: {len(data_set.train.labels):,} training, {len(data_set.validation.labels):,} validation and "
+    f"{len(data_set.test.labels):,} test images on {experiment.mesh.size} {experiment.mesh.devices.flat[0].platform} "
+    f"device(s); workdir {workdir}",
+    highlight=False,
+    soft_wrap=True,
+  )
+  if values.mode != "evaluate":
+    train.train(experiment, workdir, console)
+    inspection.draw(workdir, config.name)
+  if values.mode != "train":
+    _judge(experiment, workdir, console)
+  console.print(f"Everything is in {workdir}: results.json, per_example.npz, metrics.jsonl, plots/, weights/, checkpoints/")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the program on command-line arguments and returns its exit code; errors of the user's are one line on stderr."""
+  try:
+    run(sys.argv[1:] if arguments is None else arguments, Console())
+  except ConfigError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return BAD_INPUT
+  except metrics.NonFiniteError as error:
+    print(f"error: {error} The checkpoints before it are intact.", file=sys.stderr)
+    return NOT_FINITE
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,146 @@
+"""What is measured in training: rows of numbers from step outputs, their writers, and the record of weights."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from lrat_jax.train_step import StepOutput
+
+Row = dict[str, Any]
+
+_QUANTILES = {"q05": 0.05, "median": 0.5, "q95": 0.95}
+_WEIGHTS = ("natural_weights", "adversarial_weights", "global_weights", "vulnerabilities")
+
+
+class NonFiniteError(ArithmeticError):
+  """A metric is NaN or infinite; the run stops with its last good checkpoint intact."""
+
+
+def check_finite(first_step: int, outputs: Sequence[StepOutput]) -> None:
+  """Raises NonFiniteError naming the first step (its number, from 1) and metric that is NaN or infinite."""
+  for step, output in enumerate(outputs, first_step):
+    for name in ("loss", "gradient_norm", *_WEIGHTS):
+      if not np.all(np.isfinite(getattr(output, name))):
+        raise NonFiniteError(f"{name} is not finite at step {step}.")
+
+
+def training_row(step: int, epoch: int, outputs: Sequence[StepOutput]) -> Row:
+  """One row of means over some steps that end with `step`, and the quantiles of the weights in them."""
+  row: Row = {"split": "train", "step": step, "epoch": epoch, "steps": len(outputs)}
+  for field, name in {
+    "loss": "loss",
+    "gradient_norm": "gradient_norm",
+    "natural_correct": "natural_accuracy",
+    "adversarial_correct": "adversarial_accuracy",
+  }.items():
+    row[name] = float(np.mean([np.mean(getattr(output, field), dtype=np.float64) for output in outputs]))
+  for field in _WEIGHTS:
+    values = np.concatenate([np.ravel(getattr(output, field)) for output in outputs])
+    for label, quantile in _QUANTILES.items():
+      row[f"{field}/{label}"] = float(np.quantile(values, quantile))
+  return row
+
+
+def epoch_means(rows: Iterable[Row], epoch: int, names: Sequence[str]) -> dict[str, float]:
+  """Means of an epoch's training rows, each weighted by its number of steps."""
+  rows = [row for row in rows if row["split"] == "train" and row["epoch"] == epoch]
+  total = sum(row["steps"] for row in rows)
+  return {name: sum(row[name] * row["steps"] for row in rows) / total for name in names}
+
+
+def read_rows(path: Path) -> list[Row]:
+  """The rows of a metrics.jsonl; a last line that a killed run left half-written is passed over."""
+  rows = []
+  if path.exists():
+    for line in path.read_text().split("\n")[:-1]:
+      rows.append(json.loads(line))
+  return rows
+
+
+class MetricWriter:
+  """Writes rows to metrics.jsonl and TensorBoard; opened at a step, it drops what an earlier try wrote after it."""
+
+  def __init__(self, workdir: Path, step: int):
+    self._path = workdir / "metrics.jsonl"
+    self.rows = [row for row in read_rows(self._path) if row["step"] <= step]
+    self._path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+    self._file = self._path.open("a")
+    self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, max_queue=1000)
+
+  def __enter__(self) -> "MetricWriter":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self._file.close()
+    self._events.close()
+
+  def write(self, row: Row) -> None:
+    self.rows.append(row)
+    self._file.write(json.dumps(row, allow_nan=False) + "\n")
+    self._file.flush()
+    for name, value in row.items():
+      if isinstance(value, float):
+        self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
+
+  def flush(self) -> None:
+    self._events.flush()
+
+
+class WeightRecord:
+  """The weights that training used for a fixed sample of instances: one npz per epoch.
+
+  Arrays of a file, a row for each time that a sampled instance was in a batch of the epoch: "step", "indices" (in the
+  source's training split), "labels", "natural_weights" [n], "adversarial_weights" [n, m], "global_weights" [n],
+  "vulnerabilities" [n, m]; "variants" [m] names the training attacks.
+  """
+
+  def __init__(self, directory: Path, indices: np.ndarray, size: int, variants: Sequence[str], step: int):
+    order = np.random.default_rng(0).permutation(len(indices))
+    self._directory, self._sample, self._variants = directory, indices[order[:size]], list(variants)
+    self._epoch: int | None = None
+    self._rows: list[dict[str, np.ndarray]] = []
+    self._resume_step = step
+
+  def _file(self, epoch: int) -> Path:
+    return self._directory / f"epoch_{epoch:04d}.npz"
+
+  def _begin(self, epoch: int) -> None:
+    """Starts an epoch with what an earlier try saved of it up to the checkpoint."""
+    self._epoch, self._rows = epoch, []
+    if self._file(epoch).exists():
+      with np.load(self._file(epoch)) as saved:
+        kept = saved["step"] <= self._resume_step
+        self._rows = [{name: saved[name][kept] for name in saved.files if name != "variants"}]
+
+  def add(self, epoch: int, first_step: int, outputs: Sequence[StepOutput]) -> None:
+    """Keeps the sampled instances of some steps' outputs."""
+    if epoch != self._epoch:
+      self._begin(epoch)
+    for step, output in enumerate(outputs, first_step):
+      mine = np.isin(output.indices, self._sample)
+      row = {name: getattr(output, name)[mine] for name in ("indices", "labels", *_WEIGHTS)}
+      self._rows.append({"step": np.full(mine.sum(), step, np.int32), **row})
+
+  def save(self) -> None:
+    """Writes the current epoch's file whole, by renaming a finished one into its place."""
+    if self._rows and len(self._sample):
+      self._directory.mkdir(exist_ok=True)
+      arrays = {name: np.concatenate([row[name] for row in self._rows]) for name in self._rows[0]}
+      partial = self._directory / "partial.tmp"
+      with partial.open("wb") as file:
+        np.savez_compressed(file, variants=np.array(self._variants), **arrays)
+      partial.replace(self._file(self._epoch))
+
+
+def seconds_text(seconds: float) -> str:
+  """A duration for people: "42 s", "3 min 20 s", "2 h 05 min"."""
+  seconds = round(seconds)
+  if seconds < 60:
+    return f"{seconds} s"
+  minutes, rest = divmod(seconds, 60)
+  return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+

@@ -1,0 +1,77 @@
+"""Classifiers by name, with the normalisation of their input inside: images in [0, 1] -> float32 logits."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from lrat_jax.models.cnn import CNN
+from lrat_jax.models.resnet import ResNet
+from lrat_jax.models.wide_resnet import WideResNet
+
+DTYPES = ("float32", "bfloat16")
+NAMES = ("cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "wide_resnet_DEPTH_WIDTH")
+
+
+class Classifier(nn.Module):
+  """A network behind its input normalisation, with float32 logits whatever the network computes in.
+
+  `module.apply(variables, images, train=False) -> logits`: images float [batch, h, w, c] in [0, 1], logits float32
+  [batch, classes].
+  """
+
+  network: nn.Module
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  def __call__(self, images: Array, train: bool = False) -> Array:
+    normalised = (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
+    return self.network(normalised, train).astype(jnp.float32)
+
+
+def _network(name: str, **options: Any) -> nn.Module:
+  """The network that `name` spells, width and depth included. Raises ValueError with the choices."""
+  if match := re.fullmatch(r"cnn(?:_([1-9]\d*))?", name):
+    return CNN(width=int(match[1] or 32), **options)
+  if match := re.fullmatch(r"resnet18(?:_([1-9]\d*))?", name):
+    return ResNet(width=int(match[1] or 64), **options)
+  if match := re.fullmatch(r"wide_resnet_(\d+)_([1-9]\d*)", name):
+    depth = int(match[1])
+    if depth < 10 or (depth - 4) % 6:
+      raise ValueError(f"name={name!r}: the depth of a WideResNet is 6 n + 4 with n >= 1, such as 28 or 34.")
+    return WideResNet(depth=depth, width=int(match[2]), **options)
+  raise ValueError(f"name={name!r} is no model; choose from {list(NAMES)}, such as 'wide_resnet_34_10'.")
+
+
+def create(
+  name: str,
+  num_classes: int,
+  *,
+  dtype: str = "float32",
+  mean: Sequence[float] = (0.0,),
+  std: Sequence[float] = (1.0,),
+  axis_name: str | None = None,
+) -> Classifier:
+  """A Flax classifier by name.
+
+  Args:
+    name: "cnn", "resnet18", "wide_resnet_DEPTH_WIDTH" ("wide_resnet_34_10"); "cnn_8" and "resnet18_16" are narrow ones.
+    num_classes: 2 or more.
+    dtype: what the network computes in, "float32" or "bfloat16"; parameters and logits are float32 always.
+    mean, std: per channel (or one for all) of the training images, subtracted and divided by inside the model.
+    axis_name: mesh axis over which batch norm averages in train mode; None for one device.
+
+  Raises:
+    ValueError: an unknown name or dtype, fewer than two classes, or a standard deviation that is not positive.
+  """
+  if num_classes < 2:
+    raise ValueError(f"num_classes={num_classes} must be 2 or more.")
+  if dtype not in DTYPES:
+    raise ValueError(f"dtype={dtype!r} is unknown; choose from {list(DTYPES)}.")
+  if not all(s > 0 for s in std) or len(mean) != len(std):
+    raise ValueError(f"mean={tuple(mean)} and std={tuple(std)} must be as many, and every std above 0.")
+  network = _network(name, num_classes=num_classes, dtype=jnp.dtype(dtype), axis_name=axis_name)
+  return Classifier(network, tuple(mean), tuple(std))

@@ -1,0 +1,31 @@
+"""A small convolutional network for small images: four 3x3 convolutions and a hidden dense layer, no batch norm."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from lrat_jax.models.conv import Conv
+
+
+class CNN(nn.Module):
+  """Convolutions width, width (stride 2), 2 width, 2 width (stride 2), then 4 width dense units.
+
+  With width 32 this is the 32-32/2-64-64/2-128 network on which the CPU figures of this project were taken.
+  """
+
+  num_classes: int
+  width: int = 32
+  dtype: Any = jnp.float32
+  axis_name: str | None = None  # taken by every model; here nothing is averaged over the batch
+
+  @nn.compact
+  def __call__(self, images: Array, train: bool = False) -> Array:
+    x = images
+    for features, stride in ((1, 1), (1, 2), (2, 1), (2, 2)):
+      x = Conv(features * self.width, (3, 3), (stride, stride), padding=1, use_bias=True, dtype=self.dtype)(x)
+      x = nn.relu(x)
+    x = x.reshape(x.shape[0], -1)
+    x = nn.relu(nn.Dense(4 * self.width, dtype=self.dtype)(x))
+    return nn.Dense(self.num_classes, dtype=self.dtype)(x)

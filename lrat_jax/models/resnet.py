@@ -1,0 +1,53 @@
+"""ResNet-18 for 32x32 images, the network of most tables in this field (He et al., arXiv:1512.03385)."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from lrat_jax.models.conv import Conv
+
+# PyTorch's batch norm in the terms of Flax: momentum 0.1 there is 0.9 here, epsilon is the same.
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+
+class BasicBlock(nn.Module):
+  """Two 3x3 convolutions and a shortcut, activation after the addition."""
+
+  features: int
+  stride: int
+  dtype: Any
+  axis_name: str | None
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
+    conv = functools.partial(Conv, dtype=self.dtype)
+    strides = (self.stride, self.stride)
+    y = nn.relu(norm()(conv(self.features, (3, 3), strides, padding=1)(x)))
+    y = norm()(conv(self.features, (3, 3), padding=1)(y))
+    if self.stride != 1 or x.shape[-1] != self.features:
+      x = norm()(conv(self.features, (1, 1), strides, padding=0)(x))
+    return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+  """Stages of width, 2, 4 and 8 times it; the stem keeps the resolution (3x3, stride 1, no pooling)."""
+
+  num_classes: int
+  blocks: tuple[int, ...] = (2, 2, 2, 2)
+  width: int = 64
+  dtype: Any = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, images: Array, train: bool = False) -> Array:
+    norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
+    x = nn.relu(norm(Conv(self.width, (3, 3), padding=1, dtype=self.dtype)(images)))
+    for stage, num_blocks in enumerate(self.blocks):
+      for block in range(num_blocks):
+        stride = 2 if stage > 0 and block == 0 else 1
+        x = BasicBlock(self.width * 2**stage, stride, self.dtype, self.axis_name)(x, train)
+    return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(x, axis=(1, 2)))

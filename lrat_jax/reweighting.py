@@ -1,0 +1,115 @@
+"""Where the weight goes: vulnerability, local weights inside a pair, global weights across instances.
+
+An instance i with its natural image and the adversarial variants j = 1..m that the training attacks made of it is a
+pair. Local weights share out a pair's weight inside it (LRAT, arXiv:2106.15776); global weights give whole pairs more
+or less weight than others (IRAT: GAIRAT, arXiv:2010.01736, and MAIL, arXiv:2106.07928). No weight carries a gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+LOCAL_KINDS = ("none", "lrat")
+GLOBAL_KINDS = ("none", "gairat", "mail")
+
+
+def vulnerability(logits: Array, labels: Array) -> Array:
+  """How clearly a variant fools the model: max_{k != y} p_k - p_y, p the softmax.
+
+  It needs only the output on the variant, not how the attack got there, so any two attacks compare. It is also MAIL's
+  probabilistic margin.
+
+  Args:
+    logits: float [..., classes] on the variant.
+    labels: int [...], the true classes.
+
+  Returns:
+    float [...] in [-1, 1], positive exactly when the variant is misclassified; no gradient.
+  """
+  probabilities = jax.nn.softmax(jax.lax.stop_gradient(logits))
+  true = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  best_other = jnp.max(jnp.where(true, -jnp.inf, probabilities), axis=-1)
+  return best_other - jnp.take_along_axis(probabilities, labels[..., None], axis=-1)[..., 0]
+
+
+def increasing_weight(score: Array, *, slope: float, bias: float) -> Array:
+  """h(v) = (1 + tanh(slope * (v - bias))) / 2, in (0, 1), the one curve behind every weight here.
+
+  The closed form is this project's own: the LRAT paper asks for an increasing function of vulnerability. GAIRAT's Tanh
+  weight is h(1 - 2 kappa / K) with slope 5 and bias -lambda / 5 (0.2 for its lambda = -1); MAIL's sigmoid(s (PM + b))
+  is h(PM) with slope s / 2 and bias -b (5 and 0.5 for its s = 10, b = -0.5).
+  """
+  return jax.nn.sigmoid(2.0 * slope * (score - bias))  # equal to the tanh form, and exact where that one cancels to 0
+
+
+def local_weights(
+  vulnerabilities: Array, *, total: float, minimum_natural: float, slope: float, bias: float
+) -> tuple[Array, Array]:
+  """Shares each pair's weight out inside the pair (LRAT): the more a variant fools the model, the more it gets.
+
+  omega_ij = (C / m) h(v_ij) for the variants, omega_i0 = max(C - sum_j omega_ij, omega_min) for the natural image. A
+  pair's weights depend on that pair alone; they sum to C wherever omega_min does not bind, and never to less.
+
+  Args:
+    vulnerabilities: float [batch, m] in [-1, 1].
+    total: C, the weight of a pair.
+    minimum_natural: omega_min, the least weight of the natural image.
+    slope, bias: of `increasing_weight`.
+
+  Returns:
+    (natural [batch], adversarial [batch, m]), no gradient.
+  """
+  num_variants = vulnerabilities.shape[-1]
+  scores = jax.lax.stop_gradient(vulnerabilities)
+  adversarial = total / num_variants * increasing_weight(scores, slope=slope, bias=bias)
+  natural = jnp.maximum(total - jnp.sum(adversarial, axis=-1), minimum_natural)
+  return natural, adversarial
+
+
+def uniform_local_weights(vulnerabilities: Array, *, total: float) -> tuple[Array, Array]:
+  """The weights of plain adversarial training: (zeros [batch], C / m everywhere [batch, m])."""
+  adversarial = jnp.full_like(vulnerabilities, total / vulnerabilities.shape[-1])
+  return jnp.zeros_like(vulnerabilities[:, 0]), adversarial
+
+
+def global_weights(
+  kind: str,
+  *,
+  vulnerabilities: Array,
+  surviving_fractions: Array,
+  slope: float = 1.0,
+  bias: float = 0.0,
+  axis_name: str | None = None,
+) -> Array:
+  """Weights across instances (IRAT): one per pair, with mean 1 over the global batch.
+
+  h of a score that says how much attention an instance wants: for "gairat" 1 - 2 kappa / K, from how many iterates the
+  model survives; for "mail" the probabilistic margin, which is the vulnerability. With several variants in a pair
+  their mean score counts. MAIL's constant factor 3 is not there: the mean is 1 in either case.
+
+  Args:
+    kind: "none" (ones), "gairat" or "mail".
+    vulnerabilities: float [batch, m] in [-1, 1].
+    surviving_fractions: float [batch, m] in [0, 1], kappa / K.
+    slope, bias: of `increasing_weight`, which says what the two papers' own constants are.
+    axis_name: mesh axis over which the batch is sharded, so that the device count changes nothing; None for one device.
+
+  Returns:
+    float [batch], no gradient. Raises ValueError, with the choices, for an unknown kind.
+  """
+  if kind == "none":
+    return jnp.ones_like(vulnerabilities[:, 0])
+  if kind not in GLOBAL_KINDS:
+    raise ValueError(f"global_weights.kind={kind!r} is unknown; choose from {list(GLOBAL_KINDS)}.")
+  scores = vulnerabilities if kind == "mail" else 1.0 - 2.0 * surviving_fractions
+  scores = jnp.mean(jax.lax.stop_gradient(scores), axis=-1)
+  # Only ratios matter, so take the largest out: all scores far below the bias must not underflow to 0 / 0.
+  logs = jax.nn.log_sigmoid(2.0 * slope * (scores - bias))
+  largest = jnp.max(logs)
+  if axis_name is not None:
+    largest = jax.lax.pmax(largest, axis_name)
+  weights = jnp.exp(logs - largest)
+  mean = jnp.mean(weights)
+  if axis_name is not None:
+    mean = jax.lax.pmean(mean, axis_name)
+  return weights / mean

@@ -1,0 +1,61 @@
+"""Devices: the one-axis mesh, what lies how on it, and the way back to the host."""
+
+import math
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+REPLICATED = PartitionSpec()
+BATCHED = PartitionSpec(AXIS)
+
+# Under so few images a CPU core spends more on the loop than on the model.
+_MIN_IMAGES_PER_CORE = 16
+
+
+def use_cpu_cores(*batch_sizes: int) -> None:
+  """Gives JAX one CPU device per core, as far as all batches split evenly; call it before JAX starts its backend.
+
+  Sharding over cores is about twice as fast as XLA's own threads on the networks here. Where the user has said how many
+  devices there are (XLA_FLAGS, JAX_NUM_CPU_DEVICES), that stands. Accelerators are not touched by it.
+  """
+  if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    return
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  common = math.gcd(*batch_sizes)
+  fitting = [d for d in range(1, cores + 1) if common % d == 0 and min(batch_sizes) // d >= _MIN_IMAGES_PER_CORE]
+  jax.config.update("jax_num_cpu_devices", max(fitting, default=1))
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+  """A mesh of one axis, "data", over all devices of all hosts, or over the first `num_devices`."""
+  devices = jax.devices()[:num_devices]
+  return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+  """The tree with every array whole on every device."""
+  return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+
+
+def shard_batch(mesh: Mesh, batch: Any) -> Any:
+  """This process's rows of a batch, as global arrays split over the mesh along their first axis."""
+  sharding = NamedSharding(mesh, BATCHED)
+  return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+
+
+def process_rows(batch_size: int) -> slice:
+  """The rows of a global batch that belong to this process."""
+  rows = batch_size // jax.process_count()
+  return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+
+
+def fetch(tree: Any) -> Any:
+  """Global arrays as whole NumPy arrays on every host."""
+  if jax.process_count() > 1:
+    return multihost_utils.process_allgather(tree, tiled=True)
+  return jax.tree.map(np.asarray, jax.device_get(tree))

@@ -1,0 +1,204 @@
+"""The training run: from a configuration to checkpoints in a workdir, resumed wherever an earlier try stopped."""
+
+import functools
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lrat_jax import attacks, data, evaluate, metrics, models, optim, sharding, train_step
+from lrat_jax import checkpoints as checkpoints_lib
+
+
+class Experiment(NamedTuple):
+  """What a configuration builds, the same for training and for evaluation."""
+
+  config: ConfigDict
+  dataset: data.Dataset
+  mesh: Mesh
+  model: nn.Module
+  optimizer: optax.GradientTransformation
+  steps_per_epoch: int
+  total_steps: int
+
+  def initial_state(self) -> train_step.TrainState:
+    """The state before the first step, whole on every device."""
+    state = train_step.create_state(self.config, self.model, self.optimizer, self.dataset.image_shape)
+    return sharding.replicate(self.mesh, state)
+
+
+def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
+  """Model, optimiser and lengths for a checked configuration."""
+  model = models.create(
+    config.model.name,
+    dataset.num_classes,
+    dtype=config.model.dtype,
+    mean=config.model.mean,
+    std=config.model.std,
+    axis_name=sharding.AXIS,
+  )
+  steps_per_epoch = data.steps_per_epoch(dataset.train, config.data.batch_size)
+  total_steps = config.train.epochs * steps_per_epoch
+  optimizer = optim.create(config.optimizer, total_steps)
+  return Experiment(config, dataset, mesh, model, optimizer, steps_per_epoch, total_steps)
+
+
+class _Validator:
+  """Clean and robust accuracy on the validation split; compiled once for all epochs."""
+
+  def __init__(self, experiment: Experiment):
+    make = functools.partial(evaluate.make_judge, experiment.model)
+    shared = {"batch_size": experiment.config.eval.batch_size, "mesh": experiment.mesh}
+    self._clean = make(None, **shared)
+    self._attacked = make(attacks.from_config(experiment.config.validation_attack), **shared)
+    self._split = experiment.dataset.validation
+    self._key = jax.random.key(experiment.config.seed)
+
+  def __call__(self, variables: train_step.Variables) -> dict[str, float]:
+    clean = self._clean(variables, self._split, self._key)["correct"]
+    attacked = self._attacked(variables, self._split, self._key)["correct"]
+    return {"clean": float(np.mean(clean)), "robust": float(np.mean(clean & attacked))}
+
+
+class _Loop:
+  """The host's side of training: what happens between two steps, each as a method of its own."""
+
+  def __init__(self, experiment: Experiment, workdir: Path, saved: checkpoints_lib.Checkpoints, console: Console):
+    self._experiment, self._config = experiment, experiment.config
+    self._saved, self._console = saved, console
+    self._validate = _Validator(experiment)
+    self._batches = data.train_batches(experiment.dataset.train, self._config.data.batch_size, self._config.seed)
+    self.state = experiment.initial_state()
+    self.step = saved.latest_step() or 0
+    self.finished = False
+    if self.step:
+      self.state, progress = saved.restore(self.step, self.state)
+      self._batches.set_state(progress.data)
+      self.finished = progress.finished
+    self._pending: list[train_step.StepOutput] = []
+    self._compiled = functools.cache(
+      lambda phase: train_step.make_train_step(
+        self._config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh, phase
+      )
+    )
+    self._workdir = workdir
+
+  def run(self) -> None:
+    """Trains from the current step to the last."""
+    config, experiment = self._config, self._experiment
+    names = list(config.train_attacks)
+    indices = experiment.dataset.train.indices
+    size = min(config.train.weights_sample, len(indices))
+    self._weights = metrics.WeightRecord(self._workdir / "weights", indices, size, names, self.step)
+    with metrics.MetricWriter(self._workdir, self.step) as self._writer, self._progress_bar() as bar:
+      task = bar.add_task("", total=experiment.total_steps, completed=self.step, rate="compiling", epoch=0)
+      while self.step < experiment.total_steps:
+        epoch = self.step // experiment.steps_per_epoch
+        self._run_epoch(epoch, lambda **fields: bar.update(task, **fields))
+
+  def _progress_bar(self) -> Progress:
+    return Progress(
+      TextColumn("epoch {task.fields[epoch]}"),
+      BarColumn(),
+      TextColumn("step {task.completed}/{task.total}"),
+      TextColumn("{task.fields[rate]}"),
+      TextColumn("left"),
+      TimeRemainingColumn(),
+      console=self._console,
+      transient=True,
+    )
+
+  def _run_epoch(self, epoch: int, show: Any) -> None:
+    config, experiment = self._config, self._experiment
+    phase = train_step.phase_at(config, epoch)
+    take_step = self._compiled(phase)
+    end = (epoch + 1) * experiment.steps_per_epoch
+    start_time, start_step = time.perf_counter(), self.step
+    self._row_start = time.perf_counter()
+    while self.step < end:
+      batch = sharding.shard_batch(experiment.mesh, next(self._batches))
+      self.state, output = take_step(self.state, batch)
+      self._pending.append(output)
+      self.step += 1
+      due_to_save = self.step % config.train.checkpoint_every == 0 and self.step < end
+      if self.step % config.train.log_every == 0 or due_to_save or self.step == end:
+        rate = self._log(epoch)
+        show(completed=self.step, epoch=f"{epoch + 1}/{config.train.epochs}", rate=rate)
+      if due_to_save:
+        self._save(None)
+    training_seconds = time.perf_counter() - start_time
+    validation = self._validate(self.state.judged)
+    self._writer.write({"split": "validation", "step": self.step, "epoch": epoch, **validation})
+    self._save(validation)
+    self._print_epoch(epoch, phase, validation, training_seconds, self.step - start_step)
+
+  def _log(self, epoch: int) -> str:
+    """Fetches the pending outputs, stops at the first that is not finite, and writes their row."""
+    outputs = sharding.fetch(self._pending)
+    first_step = self.step - len(outputs) + 1
+    metrics.check_finite(first_step, outputs)
+    seconds = time.perf_counter() - self._row_start
+    row = metrics.training_row(self.step, epoch, outputs)
+    row["images_per_second"] = len(outputs) * self._config.data.batch_size / seconds
+    self._writer.write(row)
+    self._weights.add(epoch, first_step, outputs)
+    self._pending, self._row_start = [], time.perf_counter()
+    return f"{len(outputs) / seconds:.2f} steps/s, {row['images_per_second']:,.0f} images/s"
+
+  def _save(self, validation: dict[str, float] | None) -> None:
+    self._writer.flush()
+    self._weights.save()
+    finished = self.step == self._experiment.total_steps
+    progress = checkpoints_lib.Progress(self._batches.get_state(), finished)
+    self._saved.save(self.step, self.state, progress, validation)
+
+  def _print_epoch(self, epoch: int, phase, validation, seconds: float, steps: int) -> None:
+    names = ("loss", "natural_accuracy", "adversarial_accuracy")
+    means = metrics.epoch_means(self._writer.rows, epoch, names)
+    active = [name for name, on in (("local", phase.local), ("global", phase.global_)) if on]
+    self._console.print(
+      f"epoch {epoch + 1:>3}/{self._config.train.epochs}  loss {means['loss']:.3f}"
+      f"  train {100 * means['natural_accuracy']:.1f} natural {100 * means['adversarial_accuracy']:.1f} adversarial"
+      f"  validation {100 * validation['clean']:.1f} clean {100 * validation['robust']:.1f} robust"
+      f"  {steps * self._config.data.batch_size / seconds:,.0f} images/s"
+      f"  {metrics.seconds_text(seconds)}" + (f"  [{'+'.join(active)} weights]" if active else ""),
+      highlight=False,
+      markup=False,
+      soft_wrap=True,
+    )
+
+
+def train(experiment: Experiment, workdir: Path, console: Console) -> None:
+  """Trains to the end in `workdir`, or says that an earlier try did.
+
+  Raises:
+    metrics.NonFiniteError: a metric became NaN or infinite; the checkpoints before it are intact.
+  """
+  with checkpoints_lib.Checkpoints(workdir / "checkpoints") as saved:
+    loop = _Loop(experiment, workdir, saved, console)
+    if loop.finished:
+      console.print(f"Training in {workdir} is finished ({loop.step} steps); its best checkpoint is evaluated.")
+      return
+    if loop.step:
+      console.print(f"Resuming {workdir} from step {loop.step} of {experiment.total_steps}.")
+    loop.run()
+
+
+def load_best(experiment: Experiment, workdir: Path) -> tuple[int, train_step.TrainState]:
+  """The checkpoint with the best validation in a workdir: (step, state). Raises FileNotFoundError if there is none."""
+  directory = workdir / "checkpoints"
+  if not directory.is_dir():
+    raise FileNotFoundError(f"{workdir} holds no checkpoint; train there first.")
+  with checkpoints_lib.Checkpoints(directory, read_only=True) as saved:
+    step = saved.best_step()
+    if step is None:
+      raise FileNotFoundError(f"{workdir} holds no checkpoint; train there first.")
+    return step, saved.restore(step, experiment.initial_state())[0]
