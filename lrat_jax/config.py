@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     data=_data("digits", 197, batch_size=64),
     model=_model("cnn", (0.305,), (0.376,)),
     optimizer=_optimizer(0.1, "one_cycle"),
-    epochs=60,
+    epochs=40,
     epsilon_ramp=0.5,
     budget=_budget("0.2", "0.05", 10, "1", "0.25"),
   ),

@@ -5,6 +5,11 @@
   python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw         two variants in every pair
   python -m lrat_jax.main --config=configs/at.py --config.train.epochs=5  any field of the configuration
 
+  --config=FILE[:DATA_SET[,ATTACK...]]  the method: configs/at.py, irat.py, lrat.py, lrat_irat.py
+  --config.FIELD=VALUE                  any field; lrat_jax/config.py names and explains them all
+  --workdir=DIR                         where the run lives; runs/NAME_seedSEED if not given
+  --mode=MODE                           train_and_evaluate (if not given), train, or evaluate
+
 The same command again resumes, or evaluates a finished run. Exit codes: 0 done, 2 bad input, 3 a metric was not finite.
 """
 
@@ -13,55 +18,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from rich.console import Console
 
-from lrat_jax import config_checks, data, evaluate, inspection, metrics, sharding, train
+from lrat_jax import command_line, config_checks, data, evaluate, inspection, metrics, sharding, train
 from lrat_jax.config_checks import ConfigError
 
 BAD_INPUT, NOT_FINITE = 2, 3
-MODES = ("train_and_evaluate", "train", "evaluate")
 
 # Where the same run may go on with another value: what is judged, and where this machine keeps its data.
 _FREE_FIELDS = ("eval", "data.data_dir")
-
-
-def _define_flags() -> flags.FlagValues:
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", None, "The configuration file, FILE or FILE:ARGUMENT.", flag_values=values)
-  flags.DEFINE_string("workdir", None, "Where the run lives; runs/NAME_seedSEED if not given.", flag_values=values)
-  flags.DEFINE_string("mode", MODES[0], f"One of {', '.join(MODES)}.", flag_values=values)
-  flags.DEFINE_bool("help", False, "Shows this text.", short_name="h", flag_values=values)
-  return values
-
-
-def _one_line(error: BaseException) -> str:
-  return " ".join(str(error).split())
-
-
-def _unknown_field(argument: str) -> str | None:
-  """For `--config.a.b=value`: the field as people write it."""
-  name = argument.lstrip("-").partition("=")[0]
-  return name if name.startswith("config.") else None
-
-
-def parse(arguments: Sequence[str]) -> flags.FlagValues:
-  """The command line's flags. Raises ConfigError with one line for whatever is wrong in it."""
-  values = _define_flags()
-  try:
-    rest = values([sys.argv[0], *arguments])[1:]
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-    raise ConfigError(_one_line(error)) from None
-  if rest:
-    raise ConfigError(f"{rest[0]!r} is not understood; options are written --name=value.")
-  if values.help:
-    return values
-  if values.config is None:
-    raise ConfigError("--config is missing; try --config=configs/lrat.py.")
-  if values.mode not in MODES:
-    raise ConfigError(f"--mode={values.mode!r} is unknown; choose from {list(MODES)}.")
-  return values
 
 
 def _pinned(config: dict) -> dict:
@@ -140,14 +106,13 @@ def _judge(experiment: train.Experiment, workdir: Path, console: Console) -> Non
 
 def run(arguments: Sequence[str], console: Console) -> None:
   """The whole program. Raises ConfigError for bad input and metrics.NonFiniteError for a run that broke down."""
-  values = parse(arguments)
-  if values.help:
-    console.print(f"{__doc__}\n{values.main_module_help() or values.get_help()}", markup=False, highlight=False)
+  config, workdir_name, mode = command_line.parse(arguments)
+  if config is None:
+    print(__doc__.strip())
     return
-  config = values.config
-  workdir = Path(values.workdir or f"runs/{config.name}_seed{config.seed}")
+  workdir = Path(workdir_name or f"runs/{config.name}_seed{config.seed}")
   experiment = _prepare(config, workdir)
-  if values.mode == "evaluate" and not (workdir / "checkpoints").is_dir():
+  if mode == "evaluate" and not (workdir / "checkpoints").is_dir():
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -162,10 +127,10 @@ def run(arguments: Sequence[str], console: Console) -> None:
     highlight=False,
     soft_wrap=True,
   )
-  if values.mode != "evaluate":
+  if mode != "evaluate":
     train.train(experiment, workdir, console)
     inspection.draw(workdir, config.name)
-  if values.mode != "train":
+  if mode != "train":
     _judge(experiment, workdir, console)
   console.print(f"Everything is in {workdir}: results.json, per_example.npz, metrics.jsonl, plots/, weights/, checkpoints/")
 

@@ -21,8 +21,9 @@ _LENGTHS = ("epsilon", "step_size")
 def as_number(value: str | float, field: str) -> float:
   """A length from a number or from text such as "8/255" or "0.031". Raises ValueError naming the field."""
   try:
-    return float(Fraction(value)) if isinstance(value, str) else float(value)
-  except (ValueError, ZeroDivisionError):
+    numerator, _, denominator = value.partition("/") if isinstance(value, str) else (value, "", "")
+    return float(Fraction(numerator) / Fraction(denominator or 1))
+  except (ValueError, ZeroDivisionError, OverflowError):
     raise ValueError(f"{field}={value!r} is no number; write it as 8/255 or 0.031.") from None
 
 

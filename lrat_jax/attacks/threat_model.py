@@ -94,9 +94,7 @@ def check_epsilon(epsilon: float, norm: str, image_shape: tuple[int, ...]) -> No
   """Refuses a radius that is negative, not finite, or wider than [0, 1] images of that shape [h, w, c] allow."""
   widest = get_norm(norm).diameter(image_shape)
   if not 0 <= epsilon <= widest:
-    raise ValueError(
-      f"epsilon={epsilon:g} is outside [0, {widest:g}], what {norm} allows for images in [0, 1] of shape {tuple(image_shape)}."
-    )
+    raise ValueError(f"epsilon={epsilon:g} is outside [0, {widest:g}], the {norm} distances between images in [0, 1].")
 
 
 def project(images: Array, originals: Array, epsilon: Array | float, norm: Norm) -> Array:

@@ -1,5 +1,6 @@
 """A small convolutional network for small images: four 3x3 convolutions and a hidden dense layer, no batch norm."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,10 +23,11 @@ class CNN(nn.Module):
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
+    # Without batch norm it is the inputs' fan that keeps the signal's size from layer to layer.
+    conv = functools.partial(Conv, use_bias=True, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
     x = images
     for features, stride in ((1, 1), (1, 2), (2, 1), (2, 2)):
-      x = Conv(features * self.width, (3, 3), (stride, stride), padding=1, use_bias=True, dtype=self.dtype)(x)
-      x = nn.relu(x)
+      x = nn.relu(conv(features * self.width, (3, 3), (stride, stride), padding=1)(x))
     x = x.reshape(x.shape[0], -1)
     x = nn.relu(nn.Dense(4 * self.width, dtype=self.dtype)(x))
     return nn.Dense(self.num_classes, dtype=self.dtype)(x)

@@ -1,0 +1,92 @@
+"""The command line: absl flags and ml_collections overrides, with one clear line for whatever is wrong in it."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lrat_jax.config_checks import ConfigError
+
+MODES = ("train_and_evaluate", "train", "evaluate")
+_OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)")
+
+
+class Options(NamedTuple):
+  """What was asked for; `config` is None where only help was."""
+
+  config: ConfigDict | None
+  workdir: str | None
+  mode: str
+
+
+def _define(arguments: list[str]) -> flags.FlagValues:
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", None, "FILE or FILE:ARGUMENT", flag_values=values, sys_argv=arguments)
+  flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
+  flags.DEFINE_string("mode", MODES[0], "what to do", flag_values=values)
+  flags.DEFINE_bool("help", False, "shows help", short_name="h", flag_values=values)
+  return values
+
+
+def _reason(error: BaseException) -> str:
+  """The last line of an error's text, where ml_collections quotes a whole traceback."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return re.sub(r"^(flag --\S+: )?(\w+(Error|Exception): )?", "", lines[-1]) if lines else type(error).__name__
+
+
+def _parse(arguments: list[str]) -> flags.FlagValues:
+  values = _define(["lrat_jax", *arguments])
+  try:
+    rest = values(["lrat_jax", *arguments])[1:]
+  except flags.IllegalFlagValueError as error:
+    flag = str(error).splitlines()[0].removeprefix("flag --").partition(": ")[0]
+    raise ConfigError(f"--{flag}: {_reason(error)}") from None
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    raise ConfigError(_reason(error)) from None
+  if rest:
+    raise ConfigError(f"{rest[0]!r} is not understood; options are written --name=value.")
+  return values
+
+
+def _load(values: flags.FlagValues) -> ConfigDict:
+  if values.config is None:
+    raise ConfigError("--config is missing; try --config=configs/lrat.py.")
+  try:
+    values.config.keys()  # a file that failed to load says so only when it is used
+  except OSError as error:
+    raise ConfigError(f"--config: {_reason(error)}; try --config=configs/lrat.py.") from None
+  return values.config
+
+
+def _check_override(config: ConfigDict, argument: str) -> None:
+  """Refuses `--config.PATH=VALUE` where PATH is no field, or is a group of fields."""
+  path, equals = _OVERRIDE.match(argument).groups()
+  if not equals:
+    raise ConfigError(f"{argument!r} is not understood; options are written --name=value.")
+  node, done = config, "config"
+  for key in path.split("."):
+    if not isinstance(node, ConfigDict) or key not in node:
+      choices = f"choose from {sorted(node)}" if isinstance(node, ConfigDict) else "it holds a value, not fields"
+      raise ConfigError(f"{done}.{key} is unknown; {done}: {choices}.")
+    node, done = node[key], f"{done}.{key}"
+  if isinstance(node, ConfigDict):
+    hint = " Training attacks are chosen in the config's argument, as in configs/lrat.py:digits,pgd,cw."
+    raise ConfigError(f"{done} is a group of the fields {sorted(node)}; set one of them.{hint * (done == 'config.train_attacks')}")
+
+
+def parse(arguments: Sequence[str]) -> Options:
+  """Reads the command line, the configuration and its overrides. Raises ConfigError with one line that says what is wrong."""
+  overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
+  values = _parse([argument for argument in arguments if argument not in overrides])
+  if values.help:
+    return Options(None, None, values.mode)
+  if values.mode not in MODES:
+    raise ConfigError(f"--mode={values.mode!r} is unknown; choose from {list(MODES)}.")
+  config = _load(values)
+  for argument in overrides:
+    _check_override(config, argument)
+  if overrides:
+    config = _load(_parse(list(arguments)))
+  return Options(config, values.workdir, values.mode)

@@ -1,0 +1,71 @@
+"""Attack losses against values computed by NumPy and SciPy from their definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+
+from lrat_jax.attacks import losses
+
+LOGITS = np.array([[2.0, -1.0, 0.5, 0.0], [0.1, 0.2, 3.0, -2.0], [1.0, 4.0, 3.0, 2.0]], np.float32)
+LABELS = np.array([0, 1, 2])
+
+
+def test_cross_entropy_is_minus_log_probability():
+  expected = -np.log(scipy.special.softmax(LOGITS.astype(np.float64), axis=1)[np.arange(3), LABELS])
+  np.testing.assert_allclose(losses.cross_entropy(LOGITS, LABELS), expected, rtol=1e-6)
+
+
+def test_margin_is_best_other_minus_true():
+  np.testing.assert_allclose(losses.margin(LOGITS, LABELS), [0.5 - 2.0, 3.0 - 0.2, 4.0 - 3.0], rtol=1e-6)
+
+
+def test_cw_has_confidence_50_and_stops_there():
+  np.testing.assert_allclose(losses.cw(LOGITS, LABELS), np.array([-1.5, 2.8, 1.0]) - 50.0, rtol=1e-6)
+  assert losses.cw(jnp.array([[0.0, 80.0]]), jnp.array([0])) == 0.0
+
+
+def test_dlr_is_the_ratio_of_logit_differences():
+  # Sorted: 2, 0.5, 0 | 3, 0.2, 0.1 | 4, 3, 2.
+  expected = [(0.5 - 2.0) / (2.0 - 0.0), (3.0 - 0.2) / (3.0 - 0.1), (4.0 - 3.0) / (4.0 - 2.0)]
+  np.testing.assert_allclose(losses.dlr(LOGITS, LABELS), expected, rtol=1e-6)
+
+
+def test_dlr_is_1_where_the_true_class_comes_third():
+  np.testing.assert_allclose(losses.dlr(jnp.array([[1.0, 4.0, 3.0]]), jnp.array([0])), 1.0, rtol=1e-6)
+
+
+def test_dlr_ignores_shift_and_scale_of_the_logits():
+  np.testing.assert_allclose(losses.dlr(100 * LOGITS + 7, LABELS), losses.dlr(LOGITS, LABELS), rtol=1e-5)
+
+
+def test_dlr_refuses_two_classes():
+  with pytest.raises(ValueError, match="needs 3 classes or more, the model has 2; use loss='cw'"):
+    losses.dlr(jnp.zeros((1, 2)), jnp.zeros(1, int))
+
+
+def test_kl_is_from_clean_to_adversarial():
+  clean, adversarial = scipy.special.softmax(LOGITS, axis=1), scipy.special.softmax(LOGITS[::-1], axis=1)
+  expected = [scipy.stats.entropy(p, q) for p, q in zip(clean, adversarial, strict=True)]
+  np.testing.assert_allclose(losses.kl(LOGITS[::-1], LOGITS), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_surrogates_rise_with_the_chance_of_a_mistake(name):
+  confident = jnp.array([[5.0, 0.0, -1.0]])
+  surrogate = losses.surrogate(name, lambda x: confident, jnp.zeros((1, 2, 2, 1)), jnp.array([0]))
+  assert surrogate(jnp.array([[1.0, 2.0, -1.0]])) > surrogate(confident)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_gradients_are_finite_at_extreme_logits(name):
+  extreme = jnp.array([[1e4, -1e4, 0.0], [0.0, 0.0, 0.0]])
+  surrogate = losses.surrogate(name, lambda x: extreme[::-1], jnp.zeros((2, 2, 2, 1)), jnp.array([0, 1]))
+  assert np.isfinite(jax.grad(lambda z: surrogate(z).sum())(extreme)).all()
+
+
+def test_unknown_loss_names_the_choices():
+  with pytest.raises(ValueError, match=r"loss='hinge' is unknown; choose from \['ce', 'cw', 'dlr', 'kl'\]"):
+    losses.surrogate("hinge", lambda x: x, jnp.zeros((1, 2, 2, 1)), jnp.array([0]))

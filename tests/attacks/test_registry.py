@@ -1,0 +1,52 @@
+"""Attacks from plain configuration data."""
+
+import jax
+import numpy as np
+import pytest
+
+from lrat_jax import attacks
+
+PGD = {"name": "pgd", "norm": "linf", "epsilon": "8/255", "step_size": "2/255", "num_steps": 3}
+
+
+def test_fractions_mean_what_they_say():
+  assert attacks.from_config(PGD).keywords["epsilon"] == 8 / 255
+  assert attacks.from_config(PGD | {"epsilon": 0.031}).keywords["epsilon"] == 0.031
+  assert attacks.from_config(PGD | {"epsilon": "0.8/255"}).keywords["epsilon"] == pytest.approx(0.8 / 255, rel=1e-12)
+
+
+def test_configured_attack_equals_the_direct_call(keys, images, labels, linear_logits):
+  direct = attacks.pgd(keys, linear_logits, images, labels, epsilon=8 / 255, step_size=2 / 255, num_steps=3)
+  np.testing.assert_array_equal(attacks.from_config(PGD)(keys, linear_logits, images, labels).images, direct.images)
+
+
+def test_scaled_attack_has_scaled_lengths_and_the_same_steps(keys, images, labels, linear_logits):
+  half = attacks.scaled(attacks.from_config(PGD), 0.5)
+  direct = attacks.pgd(keys, linear_logits, images, labels, epsilon=4 / 255, step_size=1 / 255, num_steps=3)
+  np.testing.assert_array_equal(half(keys, linear_logits, images, labels).images, direct.images)
+
+
+def test_scaling_may_be_traced(keys, images, labels, linear_logits):
+  attack = attacks.from_config({"name": "fgsm", "epsilon": "0.1"})
+  run = jax.jit(lambda factor: attacks.scaled(attack, factor)(keys, linear_logits, images, labels).images)
+  np.testing.assert_array_equal(run(0.0), images)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"name": "gpd"}, r"name='gpd' is no attack; choose from \['cw', 'fgsm', 'pgd'\]"),
+    ({"eps": 0.1}, "eps=0.1 is no argument of 'pgd'; choose from"),
+    ({"epsilon": "8/0"}, "epsilon='8/0' is no number"),
+    ({"epsilon": "big"}, "epsilon='big' is no number"),
+    ({"epsilon": float("nan")}, "epsilon=nan is no number"),
+  ],
+)
+def test_bad_configurations_are_named(change, message):
+  with pytest.raises(ValueError, match=message):
+    attacks.from_config(PGD | change)
+
+
+def test_missing_arguments_are_named():
+  with pytest.raises(ValueError, match="num_steps is missing for 'pgd'"):
+    attacks.from_config({key: value for key, value in PGD.items() if key != "num_steps"})

@@ -1,0 +1,60 @@
+"""Shared by all tests: eight CPU devices, a compilation cache, and models small enough to compile in a moment."""
+
+import os
+from pathlib import Path
+
+_CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
+# In the environment, so that the programs that tests start share the cache.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# The networks here are tiny: compiling them is what takes the time, so leave out what makes large ones fast.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from lrat_jax import models  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+settings.register_profile("lrat_jax", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("lrat_jax")
+
+
+@pytest.fixture(scope="session")
+def images():
+  """float [16, 8, 8, 1] in [0, 1]."""
+  return jax.random.uniform(jax.random.key(1), (16, 8, 8, 1))
+
+
+@pytest.fixture(scope="session")
+def labels():
+  """int [16] in [0, 5)."""
+  return jnp.arange(16) % 5
+
+
+@pytest.fixture(scope="session")
+def keys():
+  """One key for each of the 16 images."""
+  return jax.random.split(jax.random.key(2), 16)
+
+
+@pytest.fixture(scope="session")
+def cnn_logits():
+  """A small convolutional network with random weights, 5 classes, with logits spread enough to attack."""
+  model = models.create("cnn_4", 5)
+  variables = model.init(jax.random.key(3), jnp.zeros((1, 8, 8, 1)))
+  return lambda x: 10.0 * model.apply(variables, x)
+
+
+@pytest.fixture(scope="session")
+def linear_weights():
+  """float32 [64, 5]: logits = x.reshape(-1, 64) @ weights."""
+  return np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def linear_logits(linear_weights):
+  return lambda x: x.reshape(x.shape[0], -1) @ jnp.asarray(linear_weights)

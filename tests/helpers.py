@@ -1,0 +1,47 @@
+"""Small experiments for the tests: a configuration, arrays for a data set, and everything built from them."""
+
+import jax
+import numpy as np
+
+from lrat_jax import config as config_lib
+from lrat_jax import data, sharding, train
+
+# Fields that make a run on digits a matter of seconds.
+SMALL = {
+  "model.name": "cnn_4",
+  "train.epochs": 2,
+  "train.log_every": 3,
+  "eval.batch_size": 128,
+  "train_attacks.pgd.num_steps": 2,
+  "validation_attack.num_steps": 2,
+  "eval.suite.pgd20.num_steps": 2,
+  "eval.suite.cw20.num_steps": 2,
+}
+
+
+def make_config(arg="digits", **fields):
+  """The default configuration with some fields set, written "train__epochs" for `train.epochs`."""
+  config = config_lib.default("test", arg)
+  config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+  return config
+
+
+def make_split(count, shape=(8, 8, 1), num_classes=4, seed=0):
+  """Images that a small network can learn: each class brightens its own quarter of the rows."""
+  generator = np.random.default_rng(seed)
+  labels = (np.arange(count) % num_classes).astype(np.int32)
+  images = generator.uniform(0, 0.6, (count, *shape)).astype(np.float32)
+  rows = shape[0] // num_classes
+  for image, label in zip(images, labels, strict=True):
+    image[label * rows : (label + 1) * rows] += 0.4
+  return data.Split(images, labels, np.arange(count, dtype=np.int32))
+
+
+def make_experiment(config, num_devices=1, shape=(8, 8, 1), count=64):
+  """An `Experiment` on `make_split` images over the first devices."""
+  dataset = data.Dataset(make_split(count, shape), make_split(20, shape, seed=1), make_split(21, shape, seed=2), 4)
+  return train.build(config, dataset, sharding.make_mesh(num_devices))
+
+
+def to_numpy(tree):
+  return jax.tree.map(np.asarray, tree)

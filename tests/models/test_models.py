@@ -1,0 +1,76 @@
+"""Networks: published sizes, float32 logits from any compute type, images that do not see each other in eval mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lrat_jax import models
+
+SMALL = ["cnn_4", "resnet18_4", "wide_resnet_10_1"]
+
+
+def _shapes(name, image_shape=(32, 32, 3), num_classes=10):
+  model = models.create(name, num_classes)
+  return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+
+
+@pytest.mark.parametrize(
+  ("name", "count"),
+  # As the PyTorch definitions of TRADES, GAIRAT and RobustBench count them for CIFAR-10.
+  [("resnet18", 11_173_962), ("wide_resnet_28_10", 36_479_194), ("wide_resnet_34_10", 46_160_474)],
+)
+def test_parameter_counts_are_the_published_ones(name, count):
+  assert sum(p.size for p in jax.tree.leaves(_shapes(name)["params"])) == count
+
+
+@pytest.mark.parametrize("dtype", models.DTYPES)
+@pytest.mark.parametrize("name", SMALL)
+def test_logits_are_float32_and_parameters_too(name, dtype):
+  model = models.create(name, 7, dtype=dtype, mean=(0.5,), std=(0.2,))
+  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  logits = jax.jit(model.apply)(variables, jnp.full((2, 8, 8, 3), 0.3))
+  assert logits.shape == (2, 7) and logits.dtype == jnp.float32
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+  assert jnp.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bfloat16_is_close_to_float32(name):
+  images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
+  variables = jax.jit(models.create(name, 5).init)(jax.random.key(0), images)
+  exact, rough = (jax.jit(models.create(name, 5, dtype=dtype).apply)(variables, images) for dtype in models.DTYPES)
+  assert jnp.max(jnp.abs(exact - rough)) < 0.05 * jnp.max(jnp.abs(exact))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_in_eval_mode_an_images_logits_depend_on_it_alone(name):
+  images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
+  model = models.create(name, 5)
+  variables = jax.jit(model.init)(jax.random.key(0), images)
+  alone = jax.jit(model.apply)(variables, images[2:3])
+  np.testing.assert_allclose(jax.jit(model.apply)(variables, images)[2:3], alone, atol=1e-5)
+
+
+def test_normalisation_is_inside():
+  images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
+  plain, inside = models.create("cnn_4", 5), models.create("cnn_4", 5, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+  variables = jax.jit(plain.init)(jax.random.key(0), images)
+  normalised = (images - np.array([0.1, 0.2, 0.3])) / np.array([0.5, 0.6, 0.7])
+  np.testing.assert_allclose(inside.apply(variables, images), plain.apply(variables, normalised), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"name": "vgg"}, "name='vgg' is no model; choose from"),
+    ({"name": "wide_resnet_30_10"}, r"depth of a WideResNet is 6 n \+ 4"),
+    ({"num_classes": 1}, "num_classes=1 must be 2 or more"),
+    ({"dtype": "float16"}, r"dtype='float16' is unknown; choose from \['float32', 'bfloat16'\]"),
+    ({"std": (0.0,)}, "every std above 0"),
+    ({"mean": (0.1, 0.2)}, "must be as many"),
+  ],
+)
+def test_bad_arguments_are_named(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    models.create(**({"name": "cnn", "num_classes": 10} | arguments))
