@@ -10,5 +10,4 @@ from lrat_jax import config as base
 
 def get_config(arg: str | None = None) -> ConfigDict:
   """The configuration for a data set and its training attacks; see `lrat_jax.config.default`."""
-  config = base.default("at", arg)
-  return config
+  return base.default("at", arg)

@@ -73,11 +73,13 @@ def _check_override(config: ConfigDict, argument: str) -> None:
     node, done = node[key], f"{done}.{key}"
   if isinstance(node, ConfigDict):
     hint = " Training attacks are chosen in the config's argument, as in configs/lrat.py:digits,pgd,cw."
-    raise ConfigError(f"{done} is a group of the fields {sorted(node)}; set one of them.{hint * (done == 'config.train_attacks')}")
+    raise ConfigError(
+      f"{done} is a group of the fields {sorted(node)}; set one of them.{hint * (done == 'config.train_attacks')}"
+    )
 
 
 def parse(arguments: Sequence[str]) -> Options:
-  """Reads the command line, the configuration and its overrides. Raises ConfigError with one line that says what is wrong."""
+  """Reads the command line, the configuration and its overrides. Raises ConfigError with one line of what is wrong."""
   overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
   values = _parse([argument for argument in arguments if argument not in overrides])
   if values.help:

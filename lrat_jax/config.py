@@ -134,12 +134,16 @@ def default(method: str, arg: str | None = None) -> ConfigDict:
   """
   preset_name, *attack_names = (arg or "digits").split(",")
   if preset_name not in PRESETS:
-    raise ValueError(f"data set {preset_name!r} is unknown in the config's argument {arg!r}; choose from {sorted(PRESETS)}.")
+    raise ValueError(
+      f"data set {preset_name!r} is unknown in the config's argument {arg!r}; choose from {sorted(PRESETS)}."
+    )
   preset = PRESETS[preset_name]
   attacks = _training_attacks(preset["budget"])
   for name in attack_names:
     if name not in attacks:
-      raise ValueError(f"training attack {name!r} is unknown in the config's argument {arg!r}; choose from {sorted(attacks)}.")
+      raise ValueError(
+        f"training attack {name!r} is unknown in the config's argument {arg!r}; choose from {sorted(attacks)}."
+      )
   if len(set(attack_names)) < len(attack_names):
     raise ValueError(f"the config's argument {arg!r} names a training attack twice.")
   suite = _evaluation_suite(preset["budget"])

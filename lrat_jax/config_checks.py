@@ -38,12 +38,15 @@ def _attack_paths(config: ConfigDict) -> list[str]:
 
 def _check_attacks(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
   """Traces every attack as the run will, on a stand-in for the model, so that its own checks speak."""
+
+  def logits_fn(x: jax.Array) -> jax.Array:
+    return jnp.mean(x, axis=(1, 2, 3))[:, None] * jnp.arange(num_classes)
+
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   labels = jax.ShapeDtypeStruct((1,), jnp.int32)
   for path in _attack_paths(config):
     try:
       attack = attacks.from_config(_field(config, path))
-      logits_fn = lambda x: jnp.mean(x, axis=(1, 2, 3))[:, None] * jnp.arange(num_classes)
       jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
     except ValueError as error:
       raise ConfigError(f"config.{path}.{error}") from None
@@ -87,12 +90,10 @@ def check(config: ConfigDict) -> None:
 
 
 def check_for_data(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, num_train: int) -> None:
-  """What only the loaded data can tell: channels, classes, l2 radii, whether an epoch holds a batch. Raises ConfigError."""
-  channels = image_shape[-1]
-  if len(config.model.mean) not in (1, channels):
-    raise ConfigError(
-      f"config.model.mean={tuple(config.model.mean)} has {len(config.model.mean)} entries, the images {channels} channels."
-    )
+  """What only the data can tell: channels, classes, l2 radii, whether an epoch holds a batch. Raises ConfigError."""
+  channels, given = image_shape[-1], len(config.model.mean)
+  if given not in (1, channels):
+    raise ConfigError(f"config.model.mean={config.model.mean} has {given} entries, the images {channels} channels.")
   if config.data.batch_size > num_train:
     raise ConfigError(f"config.data.batch_size={config.data.batch_size} is more than the {num_train} training images.")
   _check_attacks(config, image_shape, num_classes)

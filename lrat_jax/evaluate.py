@@ -1,7 +1,6 @@
 """Judging a model: a suite of attacks on a whole split, every image once, sharded over the devices."""
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -131,7 +130,7 @@ def write_results(workdir: Path, results: dict[str, Any], per_example: dict[str,
     partial = workdir / f"{name}.tmp"
     with partial.open("wb") as file:
       write(file)
-    os.replace(partial, workdir / name)
+    partial.replace(workdir / name)
 
 
 def print_table(console: Console, results: Mapping[str, Any], suite: Mapping[str, Mapping[str, Any]]) -> None:
@@ -148,5 +147,7 @@ def print_table(console: Console, results: Mapping[str, Any], suite: Mapping[str
     if "num_steps" in config:
       threat += f", {config['num_steps']} steps of {config['step_size']}"
     table.add_row(name, f"{100 * accuracy:.2f}", threat, f"{results['attack_seconds'][name]:.1f}")
-  table.add_row("worst case", f"{100 * results['worst_case']:.2f}", "right under all of the above", "", end_section=True)
+  table.add_row(
+    "worst case", f"{100 * results['worst_case']:.2f}", "right under all of the above", "", end_section=True
+  )
   console.print(table)

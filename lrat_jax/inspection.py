@@ -41,7 +41,9 @@ def plot_training_curves(rows: Sequence[Row], name: str) -> Figure:
   figure, axes = _figure(f"{name}: training", 3)
   loss, accuracy, validation = axes[0]
   loss.plot(*_series(rows, "train", "loss"), color=_COLOURS[0], label="loss (nats)")
-  loss.plot(*_series(rows, "train", "gradient_norm"), color=_COLOURS[1], linewidth=0.8, alpha=0.8, label="gradient norm")
+  loss.plot(
+    *_series(rows, "train", "gradient_norm"), color=_COLOURS[1], linewidth=0.8, alpha=0.8, label="gradient norm"
+  )
   loss.set(title="training loss", xlabel="step", yscale="log")
   loss.legend(frameon=False)
   for axis, split, names in (

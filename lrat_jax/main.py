@@ -10,7 +10,8 @@
   --workdir=DIR                         where the run lives; runs/NAME_seedSEED if not given
   --mode=MODE                           train_and_evaluate (if not given), train, or evaluate
 
-The same command again resumes, or evaluates a finished run. Exit codes: 0 done, 2 bad input, 3 a metric was not finite.
+The same command again resumes, or evaluates a finished run.
+Exit codes: 0 done, 2 bad input, 3 a metric was not finite.
 """
 
 import json
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -55,7 +57,9 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     raise ConfigError(f"{saved_file} is no JSON; give another --workdir or remove this one.") from None
   lines = config_checks.difference(_pinned(saved), _pinned(config.to_dict()))
   if lines:
-    raise ConfigError(f"--workdir={workdir} holds a run of another configuration ({'; '.join(lines)}); give another --workdir.")
+    raise ConfigError(
+      f"--workdir={workdir} holds a run of another configuration ({'; '.join(lines)}); give another --workdir."
+    )
 
 
 def _prepare(config: ConfigDict, workdir: Path) -> train.Experiment:
@@ -66,9 +70,7 @@ def _prepare(config: ConfigDict, workdir: Path) -> train.Experiment:
   mesh = sharding.make_mesh()
   config_checks.check_for_devices(config, mesh.size)
   try:
-    dataset = data.load(
-      config.data.source, data_dir=config.data.data_dir, validation_size=config.data.validation_size
-    )
+    dataset = data.load(config.data.source, data_dir=config.data.data_dir, validation_size=config.data.validation_size)
   except data.DataError as error:
     raise ConfigError(f"config.{error}") from None
   config_checks.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
@@ -132,11 +134,14 @@ def run(arguments: Sequence[str], console: Console) -> None:
     inspection.draw(workdir, config.name)
   if mode != "train":
     _judge(experiment, workdir, console)
-  console.print(f"Everything is in {workdir}: results.json, per_example.npz, metrics.jsonl, plots/, weights/, checkpoints/")
+  console.print(
+    f"Everything is in {workdir}: results.json, per_example.npz, metrics.jsonl, plots/, weights/, checkpoints/"
+  )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs the program on command-line arguments and returns its exit code; errors of the user's are one line on stderr."""
+  """Runs the program on command-line arguments and returns its exit code; bad input is one line on stderr."""
+  logging.set_verbosity(logging.ERROR)  # Orbax and TFDS warn through absl about their own defaults
   try:
     run(sys.argv[1:] if arguments is None else arguments, Console())
   except ConfigError as error:

@@ -54,11 +54,8 @@ def epoch_means(rows: Iterable[Row], epoch: int, names: Sequence[str]) -> dict[s
 
 def read_rows(path: Path) -> list[Row]:
   """The rows of a metrics.jsonl; a last line that a killed run left half-written is passed over."""
-  rows = []
-  if path.exists():
-    for line in path.read_text().split("\n")[:-1]:
-      rows.append(json.loads(line))
-  return rows
+  lines = path.read_text().split("\n")[:-1] if path.exists() else []
+  return [json.loads(line) for line in lines]
 
 
 class MetricWriter:
@@ -143,4 +140,3 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds} s"
   minutes, rest = divmod(seconds, 60)
   return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-

@@ -22,6 +22,9 @@ def use_cpu_cores(*batch_sizes: int) -> None:
 
   Sharding over cores is about twice as fast as XLA's own threads on the networks here. Where the user has said how many
   devices there are (XLA_FLAGS, JAX_NUM_CPU_DEVICES), that stands. Accelerators are not touched by it.
+
+  Raises:
+    RuntimeError: JAX has started already.
   """
   if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     return

@@ -163,7 +163,7 @@ class _Loop:
   def _print_epoch(self, epoch: int, phase, validation, seconds: float, steps: int) -> None:
     names = ("loss", "natural_accuracy", "adversarial_accuracy")
     means = metrics.epoch_means(self._writer.rows, epoch, names)
-    active = [name for name, on in (("local", phase.local), ("global", phase.global_)) if on]
+    active = [name for name, on in (("local", phase.weighs_inside), ("global", phase.weighs_across)) if on]
     self._console.print(
       f"epoch {epoch + 1:>3}/{self._config.train.epochs}  loss {means['loss']:.3f}"
       f"  train {100 * means['natural_accuracy']:.1f} natural {100 * means['adversarial_accuracy']:.1f} adversarial"

@@ -46,10 +46,15 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class Phase(NamedTuple):
-  """Which weights are on; each phase is a compiled step of its own, so that plain training pays for none of them."""
+  """Which weights are on; each phase is a compiled step of its own, so that plain training pays for none of them.
 
-  local: bool
-  global_: bool
+  Attributes:
+    weighs_inside: local weights share out each pair; without, the variants share it evenly.
+    weighs_across: global weights differ between pairs; without, they are 1.
+  """
+
+  weighs_inside: bool
+  weighs_across: bool
 
 
 class StepOutput(NamedTuple):
@@ -82,8 +87,8 @@ def phase_at(config: ConfigDict, epoch: int) -> Phase:
   """Which weights are on in an epoch (0-based): each begins after its share of the epochs."""
   done = epoch / config.train.epochs
   return Phase(
-    local=config.local_weights.kind != "none" and done >= config.local_weights.begin,
-    global_=config.global_weights.kind != "none" and done >= config.global_weights.begin,
+    weighs_inside=config.local_weights.kind != "none" and done >= config.local_weights.begin,
+    weighs_across=config.global_weights.kind != "none" and done >= config.global_weights.begin,
   )
 
 
@@ -111,7 +116,7 @@ def logits_fn(model: nn.Module, variables: Variables, mode: str = "eval") -> Cal
 def _weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, surviving_fractions: Array):
   """(natural [b], adversarial [b, m], global [b]) weights of this phase."""
   options = config.local_weights
-  if phase.local:
+  if phase.weighs_inside:
     local = reweighting.local_weights(
       vulnerabilities,
       total=options.total,
@@ -121,7 +126,7 @@ def _weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, surviving
     )
   else:
     local = reweighting.uniform_local_weights(vulnerabilities, total=options.total)
-  kind = config.global_weights.kind if phase.global_ else "none"
+  kind = config.global_weights.kind if phase.weighs_across else "none"
   across = reweighting.global_weights(
     kind,
     vulnerabilities=vulnerabilities,
@@ -133,7 +138,13 @@ def _weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, surviving
 
 
 def _attack_all(
-  config: ConfigDict, step: Array, total_steps: int, model_logits: Callable, images: Array, labels: Array, indices: Array
+  config: ConfigDict,
+  step: Array,
+  total_steps: int,
+  model_logits: Callable,
+  images: Array,
+  labels: Array,
+  indices: Array,
 ) -> tuple[Array, Array]:
   """The variants [b, m, h, w, c] of every image, and the share of iterates [b, m] that the model survived."""
   ramp_steps = max(config.train.epsilon_ramp * total_steps, 1.0)
@@ -169,7 +180,7 @@ def _step(
   variants, surviving_fractions = _attack_all(config, state.step, total_steps, model_logits, images, labels, indices)
   batch_size, num_variants = variants.shape[:2]
   adversarial_images = variants.reshape(-1, *images.shape[1:])
-  natural_in_loss = phase.local
+  natural_in_loss = phase.weighs_inside
 
   def loss_fn(params):
     inputs = jnp.concatenate([images, adversarial_images]) if natural_in_loss else adversarial_images
@@ -218,7 +229,12 @@ def _moving_average(config: ConfigDict, state: TrainState, variables: Variables)
 
 
 def make_train_step(
-  config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation, total_steps: int, mesh: Mesh, phase: Phase
+  config: ConfigDict,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  total_steps: int,
+  mesh: Mesh,
+  phase: Phase,
 ) -> Callable[[TrainState, data.loader.Batch], tuple[TrainState, StepOutput]]:
   """The compiled step of one phase: (state, batch) -> (state, StepOutput).
 

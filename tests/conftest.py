@@ -7,6 +7,7 @@ _CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
 # In the environment, so that the programs that tests start share the cache.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # The networks here are tiny: compiling them is what takes the time, so leave out what makes large ones fast.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
@@ -18,7 +19,6 @@ from hypothesis import settings  # noqa: E402
 
 from lrat_jax import models  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 8)
 settings.register_profile("lrat_jax", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("lrat_jax")
 

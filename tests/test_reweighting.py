@@ -15,7 +15,12 @@ vulnerability_arrays = st.integers(1, 4).flatmap(
   lambda m: hnp.arrays(np.float32, st.tuples(st.integers(1, 8), st.just(m)), elements=st.floats(-1, 1, width=32))
 )
 options = st.fixed_dictionaries(
-  {"slope": st.floats(0, 20), "bias": st.floats(-1, 1), "total": st.floats(0.1, 4), "minimum_natural": st.floats(0, 0.1)}
+  {
+    "slope": st.floats(0, 20),
+    "bias": st.floats(-1, 1),
+    "total": st.floats(0.1, 4),
+    "minimum_natural": st.floats(0, 0.1),
+  }
 )
 
 
@@ -30,7 +35,9 @@ def test_vulnerability_is_the_probability_gap():
   np.testing.assert_allclose(reweighting.vulnerability(logits, np.array([0, 0, 1])), [-0.5, 0.3, 0.25], rtol=1e-5)
 
 
-@given(hnp.arrays(np.float32, (6, 4), elements=st.floats(-30, 30, width=32)), hnp.arrays(int, 6, elements=st.integers(0, 3)))
+@given(
+  hnp.arrays(np.float32, (6, 4), elements=st.floats(-30, 30, width=32)), hnp.arrays(int, 6, elements=st.integers(0, 3))
+)
 def test_vulnerability_is_in_range_and_positive_only_when_fooled(logits, labels):
   vulnerability = np.asarray(reweighting.vulnerability(logits, labels))
   assert (np.abs(vulnerability) <= 1).all()
@@ -93,7 +100,7 @@ def test_uniform_weights_are_plain_adversarial_training():
 
 
 def _gairat(kappa, num_steps, lam=-1.0):
-  """GAIRAT's Tanh weight (arXiv:2010.01736, eq. 6), normalised to mean 1 as its code does, for an even number of steps."""
+  """GAIRAT's Tanh weight (arXiv:2010.01736), normalised to mean 1 as its code does, for an even number of steps."""
   half = num_steps // 2
   weights = (1 + np.tanh(lam + 5 * (half - kappa) / half)) / 2
   return weights * len(weights) / weights.sum()
@@ -108,7 +115,11 @@ def _mail(margins, slope=10.0, bias=-0.5):
 def test_gairat_weights_are_the_papers():
   kappa = np.array([0, 1, 4, 5, 9, 10])
   weights = reweighting.global_weights(
-    "gairat", vulnerabilities=jnp.zeros((6, 1)), surviving_fractions=jnp.asarray(kappa[:, None] / 10), slope=5.0, bias=0.2
+    "gairat",
+    vulnerabilities=jnp.zeros((6, 1)),
+    surviving_fractions=jnp.asarray(kappa[:, None] / 10),
+    slope=5.0,
+    bias=0.2,
   )
   np.testing.assert_allclose(weights, _gairat(kappa, 10), rtol=1e-4, atol=1e-6)
 

@@ -11,9 +11,9 @@ import pytest
 from lrat_jax import attacks, reweighting, sharding, train_step
 from tests.helpers import make_config, make_experiment, to_numpy
 
-LOCAL = train_step.Phase(local=True, global_=False)
-BOTH = train_step.Phase(local=True, global_=True)
-PLAIN = train_step.Phase(local=False, global_=False)
+LOCAL = train_step.Phase(weighs_inside=True, weighs_across=False)
+BOTH = train_step.Phase(weighs_inside=True, weighs_across=True)
+PLAIN = train_step.Phase(weighs_inside=False, weighs_across=False)
 
 FIELDS = {
   "data__batch_size": 16,
@@ -27,7 +27,14 @@ FIELDS = {
 
 
 def _step(experiment, phase):
-  arguments = (experiment.config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh, phase)
+  arguments = (
+    experiment.config,
+    experiment.model,
+    experiment.optimizer,
+    experiment.total_steps,
+    experiment.mesh,
+    phase,
+  )
   return train_step.make_train_step(*arguments)
 
 
@@ -80,16 +87,18 @@ def test_one_step_equals_the_method_written_out(phase):
     variant_keys = jax.vmap(lambda k, j=j: jax.random.fold_in(k, j))(keys)
     attack = {"cw": attacks.cw, "pgd": attacks.pgd}[name]
     budget = {"epsilon": 0.2, "step_size": 0.05, "num_steps": steps}
-    run = jax.jit(lambda k, attack=attack, budget=budget: attack(k, lambda x: logits(params, x), images, labels, **budget))
+    run = jax.jit(
+      lambda k, attack=attack, budget=budget: attack(k, lambda x: logits(params, x), images, labels, **budget)
+    )
     results.append(run(variant_keys))
   scores = jnp.stack([reweighting.vulnerability(logits(params, r.images), labels) for r in results], axis=1)
   omega_0, omega = np.zeros(16), np.full((16, 2), 0.5)
-  if phase.local:
+  if phase.weighs_inside:
     options = config.local_weights
     omega = 0.5 * (1 + np.tanh(options.slope * (np.asarray(scores) - options.bias))) / 2
     omega_0 = np.maximum(1 - omega.sum(axis=1), options.minimum_natural)
   across = np.ones(16)
-  if phase.global_:
+  if phase.weighs_across:
     survived = np.mean([results[0].surviving_steps / 3, results[1].surviving_steps / 2], axis=0)
     across = 1 + np.tanh(5 * (1 - 2 * survived) - 1)
     across /= across.mean()
@@ -100,7 +109,9 @@ def test_one_step_equals_the_method_written_out(phase):
 
   loss, gradient = jax.jit(jax.value_and_grad(loss_fn))(params)
   expected = jax.tree.map(
-    lambda p, g: np.asarray(p - config.optimizer.learning_rate * (g + config.optimizer.weight_decay * p)), params, gradient
+    lambda p, g: np.asarray(p - config.optimizer.learning_rate * (g + config.optimizer.weight_decay * p)),
+    params,
+    gradient,
   )
   after, output = _step(experiment, phase)(before, batch)
   np.testing.assert_allclose(output.loss, loss, rtol=1e-4)
@@ -131,7 +142,12 @@ def test_epsilon_grows_along_the_ramp():
 
 
 def test_augmentation_changes_with_step_and_image_only():
-  fields = {"data__crop_padding": 2, "data__flip": True, "optimizer__learning_rate": 0.0, "train_attacks__pgd__epsilon": "0"}
+  fields = {
+    "data__crop_padding": 2,
+    "data__flip": True,
+    "optimizer__learning_rate": 0.0,
+    "train_attacks__pgd__epsilon": "0",
+  }
   experiment = make_experiment(make_config(**FIELDS | fields))
   step, state = _step(experiment, LOCAL), experiment.initial_state()
   batch = _batch(experiment, 0)
@@ -158,8 +174,8 @@ def test_phases_begin_after_their_share_of_the_epochs():
     global_weights__kind="mail", global_weights__begin=0.75,
   )  # fmt: skip
   phases = [train_step.phase_at(config, epoch) for epoch in range(10)]
-  assert [p.local for p in phases] == [False] * 3 + [True] * 7
-  assert [p.global_ for p in phases] == [False] * 8 + [True] * 2
+  assert [p.weighs_inside for p in phases] == [False] * 3 + [True] * 7
+  assert [p.weighs_across for p in phases] == [False] * 8 + [True] * 2
   assert train_step.phase_at(make_config(local_weights__begin=0.0, global_weights__begin=0.0), 0) == PLAIN
 
 
@@ -187,5 +203,3 @@ def test_the_compiled_attack_loop_holds_no_collective(model):
   collective = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
   assert any("convolution" in body or "conv" in body for body in bodies)  # the attack's loop is among them
   assert collective.search(hlo) and not any(collective.search(body) for body in bodies)
-
-

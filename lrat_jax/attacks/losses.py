@@ -51,9 +51,7 @@ _WITH_LABELS = {"ce": cross_entropy, "cw": cw, "dlr": dlr}
 LOSSES = (*_WITH_LABELS, "kl")
 
 
-def surrogate(
-  name: str, logits_fn: Callable[[Array], Array], images: Array, labels: Array
-) -> Callable[[Array], Array]:
+def surrogate(name: str, logits_fn: Callable[[Array], Array], images: Array, labels: Array) -> Callable[[Array], Array]:
   """The loss of that name as a function of logits alone: [batch, classes] -> [batch].
 
   "kl" compares with the model's own answer on the clean `images`, which costs one forward here.

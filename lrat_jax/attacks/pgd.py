@@ -142,7 +142,9 @@ def pgd(
 
   def run(run_keys) -> AttackResult:
     start = _start(random_start, run_keys, images, epsilon, ball)
-    survived = 0 * labels.astype(jnp.int32)  # from labels: under shard_map a carry must vary over devices from the start
+    survived = 0 * labels.astype(
+      jnp.int32
+    )  # from labels: under shard_map a carry must vary over devices from the start
     return AttackResult(*jax.lax.fori_loop(0, num_steps, ascend, (start, survived)))
 
   def score(result: AttackResult) -> Array:

@@ -52,7 +52,9 @@ def from_config(config: Mapping[str, Any]) -> Attack:
   parameters = _parameters(REGISTRY[name])
   unknown = sorted(set(arguments) - set(parameters))
   if unknown:
-    raise ValueError(f"{unknown[0]}={arguments[unknown[0]]!r} is no argument of {name!r}; choose from {sorted(parameters)}.")
+    raise ValueError(
+      f"{unknown[0]}={arguments[unknown[0]]!r} is no argument of {name!r}; choose from {sorted(parameters)}."
+    )
   missing = [key for key, p in parameters.items() if p.default is p.empty and key not in arguments]
   if missing:
     raise ValueError(f"{missing[0]} is missing for {name!r}.")

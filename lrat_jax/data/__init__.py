@@ -4,4 +4,14 @@ from lrat_jax.data.augment import augment, to_float
 from lrat_jax.data.loader import eval_batches, steps_per_epoch, train_batches
 from lrat_jax.data.sources import DataError, Dataset, Split, load
 
-__all__ = ["DataError", "Dataset", "Split", "augment", "eval_batches", "load", "steps_per_epoch", "to_float", "train_batches"]
+__all__ = [
+  "DataError",
+  "Dataset",
+  "Split",
+  "augment",
+  "eval_batches",
+  "load",
+  "steps_per_epoch",
+  "to_float",
+  "train_batches",
+]

@@ -5,7 +5,6 @@ the training split by a fixed permutation, so that runs with different seeds hol
 """
 
 import gzip
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +61,7 @@ def _check_images(images: np.ndarray, where: str) -> np.ndarray:
   if not np.issubdtype(images.dtype, np.floating):
     raise DataError(f"{where} is {images.dtype}; images are uint8 in 0..255 or floats in [0, 1].")
   low, high = float(images.min()), float(images.max())
-  if not (0 <= low and high <= 1):  # also where one is NaN
+  if not (low >= 0 and high <= 1):  # also where one is NaN
     raise DataError(f"{where} holds floats from {low:g} to {high:g}; float images are in [0, 1].")
   return images.astype(np.float32)
 
@@ -114,7 +113,7 @@ def _tfds(name: str, data_dir: str) -> tuple[Split, Split, int]:
 
   place = f", data_dir={data_dir!r}" if data_dir else ""
   prepare = (
-    "pip install tensorflow && python -c \"import tensorflow_datasets as tfds; "
+    'pip install tensorflow && python -c "import tensorflow_datasets as tfds; '
     f"tfds.builder({name!r}{place}, file_format='array_record').download_and_prepare()\""
   )
   try:
@@ -143,15 +142,18 @@ def _tfds(name: str, data_dir: str) -> tuple[Split, Split, int]:
 
 
 # (training images, training labels, test images, test labels), the second as Keras names them
-_NPZ_NAMES = (("train_images", "train_labels", "test_images", "test_labels"), ("x_train", "y_train", "x_test", "y_test"))
+_NPZ_NAMES = (
+  ("train_images", "train_labels", "test_images", "test_labels"),
+  ("x_train", "y_train", "x_test", "y_test"),
+)
 
 
 def _npz(path: str, _: str) -> tuple[Split, Split, int]:
   where = f"data.source='npz:{path}'"
-  if not os.path.isfile(path):
+  if not Path(path).is_file():
     raise DataError(f"{where}: there is no such file.")
   try:
-    with np.load(path, allow_pickle=False) as archive:
+    with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
       names = next((names for names in _NPZ_NAMES if set(names) <= set(archive.files)), None)
       if names is None:
         raise DataError(f"{where} holds {sorted(archive.files)}; it needs the arrays {list(_NPZ_NAMES[0])}.")
@@ -170,7 +172,7 @@ _IDX_UNSIGNED_BYTE = 8
 def _read_idx(path: Path) -> np.ndarray:
   """An array of the MNIST family's format: 0, 0, type, rank, then the sizes (big-endian 32 bit), then the bytes."""
   try:
-    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
       content = file.read()
   except (OSError, EOFError, gzip.zlib.error) as error:
     raise DataError(f"{path} cannot be read: {error}") from None
@@ -223,7 +225,9 @@ def load(source: str, *, data_dir: str = "", validation_size: int) -> Dataset:
   whole, test, num_classes = SOURCES[kind](argument, data_dir)
   count = len(whole.labels)
   if not 1 <= validation_size < count:
-    raise DataError(f"data.validation_size={validation_size} must be in [1, {count - 1}]: {source!r} has {count} training images.")
+    raise DataError(
+      f"data.validation_size={validation_size} must be in [1, {count - 1}]: {source!r} has {count} training images."
+    )
   order = np.random.default_rng(_SPLIT_SEED).permutation(count)
   held_out, rest = np.sort(order[:validation_size]), np.sort(order[validation_size:])
   return Dataset(whole.take(rest), whole.take(held_out), test, num_classes)

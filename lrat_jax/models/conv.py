@@ -1,9 +1,9 @@
 """The convolution of every model here, with an input gradient that stays fast on CPU.
 
 XLA:CPU brings convolutions into the layout of its fast path only in a program's entry computation. Inside a loop, where
-an attack takes its gradients, autodiff's input gradient (a convolution with transposed kernel dimensions) keeps the slow
-layout. Written as a plain NHWC/HWIO convolution it is 2 to 3 times faster. GPU and TPU have no such problem and keep
-`lax.conv_general_dilated` with its own gradient.
+an attack takes its gradients, autodiff's input gradient (a convolution with transposed kernel dimensions) keeps the
+slow layout. Written as a plain NHWC/HWIO convolution it is 2 to 3 times faster. GPU and TPU have no such problem and
+keep `lax.conv_general_dilated` with its own gradient.
 """
 
 import functools

@@ -14,7 +14,9 @@ SUITE = {
   "fgsm": functools.partial(attacks.fgsm, epsilon=0.1),
   "pgd": functools.partial(attacks.pgd, epsilon=0.1, step_size=0.03, num_steps=5),
   "pgd_dlr": functools.partial(attacks.pgd, epsilon=0.1, step_size=0.03, num_steps=5, loss="dlr"),
-  "pgd_kl": functools.partial(attacks.pgd, epsilon=0.1, step_size=0.03, num_steps=5, loss="kl", random_start="gaussian"),
+  "pgd_kl": functools.partial(
+    attacks.pgd, epsilon=0.1, step_size=0.03, num_steps=5, loss="kl", random_start="gaussian"
+  ),
   "cw": functools.partial(attacks.cw, epsilon=0.1, step_size=0.03, num_steps=5),
   "fgsm_l2": functools.partial(attacks.fgsm, epsilon=0.5, norm="l2"),
   "pgd_l2": functools.partial(attacks.pgd, epsilon=0.5, step_size=0.15, num_steps=5, norm="l2"),
@@ -77,7 +79,7 @@ def test_an_image_has_one_adversarial_whatever_its_batch(attack, keys, images, l
 def test_surviving_steps_are_counted(attack, keys, images, labels):
   survived = attack(keys, images, labels, attack.epsilon).surviving_steps
   assert survived.shape == (16,) and survived.dtype == jnp.int32
-  assert 0 <= survived.min() and survived.max() <= attack.num_steps
+  assert survived.min() >= 0 and survived.max() <= attack.num_steps
 
 
 def test_no_gradient_flows_through_an_attack(attack, keys, images, labels):
@@ -133,7 +135,9 @@ def test_restarts_never_lose_what_one_run_found(keys, images, labels, cnn_logits
 
 def test_a_single_key_is_split_over_the_batch(images, labels, linear_logits):
   key = jax.random.key(7)
-  run = functools.partial(attacks.pgd, logits_fn=linear_logits, images=images, labels=labels, epsilon=0.1, step_size=0.02)
+  run = functools.partial(
+    attacks.pgd, logits_fn=linear_logits, images=images, labels=labels, epsilon=0.1, step_size=0.02
+  )
   single = run(key, num_steps=2).images
   np.testing.assert_array_equal(single, run(attacks.example_keys(key, jnp.arange(16)), num_steps=2).images)
 

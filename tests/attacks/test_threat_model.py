@@ -53,7 +53,9 @@ def test_direction_of_a_zero_gradient_is_zero(name):
 @pytest.mark.parametrize("name", NORMS)
 def test_samples_fill_the_unit_ball_uniformly(name):
   shape = (2, 1, 1)
-  draws = jax.vmap(lambda key: threat_model.get_norm(name).sample(key, shape))(jax.random.split(jax.random.key(0), 4000))
+  draws = jax.vmap(lambda key: threat_model.get_norm(name).sample(key, shape))(
+    jax.random.split(jax.random.key(0), 4000)
+  )
   lengths = _LENGTHS[name](np.asarray(draws))
   assert lengths.max() <= 1 + 1e-6
   # In two dimensions a share r^2 of the volume lies within radius r.

@@ -1,0 +1,204 @@
+"""Sources: scikit-learn's digits, files written by the tests and read back, and every way they can be wrong."""
+
+import gzip
+import io
+import struct
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+from sklearn.datasets import load_digits
+
+from lrat_jax import data
+
+
+def _arrays(**changes):
+  generator = np.random.default_rng(0)
+  arrays = {
+    "train_images": generator.integers(0, 256, (12, 5, 4, 3), np.uint8),
+    "train_labels": np.arange(12) % 3,
+    "test_images": generator.integers(0, 256, (4, 5, 4, 3), np.uint8),
+    "test_labels": np.array([2, 1, 0, 2]),
+  }
+  return {name: array for name, array in (arrays | changes).items() if array is not None}
+
+
+def _npz(tmp_path, **changes):
+  path = tmp_path / "data.npz"
+  np.savez(path, **_arrays(**changes))
+  return f"npz:{path}"
+
+
+def _write_idx(path, array, magic=None, cut=0):
+  header = bytes(magic or (0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+  content = header + array.astype(np.uint8).tobytes()
+  content = content[: len(content) - cut]
+  with gzip.open(path, "wb") if path.suffix == ".gz" else path.open("wb") as file:
+    file.write(content)
+
+
+def _write_idx_set(directory, suffix=".gz"):
+  arrays = _arrays()
+  for name, array in {
+    "train-images-idx3-ubyte": arrays["train_images"][..., 0],
+    "train-labels-idx1-ubyte": arrays["train_labels"],
+    "t10k-images-idx3-ubyte": arrays["test_images"][..., 0],
+    "t10k-labels-idx1-ubyte": arrays["test_labels"],
+  }.items():
+    _write_idx(directory / (name + suffix), array)
+  return arrays
+
+
+def _png(image):
+  """The image as a PNG file, which TFDS stores as it is; encoding arrays itself, it would need TensorFlow."""
+  file = io.BytesIO()
+  PIL.Image.fromarray(image).save(file, "PNG")
+  return file.getvalue()
+
+
+def test_digits_are_scikit_learns_each_once():
+  dataset = data.load("digits", validation_size=197)
+  assert dataset.image_shape == (8, 8, 1) and dataset.num_classes == 10
+  assert [len(split.labels) for split in dataset[:3]] == [1100, 197, 500]
+  bunch = load_digits()
+  seen = np.concatenate([split.indices for split in dataset[:3]])
+  np.testing.assert_array_equal(np.sort(seen), np.arange(1797))
+  for split in dataset[:3]:
+    np.testing.assert_array_equal(split.labels, bunch.target[split.indices])
+    np.testing.assert_allclose(split.images[..., 0], bunch.images[split.indices] / 16)
+
+
+def test_npz_is_read_back(tmp_path):
+  dataset = data.load(_npz(tmp_path), validation_size=3)
+  arrays = _arrays()
+  assert dataset.num_classes == 3 and len(dataset.train.labels) == 9 and len(dataset.validation.labels) == 3
+  np.testing.assert_array_equal(dataset.test.images, arrays["test_images"])
+  np.testing.assert_array_equal(dataset.train.images, arrays["train_images"][dataset.train.indices])
+  assert not set(dataset.train.indices) & set(dataset.validation.indices)
+
+
+def test_keras_names_floats_and_grey_images_are_understood(tmp_path):
+  arrays = _arrays()
+  names = {"train_images": "x_train", "train_labels": "y_train", "test_images": "x_test", "test_labels": "y_test"}
+  grey = {new: arrays[old][..., 0] / 255.0 if "images" in old else arrays[old] for old, new in names.items()}
+  np.savez(tmp_path / "keras.npz", **grey)
+  dataset = data.load(f"npz:{tmp_path}/keras.npz", validation_size=3)
+  assert dataset.image_shape == (5, 4, 1) and dataset.train.images.dtype == np.float32
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_is_read_back(tmp_path, suffix):
+  arrays = _write_idx_set(tmp_path, suffix)
+  dataset = data.load(f"idx:{tmp_path}", validation_size=2)
+  np.testing.assert_array_equal(dataset.test.images[..., 0], arrays["test_images"][..., 0])
+  np.testing.assert_array_equal(dataset.train.labels, arrays["train_labels"][dataset.train.indices])
+
+
+def test_tfds_reads_what_tfds_has_written(tmp_path):
+  arrays = _arrays()
+
+  class TinyImages(tfds.core.GeneratorBasedBuilder):
+    """A data set of the tests' own, prepared as users prepare theirs."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+      image = tfds.features.Image(shape=(5, 4, 3), encoding_format="png")
+      label = tfds.features.ClassLabel(num_classes=3)
+      return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({"image": image, "label": label}))
+
+    def _split_generators(self, _):
+      return {split: self._generate_examples(split) for split in ("train", "test")}
+
+    def _generate_examples(self, split):
+      for i, (image, label) in enumerate(zip(arrays[f"{split}_images"], arrays[f"{split}_labels"], strict=True)):
+        yield i, {"image": _png(image), "label": int(label)}
+
+  TinyImages(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+  dataset = data.load("tfds:tiny_images", data_dir=str(tmp_path), validation_size=2)
+  assert dataset.num_classes == 3 and dataset.train.images.dtype == np.uint8
+  order = [np.flatnonzero((arrays["test_images"] == image).all(axis=(1, 2, 3)))[0] for image in dataset.test.images]
+  np.testing.assert_array_equal(np.sort(order), np.arange(4))
+  np.testing.assert_array_equal(dataset.test.labels, arrays["test_labels"][order])
+
+
+def test_the_same_images_are_held_out_every_time(tmp_path):
+  source = _npz(tmp_path)
+  first, second = (data.load(source, validation_size=4).validation.indices for _ in range(2))
+  np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"test_labels": None}, r"it needs the arrays \['train_images', 'train_labels', 'test_images', 'test_labels'\]"),
+    ({"train_images": np.zeros((12, 20), np.uint8)}, r"training images has shape \(12, 20\); images are \[n, h, w\]"),
+    ({"train_images": np.full((12, 5, 4, 3), 2.0)}, r"holds floats from 2 to 2; float images are in \[0, 1\]"),
+    ({"train_images": np.full((12, 5, 4, 3), np.nan)}, r"float images are in \[0, 1\]"),
+    ({"train_images": np.zeros((12, 5, 4, 3), np.int64)}, "is int64; images are uint8 in 0..255 or floats"),
+    ({"test_images": np.zeros((4, 5, 5, 3), np.uint8)}, r"training images are \(5, 4, 3\), test images \(5, 5, 3\)"),
+    ({"train_labels": np.arange(11)}, r"training labels has shape \(11,\) where there are 12 images"),
+    ({"train_labels": np.linspace(0, 1, 12)}, "training labels is float64; labels are integers"),
+    ({"train_labels": np.arange(12) - 1}, "training labels holds labels from -1 to 10"),
+    ({"test_labels": np.array([0, 1, 2, 3])}, r"test labels holds labels from 0 to 3; the classes are 0..2"),
+    ({"train_labels": np.zeros(12, int), "test_labels": np.zeros(4, int)}, "hold one class"),
+    ({"train_images": np.array([{}] * 12)}, "cannot be read: Object arrays cannot be loaded"),
+  ],
+)
+def test_wrong_arrays_are_named(tmp_path, changes, message):
+  with pytest.raises(data.DataError, match=message):
+    data.load(_npz(tmp_path, **changes), validation_size=3)
+
+
+def test_a_cut_npz_is_named(tmp_path):
+  path = tmp_path / "cut.npz"
+  np.savez(path, **_arrays())
+  path.write_bytes(path.read_bytes()[:300])
+  with pytest.raises(data.DataError, match="cannot be read"):
+    data.load(f"npz:{path}", validation_size=3)
+
+
+@pytest.mark.parametrize(
+  ("magic", "cut", "message"), [((0, 1, 8, 1), 0, "is no idx file"), (None, 3, "holds 9 bytes where its header says")]
+)
+def test_damaged_idx_files_are_named(tmp_path, magic, cut, message):
+  _write_idx_set(tmp_path)
+  _write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.arange(12) % 3, magic, cut)
+  with pytest.raises(data.DataError, match=message):
+    data.load(f"idx:{tmp_path}", validation_size=3)
+
+
+def test_a_gzip_that_breaks_off_is_named(tmp_path):
+  _write_idx_set(tmp_path)
+  path = tmp_path / "train-images-idx3-ubyte.gz"
+  path.write_bytes(path.read_bytes()[:-20])
+  with pytest.raises(data.DataError, match="cannot be read"):
+    data.load(f"idx:{tmp_path}", validation_size=3)
+
+
+@pytest.mark.parametrize(
+  ("source", "message"),
+  [
+    ("mnist", r"data.source='mnist' is unknown; choose from \['digits', 'tfds:NAME', 'npz:PATH', 'idx:DIR'\]"),
+    ("npz:", "is unknown; choose from"),
+    ("digits:x", "is unknown; choose from"),
+    ("npz:/nowhere/x.npz", "there is no such file"),
+    ("idx:/nowhere", "train-images-idx3-ubyte .* is not there"),
+    ("tfds:no_such_set", "TFDS knows no data set 'no_such_set'"),
+  ],
+)
+def test_what_is_not_there_is_named(source, message):
+  with pytest.raises(data.DataError, match=message):
+    data.load(source, validation_size=1)
+
+
+def test_a_data_set_that_is_not_prepared_comes_with_the_command_that_prepares_it(tmp_path):
+  with pytest.raises(data.DataError, match=r"pip install tensorflow && .*'cifar10', data_dir=.*download_and_prepare"):
+    data.load("tfds:cifar10", data_dir=str(tmp_path), validation_size=1)
+
+
+@pytest.mark.parametrize("size", [0, 12])
+def test_the_validation_split_must_leave_both_sides_something(tmp_path, size):
+  with pytest.raises(data.DataError, match=rf"data.validation_size={size} must be in \[1, 11\]"):
+    data.load(_npz(tmp_path), validation_size=size)

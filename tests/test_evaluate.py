@@ -1,0 +1,87 @@
+"""Judging: every image once, whatever batch size and devices; robust means right clean and attacked."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lrat_jax import data, evaluate, models, sharding
+from tests.helpers import make_split
+
+SUITE = {
+  "fgsm": {"name": "fgsm", "epsilon": "0.05"},
+  "pgd": {"name": "pgd", "epsilon": "0.05", "step_size": "0.02", "num_steps": 3},
+}
+SPLIT = make_split(40)
+
+
+@pytest.fixture(scope="module")
+def model():
+  return models.create("cnn_4", 4)
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+  return jax.jit(model.init)(jax.random.key(0), SPLIT.images[:1])
+
+
+@pytest.fixture(scope="module")
+def results(model, variables):
+  """The suite's results on one device in batches of 8."""
+  return evaluate.run_suite(model, variables, SPLIT, SUITE, batch_size=8, mesh=sharding.make_mesh(1), seed=3)
+
+
+@pytest.mark.parametrize(("batch_size", "num_devices"), [(16, 1), (12, 2), (64, 8)])
+def test_batch_size_and_devices_change_nothing(model, variables, results, batch_size, num_devices):
+  mesh = sharding.make_mesh(num_devices)
+  summary, per_example = evaluate.run_suite(model, variables, SPLIT, SUITE, batch_size=batch_size, mesh=mesh, seed=3)
+  for name in ("clean", "robust", "worst_case", "n"):
+    assert summary[name] == results[0][name]
+  for name, expected in results[1].items():
+    np.testing.assert_allclose(per_example[name], expected, atol=1e-4)
+
+
+def test_accuracies_are_means_of_the_per_example_results(model, variables, results):
+  summary, per_example = results
+  answers = model.apply(variables, SPLIT.images).argmax(axis=1)
+  np.testing.assert_array_equal(per_example["clean_correct"], answers == SPLIT.labels)
+  assert summary["n"] == 40 and summary["clean"] == per_example["clean_correct"].mean()
+  for name in SUITE:
+    assert summary["robust"][name] == per_example[f"robust/{name}"].mean()
+    assert not (per_example[f"robust/{name}"] & ~per_example["clean_correct"]).any()
+    np.testing.assert_array_equal(
+      per_example[f"robust/{name}"], per_example["clean_correct"] & (per_example[f"vulnerability/{name}"] <= 0)
+    )
+  worst = per_example["robust/fgsm"] & per_example["robust/pgd"]
+  assert summary["worst_case"] == worst.mean()
+
+
+def test_a_perfect_model_is_robust_at_epsilon_0():
+  class Perfect:
+    """Answers with the rows' brightness, which is how the images were made."""
+
+    def apply(self, _, images, train=False):
+      return images.reshape(images.shape[0], 4, -1).mean(axis=-1)
+
+  suite = {"pgd": SUITE["pgd"] | {"epsilon": "0"}, "strong": SUITE["pgd"] | {"epsilon": "1", "step_size": "0.5"}}
+  summary, _ = evaluate.run_suite(Perfect(), {}, SPLIT, suite, batch_size=10, mesh=sharding.make_mesh(1), seed=0)
+  assert summary["clean"] == 1.0 and summary["robust"] == {"pgd": 1.0, "strong": 0.0} and summary["worst_case"] == 0.0
+
+
+def test_results_are_strict_json_and_arrays(tmp_path, results):
+  evaluate.write_results(tmp_path, results[0], results[1])
+  assert json.loads((tmp_path / "results.json").read_text()) == results[0]
+  with np.load(tmp_path / "per_example.npz") as saved:
+    assert set(saved.files) == set(results[1])
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["per_example.npz", "results.json"]
+  with pytest.raises(ValueError, match="not JSON compliant"):
+    evaluate.write_results(tmp_path, {"clean": float("nan")}, {})
+
+
+def test_uint8_images_are_judged_as_the_floats_they_stand_for(model, variables):
+  as_bytes = data.Split((SPLIT.images * 255).astype(np.uint8), SPLIT.labels, SPLIT.indices)
+  as_floats = data.Split(as_bytes.images / np.float32(255), SPLIT.labels, SPLIT.indices)
+  judge = evaluate.make_judge(model, None, 20, sharding.make_mesh(1))
+  first, second = (judge(variables, split, jax.random.key(0))["vulnerabilities"] for split in (as_bytes, as_floats))
+  np.testing.assert_allclose(first, second, atol=1e-6)

@@ -1,0 +1,234 @@
+"""The program as people run it: files, exit codes, one-line errors, resuming after a kill."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from lrat_jax import command_line, config_checks, main
+from lrat_jax.checkpoints import Checkpoints
+from tests.helpers import SMALL, make_split
+
+ROOT = Path(__file__).parent.parent
+ARGUMENTS = [f"--config={ROOT}/configs/lrat_irat.py", *(f"--config.{name}={value}" for name, value in SMALL.items())]
+RESULT_FILES = {
+  "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "results.json", "per_example.npz", "plots", "weights"
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The workdir of a small run that ended."""
+  workdir = tmp_path_factory.mktemp("runs") / "finished"
+  assert main.main([*ARGUMENTS, f"--workdir={workdir}"]) == 0
+  return workdir
+
+
+def test_a_run_leaves_what_the_design_says(finished):
+  assert {path.name for path in finished.iterdir()} == RESULT_FILES
+  results = json.loads((finished / "results.json").read_text())
+  assert set(results["robust"]) == {"fgsm", "pgd20", "cw20"} and results["n"] == 500
+  assert all(0 <= value <= results["clean"] <= 1 for value in [*results["robust"].values(), results["worst_case"]])
+  assert results["suite"]["pgd20"]["epsilon"] == "0.2"
+  assert {path.name for path in (finished / "plots").iterdir()} == {"training_curves.png", "weight_distributions.png"}
+  config = json.loads((finished / "config.json").read_text())
+  assert config["name"] == "lrat_irat_digits" and config["model"]["name"] == "cnn_4"
+
+
+def test_metrics_follow_the_run(finished):
+  rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+  assert sum(row["steps"] for row in rows if row["split"] == "train") == 2 * (1100 // 64)
+  assert [row["epoch"] for row in rows if row["split"] == "validation"] == [0, 1]
+  assert all(np.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+  # Reweighting begins halfway: uniform weights before, spread ones after.
+  spread = {
+    row["epoch"]: row["global_weights/q95"] - row["global_weights/q05"] for row in rows if row["split"] == "train"
+  }
+  assert spread[0] == 0 and spread[1] > 0
+
+
+def test_weights_on_disk_are_of_the_sampled_instances(finished):
+  with np.load(finished / "weights" / "epoch_0001.npz") as arrays:
+    assert len(arrays["indices"]) == 1088 and arrays["variants"].tolist() == ["pgd"]
+    sums = arrays["natural_weights"] + arrays["adversarial_weights"].sum(axis=1)
+    np.testing.assert_allclose(sums, np.maximum(sums, 1), rtol=1e-5)
+
+
+def test_the_same_command_again_only_evaluates(finished, capsys):
+  metrics, results = ((finished / name).read_text() for name in ("metrics.jsonl", "results.json"))
+  assert main.main([*ARGUMENTS, f"--workdir={finished}"]) == 0
+  assert "is finished" in capsys.readouterr().out
+  assert (finished / "metrics.jsonl").read_text() == metrics
+  again = json.loads((finished / "results.json").read_text())
+  assert {k: v for k, v in again.items() if "seconds" not in k} == {
+    k: v for k, v in json.loads(results).items() if "seconds" not in k
+  }
+
+
+def test_another_suite_may_judge_a_finished_run(finished):
+  more = ["--mode=evaluate", "--config.eval.batch_size=256", "--config.eval.suite.fgsm.epsilon=0"]
+  assert main.main([*ARGUMENTS, *more, f"--workdir={finished}"]) == 0
+  results = json.loads((finished / "results.json").read_text())
+  assert results["robust"]["fgsm"] == results["clean"]
+
+
+def test_a_workdir_of_another_configuration_is_refused_with_the_difference(finished, capsys):
+  assert main.main([*ARGUMENTS, "--config.seed=5", f"--workdir={finished}"]) == 2
+  assert "config.seed: 0 in the workdir, 5 asked for" in capsys.readouterr().err
+
+
+def test_a_metric_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(tmp_path, capsys):
+  broken = [
+    "--config.optimizer.learning_rate=1e30",
+    "--config.optimizer.schedule=constant",
+    "--config.train.checkpoint_every=1",
+  ]
+  workdir = tmp_path / "run"
+  assert main.main([*ARGUMENTS, *broken, f"--workdir={workdir}"]) == 3
+  error = capsys.readouterr().err
+  step = int(re.fullmatch(r"error: \w+ is not finite at step (\d+)\..*\n", error)[1])
+  with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+    assert checkpoints.latest_step() == step - 1
+  rows = (workdir / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(row)["step"] for row in rows] == list(range(1, step))
+
+
+BAD_INPUT = {
+  "": "--config is missing",
+  "--config={configs}/nothing.py": "No such file",
+  "--config={configs}/lrat.py:mnist": "data set 'mnist' is unknown .* choose from",
+  "--config={configs}/lrat.py:digits,fgms": "training attack 'fgms' is unknown .* choose from",
+  "--config={configs}/lrat.py --config.train.epochz=3": r"config.train.epochz is unknown; config.train: choose from \[",
+  "--config={configs}/lrat.py --config.train.epochs=three": "--config.train.epochs=three: invalid literal for int",
+  "--config={configs}/lrat.py --config.train=3": "config.train is a group of the fields",
+  "--config={configs}/lrat.py --config.train_attacks=pgd,cw": "chosen in the config's argument",
+  "--config={configs}/lrat.py --config.seed": "options are written --name=value",
+  "--config={configs}/lrat.py --config.seed.x=1": "it holds a value, not fields",
+  "--config={configs}/lrat.py digits": "'digits' is not understood",
+  "--config={configs}/lrat.py --workdri=x": "Unknown command line flag 'workdri'",
+  "--config={configs}/lrat.py --mode=test": "--mode='test' is unknown; choose from .*'evaluate'",
+  "--config={configs}/lrat.py --config.eval.batch_size=128 --mode=evaluate": "holds no checkpoint to evaluate",
+  "--config={configs}/lrat.py --config.train_attacks.pgd.epsilon=-0.1": r"pgd.epsilon=-0.1 is outside \[0, 1\]",
+  "--config={configs}/lrat.py --config.train_attacks.pgd.epsilon=2": r"pgd.epsilon=2 is outside \[0, 1\]",
+  "--config={configs}/lrat.py --config.model.name=resnet19": "config.model.name='resnet19' is no model; choose from",
+  "--config={configs}/lrat.py --config.data.batch_size=60": "batch_size=60 is not divisible by the 8 devices",
+  "--config={configs}/lrat.py --config.eval.batch_size=128 --config.data.source=npz:/x.npz": "there is no such file",
+  "--config={configs}/lrat.py --config.eval.batch_size=128 --config.data.validation_size=1297": "must be in",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD_INPUT)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(arguments, tmp_path, capsys):
+  workdir = tmp_path / "run"
+  words = shlex.split(arguments.format(configs=ROOT / "configs"))
+  assert main.main([*words, f"--workdir={workdir}"]) == 2
+  error = capsys.readouterr().err
+  assert re.fullmatch(rf"error: .*{BAD_INPUT[arguments]}.*\n", error), error
+  assert not workdir.exists()
+
+
+def test_a_workdir_that_cannot_be_is_named(tmp_path, capsys):
+  (tmp_path / "file").write_text("")
+  for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
+    assert main.main([*ARGUMENTS, f"--workdir={workdir}"]) == 2
+    assert f"--workdir={workdir}" in capsys.readouterr().err
+
+
+def test_labels_outside_the_classes_are_named(tmp_path, capsys):
+  train, test = make_split(40), make_split(8)
+  arrays = {"train_images": train.images, "train_labels": train.labels, "test_images": test.images}
+  np.savez(tmp_path / "data.npz", **arrays, test_labels=test.labels + 1)
+  source = [f"--config.data.source=npz:{tmp_path}/data.npz", "--config.data.validation_size=8"]
+  assert main.main([*ARGUMENTS, *source, f"--workdir={tmp_path}/run"]) == 2
+  assert "test labels holds labels from 1 to 4; the classes are 0..3" in capsys.readouterr().err
+
+
+def test_help_names_the_options(capsys):
+  assert main.main(["--help"]) == 0
+  shown = capsys.readouterr().out
+  assert all(option in shown for option in ("--config", "--workdir", "--mode", *command_line.MODES))
+  assert max(len(line) for line in shown.splitlines()) <= 100
+
+
+def _commands(text):
+  """Every `python -m lrat_jax.main` command in a text, with its continued lines joined."""
+  found = re.findall(r"python -m lrat_jax\.main ([^\n`#]*)", text.replace("\\\n", " "))
+  return [re.split(r" {2,}|&&", command)[0].strip() for command in found]
+
+
+@pytest.mark.parametrize(
+  "path", [ROOT / "README.md", ROOT / "lrat_jax/main.py", *sorted((ROOT / "configs").glob("*.py"))], ids=str
+)
+def test_every_command_that_we_print_is_understood(path):
+  commands = _commands(path.read_text())
+  assert commands
+  for command in commands:
+    config = command_line.parse(shlex.split(command)).config
+    config_checks.check(config)
+
+
+def _start(workdir):
+  command = [sys.executable, "-m", "lrat_jax.main", *ARGUMENTS, "--config.train.checkpoint_every=4", "--mode=train"]
+  environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+  return subprocess.Popen(
+    [*command, f"--workdir={workdir}"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+  )
+
+
+def _finish(workdir):
+  process = _start(workdir)
+  _, errors = process.communicate(timeout=300)
+  assert process.returncode == 0, errors.decode()
+
+
+def _kill_after(workdir, rows):
+  """Runs until metrics.jsonl holds so many rows, then kills without warning."""
+  process = _start(workdir)
+  metrics = workdir / "metrics.jsonl"
+  deadline = time.monotonic() + 300
+  while not (metrics.exists() and metrics.read_text().count("\n") >= rows):
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+
+
+def _outcome(workdir):
+  """All that a run is: the last checkpoint's arrays, the rows without their timing, the recorded weights."""
+  with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+    step = checkpoints.latest_step()
+  with ocp.StandardCheckpointer() as reader:
+    state = reader.restore(workdir / "checkpoints" / str(step) / "state")
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  for row in rows:
+    row.pop("images_per_second", None)
+  weights = {}
+  for path in sorted((workdir / "weights").glob("*.npz")):
+    with np.load(path) as arrays:
+      weights[path.name] = dict(arrays)
+  return step, state, rows, weights
+
+
+def test_a_run_that_was_killed_twice_ends_in_the_same_bits(tmp_path):
+  _finish(tmp_path / "whole")
+  _kill_after(tmp_path / "killed", rows=4)
+  _kill_after(tmp_path / "killed", rows=9)
+  _finish(tmp_path / "killed")
+  (step, state, rows, weights), (step_killed, state_killed, rows_killed, weights_killed) = (
+    _outcome(tmp_path / name) for name in ("whole", "killed")
+  )
+  assert step_killed == step == 34 and rows_killed == rows
+  for one, other in ((state, state_killed), (weights, weights_killed)):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+  assert not list((tmp_path / "killed" / "weights").glob("*.tmp"))
