@@ -1,9 +1,9 @@
 """Trains a robust classifier and judges it.
 
-  python -m lrat_jax.main --config=configs/lrat.py                        digits, a minute or two on a laptop
-  python -m lrat_jax.main --config=configs/lrat.py:cifar10                another data set, model and schedule
-  python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw         two variants in every pair
-  python -m lrat_jax.main --config=configs/at.py --config.train.epochs=5  any field of the configuration
+  python -m lrat_jax.main --config=configs/lrat.py                 digits, about a minute on a laptop
+  python -m lrat_jax.main --config=configs/lrat.py:cifar10         another data set, model, schedule
+  python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw  two variants in every pair
+  python -m lrat_jax.main --config=configs/at.py --config.seed=1   any field of the configuration
 
   --config=FILE[:DATA_SET[,ATTACK...]]  the method: configs/at.py, irat.py, lrat.py, lrat_irat.py
   --config.FIELD=VALUE                  any field; lrat_jax/config.py names and explains them all
@@ -134,9 +134,8 @@ def run(arguments: Sequence[str], console: Console) -> None:
     inspection.draw(workdir, config.name)
   if mode != "train":
     _judge(experiment, workdir, console)
-  console.print(
-    f"Everything is in {workdir}: results.json, per_example.npz, metrics.jsonl, plots/, weights/, checkpoints/"
-  )
+  left = ", ".join(sorted(path.name for path in workdir.iterdir()))
+  console.print(f"Everything is in {workdir}: {left}", soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
