@@ -181,6 +181,6 @@ def default(method: str, arg: str | None = None) -> ConfigDict:
         mail=dict(slope=5.0, bias=0.5),
       ),
       validation_attack=dict(suite["pgd20"], num_steps=10),  # chooses the best checkpoint
-      eval=dict(batch_size=250, suite=suite),
+      eval=dict(batch_size=256, suite=suite),
     )
   )

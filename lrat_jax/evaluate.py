@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from lrat_jax import attacks, data, reweighting, sharding
+from lrat_jax import attacks, data, files, reweighting, sharding
 from lrat_jax.train_step import Variables, logits_fn
 
 Judge = Callable[[Variables, data.Split, Array], dict[str, np.ndarray]]
@@ -122,15 +122,12 @@ def environment() -> dict[str, Any]:
 
 
 def write_results(workdir: Path, results: dict[str, Any], per_example: dict[str, np.ndarray]) -> None:
-  """results.json (strict JSON) and per_example.npz, each put in place whole."""
-  for name, write in (
-    ("per_example.npz", lambda file: np.savez_compressed(file, **per_example)),
-    ("results.json", lambda file: file.write((json.dumps(results, indent=2, allow_nan=False) + "\n").encode())),
-  ):
-    partial = workdir / f"{name}.tmp"
-    with partial.open("wb") as file:
-      write(file)
-    partial.replace(workdir / name)
+  """results.json (strict JSON: NaN is a ValueError) and per_example.npz, each put in its place whole."""
+  text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+  with files.replacing(workdir / "per_example.npz") as file:
+    np.savez_compressed(file, **per_example)
+  with files.replacing(workdir / "results.json") as file:
+    file.write(text.encode())
 
 
 def print_table(console: Console, results: Mapping[str, Any], suite: Mapping[str, Mapping[str, Any]]) -> None:

@@ -23,7 +23,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from lrat_jax import command_line, config_checks, data, evaluate, inspection, metrics, sharding, train
+from lrat_jax import command_line, config_checks, data, evaluate, files, inspection, metrics, sharding, train
 from lrat_jax.config_checks import ConfigError
 
 BAD_INPUT, NOT_FINITE = 2, 3
@@ -80,7 +80,10 @@ def _prepare(config: ConfigDict, workdir: Path) -> train.Experiment:
 def _judge(experiment: train.Experiment, workdir: Path, console: Console) -> None:
   """Evaluates the best checkpoint on the test split: table, results.json, per_example.npz."""
   config = experiment.config
-  step, state = train.load_best(experiment, workdir)
+  best = train.load_best(experiment, workdir)
+  if best is None:
+    raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
+  step, state = best
   console.print(f"Judging the checkpoint of step {step}, the best in validation, on the test split.")
   results, per_example = evaluate.run_suite(
     experiment.model,
@@ -118,7 +121,8 @@ def run(arguments: Sequence[str], console: Console) -> None:
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    with files.replacing(workdir / "config.json") as file:
+      file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
   except OSError as error:
     raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}.") from None
   data_set = experiment.dataset

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from lrat_jax import files
 from lrat_jax.train_step import StepOutput
 
 Row = dict[str, Any]
 
 _QUANTILES = {"q05": 0.05, "median": 0.5, "q95": 0.95}
+_SCALARS = ("loss", "gradient_norm", "parameter_norm")
 _WEIGHTS = ("natural_weights", "adversarial_weights", "global_weights", "vulnerabilities")
 
 
@@ -23,7 +25,7 @@ class NonFiniteError(ArithmeticError):
 def check_finite(first_step: int, outputs: Sequence[StepOutput]) -> None:
   """Raises NonFiniteError naming the first step (its number, from 1) and metric that is NaN or infinite."""
   for step, output in enumerate(outputs, first_step):
-    for name in ("loss", "gradient_norm", *_WEIGHTS):
+    for name in (*_SCALARS, *_WEIGHTS):
       if not np.all(np.isfinite(getattr(output, name))):
         raise NonFiniteError(f"{name} is not finite at step {step}.")
 
@@ -31,12 +33,8 @@ def check_finite(first_step: int, outputs: Sequence[StepOutput]) -> None:
 def training_row(step: int, epoch: int, outputs: Sequence[StepOutput]) -> Row:
   """One row of means over some steps that end with `step`, and the quantiles of the weights in them."""
   row: Row = {"split": "train", "step": step, "epoch": epoch, "steps": len(outputs)}
-  for field, name in {
-    "loss": "loss",
-    "gradient_norm": "gradient_norm",
-    "natural_correct": "natural_accuracy",
-    "adversarial_correct": "adversarial_accuracy",
-  }.items():
+  accuracies = {"natural_correct": "natural_accuracy", "adversarial_correct": "adversarial_accuracy"}
+  for field, name in {**{scalar: scalar for scalar in _SCALARS}, **accuracies}.items():
     row[name] = float(np.mean([np.mean(getattr(output, field), dtype=np.float64) for output in outputs]))
   for field in _WEIGHTS:
     values = np.concatenate([np.ravel(getattr(output, field)) for output in outputs])
@@ -64,7 +62,8 @@ class MetricWriter:
   def __init__(self, workdir: Path, step: int):
     self._path = workdir / "metrics.jsonl"
     self.rows = [row for row in read_rows(self._path) if row["step"] <= step]
-    self._path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+    with files.replacing(self._path) as file:
+      file.write("".join(json.dumps(row) + "\n" for row in self.rows).encode())
     self._file = self._path.open("a")
     self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, max_queue=1000)
 
@@ -123,14 +122,12 @@ class WeightRecord:
       self._rows.append({"step": np.full(mine.sum(), step, np.int32), **row})
 
   def save(self) -> None:
-    """Writes the current epoch's file whole, by renaming a finished one into its place."""
+    """Writes the current epoch's file."""
     if self._rows and len(self._sample):
       self._directory.mkdir(exist_ok=True)
       arrays = {name: np.concatenate([row[name] for row in self._rows]) for name in self._rows[0]}
-      partial = self._directory / "partial.tmp"
-      with partial.open("wb") as file:
+      with files.replacing(self._file(self._epoch)) as file:
         np.savez_compressed(file, variants=np.array(self._variants), **arrays)
-      partial.replace(self._file(self._epoch))
 
 
 def seconds_text(seconds: float) -> str:

@@ -192,13 +192,8 @@ def train(experiment: Experiment, workdir: Path, console: Console) -> None:
     loop.run()
 
 
-def load_best(experiment: Experiment, workdir: Path) -> tuple[int, train_step.TrainState]:
-  """The checkpoint with the best validation in a workdir: (step, state). Raises FileNotFoundError if there is none."""
-  directory = workdir / "checkpoints"
-  if not directory.is_dir():
-    raise FileNotFoundError(f"{workdir} holds no checkpoint; train there first.")
-  with checkpoints_lib.Checkpoints(directory, read_only=True) as saved:
+def load_best(experiment: Experiment, workdir: Path) -> tuple[int, train_step.TrainState] | None:
+  """The checkpoint with the best validation in a workdir, (step, state); None where no checkpoint was finished."""
+  with checkpoints_lib.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
     step = saved.best_step()
-    if step is None:
-      raise FileNotFoundError(f"{workdir} holds no checkpoint; train there first.")
-    return step, saved.restore(step, experiment.initial_state())[0]
+    return None if step is None else (step, saved.restore(step, experiment.initial_state())[0])

@@ -67,6 +67,7 @@ class StepOutput(NamedTuple):
 
   loss: Array
   gradient_norm: Array
+  parameter_norm: Array
   indices: Array
   labels: Array
   natural_correct: Array
@@ -197,16 +198,16 @@ def _step(
   loss, gradients = lax.pmean((loss, gradients), sharding.AXIS)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables["params"])
   new_variables = {"params": optax.apply_updates(state.variables["params"], updates), "batch_stats": batch_stats}
-  natural_labels = labels
   if natural_logits is None:
     sampled = -(-batch_size // _NATURAL_SAMPLE)
-    natural_logits, natural_labels = logits_fn(model, variables)(images[:sampled]), labels[:sampled]
+    natural_logits = logits_fn(model, variables)(images[:sampled])
   output = StepOutput(
     loss=loss,
     gradient_norm=optax.tree.norm(gradients),
+    parameter_norm=optax.tree.norm(new_variables["params"]),
     indices=indices,
     labels=labels,
-    natural_correct=jnp.argmax(natural_logits, axis=-1) == natural_labels,
+    natural_correct=jnp.argmax(natural_logits, axis=-1) == labels[: len(natural_logits)],
     adversarial_correct=vulnerabilities <= 0,
     vulnerabilities=vulnerabilities,
     surviving_fractions=surviving_fractions,
@@ -249,7 +250,7 @@ def make_train_step(
     in_specs=(sharding.REPLICATED, sharding.BATCHED),
     out_specs=(
       sharding.REPLICATED,
-      StepOutput(**per_image | {"loss": sharding.REPLICATED, "gradient_norm": sharding.REPLICATED}),
+      StepOutput(**per_image | dict.fromkeys(("loss", "gradient_norm", "parameter_norm"), sharding.REPLICATED)),
     ),
   )
   return jax.jit(sharded, donate_argnums=0)

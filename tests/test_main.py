@@ -88,17 +88,17 @@ def test_a_workdir_of_another_configuration_is_refused_with_the_difference(finis
 
 
 def test_a_metric_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(tmp_path, capsys):
-  broken = [
-    "--config.optimizer.learning_rate=1e30",
-    "--config.optimizer.schedule=constant",
-    "--config.train.checkpoint_every=1",
-  ]
+  fields = {"optimizer.learning_rate": "1e4", "optimizer.schedule": "constant", "train.checkpoint_every": 1}
+  broken = [f"--config.{name}={value}" for name, value in fields.items()]
   workdir = tmp_path / "run"
   assert main.main([*ARGUMENTS, *broken, f"--workdir={workdir}"]) == 3
   error = capsys.readouterr().err
   step = int(re.fullmatch(r"error: \w+ is not finite at step (\d+)\..*\n", error)[1])
   with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-    assert checkpoints.latest_step() == step - 1
+    assert checkpoints.latest_step() == step - 1 >= 1
+  with ocp.StandardCheckpointer() as reader:
+    state = reader.restore(workdir / "checkpoints" / str(step - 1) / "state")
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
   rows = (workdir / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(row)["step"] for row in rows] == list(range(1, step))
 
@@ -231,4 +231,3 @@ def test_a_run_that_was_killed_twice_ends_in_the_same_bits(tmp_path):
   assert step_killed == step == 34 and rows_killed == rows
   for one, other in ((state, state_killed), (weights, weights_killed)):
     jax.tree.map(np.testing.assert_array_equal, one, other)
-  assert not list((tmp_path / "killed" / "weights").glob("*.tmp"))

@@ -15,6 +15,7 @@ def _output(number, **changes):
   fields = {
     "loss": np.float32(number),
     "gradient_norm": np.float32(2 * number),
+    "parameter_norm": np.float32(3 * number),
     "indices": np.arange(4),
     "labels": np.arange(4) % 2,
     "natural_correct": np.array([True, True, True, False]),
@@ -45,7 +46,7 @@ def test_epoch_means_weigh_rows_by_their_steps():
 
 
 @pytest.mark.parametrize(
-  "field", ["loss", "gradient_norm", "natural_weights", "adversarial_weights", "vulnerabilities"]
+  "field", ["loss", "gradient_norm", "parameter_norm", "natural_weights", "adversarial_weights", "vulnerabilities"]
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_the_first_step_that_is_not_finite_is_named(field, value):
