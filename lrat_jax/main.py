@@ -1,6 +1,6 @@
 """Trains a robust classifier and judges it.
 
-  python -m lrat_jax.main --config=configs/lrat.py                 digits, about a minute on a laptop
+  python -m lrat_jax.main --config=configs/lrat.py                 digits, a minute on a laptop
   python -m lrat_jax.main --config=configs/lrat.py:cifar10         another data set, model, schedule
   python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw  two variants in every pair
   python -m lrat_jax.main --config=configs/at.py --config.seed=1   any field of the configuration
