@@ -175,7 +175,7 @@ def test_no_gradient_flows_through_any_weight():
     ]
     # Straight from a live array too, so that the stop is in each function and not only in vulnerability.
     direct = reweighting.local_weights(logits, total=1.0, minimum_natural=0.05, slope=5.0, bias=0.0)
-    return sum(jnp.sum(jnp.square(w)) for w in (natural, adversarial, *across, *direct))
+    return sum(jnp.sum(jnp.square(w)) for w in (scores, natural, adversarial, *across, *direct))
 
   np.testing.assert_array_equal(jax.grad(total)(jax.random.normal(jax.random.key(0), (3, 4))), 0.0)
 
