@@ -69,6 +69,22 @@ def test_a_perfect_model_is_robust_at_epsilon_0():
   assert summary["clean"] == 1.0 and summary["robust"] == {"pgd": 1.0, "strong": 0.0} and summary["worst_case"] == 0.0
 
 
+def test_an_attack_cannot_make_a_wrong_image_count_as_robust(model, variables):
+  class Backwards:
+    """The same answers with the gradient turned round, so that attacks help the model."""
+
+    def apply(self, variables, images, train=False):
+      logits = model.apply(variables, images, train=train)
+      return 2 * jax.lax.stop_gradient(logits) - logits
+
+  suite = {"helpful": SUITE["pgd"] | {"epsilon": "1", "step_size": "0.2"}}
+  mesh = sharding.make_mesh(1)
+  summary, per_example = evaluate.run_suite(Backwards(), variables, SPLIT, suite, batch_size=20, mesh=mesh, seed=0)
+  helped = (per_example["vulnerability/helpful"] < 0) & ~per_example["clean_correct"]
+  assert helped.any() and not per_example["robust/helpful"][helped].any()
+  assert summary["robust"]["helpful"] <= summary["clean"]
+
+
 def test_results_are_strict_json_and_arrays(tmp_path, results):
   evaluate.write_results(tmp_path, results[0], results[1])
   assert json.loads((tmp_path / "results.json").read_text()) == results[0]

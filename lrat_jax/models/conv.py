@@ -52,10 +52,6 @@ def conv2d(x: Array, kernel: Array, strides: tuple[int, int], padding: tuple[tup
   """
   if jax.default_backend() != "cpu":
     return _plain(x, kernel, strides, padding)
-  # The rule below returns gradients that vary over the mesh as x does; this makes the kernel vary too.
-  missing = tuple(jax.typeof(x).manual_axis_type.varying - jax.typeof(kernel).manual_axis_type.varying)
-  if missing:
-    kernel = lax.pcast(kernel, missing, to="varying")
   return _conv_cpu(x, kernel, strides, padding)
 
 
