@@ -88,7 +88,8 @@ def plot_weight_distributions(recorded: Sequence[tuple[int, dict[str, np.ndarray
     recorded: of `weight_epochs`; one epoch or more.
     name: the run's, for the title.
   """
-  figure, axes = _figure(f"{name}: weights and vulnerability of sampled training instances", 3, 2, 3.2)
+  title = f"{name}: sampled training instances (lines: medians; bands: the middle 50 % and 90 %)"
+  figure, axes = _figure(title, 3, 2, 3.2)
   epochs = [epoch + 1 for epoch, _ in recorded]
   variants = [str(v) for v in recorded[-1][1]["variants"]]
   local = {"natural": [arrays["natural_weights"] for _, arrays in recorded]} | {
@@ -108,7 +109,10 @@ def plot_weight_distributions(recorded: Sequence[tuple[int, dict[str, np.ndarray
       colour = colours[index % len(colours)]
       _band(axes[0, column], epochs, values, colour, label)
       axes[1, column].hist(values[-1], bins, color=colour, alpha=0.55, label=label)
+    if column < 2:
+      axes[0, column].set_ylim(bottom=0)
     axes[0, column].set(title=title, xlabel="epoch")
+    axes[1, column].locator_params(axis="x", nbins=6)
     axes[1, column].set(title=f"epoch {epochs[-1]}", xlabel=title.split(" (")[0], ylabel="instances")
     axes[0, column].legend(frameon=False, loc="best")
   return figure
