@@ -2,8 +2,9 @@
 
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -99,24 +100,24 @@ class _Loop:
     size = min(config.train.weights_sample, len(indices))
     self._weights = metrics.WeightRecord(self._workdir / "weights", indices, size, names, self.step)
     with metrics.MetricWriter(self._workdir, self.step) as self._writer, self._progress_bar() as bar:
-      task = bar.add_task("", total=experiment.total_steps, completed=self.step, rate="compiling", epoch=0)
+      task = bar.add_task("", total=experiment.total_steps, completed=self.step, rate="compiling", epoch="")
       while self.step < experiment.total_steps:
         epoch = self.step // experiment.steps_per_epoch
-        self._run_epoch(epoch, lambda **fields: bar.update(task, **fields))
+        bar.update(task, epoch=f"{epoch + 1}/{config.train.epochs}")
+        self._run_epoch(epoch, lambda rate: bar.update(task, completed=self.step, rate=rate))
 
   def _progress_bar(self) -> Progress:
     return Progress(
       TextColumn("epoch {task.fields[epoch]}"),
-      BarColumn(),
+      BarColumn(bar_width=10),
       TextColumn("step {task.completed}/{task.total}"),
-      TextColumn("{task.fields[rate]}"),
-      TextColumn("left"),
       TimeRemainingColumn(),
+      TextColumn("left  {task.fields[rate]}"),
       console=self._console,
       transient=True,
     )
 
-  def _run_epoch(self, epoch: int, show: Any) -> None:
+  def _run_epoch(self, epoch: int, show: Callable[[str], None]) -> None:
     config, experiment = self._config, self._experiment
     phase = train_step.phase_at(config, epoch)
     take_step = self._compiled(phase)
@@ -130,8 +131,7 @@ class _Loop:
       self.step += 1
       due_to_save = self.step % config.train.checkpoint_every == 0 and self.step < end
       if self.step % config.train.log_every == 0 or due_to_save or self.step == end:
-        rate = self._log(epoch)
-        show(completed=self.step, epoch=f"{epoch + 1}/{config.train.epochs}", rate=rate)
+        show(self._log(epoch))
       if due_to_save:
         self._save(None)
     training_seconds = time.perf_counter() - start_time

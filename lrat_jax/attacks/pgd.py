@@ -81,6 +81,28 @@ def _start(kind: str, keys: Array, images: Array, epsilon, norm: threat_model.No
   return threat_model.project(images + noise.astype(images.dtype), images, epsilon, norm)
 
 
+def _best_run(
+  run: Callable[[Array], AttackResult], score: Callable[[AttackResult], Array], keys: Array, num_restarts: int
+) -> AttackResult:
+  """Of `num_restarts` runs from fresh keys, the one with the highest score [batch] for each image."""
+
+  def restart(index, carry):
+    best, best_score = carry
+    result = run(jax.vmap(lambda key: jax.random.fold_in(key, index))(keys))
+    new_score = score(result)
+    better = new_score > best_score
+    best = AttackResult(
+      jnp.where(better[:, None, None, None], result.images, best.images),
+      jnp.where(better, result.surviving_steps, best.surviving_steps),
+    )
+    return best, jnp.maximum(best_score, new_score)
+
+  first = run(keys)
+  if num_restarts == 1:  # nothing to compare, so no forward for a score
+    return first
+  return jax.lax.fori_loop(1, num_restarts, restart, (first, score(first)))[0]
+
+
 def pgd(
   keys: Array,
   logits_fn: LogitsFn,
@@ -142,9 +164,8 @@ def pgd(
 
   def run(run_keys) -> AttackResult:
     start = _start(random_start, run_keys, images, epsilon, ball)
-    survived = 0 * labels.astype(
-      jnp.int32
-    )  # from labels: under shard_map a carry must vary over devices from the start
+    # From the labels, not from a constant: under shard_map a carry must vary over devices from the start.
+    survived = 0 * labels.astype(jnp.int32)
     return AttackResult(*jax.lax.fori_loop(0, num_steps, ascend, (start, survived)))
 
   def score(result: AttackResult) -> Array:
@@ -152,21 +173,7 @@ def pgd(
     fooled = jnp.argmax(logits, axis=-1) != labels
     return jnp.where(fooled, jnp.inf, surrogate(logits))
 
-  def restart(index, carry):
-    best, best_score = carry
-    result = run(jax.vmap(lambda key: jax.random.fold_in(key, index))(keys))
-    new_score = score(result)
-    better = new_score > best_score
-    best = AttackResult(
-      jnp.where(better[:, None, None, None], result.images, best.images),
-      jnp.where(better, result.surviving_steps, best.surviving_steps),
-    )
-    return best, jnp.maximum(best_score, new_score)
-
-  result = run(keys)
-  if num_restarts > 1:
-    result, _ = jax.lax.fori_loop(1, num_restarts, restart, (result, score(result)))
-  return jax.lax.stop_gradient(result)
+  return jax.lax.stop_gradient(_best_run(run, score, keys, num_restarts))
 
 
 def fgsm(
