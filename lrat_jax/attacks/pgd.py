@@ -69,6 +69,13 @@ def _check_budget(epsilon, step_size, num_steps, num_restarts, norm, image_shape
       raise ValueError(f"{name}={value!r} must be an integer of {least} or more.")
 
 
+def _check_start(random_start: str, loss: str) -> None:
+  if random_start not in RANDOM_STARTS:
+    raise ValueError(f"random_start={random_start!r} is unknown; choose from {list(RANDOM_STARTS)}.")
+  if loss == "kl" and random_start == "none":
+    raise ValueError("loss='kl' has no gradient at the clean image; use random_start='gaussian' or 'uniform'.")
+
+
 def _start(kind: str, keys: Array, images: Array, epsilon, norm: threat_model.Norm) -> Array:
   """The first iterate x^0, inside the ball."""
   if kind == "none":
@@ -144,10 +151,7 @@ def pgd(
   """
   check_batch(images, labels)
   _check_budget(epsilon, step_size, num_steps, num_restarts, norm, images.shape[1:])
-  if random_start not in RANDOM_STARTS:
-    raise ValueError(f"random_start={random_start!r} is unknown; choose from {list(RANDOM_STARTS)}.")
-  if loss == "kl" and random_start == "none":
-    raise ValueError("loss='kl' has no gradient at the clean image; use random_start='gaussian' or 'uniform'.")
+  _check_start(random_start, loss)
   ball = threat_model.get_norm(norm)
   keys = per_image_keys(keys, images)
   surrogate = losses.surrogate(loss, logits_fn, images, labels)
