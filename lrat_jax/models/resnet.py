@@ -7,11 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.conv import Conv
-
-# PyTorch's batch norm in the terms of Flax: momentum 0.1 there is 0.9 here, epsilon is the same.
-BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
-
+from lrat_jax.models.conv import ConvNorm
 
 class BasicBlock(nn.Module):
   """Two 3x3 convolutions and a shortcut, activation after the addition."""
@@ -23,13 +19,11 @@ class BasicBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
-    conv = functools.partial(Conv, dtype=self.dtype)
-    strides = (self.stride, self.stride)
-    y = nn.relu(norm()(conv(self.features, (3, 3), strides, padding=1)(x)))
-    y = norm()(conv(self.features, (3, 3), padding=1)(y))
+    layer = functools.partial(ConvNorm, self.features, dtype=self.dtype, axis_name=self.axis_name)
+    y = nn.relu(layer(stride=self.stride)(x, train))
+    y = layer()(y, train)
     if self.stride != 1 or x.shape[-1] != self.features:
-      x = norm()(conv(self.features, (1, 1), strides, padding=0)(x))
+      x = layer(size=1, stride=self.stride)(x, train)
     return nn.relu(x + y)
 
 
@@ -44,8 +38,7 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
-    norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
-    x = nn.relu(norm(Conv(self.width, (3, 3), padding=1, dtype=self.dtype)(images)))
+    x = nn.relu(ConvNorm(self.width, dtype=self.dtype, axis_name=self.axis_name)(images, train))
     for stage, num_blocks in enumerate(self.blocks):
       for block in range(num_blocks):
         stride = 2 if stage > 0 and block == 0 else 1

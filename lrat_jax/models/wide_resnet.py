@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.conv import Conv
-from lrat_jax.models.resnet import BatchNorm
+from lrat_jax.models.conv import BatchNorm, Conv, ConvNorm
 
 
 class PreActivationBlock(nn.Module):
@@ -22,14 +21,13 @@ class PreActivationBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    norm = functools.partial(BatchNorm, use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
+    norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
     conv = functools.partial(Conv, dtype=self.dtype)
-    strides = (self.stride, self.stride)
-    activated = nn.relu(norm()(x))
-    y = nn.relu(norm()(conv(self.features, (3, 3), strides, padding=1)(activated)))
-    y = conv(self.features, (3, 3), padding=1)(y)
+    activated = nn.relu(norm(x))
+    layer = ConvNorm(self.features, stride=self.stride, dtype=self.dtype, axis_name=self.axis_name)
+    y = conv(self.features, (3, 3), padding=1)(nn.relu(layer(activated, train)))
     if x.shape[-1] != self.features:
-      x = conv(self.features, (1, 1), strides, padding=0)(activated)
+      x = conv(self.features, (1, 1), (self.stride, self.stride), padding=0)(activated)
     return x + y
 
 
