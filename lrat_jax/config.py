@@ -15,6 +15,7 @@ def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padd
     source=source,  # digits | tfds:NAME | npz:PATH | idx:DIR
     data_dir="",  # where TFDS keeps its data sets; empty is TFDS's own default
     batch_size=batch_size,  # of all devices and hosts together
+    placement="auto",  # auto | device | host: where training images wait; auto is the device if they fit in a quarter
     validation_size=validation_size,  # images held out of the training split
     crop_padding=crop_padding,  # random crops after padding by so many pixels; 0 is off
     flip=flip,  # random horizontal flips
@@ -24,7 +25,7 @@ def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padd
 def _model(name: str, mean: tuple[float, ...], std: tuple[float, ...]):
   return dict(
     name=name,  # cnn | cnn_WIDTH | resnet18 | resnet18_WIDTH | wide_resnet_DEPTH_WIDTH
-    dtype="float32",  # what the network computes in; bfloat16 on accelerators
+    dtype="auto",  # auto | float32 | bfloat16: what the network computes in; auto is float32 on CPU, else bfloat16
     mean=mean,
     std=std,
   )
@@ -151,6 +152,7 @@ def default(method: str, arg: str | None = None) -> ConfigDict:
     dict(
       name="_".join([method, preset_name, *attack_names]),
       seed=0,
+      compilation_cache="auto",  # auto | off | DIR: where compiled programs are kept; auto is beside the workdir
       data=preset["data"],
       model=preset["model"],
       optimizer=preset["optimizer"],

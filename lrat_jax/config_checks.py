@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lrat_jax import attacks, models, objectives, optim, reweighting
+from lrat_jax import attacks, data, models, objectives, optim, reweighting
 
 
 class ConfigError(ValueError):
@@ -58,6 +58,7 @@ def check(config: ConfigDict) -> None:
   _choice(config, "local_weights.kind", reweighting.LOCAL_KINDS)
   _choice(config, "global_weights.kind", reweighting.GLOBAL_KINDS)
   _choice(config, "optimizer.schedule", optim.SCHEDULES)
+  _choice(config, "data.placement", data.PLACEMENTS)
   _choice(config, "train.attack_mode", ("eval", "train"))
   _range(config, "seed", 0, 2**32 - 1)
   for path in ("data.batch_size", "eval.batch_size", "train.epochs", "train.log_every", "train.checkpoint_every"):
@@ -79,8 +80,9 @@ def check(config: ConfigDict) -> None:
   _range(config, "local_weights.minimum_natural", 0, config.local_weights.total)
   for path in ("local_weights", "global_weights.gairat", "global_weights.mail"):
     _range(config, f"{path}.slope", 0)
+  _choice(config, "model.dtype", ("auto", *models.DTYPES))
   try:
-    models.create(config.model.name, 2, dtype=config.model.dtype, mean=config.model.mean, std=config.model.std)
+    models.create(config.model.name, 2, mean=config.model.mean, std=config.model.std)
   except ValueError as error:
     raise ConfigError(f"config.model.{error}") from None
   if "clean" in config.eval.suite:

@@ -15,10 +15,12 @@ Exit codes: 0 done, 2 bad input, 3 a metric was not finite.
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -28,8 +30,8 @@ from lrat_jax.config_checks import ConfigError
 
 BAD_INPUT, NOT_FINITE = 2, 3
 
-# Where the same run may go on with another value: what is judged, and where this machine keeps its data.
-_FREE_FIELDS = ("eval", "data.data_dir")
+# Where the same run may go on with another value: what is judged, and where this machine keeps things.
+_FREE_FIELDS = ("eval", "data.data_dir", "data.placement", "compilation_cache")
 
 
 def _pinned(config: dict) -> dict:
@@ -62,10 +64,19 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     )
 
 
+def _keep_compiled(where: str, workdir: Path) -> None:
+  """Keeps compiled programs in a folder, beside the workdir unless told otherwise; the environment's word stands."""
+  if where == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return
+  folder = workdir.parent / "compilation_cache" if where == "auto" else Path(where)
+  jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+
+
 def _prepare(config: ConfigDict, workdir: Path) -> train.Experiment:
   """Checks everything that can be wrong, then builds; nothing is written before."""
   config_checks.check(config)
   check_workdir(workdir, config)
+  _keep_compiled(config.compilation_cache, workdir)
   sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size)
   mesh = sharding.make_mesh()
   config_checks.check_for_devices(config, mesh.size)

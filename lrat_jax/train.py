@@ -36,12 +36,19 @@ class Experiment(NamedTuple):
     return sharding.replicate(self.mesh, state)
 
 
+def _compute_type(dtype: str, mesh: Mesh) -> str:
+  """What the network computes in: "auto" is bfloat16 on accelerators, float32 on CPU."""
+  if dtype != "auto":
+    return dtype
+  return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+
+
 def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
   """Model, optimiser and lengths for a checked configuration."""
   model = models.create(
     config.model.name,
     dataset.num_classes,
-    dtype=config.model.dtype,
+    dtype=_compute_type(config.model.dtype, mesh),
     mean=config.model.mean,
     std=config.model.std,
     axis_name=sharding.AXIS,
@@ -76,7 +83,8 @@ class _Loop:
     self._experiment, self._config = experiment, experiment.config
     self._saved, self._console = saved, console
     self._validate = _Validator(experiment)
-    self._batches = data.train_batches(experiment.dataset.train, self._config.data.batch_size, self._config.seed)
+    place = data.placer(experiment.dataset.train, experiment.mesh, self._config.data.placement)
+    self._batches = data.train_batches(experiment.dataset.train, self._config.data.batch_size, self._config.seed, place)
     self.state = experiment.initial_state()
     self.step = saved.latest_step() or 0
     self.finished = False
@@ -125,8 +133,7 @@ class _Loop:
     start_time, start_step = time.perf_counter(), self.step
     self._row_start = time.perf_counter()
     while self.step < end:
-      batch = sharding.shard_batch(experiment.mesh, next(self._batches))
-      self.state, output = take_step(self.state, batch)
+      self.state, output = take_step(self.state, next(self._batches))
       self._pending.append(output)
       self.step += 1
       due_to_save = self.step % config.train.checkpoint_every == 0 and self.step < end

@@ -1,16 +1,19 @@
 """Images and labels: sources, batches, augmentation."""
 
 from lrat_jax.data.augment import augment, to_float
+from lrat_jax.data.feed import PLACEMENTS, placer
 from lrat_jax.data.loader import eval_batches, steps_per_epoch, train_batches
 from lrat_jax.data.sources import DataError, Dataset, Split, load
 
 __all__ = [
+  "PLACEMENTS",
   "DataError",
   "Dataset",
   "Split",
   "augment",
   "eval_batches",
   "load",
+  "placer",
   "steps_per_epoch",
   "to_float",
   "train_batches",

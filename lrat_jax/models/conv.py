@@ -104,9 +104,9 @@ BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 class ConvNorm(nn.Module):
   """A square convolution without bias, padded to keep the size that its stride leaves, and batch norm after it.
 
-  With running averages (`train` False) batch norm is affine per channel and goes into the kernel and a bias: exact up to
-  rounding, and one pass over the images less on every device. The folded kernel depends on no image, so XLA computes it
-  once, before an attack's loop.
+  With running averages (`train` False) batch norm is affine per channel and goes into the kernel and a bias: exact up
+  to rounding, and one pass over the images less on every device. The folded kernel depends on no image, so XLA
+  computes it once, before an attack's loop.
   """
 
   features: int

@@ -9,6 +9,7 @@ from jax import Array
 
 from lrat_jax.models.conv import ConvNorm
 
+
 class BasicBlock(nn.Module):
   """Two 3x3 convolutions and a shortcut, activation after the addition."""
 

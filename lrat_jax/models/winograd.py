@@ -1,9 +1,9 @@
 """3x3 convolutions of stride 1 by Winograd's minimal filtering, with gradients of the same cost, for CPU.
 
-A convolution that makes m x m outputs from a tile of (m + 2) x (m + 2) inputs needs (m + 2)^2 products instead of 9 m^2:
-4 times fewer for m = 4, 2.25 for m = 2 (Lavin & Gray, arXiv:1509.09308). Both axes of the tiles are transformed by small
-constant matrices, additions mostly, and the products are one matrix product over channels for each of the (m + 2)^2
-positions. XLA:CPU runs those at full speed inside loops too, where it has no fast convolution for gradients.
+A convolution that makes m x m outputs from a tile of (m + 2) x (m + 2) inputs needs (m + 2)^2 products instead of
+9 m^2: 4 times fewer for m = 4, 2.25 for m = 2 (Lavin & Gray, arXiv:1509.09308). Both axes of the tiles are transformed
+by small constant matrices, additions mostly, and the products are one matrix product over channels for each of the
+(m + 2)^2 positions. XLA:CPU runs those at full speed inside loops too, where it has no fast convolution for gradients.
 """
 
 import functools
@@ -19,7 +19,7 @@ _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 1.0, -1.0, 0.5, -2.0)}
 
 
 class _Tiling(NamedTuple):
-  """One axis: `count` tiles of `outputs` outputs cover it. Matrices: `data` [p, p], `kernel` [p, 3], `result` [m, p]."""
+  """One axis: `count` tiles of `outputs` outputs; matrices `data` [p, p], `kernel` [p, 3], `result` [outputs, p]."""
 
   outputs: int
   count: int
@@ -65,7 +65,7 @@ def interleave(parts, axis: int) -> Array:
 
 
 def _gather(positions: Array, axis: int, matrix: np.ndarray, step: int) -> Array:
-  """The transpose of `_spread`: tiles [p, ..., count, ...] to an axis, summed where they overlap by less than a tile."""
+  """The transpose of `_spread`: tiles [p, ..., count, ...] to an axis, summed where neighbours overlap."""
   columns = [_combine(coefficients, positions) for coefficients in matrix.T]
   own, next_tile = columns[:step], columns[step:]
   if not next_tile:
