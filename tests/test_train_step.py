@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from lrat_jax import attacks, reweighting, sharding, train_step
+from benchmarks import hlo
+from lrat_jax import attacks, data, reweighting, sharding, train_step
 from tests.helpers import make_config, make_experiment, to_numpy
 
 LOCAL = train_step.Phase(weighs_inside=True, weighs_across=False)
@@ -179,27 +180,31 @@ def test_phases_begin_after_their_share_of_the_epochs():
   assert train_step.phase_at(make_config(local_weights__begin=0.0, global_weights__begin=0.0), 0) == PLAIN
 
 
-def _computations(hlo):
-  """Name -> body of every computation in the text of a compiled module."""
-  return dict(re.findall(r"^(?:ENTRY )?(%?[\w.\-]+) [^\n]*\{\n(.*?)^\}", hlo, re.MULTILINE | re.DOTALL))
-
-
-def _reachable(computations, name):
-  seen, todo = set(), [name]
-  while todo:
-    if (current := todo.pop()) in computations and current not in seen:
-      seen.add(current)
-      todo += re.findall(r"%[\w.\-]+", computations[current])
-  return "".join(computations[name] for name in seen)
-
-
 @pytest.mark.parametrize("model", ["cnn_2", "wide_resnet_10_1"])
 def test_the_compiled_attack_loop_holds_no_collective(model):
   experiment = make_experiment(make_config(**FIELDS | {"model__name": model}), num_devices=2)
-  hlo = _step(experiment, BOTH).lower(experiment.initial_state(), _batch(experiment, 0)).compile().as_text()
-  computations = _computations(hlo)
-  loops = re.findall(r"while\([^\n]*body=(%?[\w.\-]+)", hlo)
-  bodies = [_reachable(computations, loop) for loop in loops]
-  collective = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
-  assert any("convolution" in body or "conv" in body for body in bodies)  # the attack's loop is among them
-  assert collective.search(hlo) and not any(collective.search(body) for body in bodies)
+  text = _step(experiment, BOTH).lower(experiment.initial_state(), _batch(experiment, 0)).compile().as_text()
+  bodies = hlo.loop_bodies(text)
+  assert any("conv" in body for body in bodies)  # the attack's loop is among them
+  assert hlo.collectives(text) and not any(hlo.collectives(body) for body in bodies)
+
+
+def test_what_depends_on_the_model_alone_is_taken_out_of_the_attacks_loop():
+  experiment = make_experiment(make_config(**FIELDS | {"model__name": "resnet18_32"}), shape=(8, 8, 3))
+  arguments = experiment.initial_state(), _batch(experiment, 0)
+  attack_loop = max(hlo.loop_bodies(_step(experiment, LOCAL).lower(*arguments).compile().as_text()), key=len)
+  # The square root is the folded batch norm's; a 3x3 kernel has 9 rows where it is transformed.
+  assert "rsqrt" not in attack_loop
+  assert not re.search(r"dot\(.*\[9,", attack_loop)
+
+
+def test_a_step_needs_no_transfer_beyond_its_batch():
+  experiment = make_experiment(make_config(**FIELDS), num_devices=2)
+  for placement in ("device", "host"):
+    place = data.placer(experiment.dataset.train, experiment.mesh, placement)
+    batches = data.train_batches(experiment.dataset.train, 16, 0, place)
+    step, state = _step(experiment, BOTH), experiment.initial_state()
+    with jax.transfer_guard("disallow"):
+      for _ in range(3):
+        state, output = step(state, next(batches))
+    assert np.isfinite(sharding.fetch(output.loss))

@@ -1,4 +1,6 @@
-"""The convolution's own gradients equal those of the plain layer, whatever its stride, padding and size."""
+"""Convolutions equal the plain layer in values and gradients, folded batch norm included, and compute no more."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,8 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from lrat_jax import sharding
-from lrat_jax.models import conv
+from lrat_jax import attacks, models, sharding
+from lrat_jax.models import conv, winograd
 
 
 def _plain(x, kernel, stride, padding):
@@ -30,6 +32,63 @@ def test_values_and_gradients_equal_the_plain_layers(size, kernel_size, padding,
   cotangent = jax.random.normal(jax.random.key(2), out.shape)
   for gradient, expected_gradient in zip(pull(cotangent), pull_expected(cotangent), strict=True):
     np.testing.assert_allclose(gradient, expected_gradient, atol=2e-4)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (4, 4), (5, 8), (7, 14), (16, 9)])
+def test_winograds_values_and_gradients_equal_the_plain_layers(size):
+  x = jax.random.normal(jax.random.key(0), (2, *size, 32))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 32, 40)) / 17  # outputs of about 1
+  out, pull = jax.vjp(winograd.conv3x3, x, kernel)
+  expected, pull_expected = jax.vjp(lambda x, k: _plain(x, k, 1, 1), x, kernel)
+  np.testing.assert_allclose(out, expected, atol=3e-4)
+  cotangent = jax.random.normal(jax.random.key(2), out.shape)
+  for gradient, expected_gradient in zip(pull(cotangent), pull_expected(cotangent), strict=True):
+    np.testing.assert_allclose(gradient, expected_gradient, atol=3e-5 * float(jnp.abs(expected_gradient).max()))
+
+
+def test_layers_of_many_channels_go_through_winograd():
+  x, kernel = jnp.zeros((1, 16, 16, 32)), jnp.zeros((3, 3, 32, 32))
+  text = jax.jit(conv.conv2d).lower(x, kernel).as_text()
+  assert "convolution" not in text and "tensor<36x16x32xf32>" in text  # 36 products for 16 outputs, 144 otherwise
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2)])
+def test_a_folded_batch_norm_equals_the_layers_one_after_the_other(size, stride):
+  x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+  layer = conv.ConvNorm(5, size=size, stride=stride)
+  variables = layer.init(jax.random.key(1), x, train=False)
+  spread = lambda path, leaf: leaf + jax.random.uniform(jax.random.key(len(str(path))), leaf.shape)
+  variables = jax.tree_util.tree_map_with_path(spread, variables)
+  parameters, stats = variables["params"], variables["batch_stats"]
+  plain = _plain(x, parameters["Conv_0"]["kernel"], stride, size // 2)
+  norm = conv.BatchNorm(use_running_average=True)
+  expected = norm.apply({"params": parameters["BatchNorm_0"], "batch_stats": stats["BatchNorm_0"]}, plain)
+  np.testing.assert_allclose(layer.apply(variables, x, train=False), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "convolutions"), [("cnn_4", 4), ("resnet18_4", 20), ("wide_resnet_10_1", 9)])
+def test_on_accelerators_the_attack_takes_no_parameter_gradient(monkeypatch, name, convolutions):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  model, images = models.create(name, 5), jnp.zeros((2, 8, 8, 3))
+  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+  def attack(variables, images):
+    logits_fn = functools.partial(model.apply, variables)
+    return attacks.pgd(
+      jax.random.key(0), logits_fn, images, jnp.zeros(2, jnp.int32), epsilon=0.1, step_size=0.1, num_steps=3
+    )
+
+  text = str(jax.make_jaxpr(attack)(variables, images))
+  # One forward and one input gradient of each, in the one loop.
+  assert text.count("= conv_general_dilated[") == 2 * convolutions
+
+
+def test_on_cpu_the_compiled_input_gradient_holds_no_kernel_gradient():
+  x, kernel, cotangent = jnp.zeros((2, 8, 8, 32)), jnp.zeros((3, 3, 32, 32)), jnp.zeros((2, 8, 8, 32))
+  of_x = jax.jit(lambda x, kernel, g: jax.vjp(lambda x: conv.conv2d(x, kernel), x)[1](g))
+  of_both = jax.jit(lambda x, kernel, g: jax.vjp(conv.conv2d, x, kernel)[1](g))
+  flops = [f.lower(x, kernel, cotangent).compile().cost_analysis()["flops"] for f in (of_x, of_both)]
+  assert flops[0] < 0.7 * flops[1]
 
 
 def test_the_kernels_gradient_is_summed_over_devices():

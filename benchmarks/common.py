@@ -1,0 +1,131 @@
+"""Shared by the benchmarks: sides timed in turn, medians, one table and one JSON file."""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lrat_jax import config as config_lib
+from lrat_jax import data, models, sharding, train, train_step
+
+# Image shape and global batch of the networks that the figures are quoted for.
+SETTINGS = {"cnn": ((28, 28, 1), 128), "resnet18": ((32, 32, 3), 64), "wide_resnet_34_10": ((32, 32, 3), 64)}
+NUM_CLASSES = 10
+LEARNING_RATE = 0.01
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+  """The options that all benchmarks take."""
+  options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+  options.add_argument("--rounds", type=int, default=5, help="timed rounds of each side; the median counts")
+  options.add_argument("--output", type=Path, help="a JSON file for the table")
+  return options
+
+
+def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+  """Median seconds of each side, once each in turn for so many rounds, after one round that does not count."""
+  seconds: dict[str, list[float]] = {name: [] for name in sides}
+  for round_ in range(rounds + 1):
+    for name, side in sides.items():
+      start = time.perf_counter()
+      jax.block_until_ready(side())
+      if round_ > 0:
+        seconds[name].append(time.perf_counter() - start)
+  return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def classifier(name: str, mesh, batch_size: int | None = None, dtype: str = "float32"):
+  """(model, variables, images, labels, keys) on a mesh: random weights with a spread batch norm, random images."""
+  shape, default_batch = SETTINGS[name]
+  batch = batch_size or default_batch
+  model = models.create(name, NUM_CLASSES, dtype=dtype, axis_name=sharding.AXIS)
+  images = jax.random.uniform(jax.random.key(1), (batch, *shape))
+  variables = {"batch_stats": {}} | jax.jit(model.init)(jax.random.key(0), images[:1])
+  rows = {"images": images, "labels": jnp.arange(batch, dtype=jnp.int32) % NUM_CLASSES}
+  keys = jax.device_put(jax.random.split(jax.random.key(2), batch), jax.sharding.NamedSharding(mesh, sharding.BATCHED))
+  rows = sharding.shard_batch(mesh, jax.tree.map(np.asarray, rows))
+  return model, sharding.replicate(mesh, variables), rows["images"], rows["labels"], keys
+
+
+def over_devices(function: Callable[..., Any], mesh, num_batched: int) -> Callable[..., Any]:
+  """`function(variables, *batched)` jitted, the batched arguments and the result split over the mesh."""
+  specs = (sharding.REPLICATED, *[sharding.BATCHED] * num_batched)
+  return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=sharding.BATCHED))
+
+
+def lrat_experiment(name: str, mesh) -> train.Experiment:
+  """LRAT with the CIFAR-10 preset's attack for one of the networks, on images of random pixels."""
+  shape, batch = SETTINGS[name]
+  config = config_lib.default("lrat", "cifar10")
+  config.update_from_flattened_dict(
+    {
+      "model.name": name,
+      "model.mean": (0.0,),
+      "model.std": (1.0,),
+      "data.batch_size": batch,
+      "data.flip": False,
+      "data.crop_padding": 0,
+      "local_weights.kind": "lrat",
+      "optimizer.schedule": "constant",
+      "optimizer.learning_rate": LEARNING_RATE,
+    }
+  )
+  images = np.random.default_rng(0).uniform(size=(2 * batch, *shape)).astype(np.float32)
+  labels = (np.arange(2 * batch) % NUM_CLASSES).astype(np.int32)
+  split = data.Split(images, labels, np.arange(2 * batch, dtype=np.int32))
+  return train.build(config, data.Dataset(split, split, split, NUM_CLASSES), mesh)
+
+
+def lrat_step(experiment: train.Experiment):
+  """The compiled step, a call that takes one step, the variables at the start, and the batch on the devices."""
+  phase = train_step.Phase(weighs_inside=True, weighs_across=False)
+  step = train_step.make_train_step(
+    experiment.config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh, phase
+  )
+  state = experiment.initial_state()
+  batch = experiment.dataset.train.take(np.arange(experiment.config.data.batch_size))
+  batch = sharding.shard_batch(experiment.mesh, batch._asdict())
+  variables = sharding.replicate(experiment.mesh, jax.tree.map(np.asarray, state.variables))
+  compiled = step.lower(state, batch).compile()
+  current = [state]
+
+  def take():
+    current[0], output = compiled(current[0], batch)
+    return output.loss, current[0]
+
+  return compiled, take, variables, batch
+
+
+def report(title: str, rows: Sequence[Mapping[str, Any]], output: Path | None) -> None:
+  """Prints the rows as a table, and writes them with what they were measured on."""
+  table = Table(title=title, title_justify="left")
+  columns = list(dict.fromkeys(column for row in rows for column in row))
+  for column in columns:
+    table.add_column(column, justify="right")
+  for row in rows:
+    values = (row.get(column, "") for column in columns)
+    table.add_row(*(f"{value:,.3g}" if isinstance(value, float) and value < 100 else _text(value) for value in values))
+  Console().print(table)
+  if output:
+    machine = {
+      "device": jax.devices()[0].device_kind,
+      "num_devices": jax.device_count(),
+      "jax": jax.__version__,
+      "python": platform.python_version(),
+      "processor": platform.processor() or platform.machine(),
+    }
+    output.write_text(json.dumps({"title": title, "machine": machine, "rows": rows}, indent=2) + "\n")
+
+
+def _text(value: Any) -> str:
+  return f"{value:,.0f}" if isinstance(value, float) else str(value)

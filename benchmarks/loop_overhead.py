@@ -1,0 +1,62 @@
+"""What the attack loop costs beside its gradients: K steps over K bare jitted input gradients; compile time and memory.
+
+python -m benchmarks.loop_overhead --models cnn resnet18 --output loop_overhead.json
+"""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import common
+from lrat_jax import attacks, sharding
+from lrat_jax.attacks import losses
+
+
+def _measure(name: str, mesh, num_steps: int, rounds: int) -> dict:
+  model, variables, images, labels, keys = common.classifier(name, mesh)
+
+  def gradient(variables, x, y):
+    return jax.grad(lambda x: jnp.sum(losses.cross_entropy(model.apply(variables, x), y)))(x)
+
+  def attack(variables, keys, x, y):
+    logits_fn = functools.partial(model.apply, variables)
+    return attacks.pgd(keys, logits_fn, x, y, epsilon=8 / 255, step_size=2 / 255, num_steps=num_steps).images
+
+  bare = common.over_devices(gradient, mesh, 2)
+  loop = common.over_devices(attack, mesh, 3)
+  start = time.perf_counter()
+  compiled = loop.lower(variables, keys, images, labels).compile()
+  compile_seconds = time.perf_counter() - start
+  memory = compiled.memory_analysis()
+  sides = {
+    "loop": lambda: loop(variables, keys, images, labels),
+    "bare": lambda: [bare(variables, images, labels) for _ in range(num_steps)],
+  }
+  seconds = common.alternate(sides, rounds)
+  return {
+    "model": name,
+    "batch": len(images),
+    "steps": num_steps,
+    "gradient ms": 1e3 * seconds["bare"] / num_steps,
+    "step ms": 1e3 * seconds["loop"] / num_steps,
+    "overhead": seconds["loop"] / seconds["bare"],
+    "compile s": compile_seconds,
+    "peak MiB a device": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20,
+  }
+
+
+def main() -> None:
+  options = common.parser(__doc__)
+  options.add_argument("--models", nargs="+", default=["cnn", "resnet18"], choices=list(common.SETTINGS))
+  options.add_argument("--num-steps", type=int, default=10)
+  arguments = options.parse_args()
+  sharding.use_cpu_cores(*(common.SETTINGS[name][1] for name in arguments.models))
+  mesh = sharding.make_mesh()
+  rows = [_measure(name, mesh, arguments.num_steps, arguments.rounds) for name in arguments.models]
+  common.report(f"The attack loop on {mesh.size} device(s)", rows, arguments.output)
+
+
+if __name__ == "__main__":
+  main()

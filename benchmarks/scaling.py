@@ -1,0 +1,40 @@
+"""The LRAT step over 1, 2, 4 and 8 devices: seconds at the same batch, and the collectives in the compiled program.
+
+    python -m benchmarks.scaling --output scaling.json
+
+On CPU the devices are virtual and share the cores: time falls until there is one device for each core, and past that it
+should stay flat. "in loops" counts the collectives that the attack's loop would run at every step.
+"""
+
+import jax
+
+from benchmarks import common, hlo
+from lrat_jax import sharding
+
+
+def _measure(name: str, num_devices: int, rounds: int) -> dict:
+  compiled, step, _, batch = common.lrat_step(common.lrat_experiment(name, sharding.make_mesh(num_devices)))
+  seconds = common.alternate({"step": step}, rounds)["step"]
+  text = compiled.as_text()
+  return {
+    "model": name,
+    "devices": num_devices,
+    "step ms": 1e3 * seconds,
+    "images/s": len(batch["labels"]) / seconds,
+    "collectives": hlo.collectives(text),
+    "in loops": sum(hlo.collectives(body) for body in hlo.loop_bodies(text)),
+  }
+
+
+def main() -> None:
+  options = common.parser(__doc__)
+  options.add_argument("--models", nargs="+", default=["cnn"], choices=list(common.SETTINGS)[:2])
+  options.add_argument("--devices", nargs="+", type=int, default=[1, 2, 4, 8])
+  arguments = options.parse_args()
+  jax.config.update("jax_num_cpu_devices", max(arguments.devices))
+  rows = [_measure(name, count, arguments.rounds) for name in arguments.models for count in arguments.devices]
+  common.report("One LRAT step over devices", rows, arguments.output)
+
+
+if __name__ == "__main__":
+  main()

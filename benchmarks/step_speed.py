@@ -1,0 +1,129 @@
+"""A train step: over the sum of its gradients, and beside the same LRAT step in PyTorch.
+
+    pip install -r benchmarks/requirements.txt
+    python -m benchmarks.step_speed --models cnn resnet18 --output step_speed.json
+
+One variant in the pair, PGD-10 in eval mode, one forward in train mode over natural and adversarial images, local
+weights, SGD with momentum and weight decay, on images of random pixels. "gradients": the attack's ten input gradients,
+each as it runs inside a loop, and the parameters' gradient over both images, from programs of their own.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks import common, torch_models
+from lrat_jax import attacks, sharding, train
+from lrat_jax.attacks import losses
+
+EPSILON, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 10
+SLOPE, BIAS, MINIMUM_NATURAL = 2.0, -0.2, 0.1
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+
+
+def _our_gradients(experiment: train.Experiment, variables, batch):
+  model, mesh = experiment.model, experiment.mesh
+  keys = jax.device_put(
+    jax.random.split(jax.random.key(0), len(batch["labels"])), jax.sharding.NamedSharding(mesh, sharding.BATCHED)
+  )
+
+  def attack(variables, keys, x, y):
+    logits_fn = functools.partial(model.apply, variables)
+    return attacks.pgd(
+      keys, logits_fn, x, y, epsilon=EPSILON, step_size=STEP_SIZE, num_steps=NUM_STEPS, random_start="none"
+    ).images
+
+  def of_parameters(variables, x, y):
+    variables = jax.lax.pcast(variables, sharding.AXIS, to="varying")
+
+    def loss(params):
+      inputs = jnp.concatenate([x, x])
+      logits = model.apply({**variables, "params": params}, inputs, train=True, mutable=["batch_stats"])[0]
+      return jnp.mean(losses.cross_entropy(logits, jnp.concatenate([y, y])))
+
+    return jax.tree.map(lambda gradient: gradient[None], jax.grad(loss)(variables["params"]))
+
+  attack = common.over_devices(attack, mesh, 3)
+  of_parameters = common.over_devices(of_parameters, mesh, 2)
+  return (
+    lambda: attack(variables, keys, batch["images"], batch["labels"]),
+    lambda: of_parameters(variables, batch["images"], batch["labels"]),
+  )
+
+
+def _torch_step(variables, batch):
+  """The same step in PyTorch as its users write it: channels_last, eager."""
+  model = torch_models.Classifier(variables).to(memory_format=torch.channels_last)
+  optimizer = torch.optim.SGD(model.parameters(), common.LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
+  images, labels = torch_models.to_torch(batch["images"]), torch.tensor(np.array(batch["labels"])).long()
+
+  def attack():
+    model.eval()
+    x = (images + torch.empty_like(images).uniform_(-EPSILON, EPSILON)).clamp(0, 1)
+    for _ in range(NUM_STEPS):
+      x.requires_grad_()
+      (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), labels, reduction="sum"), x)
+      x = x.detach() + STEP_SIZE * gradient.sign()
+      x = torch.min(torch.max(x, images - EPSILON), images + EPSILON).clamp(0, 1)
+    return x
+
+  def take():
+    adversarial = attack()
+    model.train()
+    natural_logits, logits = model(torch.cat([images, adversarial])).chunk(2)
+    with torch.no_grad():
+      p = logits.softmax(1)
+      true = F.one_hot(labels, common.NUM_CLASSES).bool()
+      vulnerability = p.masked_fill(true, -1).amax(1) - p[true]
+      weight = (1 + torch.tanh(SLOPE * (vulnerability - BIAS))) / 2
+      natural_weight = (1 - weight).clamp(min=MINIMUM_NATURAL)
+    loss = natural_weight * F.cross_entropy(natural_logits, labels, reduction="none")
+    loss = (loss + weight * F.cross_entropy(logits, labels, reduction="none")).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+  return take
+
+
+def _measure(name: str, mesh, rounds: int) -> dict:
+  experiment = common.lrat_experiment(name, mesh)
+  _, step, variables, batch = common.lrat_step(experiment)
+  input_gradients, parameter_gradient = _our_gradients(experiment, variables, batch)
+  seconds = common.alternate(
+    {
+      "step": step,
+      "inputs": input_gradients,
+      "parameters": parameter_gradient,
+      "PyTorch": _torch_step(variables, batch),
+    },
+    rounds,
+  )
+  gradients = seconds["inputs"] + seconds["parameters"]
+  return {
+    "model": name,
+    "batch": len(batch["labels"]),
+    "our step ms": 1e3 * seconds["step"],
+    "gradients ms": 1e3 * gradients,
+    "step / gradients": seconds["step"] / gradients,
+    "PyTorch step ms": 1e3 * seconds["PyTorch"],
+    "ours is": seconds["PyTorch"] / seconds["step"],
+  }
+
+
+def main() -> None:
+  options = common.parser(__doc__)
+  options.add_argument("--models", nargs="+", default=["cnn", "resnet18"], choices=list(common.SETTINGS)[:2])
+  arguments = options.parse_args()
+  sharding.use_cpu_cores(*(common.SETTINGS[name][1] for name in arguments.models))
+  mesh = sharding.make_mesh()
+  rows = [_measure(name, mesh, arguments.rounds) for name in arguments.models]
+  common.report(f"One LRAT step on {mesh.size} device(s)", rows, arguments.output)
+
+
+if __name__ == "__main__":
+  main()
