@@ -62,26 +62,35 @@ class _ResNet(nn.Module):
 
 
 class _CNN(nn.Module):
-  def __init__(self, parameters):
+  def __init__(self, parameters, in_memory_order):
     super().__init__()
+    self.in_memory_order = in_memory_order
     convs = [_conv(parameters[f"Conv_{index}"], stride, 1) for index, stride in enumerate((1, 2, 1, 2))]
     self.features = nn.Sequential(*(layer for conv in convs for layer in (conv, nn.ReLU())))
     self.hidden, self.head = _dense(parameters["Dense_0"]), _dense(parameters["Dense_1"])
+    if not in_memory_order:  # our dense layer takes its features with channels last, PyTorch's flatten has them first
+      units, channels = self.hidden.weight.shape[0], convs[-1].out_channels
+      weight = self.hidden.weight.data.reshape(units, -1, channels)
+      self.hidden.weight.data = weight.transpose(1, 2).reshape(units, -1).contiguous()
 
   def forward(self, x):
-    # Our images end in channels: the dense layer expects the features in that order.
-    x = self.features(x).permute(0, 2, 3, 1).flatten(1)
-    return self.head(torch.relu(self.hidden(x)))
+    x = self.features(x)
+    x = x.permute(0, 2, 3, 1) if self.in_memory_order else x
+    return self.head(torch.relu(self.hidden(x.flatten(1))))
 
 
 class Classifier(nn.Module):
-  """A CNN or ResNet of `lrat_jax.models` behind its normalisation: images [batch, c, h, w] in [0, 1] -> logits."""
+  """A CNN or ResNet of `lrat_jax.models` behind its normalisation: images [batch, c, h, w] in [0, 1] -> logits.
 
-  def __init__(self, variables, mean=(0.0,), std=(1.0,)):
+  The CNN flattens its features as PyTorch does, channels first, or with `in_memory_order` as they lie in channels_last,
+  which spares a copy there and back.
+  """
+
+  def __init__(self, variables, mean=(0.0,), std=(1.0,), in_memory_order=False):
     super().__init__()
     variables = jax.tree.map(np.asarray, dict(variables))
     parameters, stats = variables["params"]["network"], variables.get("batch_stats", {}).get("network", {})
-    self.network = _ResNet(parameters, stats) if "BasicBlock_0" in parameters else _CNN(parameters)
+    self.network = _ResNet(parameters, stats) if "BasicBlock_0" in parameters else _CNN(parameters, in_memory_order)
     for name, value in (("mean", mean), ("std", std)):
       self.register_buffer(name, torch.tensor(value).reshape(1, -1, 1, 1))
 

@@ -4,7 +4,8 @@ GPU and TPU take `lax.conv_general_dilated` with its own gradients. XLA:CPU brin
 fast path only in a program's entry computation; inside a loop, where an attack takes its gradients, autodiff's input
 gradient (a convolution with transposed kernel dimensions) stays several times slower. So on CPU
 - 3x3 convolutions of stride 1 between many channels go through `winograd`, with their gradients;
-- the others run forward as they are, and their input gradient is one matrix product and a sum of shifted images.
+- the others run forward as they are, their input gradient is one matrix product and a sum of shifted images, their
+  kernel gradient one matrix product for each tap.
 """
 
 import functools
@@ -44,6 +45,17 @@ def _fold(taps: list[Array], axis: int, size: int, stride: int, before: int) -> 
   return lax.slice_in_dim(winograd.interleave([sum(terms, blank) for terms in phases], axis), 0, size, axis=axis)
 
 
+def _by_taps(x: Array, kernel: Array, strides: _Strides, shape: tuple[int, ...], padding: _Padding) -> Array:
+  """The convolution as a sum of matrix products, one for each tap. Only its gradient by the kernel is ever run."""
+  padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  y = 0.0
+  for i, row in enumerate(kernel):
+    for j, tap in enumerate(row):
+      start, stop = (0, i, j, 0), (len(x), i + strides[0] * (shape[0] - 1) + 1, j + strides[1] * (shape[1] - 1) + 1)
+      y += lax.slice(padded, start, (*stop, x.shape[3]), (1, *strides, 1)) @ tap
+  return y
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _folded_gradient(x: Array, kernel: Array, strides: _Strides, padding: _Padding) -> Array:
   return _plain(x, kernel, strides, padding)
@@ -60,7 +72,7 @@ def _backward(strides, padding, residuals, cotangent):
   taps = [taps[..., i * channels : (i + 1) * channels] for i in range(height * width)]
   lines = [_fold(taps[i * width : (i + 1) * width], 2, x.shape[2], strides[1], padding[1][0]) for i in range(height)]
   grad_x = _fold(lines, 1, x.shape[1], strides[0], padding[0][0])
-  return grad_x, jax.vjp(lambda k: _plain(x, k, strides, padding), kernel)[1](cotangent)[0]
+  return grad_x, jax.vjp(lambda k: _by_taps(x, k, strides, cotangent.shape[1:3], padding), kernel)[1](cotangent)[0]
 
 
 _folded_gradient.defvjp(_forward, _backward)
