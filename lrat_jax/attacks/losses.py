@@ -41,14 +41,45 @@ def dlr(logits: Array, labels: Array) -> Array:
   return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def margin_targeted(logits: Array, labels: Array, targets: Array) -> Array:
+  """z_t - z_y for targets t [batch], in logits; positive only when misclassified. float [batch]."""
+  rows = jnp.arange(logits.shape[0])
+  return logits[rows, targets] - logits[rows, labels]
+
+
+def dlr_targeted(logits: Array, labels: Array, targets: Array) -> Array:
+  """(z_t - z_y) / (z_1st - (z_3rd + z_4th) / 2) (AutoAttack, arXiv:2003.01690, eq. 7).
+
+  Raises ValueError below four classes, where it is undefined.
+  """
+  if logits.shape[-1] < 4:
+    raise ValueError(
+      f"loss='dlr_targeted' needs 4 classes or more, the model has {logits.shape[-1]}; use loss='margin_targeted'."
+    )
+  top = jax.lax.top_k(logits, 4)[0]
+  return margin_targeted(logits, labels, targets) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+
+
+def ranked_targets(logits: Array, labels: Array, rank: int | Array) -> Array:
+  """The wrong class of that rank by logit, 1 = the most likely one. int [batch].
+
+  Where the model is right this is AutoAttack's order of targets, the 2nd largest logit, the 3rd and so on. `rank` may be
+  traced.
+  """
+  others = jnp.where(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool), jnp.inf, logits)
+  return jnp.take(jnp.argsort(-others, axis=-1), rank, axis=-1)
+
+
 def kl(logits: Array, clean_logits: Array) -> Array:
   """KL(p(x) || p(x_adv)) in nats, what TRADES maximises (arXiv:1901.08573, eq. 5). float [batch]."""
   log_clean = jax.nn.log_softmax(clean_logits)
   return jnp.sum(jnp.exp(log_clean) * (log_clean - jax.nn.log_softmax(logits)), axis=-1)
 
 
-_WITH_LABELS = {"ce": cross_entropy, "cw": cw, "dlr": dlr}
+_WITH_LABELS = {"ce": cross_entropy, "cw": cw, "dlr": dlr, "margin": margin}
+_WITH_TARGETS = {"dlr_targeted": dlr_targeted, "margin_targeted": margin_targeted}
 LOSSES = (*_WITH_LABELS, "kl")
+TARGETED_LOSSES = tuple(_WITH_TARGETS)
 
 
 def surrogate(name: str, logits_fn: Callable[[Array], Array], images: Array, labels: Array) -> Callable[[Array], Array]:
@@ -63,3 +94,10 @@ def surrogate(name: str, logits_fn: Callable[[Array], Array], images: Array, lab
   if name not in _WITH_LABELS:
     raise ValueError(f"loss={name!r} is unknown; choose from {list(LOSSES)}.")
   return lambda logits: _WITH_LABELS[name](logits, labels)
+
+
+def targeted(name: str, labels: Array, targets: Array) -> Callable[[Array], Array]:
+  """The targeted loss of that name as a function of logits alone. Raises ValueError, with the choices."""
+  if name not in _WITH_TARGETS:
+    raise ValueError(f"loss={name!r} takes no targets; choose from {list(TARGETED_LOSSES)}.")
+  return lambda logits: _WITH_TARGETS[name](logits, labels, targets)

@@ -67,5 +67,5 @@ def test_gradients_are_finite_at_extreme_logits(name):
 
 
 def test_unknown_loss_names_the_choices():
-  with pytest.raises(ValueError, match=r"loss='hinge' is unknown; choose from \['ce', 'cw', 'dlr', 'kl'\]"):
+  with pytest.raises(ValueError, match=r"loss='hinge' is unknown; choose from \['ce', 'cw', 'dlr', 'margin', 'kl'\]"):
     losses.surrogate("hinge", lambda x: x, jnp.zeros((1, 2, 2, 1)), jnp.array([0]))
