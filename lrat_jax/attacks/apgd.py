@@ -172,7 +172,7 @@ def _ascend(
 
 
 def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Array, keys: Array, eot_samples: int):
-  """(points, step) -> `_Answer`, of one call of the model and its gradient, or averaged over `eot_samples` random ones."""
+  """(points, step) -> `_Answer`, of one call of the model and its gradient, or the mean of `eot_samples` random ones."""
 
   def total_loss(points, *draw):
     logits = logits_fn(points, *draw)
@@ -207,7 +207,7 @@ def _run_dense(ask, images, epsilon, norm: str, num_steps: int, stop_early: bool
 
 
 def _run_l1(ask, images, epsilon, num_steps: int, stop_early: bool, keys: Array) -> _State:
-  """From a random point of the ball three times as large, in three parts; only the last one's points are in the ball."""
+  """From a random point of a ball three times as large, in three parts; only the last part's points are in the ball."""
   noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys).astype(images.dtype)
   points, survived = images + noise, 0
   for factor, steps in l1.schedule(num_steps):
@@ -226,11 +226,8 @@ def _check_arguments(loss: str, num_steps: int, num_restarts: int, eot_samples: 
   if given != (loss in losses.TARGETED_LOSSES):
     needs = "one of targets and target_rank" if loss in losses.TARGETED_LOSSES else "neither targets nor target_rank"
     raise ValueError(f"loss={loss!r} takes {needs}.")
-  for name, value, least in (
-    ("num_steps", num_steps, 1),
-    ("num_restarts", num_restarts, 1),
-    ("eot_samples", eot_samples, 0),
-  ):
+  counts = {"num_steps": (num_steps, 1), "num_restarts": (num_restarts, 1), "eot_samples": (eot_samples, 0)}
+  for name, (value, least) in counts.items():
     if not isinstance(value, int) or value < least:
       raise ValueError(f"{name}={value!r} must be an integer of {least} or more.")
 
@@ -264,8 +261,8 @@ def apgd(
   """Auto-PGD (Croce & Hein, arXiv:2003.01690, algorithm 1; for L1 arXiv:2103.01208), as AutoAttack runs it.
 
   The step is 2 epsilon (L1: epsilon) at first. At each check (`check_periods`) it is halved, and the run goes on from
-  its best point with that point's gradient, if the loss rose in 75% of the period's steps or fewer, or if the last check
-  did not halve it and the best loss has not moved since. L1 runs 30% of the steps in a ball of 3 epsilon, 30% of 2.
+  its best point with that point's gradient, if the loss rose in 75% of the period's steps or fewer, or if the last
+  check did not halve it and the best loss has not moved since. L1 runs 30% of the steps in a ball of 3 epsilon, 30% of 2.
   One gradient a step. Works under `jit` and `shard_map`.
 
   Against the original: noise comes from a key per image, so that an image's result does not depend on its batch; an

@@ -40,8 +40,8 @@ def _support(delta: Array) -> Array:
 def project(points: Array, originals: Array, epsilon: float | Array) -> Array:
   """The nearest points (in L2) of the L1 ball around `originals` cut with [0, 1]; all [batch, h, w, c].
 
-  Each coordinate's difference is shrunk by one threshold and cut at the room that [0, 1] leaves. The length that is left
-  falls piecewise linearly with the threshold, so after a bisection the piece is known and its line is solved.
+  Each coordinate's difference is shrunk by one threshold and cut at the room that [0, 1] leaves. The length left falls
+  piecewise linearly with the threshold, so after a bisection the piece is known and its line is solved.
   """
   delta = _flat(points - originals)
   sizes = jnp.abs(delta)

@@ -63,8 +63,8 @@ def dlr_targeted(logits: Array, labels: Array, targets: Array) -> Array:
 def ranked_targets(logits: Array, labels: Array, rank: int | Array) -> Array:
   """The wrong class of that rank by logit, 1 = the most likely one. int [batch].
 
-  Where the model is right this is AutoAttack's order of targets, the 2nd largest logit, the 3rd and so on. `rank` may be
-  traced.
+  Where the model is right this is AutoAttack's order of targets, the 2nd largest logit, the 3rd and so on. `rank` may
+  be traced.
   """
   others = jnp.where(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool), jnp.inf, logits)
   return jnp.take(jnp.argsort(-others, axis=-1), rank, axis=-1)

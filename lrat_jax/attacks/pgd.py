@@ -138,7 +138,7 @@ def pgd(
     step_size: length of a step in the same norm. May be traced.
     num_steps: number of gradient steps K.
     norm: "linf", "l2" or "l1".
-    loss: "ce", "cw" (margin with confidence 50), "margin", "dlr", or "kl" (from the model's answer on the clean images).
+    loss: "ce", "cw" (margin with confidence 50), "margin", "dlr", or "kl" (from the answer on the clean images).
     random_start: "uniform" in the ball, "gaussian" (0.001 * N(0, 1), as TRADES and MAIL), or "none".
     num_restarts: independent starts; per image a point that fools the model wins, then the highest loss.
 
