@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from lrat_jax.attacks import l1, losses, threat_model
-from lrat_jax.attacks.pgd import AttackResult, LogitsFn, best_run, check_batch, per_image_keys
+from lrat_jax.attacks.pgd import AttackResult, LogitsFn, best_run, check_batch, check_budget, per_image_keys
 
 LOSSES = ("ce", "cw", "margin", "dlr", *losses.TARGETED_LOSSES)
 
@@ -172,7 +172,7 @@ def _ascend(
 
 
 def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Array, keys: Array, eot_samples: int):
-  """(points, step) -> `_Answer`, of one call of the model and its gradient, or the mean of `eot_samples` random ones."""
+  """(points, step) -> `_Answer`, of one call of the model and its gradient, or the mean of several random ones."""
 
   def total_loss(points, *draw):
     logits = logits_fn(points, *draw)
@@ -219,27 +219,20 @@ def _run_l1(ask, images, epsilon, num_steps: int, stop_early: bool, keys: Array)
   return state._replace(survived=survived)
 
 
-def _check_arguments(loss: str, num_steps: int, num_restarts: int, eot_samples: int, targets, target_rank) -> None:
+def _check_loss(loss: str, targets: Array | None, target_rank: int | Array | None) -> None:
   if loss not in LOSSES:
     raise ValueError(f"loss={loss!r} is unknown; choose from {list(LOSSES)}.")
-  given = (targets is not None) + (target_rank is not None)
-  if given != (loss in losses.TARGETED_LOSSES):
-    needs = "one of targets and target_rank" if loss in losses.TARGETED_LOSSES else "neither targets nor target_rank"
-    raise ValueError(f"loss={loss!r} takes {needs}.")
-  counts = {"num_steps": (num_steps, 1), "num_restarts": (num_restarts, 1), "eot_samples": (eot_samples, 0)}
-  for name, (value, least) in counts.items():
-    if not isinstance(value, int) or value < least:
-      raise ValueError(f"{name}={value!r} must be an integer of {least} or more.")
+  if (targets is not None or target_rank is not None) != (loss in losses.TARGETED_LOSSES):
+    needs = "needs targets or target_rank" if loss in losses.TARGETED_LOSSES else "takes no targets and no target_rank"
+    raise ValueError(f"loss={loss!r} {needs}.")
 
 
 def _surrogate(loss: str, logits_fn, images, labels, keys, eot_samples: int, targets, target_rank):
   """The loss as a function of logits; a rank is turned into targets by one forward of the clean images."""
   if loss not in losses.TARGETED_LOSSES:
     return losses.surrogate(loss, logits_fn, images, labels)
-  if targets is None:
-    clean_logits = logits_fn(images, keys) if eot_samples else logits_fn(images)
-    targets = losses.ranked_targets(clean_logits, labels, target_rank)
-  return losses.targeted(loss, labels, targets)
+  clean_logits = logits_fn(images, keys) if eot_samples else logits_fn(images)
+  return losses.targeted(loss, labels, losses.choose_targets(clean_logits, labels, targets, target_rank))
 
 
 def apgd(
@@ -262,8 +255,8 @@ def apgd(
 
   The step is 2 epsilon (L1: epsilon) at first. At each check (`check_periods`) it is halved, and the run goes on from
   its best point with that point's gradient, if the loss rose in 75% of the period's steps or fewer, or if the last
-  check did not halve it and the best loss has not moved since. L1 runs 30% of the steps in a ball of 3 epsilon, 30% of 2.
-  One gradient a step. Works under `jit` and `shard_map`.
+  check did not halve it and the best loss has not moved since. L1 runs 30% of the steps in a ball of 3 epsilon and 30%
+  in one of 2. One gradient a step. Works under `jit` and `shard_map`.
 
   Against the original: noise comes from a key per image, so that an image's result does not depend on its batch; an
   image that is never fooled comes back at its highest loss, there as it was; with several random draws the
@@ -291,10 +284,10 @@ def apgd(
     ValueError: an argument outside what is listed here; the message gives its name and the choices.
   """
   check_batch(images, labels)
-  if not isinstance(epsilon, jax.core.Tracer):
-    threat_model.check_epsilon(epsilon, norm, images.shape[1:])
+  counts = {"num_steps": (num_steps, 1), "num_restarts": (num_restarts, 1), "eot_samples": (eot_samples, 0)}
+  check_budget(epsilon, norm, images, **counts)
   threat_model.get_norm(norm)
-  _check_arguments(loss, num_steps, num_restarts, eot_samples, targets, target_rank)
+  _check_loss(loss, targets, target_rank)
   keys = per_image_keys(keys, images)
   surrogate = _surrogate(loss, logits_fn, images, labels, keys, eot_samples, targets, target_rank)
 

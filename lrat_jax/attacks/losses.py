@@ -60,14 +60,28 @@ def dlr_targeted(logits: Array, labels: Array, targets: Array) -> Array:
   return margin_targeted(logits, labels, targets) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
 
 
-def ranked_targets(logits: Array, labels: Array, rank: int | Array) -> Array:
-  """The wrong class of that rank by logit, 1 = the most likely one. int [batch].
+def choose_targets(
+  clean_logits: Array, labels: Array, targets: Array | None, target_rank: int | Array | None
+) -> Array | None:
+  """The classes to head for, int [batch]: `targets` as they are, or those of a rank; None where neither is given.
 
-  Where the model is right this is AutoAttack's order of targets, the 2nd largest logit, the 3rd and so on. `rank` may
-  be traced.
+  `target_rank` counts the wrong classes by their logit on the clean image, 1 = the most likely. Where a model is right
+  that is AutoAttack's order, the 2nd largest logit, the 3rd and so on. It may be traced. Raises ValueError for both at
+  once, for targets that are not one class per image, and for a rank that does not exist.
   """
-  others = jnp.where(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool), jnp.inf, logits)
-  return jnp.take(jnp.argsort(-others, axis=-1), rank, axis=-1)
+  batch, num_classes = clean_logits.shape
+  if targets is not None:
+    if target_rank is not None:
+      raise ValueError(f"give targets or target_rank={target_rank}, not both.")
+    if targets.shape != (batch,) or not jnp.issubdtype(targets.dtype, jnp.integer):
+      raise ValueError(f"targets must be integers of shape {(batch,)}, one class per image.")
+    return targets
+  if target_rank is None:
+    return None
+  if not isinstance(target_rank, jax.core.Tracer) and not 1 <= target_rank < num_classes:
+    raise ValueError(f"target_rank={target_rank} is outside [1, {num_classes - 1}] for {num_classes} classes.")
+  label_first = jnp.where(jax.nn.one_hot(labels, num_classes, dtype=bool), jnp.inf, clean_logits)
+  return jnp.take(jnp.argsort(-label_first, axis=-1), target_rank, axis=-1)
 
 
 def kl(logits: Array, clean_logits: Array) -> Array:

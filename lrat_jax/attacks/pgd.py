@@ -60,14 +60,21 @@ def check_batch(images: Array, labels: Array) -> None:
     )
 
 
-def _check_budget(epsilon, step_size, num_steps, num_restarts, norm, image_shape) -> None:
+def check_budget(epsilon, norm: str, images: Array, **counts: tuple[int, int]) -> None:
+  """Refuses a radius that images do not allow, unless it is traced, and counts (value, least) below their least.
+
+  Raises ValueError with the name.
+  """
   if not isinstance(epsilon, jax.core.Tracer):
-    threat_model.check_epsilon(epsilon, norm, image_shape)
-  if not isinstance(step_size, jax.core.Tracer) and not step_size >= 0:
-    raise ValueError(f"step_size={step_size} must be 0 or more.")
-  for name, value, least in (("num_steps", num_steps, 0), ("num_restarts", num_restarts, 1)):
+    threat_model.check_epsilon(epsilon, norm, images.shape[1:])
+  for name, (value, least) in counts.items():
     if not isinstance(value, int) or value < least:
       raise ValueError(f"{name}={value!r} must be an integer of {least} or more.")
+
+
+def _check_step_size(step_size) -> None:
+  if not isinstance(step_size, jax.core.Tracer) and not step_size >= 0:
+    raise ValueError(f"step_size={step_size} must be 0 or more.")
 
 
 def _check_start(random_start: str, loss: str) -> None:
@@ -149,7 +156,8 @@ def pgd(
     ValueError: an argument outside what is listed here; the message gives its name and the choices.
   """
   check_batch(images, labels)
-  _check_budget(epsilon, step_size, num_steps, num_restarts, norm, images.shape[1:])
+  check_budget(epsilon, norm, images, num_steps=(num_steps, 0), num_restarts=(num_restarts, 1))
+  _check_step_size(step_size)
   _check_start(random_start, loss)
   ball = threat_model.get_norm(norm)
   keys = per_image_keys(keys, images)

@@ -1,4 +1,4 @@
-"""Finished pieces of a long evaluation in a directory, so that it can be stopped at any moment and goes on from there."""
+"""Finished pieces of a long evaluation in a directory, so that it can stop at any moment and goes on there."""
 
 import json
 import zipfile

@@ -9,11 +9,12 @@ from typing import Any
 from jax import Array
 
 from lrat_jax.attacks.apgd import apgd
+from lrat_jax.attacks.fab import fab
 from lrat_jax.attacks.pgd import AttackResult, cw, fgsm, pgd
 
 Attack = Callable[..., AttackResult]
 
-REGISTRY: dict[str, Attack] = {"apgd": apgd, "fgsm": fgsm, "pgd": pgd, "cw": cw}
+REGISTRY: dict[str, Attack] = {"apgd": apgd, "cw": cw, "fab": fab, "fgsm": fgsm, "pgd": pgd}
 
 # Lengths in the image range. A config may give them as the fraction that people quote, "8/255".
 _LENGTHS = ("epsilon", "step_size")

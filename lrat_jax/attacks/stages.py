@@ -1,6 +1,6 @@
-"""What AutoAttack consists of: the stages of each version, with the original's counts, for a norm and number of classes."""
+"""What AutoAttack consists of: the stages of each version, with the original's counts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 VERSIONS = ("standard", "plus", "rand", "fast")
@@ -62,7 +62,7 @@ def _all_stages(version: str, norm: str, num_classes: int) -> list[Stage]:
 
 
 def stages(
-  version: str, norm: str, num_classes: int, changes: Mapping[str, Mapping[str, Any]]
+  version: str, norm: str, num_classes: int, parts: Sequence[str] | None, changes: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[Stage], list[str]]:
   """The stages of a version in their order, and warnings that belong beside the result.
 
@@ -70,19 +70,23 @@ def stages(
   wrong classes.
 
   Args:
+    parts: names of the stages to keep; None keeps all.
     changes: stage name -> arguments that replace the version's own.
 
   Raises:
-    ValueError: an unknown version, or a change to a stage that the version does not have.
+    ValueError: an unknown version, or a part or a change of a stage that the version does not have.
   """
   if version not in VERSIONS:
     raise ValueError(f"version={version!r} is unknown; choose from {list(VERSIONS)}.")
   found = _all_stages(version, norm, num_classes)
   names = [stage.name for stage in found]
-  for name in changes:
+  for name in (*(parts or ()), *changes):
     if name not in names:
-      raise ValueError(f"changes[{name!r}]: version {version!r} has no such stage; choose from {names}.")
+      raise ValueError(f"version {version!r} has no stage {name!r}; choose from {names}.")
   notes = []
+  if parts is not None and set(parts) != set(names):
+    notes.append(f"not the whole {version} version: only {', '.join(parts)} ran.")
+    found = [stage for stage in found if stage.name in parts]
   if version == "fast":
     notes.append("fast leaves FAB-T and Square out: its robust accuracy is an upper bound of the standard version's.")
   if changes:
