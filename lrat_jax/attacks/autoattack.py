@@ -252,8 +252,8 @@ def autoattack(
 
   "standard": APGD on cross-entropy, APGD towards targets, FAB towards targets, Square. "plus": restarts and untargeted
   FAB as well. "rand": for random models, gradients averaged over 20 draws. "fast": the first two of "standard", an
-  upper bound. An image that falls is out of all that follows, the next target included. An attack succeeds if the model is
-  wrong on the image that it returns, after that was checked to lie in the ball and in [0, 1].
+  upper bound. An image that falls is out of all that follows, the next target included. An attack succeeds if the model
+  is wrong on the image that it returns, after that was checked to lie in the ball and in [0, 1].
 
   Against the original: the key is each image's own, so results depend neither on batch size nor on devices; an attack
   ends at an image's first adversarial; an image outside the ball is projected and judged again; 2 and 3 classes work;

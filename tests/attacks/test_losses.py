@@ -46,6 +46,32 @@ def test_dlr_refuses_two_classes():
     losses.dlr(jnp.zeros((1, 2)), jnp.zeros(1, int))
 
 
+def test_targeted_dlr_is_the_ratio_of_logit_differences():
+  # Sorted: 2, 0.5, 0, -1 | 3, 0.2, 0.1, -2 | 4, 3, 2, 1.
+  targets = np.array([3, 0, 2])
+  labels = np.array([0, 1, 1])
+  expected = [(0.0 - 2.0) / (2.0 - (0.0 - 1.0) / 2), (0.1 - 0.2) / (3.0 - (0.1 - 2.0) / 2), (3.0 - 4.0) / (4.0 - 1.5)]
+  np.testing.assert_allclose(losses.dlr_targeted(LOGITS, labels, targets), expected, rtol=1e-6)
+
+
+def test_targeted_dlr_refuses_three_classes():
+  with pytest.raises(ValueError, match="needs 4 classes or more, the model has 3; use loss='margin_targeted'"):
+    losses.dlr_targeted(jnp.zeros((1, 3)), jnp.zeros(1, int), jnp.zeros(1, int))
+
+
+def test_targets_go_from_the_likeliest_wrong_class_down():
+  # The last image is misclassified: its label is skipped wherever it stands.
+  ranked = [losses.choose_targets(LOGITS, jnp.array([0, 2, 2]), None, rank).tolist() for rank in (1, 2, 3)]
+  assert ranked == [[2, 1, 1], [3, 0, 3], [1, 3, 0]]
+
+
+def test_targeted_losses_name_the_choices():
+  with pytest.raises(
+    ValueError, match=r"loss='ce' takes no targets; choose from \['dlr_targeted', 'margin_targeted'\]"
+  ):
+    losses.targeted("ce", jnp.zeros(1, int), jnp.zeros(1, int))
+
+
 def test_kl_is_from_clean_to_adversarial():
   clean, adversarial = scipy.special.softmax(LOGITS, axis=1), scipy.special.softmax(LOGITS[::-1], axis=1)
   expected = [scipy.stats.entropy(p, q) for p, q in zip(clean, adversarial, strict=True)]
