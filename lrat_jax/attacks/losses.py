@@ -38,7 +38,10 @@ def dlr(logits: Array, labels: Array) -> Array:
   if logits.shape[-1] < 3:
     raise ValueError(f"loss='dlr' needs 3 classes or more, the model has {logits.shape[-1]}; use loss='cw'.")
   top = jax.lax.top_k(logits, 3)[0]
-  return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+  gap, lead = top[:, 0] - top[:, 2], margin(logits, labels)
+  # Where the true class is third this is 1 whatever the logits are; rounding must not make a direction of it.
+  third = (lead == gap) & (lead > 0)
+  return jnp.where(third, 1.0, lead / (gap + 1e-12))
 
 
 def margin_targeted(logits: Array, labels: Array, targets: Array) -> Array:

@@ -34,7 +34,9 @@ def test_dlr_is_the_ratio_of_logit_differences():
 
 
 def test_dlr_is_1_where_the_true_class_comes_third():
-  np.testing.assert_allclose(losses.dlr(jnp.array([[1.0, 4.0, 3.0]]), jnp.array([0])), 1.0, rtol=1e-6)
+  logits = jnp.array([[1.1, 4.3, 3.2]])
+  np.testing.assert_allclose(losses.dlr(logits, jnp.array([0])), 1.0, rtol=1e-6)
+  np.testing.assert_array_equal(jax.grad(lambda z: losses.dlr(z, jnp.array([0])).sum())(logits), 0.0)
 
 
 def test_dlr_ignores_shift_and_scale_of_the_logits():
