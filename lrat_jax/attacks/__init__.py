@@ -9,5 +9,6 @@ This package imports nothing else of lrat_jax.
 from lrat_jax.attacks.fab import fab
 from lrat_jax.attacks.pgd import AttackResult, cw, example_keys, fgsm, pgd
 from lrat_jax.attacks.registry import Attack, from_config, scaled
+from lrat_jax.attacks.square import square
 
-__all__ = ["Attack", "AttackResult", "cw", "example_keys", "fab", "fgsm", "from_config", "pgd", "scaled"]
+__all__ = ["Attack", "AttackResult", "cw", "example_keys", "fab", "fgsm", "from_config", "pgd", "scaled", "square"]

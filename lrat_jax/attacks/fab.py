@@ -64,7 +64,7 @@ def _nearest_boundary(logits_fn: LogitsFn, points: Array, labels: Array, norm: s
   return jnp.take_along_axis(values, nearest, axis=-1)[:, 0], chosen, logits
 
 
-def _choose_targets(clean_logits: Array, targets: Array | None, target_rank: int | None) -> Array | None:
+def _choose_targets(clean_logits: Array, targets: Array | None, target_rank: int | Array | None) -> Array | None:
   """int [batch], the classes to aim at; None for the nearest at every step. Raises ValueError."""
   if targets is not None:
     if target_rank is not None:
@@ -75,9 +75,9 @@ def _choose_targets(clean_logits: Array, targets: Array | None, target_rank: int
   if target_rank is None:
     return None
   num_classes = clean_logits.shape[-1]
-  if not 1 <= target_rank < num_classes:
+  if not isinstance(target_rank, jax.core.Tracer) and not 1 <= target_rank < num_classes:
     raise ValueError(f"target_rank={target_rank} is outside [1, {num_classes - 1}] for {num_classes} classes.")
-  return jnp.argsort(-clean_logits, axis=-1)[:, target_rank]
+  return jnp.take(jnp.argsort(-clean_logits, axis=-1), target_rank, axis=-1)
 
 
 def _advance(points, images, values, gradients, norm: str, alpha_max: float, overshoot: float) -> Array:
@@ -137,7 +137,7 @@ def fab(
   num_steps: int = 100,
   num_restarts: int = 1,
   targets: Array | None = None,
-  target_rank: int | None = None,
+  target_rank: int | Array | None = None,
   alpha_max: float = 0.1,
   overshoot: float = 1.05,
   backward: float = 0.9,
@@ -161,8 +161,8 @@ def fab(
     num_steps: steps from each start.
     num_restarts: starts; the first is the image itself, others lie epsilon / 2 away from it.
     targets: int [batch], the class to head for, other than the label.
-    target_rank: instead, the class of that rank in the clean image's logits; 1 is the second largest. Given neither,
-      it is the class whose boundary is nearest at each step (untargeted FAB), for one gradient a class.
+    target_rank: instead, the class of that rank in the clean image's logits; 1 is the second largest. May be traced.
+      Given neither, it is the class whose boundary is nearest at each step (untargeted FAB): a gradient a class.
     alpha_max: greatest share of the step from the clean image in the mix.
     overshoot: how far past the boundary both steps go, as a factor.
     backward: share of its distance that a point keeps when it is drawn back.

@@ -10,10 +10,11 @@ from jax import Array
 
 from lrat_jax.attacks.fab import fab
 from lrat_jax.attacks.pgd import AttackResult, cw, fgsm, pgd
+from lrat_jax.attacks.square import square
 
 Attack = Callable[..., AttackResult]
 
-REGISTRY: dict[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "cw": cw, "fab": fab}
+REGISTRY: dict[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "cw": cw, "fab": fab, "square": square}
 
 # Lengths in the image range. A config may give them as the fraction that people quote, "8/255".
 _LENGTHS = ("epsilon", "step_size")

@@ -15,6 +15,8 @@ SUITE = {
   "fab": functools.partial(attacks.fab, epsilon=0.1, num_steps=5, target_rank=1),
   "fab_l2": functools.partial(attacks.fab, epsilon=0.6, norm="l2", num_steps=5, target_rank=2),
   "fab_untargeted": functools.partial(attacks.fab, epsilon=0.1, num_steps=3, num_restarts=2),
+  "square": functools.partial(attacks.square, epsilon=0.1, num_queries=15),
+  "square_l2": functools.partial(attacks.square, epsilon=0.6, norm="l2", num_queries=15),
 }
 
 
