@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
-from lrat_jax.attacks import losses, threat_model
+from lrat_jax.attacks import search, threat_model
 from lrat_jax.attacks.pgd import AttackResult, LogitsFn, check_batch, check_budget, per_image_keys
 
 # The windows' share of the image halves after each of these queries, however many queries there are.
@@ -22,15 +21,6 @@ _TINY = 1e-12
 
 # (draws [batch, n] in [0, 1), best points, query) -> the points to ask about next.
 Propose = Callable[[Array, Array, Array], Array]
-
-
-class _State(NamedTuple):
-  """Where the search stands: [batch, ...] arrays."""
-
-  best: Array  # the points with the largest margin so far
-  margin: Array  # theirs
-  fooled: Array  # bool
-  survived: Array  # int32
 
 
 def window_sides(height: int, width: int, p_init: float, norm: str) -> tuple[int, ...]:
@@ -122,7 +112,7 @@ def _tiles_start(keys: Array, images: Array, epsilon, norm: str) -> Array:
   batch, height, width, channels = images.shape
   side = max(min(height, width) // _TILES, 1)
   rows, columns = height // side, width // side
-  margin = (min(height, width) - side * _TILES) // 2
+  margin = max(min(height, width) - side * _TILES, 0) // 2
   draws = _draws(keys, 0, rows * columns * (channels + 1)).reshape(batch, rows, 1, columns, 1, channels + 1)
   pattern = jnp.array(window_pattern(side, norm), images.dtype)
   place = lambda pattern: pattern.reshape(1, 1, side, 1, side, 1)
@@ -169,20 +159,6 @@ def _pattern_proposal(images: Array, epsilon, p_init: float, norm: str) -> tuple
     return _to_edge(images, jnp.where(window, new, jnp.where(emptied, 0.0, delta)), epsilon, norm)
 
   return 5 + channels, propose
-
-
-def _ask(logits_fn: LogitsFn, points: Array, labels: Array, state: _State) -> _State:
-  """One query for each image: the points stay where they raise the margin or fool the model."""
-  logits = logits_fn(points)
-  margin = losses.margin(logits, labels)
-  wrong = jnp.argmax(logits, axis=-1) != labels
-  better = ~state.fooled & (wrong | (margin > state.margin))
-  return _State(
-    jnp.where(better[:, None, None, None], points, state.best),
-    jnp.where(better, margin, state.margin),
-    state.fooled | wrong,
-    state.survived + (~state.fooled & ~wrong).astype(jnp.int32),
-  )
 
 
 def square(
@@ -238,14 +214,5 @@ def square(
     start = _tiles_start(keys, images, epsilon, norm)
     num_draws, propose = _pattern_proposal(images, epsilon, p_init, norm)
 
-  def step(carry: tuple[int | Array, _State]) -> tuple[int | Array, _State]:
-    query, state = carry
-    points = propose(_draws(keys, query + 1, num_draws), state.best, query)
-    return query + 1, _ask(logits_fn, points, labels, state)
-
-  unfinished = lambda carry: (carry[0] < num_queries) & ~jnp.all(carry[1].fooled)
-  wrong = jnp.argmax(logits_fn(images), axis=-1) != labels
-  lowest = jnp.full_like(images[:, 0, 0, 0], -jnp.inf)
-  state = _ask(logits_fn, start, labels, _State(images, lowest, wrong, 0 * labels.astype(jnp.int32)))
-  state = lax.while_loop(unfinished, step, (0, state))[1]
-  return lax.stop_gradient(AttackResult(state.best, state.survived))
+  ask_next = lambda best, query: propose(_draws(keys, query + 1, num_draws), best, query)
+  return search.search(logits_fn, images, labels, start, ask_next, num_queries)
