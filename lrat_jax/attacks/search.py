@@ -1,4 +1,4 @@
-"""Attacks that only ask: of a sequence of points, the first that fools the model, or the one that comes nearest to it."""
+"""Attacks that only ask: of a sequence of points, the first that fools the model, or the one that comes nearest."""
 
 from collections.abc import Callable
 from typing import NamedTuple
