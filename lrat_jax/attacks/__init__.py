@@ -8,10 +8,14 @@ This package imports nothing else of lrat_jax.
 
 from lrat_jax.attacks.apgd import apgd
 from lrat_jax.attacks.autoattack import AutoAttackReport, StageSummary, autoattack
+from lrat_jax.attacks.carlini_wagner import carlini_wagner
+from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.attacks.fab import fab
 from lrat_jax.attacks.pgd import AttackResult, cw, example_keys, fgsm, pgd
 from lrat_jax.attacks.progress import FileStore
 from lrat_jax.attacks.registry import Attack, from_config, scaled
+from lrat_jax.attacks.spatial import spatial
+from lrat_jax.attacks.square import square
 
 __all__ = [
   "Attack",
@@ -21,6 +25,8 @@ __all__ = [
   "StageSummary",
   "apgd",
   "autoattack",
+  "carlini_wagner",
+  "corruption",
   "cw",
   "example_keys",
   "fab",
@@ -28,4 +34,6 @@ __all__ = [
   "from_config",
   "pgd",
   "scaled",
+  "spatial",
+  "square",
 ]

@@ -145,8 +145,8 @@ def fab(
     num_steps: steps from each start.
     num_restarts: starts; the first is the image itself, others lie epsilon / 2 away from it.
     targets: int [batch], the class to head for, other than the label.
-    target_rank: instead, the class of that rank in the clean image's logits; 1 is the second largest. Given neither,
-      it is the class whose boundary is nearest at each step (untargeted FAB), for one gradient a class.
+    target_rank: instead, the class of that rank in the clean image's logits; 1 is the second largest. May be traced.
+      Given neither, it is the class whose boundary is nearest at each step (untargeted FAB): a gradient a class.
     alpha_max: greatest share of the step from the clean image in the mix.
     overshoot: how far past the boundary both steps go, as a factor.
     backward: share of its distance that a point keeps when it is drawn back.

@@ -1,6 +1,7 @@
 """What holds for every attack beyond the gradient loop: the ball, the range, and one answer per image and key."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,12 @@ SUITE = {
   "fab": functools.partial(attacks.fab, epsilon=0.1, num_steps=5, target_rank=1),
   "fab_l2": functools.partial(attacks.fab, epsilon=0.6, norm="l2", num_steps=5, target_rank=2),
   "fab_untargeted": functools.partial(attacks.fab, epsilon=0.1, num_steps=3, num_restarts=2),
+  "square": functools.partial(attacks.square, epsilon=0.1, num_queries=15),
+  "square_l2": functools.partial(attacks.square, epsilon=0.6, norm="l2", num_queries=15),
+  "carlini_wagner": functools.partial(
+    attacks.carlini_wagner, epsilon=0.8, binary_search_steps=2, num_steps=10, learning_rate=0.1, initial_const=1.0
+  ),
+  "spatial": functools.partial(attacks.spatial, num_rotations=2, num_translations=2),
 }
 
 
@@ -34,7 +41,8 @@ def attack(request, cnn_logits):
   def run(keys, images, labels):
     return partial(keys, cnn_logits, images, labels)
 
-  run.epsilon, run.norm = partial.keywords["epsilon"], partial.keywords.get("norm", "linf")
+  run.epsilon = partial.keywords.get("epsilon", math.inf)
+  run.norm = "l2" if partial.func is attacks.carlini_wagner else partial.keywords.get("norm", "linf")
   return run
 
 
