@@ -4,10 +4,10 @@
     python benchmarks/autoattack_parity.py --original=PATH_TO_ITS_CLONE --workdir=runs/at_digits_seed0 --norm=linf
 
 takes the model that `python -m lrat_jax.main` left in the workdir, carries its weights over to PyTorch, checks that
-both give the same logits, and runs the parts of `standard` in turn, the original's and ours one after the other: each on
-the survivors of its own earlier parts, or with `--alone` on all images. Every part is a line of robust accuracies and
-seconds (ours with compilation); `--output=FILE.json` keeps them. `--parts` runs some, which then stand on what the
-output file of an earlier call says survived.
+both give the same logits, and runs the parts of `standard` in turn, the original's and ours one after the other: each
+on the survivors of its own earlier parts, or with `--alone` on all images. Every part is a line of robust accuracies
+and seconds (ours with compilation); `--output=FILE.json` keeps them. `--parts` runs some, which then stand on what
+the output file of an earlier call says survived.
 """
 
 import argparse

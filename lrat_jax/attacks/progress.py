@@ -60,7 +60,7 @@ class FileStore:
     try:
       with np.load(self._directory / f"{piece}.npz") as arrays:
         return dict(arrays)
-    except (FileNotFoundError, zipfile.BadZipFile, EOFError):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # what NumPy says of a missing or a cut file
       return None
 
   def save(self, piece: str, arrays: Mapping[str, np.ndarray]) -> None:

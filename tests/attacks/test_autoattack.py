@@ -32,7 +32,7 @@ def model(linear_weights):
 @pytest.fixture(scope="module")
 def answers(model, images):
   """The model's own answers, but for four images on which it is wrong."""
-  labels = np.asarray(model(images).argmax(axis=1))
+  labels = np.array(model(images).argmax(axis=1))
   labels[::10] = (labels[::10] + 1) % 5
   return labels
 
@@ -125,8 +125,8 @@ def test_masked_gradients_do_not_fool_it(masked, images, linear_weights):
   model, plain = Partial(masked, jnp.asarray(linear_weights)), Partial(_linear, jnp.asarray(linear_weights))
   labels = np.asarray(model(images).argmax(axis=1))
   unmasked = run(plain, images, labels, epsilon=0.1, version="standard", changes=FEW_QUERIES)
-  report = run(model, images, labels, epsilon=0.1, version="standard", changes={"square": {"num_queries": 300}})
-  assert report.robust_accuracy <= unmasked.robust_accuracy + 0.1
+  report = run(model, images, labels, epsilon=0.1, version="standard", changes={"square": {"num_queries": 1500}})
+  assert report.robust_accuracy <= unmasked.robust_accuracy + 0.15
 
 
 def test_random_models_are_judged_by_majority(images, linear_weights):
@@ -191,19 +191,20 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, report, model, images,
   [
     ({"epsilon": 0.03}, "threat"),
     ({"batch_size": 8}, "batch size"),
-    ({"changes": {"apgd-t": {"num_steps": 5}}}, "attacks"),
+    ({"changes": {"apgd-ce": {"num_steps": 5}}}, "attacks"),
     ({"scale": 2.0}, "answers of the model"),
     ({"shift": 1}, "images, labels or example indices"),
   ],
 )
 def test_a_store_of_other_work_is_refused(change, reason, tmp_path, model, images, answers, linear_weights):
-  small = functools.partial(run, parts=["apgd-ce"], store=attacks.FileStore(tmp_path))
+  store = attacks.FileStore(tmp_path)
+  small = functools.partial(run, parts=["apgd-ce"], store=store, devices=jax.devices()[:1])
   small(model, images[:8], answers[:8])
   change = dict(change)
   other = Partial(_linear, jnp.asarray(linear_weights) * change.pop("scale", 1.0))
   first = change.pop("shift", 0)
   with pytest.raises(ValueError, match=f"holds an evaluation with other .*{reason}"):
-    run(other, images[first : first + 8], answers[first : first + 8], store=attacks.FileStore(tmp_path), **change)
+    small(other, images[first : first + 8], answers[first : first + 8], **change)
 
 
 @pytest.mark.parametrize(
