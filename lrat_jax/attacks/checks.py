@@ -1,6 +1,5 @@
 """Signs that a robust accuracy is not to be trusted: figures from a small batch, and the lines that they amount to."""
 
-import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -207,20 +206,16 @@ def _scale_line(scaled: Mapping[float, float]) -> list[str]:
 def warning_lines(findings: Findings) -> list[str]:
   """One line for each finding that casts doubt on a robust accuracy; none for a healthy model."""
   lines = []
-  outside = functools.partial(
-    "images reach {:g}, outside [0, 1]: attacks clip there, so normalise in the model.".format
-  )
-  if findings.lowest is not None and findings.lowest < -_ROUNDING:
-    lines.append(outside(findings.lowest))
-  if findings.highest is not None and findings.highest > 1.0 + _ROUNDING:
-    lines.append(outside(findings.highest))
+  lines += [
+    f"images reach {extreme:g}, outside [0, 1]: attacks clip there, so normalise in the model."
+    for extreme in (findings.lowest, findings.highest)
+    if extreme is not None and not -_ROUNDING <= extreme <= 1.0 + _ROUNDING
+  ]
   if findings.probabilities:
     lines.append("outputs look like probabilities: give logits, or the losses' gradients vanish.")
   if findings.answer_difference is not None and not findings.answer_difference <= _SAME_ANSWER:
-    lines.append(
-      f"two answers to the same image differ by {findings.answer_difference:.2g}: the model depends on chance or on the "
-      "rest of the batch."
-    )
+    difference = f"{findings.answer_difference:.2g}"
+    lines.append(f"two answers to an image differ by {difference}: by chance, or by the rest of the batch.")
   if findings.vanishing_share is not None and findings.vanishing_share > _VANISHING_SHARE:
     share = _points(findings.vanishing_share)
     lines.append(f"{share} % of the gradients on surviving images are 0: gradient attacks cannot judge this model.")

@@ -62,8 +62,11 @@ def _signs(draws: Array) -> Array:
 
 
 def _offsets(draws: Array, side: Array, extent: int) -> Array:
-  """[batch, extent]: how far each pixel lies behind the start of a window of that side, placed by draws [batch]."""
-  start = jnp.floor(draws * (extent - side + 1)).astype(jnp.int32)
+  """[batch, extent]: how far each pixel lies behind the start of a window of that side, placed by draws [batch].
+
+  As in the original, the last place is never drawn, so the last row and column keep their start.
+  """
+  start = jnp.floor(draws * (extent - side)).astype(jnp.int32)
   return jnp.arange(extent) - start[:, None]
 
 
@@ -181,7 +184,6 @@ def square(
   It differs from AutoAttack's Square in these on purpose:
     - windows, signs and patterns are drawn for each image, not once for the batch, so that an image's result does not
       depend on its batch;
-    - windows reach the last row and column, as in the paper; the original's draw stops one short;
     - a tie of logits counts as fooled only if the model's answer is another class;
     - an image that is not fooled comes back as its best point, not as the clean image;
     - images need not be square.
