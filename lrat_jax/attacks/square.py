@@ -126,7 +126,7 @@ def _tiles_start(keys: Array, images: Array, epsilon, norm: str) -> Array:
 
 
 def _to_edge(images: Array, delta: Array, epsilon, norm: str) -> Array:
-  """The images plus delta: scaled to length epsilon and cut to [0, 1] (l2), or projected on the two together (l1)."""
+  """The images plus delta scaled to length epsilon, cut to [0, 1]."""
   ball = threat_model.get_norm(norm)
   length = jnp.maximum(ball.length(delta), _TINY)[:, None, None, None]
   return threat_model.project(images + epsilon * delta / length, images, epsilon, ball)
@@ -186,6 +186,7 @@ def square(
       depend on its batch;
     - a tie of logits counts as fooled only if the model's answer is another class;
     - an image that is not fooled comes back as its best point, not as the clean image;
+    - in l1 a point is scaled to the ball's edge and then cut to [0, 1]; the original projects on both together;
     - images need not be square.
 
   Args:
