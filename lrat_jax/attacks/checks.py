@@ -1,6 +1,5 @@
 """Signs that a robust accuracy is not to be trusted: figures from a small batch, and the lines that they amount to."""
 
-import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -37,6 +36,7 @@ class Findings(NamedTuple):
     vanishing_share: share of the survivors' gradients that are 0, over all steps of a PGD.
     robust: robust accuracy by attack, weakest attack first, such as {"pgd": ..., "cw": ..., "apgd_t": ...}.
     scaled: PGD's robust accuracy by the factor on the logits.
+    num_images: how many images `robust` and `scaled` are shares of; two of them more or less are taken for chance.
     square_gain: share of all images that Square broke after gradient attacks could not.
   """
 
@@ -47,6 +47,7 @@ class Findings(NamedTuple):
   vanishing_share: float | None = None
   robust: Mapping[str, float] = {}
   scaled: Mapping[float, float] = {}
+  num_images: int | None = None
   square_gain: float | None = None
 
 
@@ -180,6 +181,7 @@ def examine(
     vanishing_share=float(vanishing),
     robust={"pgd": float(robust[0]), "cw": float(robust[1])},
     scaled=dict(zip(LOGIT_SCALES, map(float, scaled), strict=True)),
+    num_images=len(images),
   )
 
 
@@ -187,18 +189,24 @@ def _points(share: float) -> str:
   return f"{100 * share:.1f}"
 
 
-def _gap_line(robust: Mapping[str, float]) -> list[str]:
+def _chance(findings: Findings) -> float:
+  return 2.0 / findings.num_images if findings.num_images else 0.0
+
+
+def _gap_line(findings: Findings) -> list[str]:
+  robust = findings.robust
   if not robust:
     return []
   first, weakest = next(iter(robust)), min(robust, key=robust.get)
-  if robust[first] - robust[weakest] <= _ATTACK_GAP:
+  if robust[first] - robust[weakest] <= _ATTACK_GAP + _chance(findings):
     return []
   chain = ", ".join(f"{name} {_points(accuracy)} %" for name, accuracy in robust.items())
   return [f"{weakest} leaves far less than {first} ({chain}): the model may be fitted to {first}'s loss alone."]
 
 
-def _scale_line(scaled: Mapping[float, float]) -> list[str]:
-  if not scaled or scaled[1.0] - min(scaled.values()) <= _SCALE_GAIN:
+def _scale_line(findings: Findings) -> list[str]:
+  scaled = findings.scaled
+  if not scaled or scaled[1.0] - min(scaled.values()) <= _SCALE_GAIN + _chance(findings):
     return []
   chain = ", ".join(f"x{scale:g} {_points(accuracy)} %" for scale, accuracy in scaled.items())
   return [f"PGD does better when the logits are scaled ({chain}): their size hides gradients."]
@@ -207,24 +215,20 @@ def _scale_line(scaled: Mapping[float, float]) -> list[str]:
 def warning_lines(findings: Findings) -> list[str]:
   """One line for each finding that casts doubt on a robust accuracy; none for a healthy model."""
   lines = []
-  outside = functools.partial(
-    "images reach {:g}, outside [0, 1]: attacks clip there, so normalise in the model.".format
-  )
-  if findings.lowest is not None and findings.lowest < -_ROUNDING:
-    lines.append(outside(findings.lowest))
-  if findings.highest is not None and findings.highest > 1.0 + _ROUNDING:
-    lines.append(outside(findings.highest))
+  lines += [
+    f"images reach {extreme:g}, outside [0, 1]: attacks clip there, so normalise in the model."
+    for extreme in (findings.lowest, findings.highest)
+    if extreme is not None and not -_ROUNDING <= extreme <= 1.0 + _ROUNDING
+  ]
   if findings.probabilities:
     lines.append("outputs look like probabilities: give logits, or the losses' gradients vanish.")
   if findings.answer_difference is not None and not findings.answer_difference <= _SAME_ANSWER:
-    lines.append(
-      f"two answers to the same image differ by {findings.answer_difference:.2g}: the model depends on chance or on the "
-      "rest of the batch."
-    )
+    difference = f"{findings.answer_difference:.2g}"
+    lines.append(f"two answers to an image differ by {difference}: by chance, or by the rest of the batch.")
   if findings.vanishing_share is not None and findings.vanishing_share > _VANISHING_SHARE:
     share = _points(findings.vanishing_share)
     lines.append(f"{share} % of the gradients on surviving images are 0: gradient attacks cannot judge this model.")
-  lines += _gap_line(findings.robust) + _scale_line(findings.scaled)
+  lines += _gap_line(findings) + _scale_line(findings)
   if findings.square_gain is not None and findings.square_gain > _SQUARE_GAIN:
     gain = _points(findings.square_gain)
     lines.append(f"Square broke {gain} points that gradient attacks did not: gradients may be masked.")

@@ -62,8 +62,11 @@ def _signs(draws: Array) -> Array:
 
 
 def _offsets(draws: Array, side: Array, extent: int) -> Array:
-  """[batch, extent]: how far each pixel lies behind the start of a window of that side, placed by draws [batch]."""
-  start = jnp.floor(draws * (extent - side + 1)).astype(jnp.int32)
+  """[batch, extent]: how far each pixel lies behind the start of a window of that side, placed by draws [batch].
+
+  As in the original, the last place is never drawn, so the last row and column keep their start.
+  """
+  start = jnp.floor(draws * (extent - side)).astype(jnp.int32)
   return jnp.arange(extent) - start[:, None]
 
 
@@ -123,7 +126,7 @@ def _tiles_start(keys: Array, images: Array, epsilon, norm: str) -> Array:
 
 
 def _to_edge(images: Array, delta: Array, epsilon, norm: str) -> Array:
-  """The images plus delta: scaled to length epsilon and cut to [0, 1] (l2), or projected on the two together (l1)."""
+  """The images plus delta scaled to length epsilon, cut to [0, 1]."""
   ball = threat_model.get_norm(norm)
   length = jnp.maximum(ball.length(delta), _TINY)[:, None, None, None]
   return threat_model.project(images + epsilon * delta / length, images, epsilon, ball)
@@ -181,9 +184,9 @@ def square(
   It differs from AutoAttack's Square in these on purpose:
     - windows, signs and patterns are drawn for each image, not once for the batch, so that an image's result does not
       depend on its batch;
-    - windows reach the last row and column, as in the paper; the original's draw stops one short;
     - a tie of logits counts as fooled only if the model's answer is another class;
     - an image that is not fooled comes back as its best point, not as the clean image;
+    - in l1 a point is scaled to the ball's edge and then cut to [0, 1]; the original projects on both together;
     - images need not be square.
 
   Args:

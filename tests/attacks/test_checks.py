@@ -67,7 +67,7 @@ def test_images_out_of_range_are_noticed(keys, images, right_labels, linear_logi
 def test_a_scale_that_helps_the_attack_is_noticed(keys):
   # Saturated: p_y is 1 to the last bit, so cross-entropy has no gradient until the logits are made smaller.
   images, labels = jnp.full((16, 8, 8, 1), 0.5), jnp.zeros(16, int)
-  logits_fn = lambda x: jnp.stack([200 - 4000 * (x.mean(axis=(1, 2, 3)) - 0.5), 0 * x[:, 0, 0, 0]], axis=1)
+  logits_fn = lambda x: jnp.stack([200 + 0 * x[:, 0, 0, 0], 4000 * (x.mean(axis=(1, 2, 3)) - 0.5)], axis=1)
   findings = checks.examine(keys, logits_fn, images, labels, epsilon=0.1)
   assert findings.scaled[1.0] == 1.0 and findings.scaled[0.1] == 0.0
   assert any("x0.1 0.0 %, x1 100.0 %" in line for line in checks.warning_lines(findings))
@@ -80,6 +80,8 @@ def test_a_scale_that_helps_the_attack_is_noticed(keys):
     (checks.Findings(robust={"pgd": 0.55, "cw": 0.52, "apgd_t": 0.48}), None),
     (checks.Findings(scaled={0.1: 0.5, 1.0: 0.54, 10.0: 0.44, 100.0: 0.5}), "x10 44.0 %"),
     (checks.Findings(scaled={0.1: 0.53, 1.0: 0.54, 10.0: 0.54, 100.0: 0.6}), None),
+    (checks.Findings(scaled={1.0: 0.9, 10.0: 0.8}, num_images=20), None),
+    (checks.Findings(scaled={1.0: 0.9, 10.0: 0.7}, num_images=20), "x10 70.0 %"),
     (checks.Findings(square_gain=0.003), "Square broke 0.3 points"),
     (checks.Findings(square_gain=0.002), None),
     (checks.Findings(answer_difference=float("nan")), "differ by nan"),

@@ -88,7 +88,9 @@ def _pillow_jpeg(quality, image):
 def test_jpeg_of_grey_images_equals_pillows(severity, quality, photos):
   grey = photos[..., :1]
   expected = _through_pillow(grey, functools.partial(_pillow_jpeg, quality))
-  np.testing.assert_allclose(_corrupt(grey, "jpeg", severity).images, expected, atol=2.1 / 255)
+  difference = np.abs(np.asarray(_corrupt(grey, "jpeg", severity).images) - expected)
+  # libjpeg's transform works on integers: a coefficient half-way between two steps may go the other way.
+  assert (difference > 1.2 / 255).mean() < 0.05 and difference.max() < 6 / 255
 
 
 @pytest.mark.parametrize(("severity", "quality"), [(1, 80), (5, 40)])
