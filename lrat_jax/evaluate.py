@@ -15,8 +15,8 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from lrat_jax import attacks, data, reweighting, sharding, suites
-from lrat_jax.attacks import checks, progress, threat_model
+from lrat_jax import attacks, data, doubts, reweighting, sharding, suites
+from lrat_jax.attacks import progress, threat_model
 from lrat_jax.train_step import Variables
 
 Judge = Callable[[Variables, data.Split, Array], dict[str, np.ndarray]]
@@ -129,7 +129,9 @@ def _clean(job: _Job, split: data.Split) -> tuple[Arrays, str]:
     piece = {name: array[mask] for name, array in piece.items()}
     logits = piece.pop("logits")
     if not np.isfinite(logits).all():
-      raise JudgingError(f"the model's logits are NaN or infinite on {(~np.isfinite(logits)).any(axis=1).sum()} images.")
+      raise JudgingError(
+        f"the model's logits are NaN or infinite on {(~np.isfinite(logits)).any(axis=1).sum()} images."
+      )
     digest.update(logits.tobytes())
     pieces.append(piece)
   return _joined(pieces), digest.hexdigest()
@@ -213,37 +215,18 @@ def _fingerprint(job: _Job, suite: suites.Suite, seed: int, answers: str) -> dic
   }
 
 
-def _warnings(
-  job: _Job, suite: suites.Suite, num_images: int, reports: Mapping[str, attacks.AutoAttackReport]
-) -> list[str]:
-  """What the checks find on the first `num_images` images, under AutoAttack's threat or that of the first attack."""
-  lines = [f"{name}: {line}" for name, report in reports.items() for line in report.warnings]
-  order = [*reports, *(name for name, entry in suite.items() if "epsilon" in entry and name not in reports)]
-  if not order or not num_images:
-    return lines
-  part = job.split.take(np.arange(min(num_images, len(job.split.labels))))
-  entry = suite[order[0]]
-  # On one device: this is a small batch, and the checks ask for their answers one after another.
-  logits_fn = jax.device_put(job.logits_fn, job.mesh.devices.flat[0])
-  images, labels = data.to_float(jnp.asarray(part.images)), jnp.asarray(part.labels)
-  keys = attacks.example_keys(jax.random.key(0), part.indices)
-  epsilon = suites.radius(entry)
-  findings = checks.examine(keys, logits_fn, images, labels, epsilon=epsilon, norm=entry.get("norm", "linf"))
-  report = reports.get(order[0])
-  if report is not None:
-    findings = _with_autoattack(findings, report)
-  return lines + checks.warning_lines(findings)
+def _columns(name: str, result: Arrays, clean_correct: np.ndarray) -> Arrays:
+  """What per_example holds of one attack."""
+  fields = {"vulnerability": "vulnerabilities", "answer": "answers", "distance": "distances"}
+  columns = {f"robust/{name}": result["correct"] & clean_correct}
+  return columns | {f"{field}/{name}": result[source] for field, source in fields.items()}
 
 
-def _with_autoattack(findings: checks.Findings, report: attacks.AutoAttackReport) -> checks.Findings:
-  """The findings with APGD-T's accuracy on the same images, and what Square broke of all."""
-  ran = [summary.name for summary in report.per_attack]
-  robust = dict(findings.robust)
-  if "apgd-t" in ran:
-    broken_by = report.broken_by[: findings.num_images]
-    robust["apgd_t"] = float(np.mean((broken_by == -1) | (broken_by > report.stages.index("apgd-t"))))
-  square = [summary.broken / len(report.robust) for summary in report.per_attack if summary.name == "square"]
-  return findings._replace(robust=robust, square_gain=square[0] if square else None)
+def _examples(result: Arrays, broken: np.ndarray) -> Examples:
+  """The most vulnerable of the images that an attack kept and broke (bool [n])."""
+  rows = result["rows"]
+  shown = _most_vulnerable(result["vulnerabilities"][rows], broken[rows])
+  return Examples(rows[shown], result["images"][shown])
 
 
 def _worst_case(per_example: Arrays, names: list[str]) -> Arrays:
@@ -299,14 +282,19 @@ def run_suite(
   logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
   logits_fn, key = sharding.replicate(mesh, (logits_fn, jax.random.key(seed)))
   job = _Job(logits_fn, split, key, batch_size, mesh, directory, keep_images, on_stage)
+  return _run(job, suite, seed, check_images, on_attack)
+
+
+def _run(job: _Job, suite: suites.Suite, seed: int, check_images: int, on_attack) -> Judgement:
+  """The clean images, then each attack; then the checks."""
   start = time.perf_counter()
-  clean, digest = _clean(job, split)
+  clean, digest = _clean(job, job.split)
   try:
     job.store().open(_fingerprint(job, suite, seed, digest))
   except ValueError as error:
     raise JudgingError(str(error)) from None
-  clean_correct = clean["answers"] == split.labels
-  per_example = {"indices": split.indices, "labels": split.labels, "clean_correct": clean_correct}
+  clean_correct = clean["answers"] == job.split.labels
+  per_example = {"indices": job.split.indices, "labels": job.split.labels, "clean_correct": clean_correct}
   per_example |= {f"answer/{CLEAN}": clean["answers"], f"vulnerability/{CLEAN}": clean["vulnerabilities"]}
   robust, seconds, examples, images, reports = {}, {CLEAN: time.perf_counter() - start}, {}, {}, {}
   on_attack(CLEAN, float(np.mean(clean_correct)), seconds[CLEAN])
@@ -316,25 +304,24 @@ def run_suite(
       per_example |= {f"broken_by/{name}": reports[name].broken_by, f"stages/{name}": np.array(reports[name].stages)}
     else:
       result = _run_attack(job, name, entry, clean_correct)
-    per_example[f"robust/{name}"] = result["correct"] & clean_correct
-    for field, source in {"vulnerability": "vulnerabilities", "answer": "answers", "distance": "distances"}.items():
-      per_example[f"{field}/{name}"] = result[source]
+    per_example |= _columns(name, result, clean_correct)
     robust[name], seconds[name] = float(np.mean(per_example[f"robust/{name}"])), float(result["seconds"].sum())
-    broken = clean_correct & ~per_example[f"robust/{name}"]
-    shown = _most_vulnerable(result["vulnerabilities"][result["rows"]], broken[result["rows"]])
-    examples[name] = Examples(result["rows"][shown], result["images"][shown])
-    if keep_images:
+    examples[name] = _examples(result, clean_correct & ~per_example[f"robust/{name}"])
+    if job.keep_images:
       images[name] = result["images"]
     on_attack(name, robust[name], seconds[name])
   per_example |= _worst_case(per_example, list(suite))
+  few = job.split.take(np.arange(min(check_images, len(job.split.labels))))
+  # On one device: this is a small batch, and the checks ask for their answers one after another.
+  on_one = jax.device_put(job.logits_fn, job.mesh.local_devices[0])
   summary = {
     "clean": float(np.mean(clean_correct)),
     "robust": robust,
     "worst_case": float(np.mean(per_example["robust"])),
-    "n": len(split.labels),
+    "n": len(job.split.labels),
     "seconds": sum(seconds.values()),
     "attack_seconds": seconds,
-    "warnings": _warnings(job, suite, check_images, reports),
+    "warnings": doubts.warnings(on_one, few, suite, reports),
     "autoattack": {name: [stage._asdict() for stage in report.per_attack] for name, report in reports.items()},
   }
   return Judgement(summary, per_example, examples, images)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.tree_util import Partial
 
 from lrat_jax.attacks import losses, threat_model
 from lrat_jax.attacks.pgd import AttackResult, LogitsFn, check_batch, check_budget, cw, per_image_keys, pgd
@@ -157,10 +158,11 @@ def examine(
     num_steps: steps of each PGD, epsilon / 10 long.
   """
   attack = {"epsilon": epsilon, "norm": norm, "num_steps": num_steps}
-  arguments = (images, labels)
+  # An argument of what is compiled, so that a model's parameters are no constants there.
+  logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
 
   @jax.jit
-  def measure(keys, images, labels):
+  def measure(logits_fn, keys, images, labels):
     robust = [
       _robust_accuracy(
         logits_fn, images, labels, kind(keys, logits_fn, images, labels, step_size=0.1 * epsilon, **attack)
@@ -172,7 +174,7 @@ def examine(
     scaled = scaled_accuracies(keys, logits_fn, images, labels, **attack)
     return robust, vanishing, scaled
 
-  robust, vanishing, scaled = measure(per_image_keys(keys, images), *arguments)
+  robust, vanishing, scaled = measure(logits_fn, per_image_keys(keys, images), images, labels)
   return Findings(
     lowest=float(jnp.min(images)),
     highest=float(jnp.max(images)),
