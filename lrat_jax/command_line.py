@@ -90,9 +90,7 @@ def parse(arguments: Sequence[str]) -> Options:
   if mode not in MODES:
     raise ConfigError(f"--mode={mode!r} is unknown; choose from {list(MODES)}.")
   if values.model is not None and mode != "evaluate":
-    raise ConfigError(
-      f"--mode={mode} is not for --model={values.model}, which can only be judged; use --mode=evaluate."
-    )
+    raise ConfigError(f"--mode={mode} is not for --model, which is only judged; use --mode=evaluate.")
   config = _load(values)
   for argument in overrides:
     _check_override(config, argument)
