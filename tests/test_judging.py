@@ -19,12 +19,12 @@ SPLIT = make_split(40)
 CHANGES = {"apgd-ce": {"num_steps": 3}, "apgd-t": {"num_steps": 3}, "square": {"num_queries": 4}}
 SUITE = {
   "autoattack": {
-    "name": "autoattack", "norm": "linf", "epsilon": "16/255", "version": "standard",
+    "name": "autoattack", "norm": "linf", "epsilon": "48/255", "version": "standard",
     "parts": ("apgd-ce", "apgd-t", "square"), "changes": CHANGES,
   },
   "jpeg": {"name": "corruption", "kind": "jpeg", "severity": 5},
-  "pgd_l2": {"name": "pgd", "norm": "l2", "epsilon": "0.6", "step_size": "0.2", "num_steps": 3},
-  "spatial": {"name": "spatial", "max_rotation": 10.0, "max_translation": 0.5, "num_rotations": 3, "num_translations": 3},
+  "pgd_l2": {"name": "pgd", "norm": "l2", "epsilon": "1.0", "step_size": "0.3", "num_steps": 3},
+  "spatial": {"name": "spatial", "max_rotation": 3.0, "max_translation": 0.25, "num_rotations": 3, "num_translations": 3},
 }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ LOGITS_FN = Partial(_apply, WEIGHTS)
 
 
 def _config(**fields):
-  config = make_config(eval__batch_size=16, eval__check_images=16, **fields)
+  config = make_config(**{"eval__batch_size": 16, "eval__check_images": 16, **fields})
   with config.unlocked():
     config.eval.suite = SUITE
   return config
@@ -66,14 +66,14 @@ def _arrays(workdir):
 def test_results_say_what_was_measured(whole):
   workdir, results, printed = whole
   assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
-  assert results["epsilons"]["autoattack"] == {"norm": "linf", "text": "16/255", "value": 16 / 255}
+  assert results["epsilons"]["autoattack"] == {"norm": "linf", "text": "48/255", "value": 48 / 255}
   assert set(results["epsilons"]) == {"autoattack", "pgd_l2"} and set(results["robust"]) == set(SUITE)
   assert {"jax", "jaxlib", "flax", "numpy", "python", "device"} <= set(results["environment"])
   stages = results["autoattack"]["autoattack"]
   assert [stage["name"] for stage in stages] == ["apgd-ce", "apgd-t", "square"]
   assert stages[-1]["robust_accuracy"] == results["robust"]["autoattack"]
   assert any("autoattack: not the whole standard version" in line for line in results["warnings"])
-  for text in ("warning: autoattack: not the whole", "autoattack apgd-ce:", "jpeg, severity 5", "linf 16/255"):
+  for text in ("warning: autoattack: not the whole", "autoattack apgd-ce:", "jpeg, severity 5", "linf 48/255"):
     assert text in printed
   assert not (workdir / judging.PROGRESS).exists()
 
