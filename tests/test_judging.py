@@ -24,7 +24,9 @@ SUITE = {
   },
   "jpeg": {"name": "corruption", "kind": "jpeg", "severity": 5},
   "pgd_l2": {"name": "pgd", "norm": "l2", "epsilon": "1.0", "step_size": "0.3", "num_steps": 3},
-  "spatial": {"name": "spatial", "max_rotation": 3.0, "max_translation": 0.25, "num_rotations": 3, "num_translations": 3},
+  "spatial": {
+    "name": "spatial", "max_rotation": 3.0, "max_translation": 0.25, "num_rotations": 3, "num_translations": 3,
+  },
 }  # fmt: skip
 
 
