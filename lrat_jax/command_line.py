@@ -14,18 +14,20 @@ _OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)")
 
 
 class Options(NamedTuple):
-  """What was asked for; `config` is None where only help was."""
+  """What was asked for; `config` is None where only help was, `model` where a run's own checkpoint is judged."""
 
   config: ConfigDict | None
   workdir: str | None
   mode: str
+  model: str | None
 
 
 def _define(arguments: list[str]) -> flags.FlagValues:
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", None, "FILE or FILE:ARGUMENT", flag_values=values, sys_argv=arguments)
   flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
-  flags.DEFINE_string("mode", MODES[0], "what to do", flag_values=values)
+  flags.DEFINE_string("model", None, "package.module:function, a model to judge", flag_values=values)
+  flags.DEFINE_string("mode", None, "what to do", flag_values=values)
   flags.DEFINE_bool("help", False, "shows help", short_name="h", flag_values=values)
   return values
 
@@ -82,13 +84,16 @@ def parse(arguments: Sequence[str]) -> Options:
   """Reads the command line, the configuration and its overrides. Raises ConfigError with one line of what is wrong."""
   overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
   values = _parse([argument for argument in arguments if argument not in overrides])
+  mode = values.mode or ("evaluate" if values.model else MODES[0])
   if values.help:
-    return Options(None, None, values.mode)
-  if values.mode not in MODES:
-    raise ConfigError(f"--mode={values.mode!r} is unknown; choose from {list(MODES)}.")
+    return Options(None, None, mode, None)
+  if mode not in MODES:
+    raise ConfigError(f"--mode={mode!r} is unknown; choose from {list(MODES)}.")
+  if values.model is not None and mode != "evaluate":
+    raise ConfigError(f"--mode={mode} is not for --model, which is only judged; use --mode=evaluate.")
   config = _load(values)
   for argument in overrides:
     _check_override(config, argument)
   if overrides:
     config = _load(_parse(list(arguments)))
-  return Options(config, values.workdir, values.mode)
+  return Options(config, values.workdir, mode, values.model)

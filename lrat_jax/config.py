@@ -9,6 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lrat_jax.suites import SUITES, iterated
+
 
 def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padding: int = 0, flip: bool = False):
   return dict(
@@ -44,9 +46,13 @@ def _optimizer(learning_rate: float, schedule: str, weight_decay: float = 5e-4):
   )
 
 
-def _budget(epsilon: str, step_size: str, num_steps: int, l2_epsilon: str, l2_step_size: str):
-  return dict(linf=(epsilon, step_size), l2=(l2_epsilon, l2_step_size), num_steps=num_steps)
+def _budget(linf: tuple[str, str], l2: tuple[str, str], *, num_steps: int, l1: str, translation: float):
+  """Radius and step size by norm, the steps of training attacks, L1's radius, and how many pixels images are moved."""
+  return dict(linf=linf, l2=l2, num_steps=num_steps, l1=l1, translation=translation)
 
+
+# Before the name of a suite in the config's argument.
+_SUITE = "suite="
 
 # What goes together. Each names its data, model, optimiser, epochs, epsilon ramp and attack budget.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -56,7 +62,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.1, "one_cycle"),
     epochs=40,
     epsilon_ramp=0.5,
-    budget=_budget("0.2", "0.05", 10, "1", "0.25"),
+    budget=_budget(("0.2", "0.05"), ("1", "0.25"), num_steps=10, l1="3", translation=1.0),
   ),
   "fashion_mnist": dict(
     data=_data("tfds:fashion_mnist", 2000),
@@ -64,7 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.1, "one_cycle"),
     epochs=10,
     epsilon_ramp=0.7,
-    budget=_budget("0.1", "0.035", 5, "1.5", "0.5"),
+    budget=_budget(("0.1", "0.035"), ("1.5", "0.5"), num_steps=5, l1="10", translation=3.0),
   ),
   "cifar10": dict(
     data=_data("tfds:cifar10", 1000, crop_padding=4, flip=True),
@@ -72,7 +78,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.1, "piecewise"),
     epochs=100,
     epsilon_ramp=0.0,
-    budget=_budget("8/255", "2/255", 10, "128/255", "32/255"),
+    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), num_steps=10, l1="12", translation=3.0),
   ),
   "svhn": dict(
     data=_data("tfds:svhn_cropped", 1000),
@@ -80,43 +86,22 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.05, "piecewise"),
     epochs=60,
     epsilon_ramp=0.1,  # from the full epsilon at once, SVHN often stays at chance
-    budget=_budget("8/255", "2/255", 10, "128/255", "32/255"),
+    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), num_steps=10, l1="12", translation=3.0),
   ),
 }
-
-
-def _attack(budget: dict[str, Any], norm: str, num_steps: int, **arguments: Any) -> dict[str, Any]:
-  epsilon, step_size = budget[norm]
-  return dict(norm=norm, epsilon=epsilon, step_size=step_size, num_steps=num_steps, num_restarts=1, **arguments)
 
 
 def _training_attacks(budget: dict[str, Any]) -> dict[str, dict[str, Any]]:
   """The training attacks that a config can ask for by name."""
   steps = budget["num_steps"]
   return {
-    "pgd": _attack(budget, "linf", steps, name="pgd", loss="ce", random_start="uniform"),
-    "cw": _attack(budget, "linf", steps, name="cw", random_start="uniform"),
-    "dlr": _attack(budget, "linf", steps, name="pgd", loss="dlr", random_start="uniform"),
-    "kl": _attack(budget, "linf", steps, name="pgd", loss="kl", random_start="gaussian"),
-    "pgd_l2": _attack(budget, "l2", steps, name="pgd", loss="ce", random_start="uniform"),
+    "pgd": iterated(budget, "linf", steps, name="pgd", loss="ce", random_start="uniform"),
+    "cw": iterated(budget, "linf", steps, name="cw", random_start="uniform"),
+    "dlr": iterated(budget, "linf", steps, name="pgd", loss="dlr", random_start="uniform"),
+    "kl": iterated(budget, "linf", steps, name="pgd", loss="kl", random_start="gaussian"),
+    "pgd_l2": iterated(budget, "l2", steps, name="pgd", loss="ce", random_start="uniform"),
     "fgsm": dict(name="fgsm", norm="linf", epsilon=budget["linf"][0], loss="ce"),
   }
-
-
-def _evaluation_suite(budget: dict[str, Any]) -> dict[str, dict[str, Any]]:
-  """The first judgement: one step, and 20 steps of a tenth of the ball's width on two losses."""
-  epsilon = budget["linf"][0]
-  fine = dict(budget, linf=(epsilon, _tenth(epsilon)))
-  return {
-    "fgsm": dict(name="fgsm", norm="linf", epsilon=epsilon, loss="ce"),
-    "pgd20": _attack(fine, "linf", 20, name="pgd", loss="ce", random_start="uniform"),
-    "cw20": _attack(fine, "linf", 20, name="cw", random_start="uniform"),
-  }
-
-
-def _tenth(length: str) -> str:
-  numerator, _, denominator = length.partition("/")
-  return f"{float(numerator) / 10:.6g}" + (f"/{denominator}" if denominator else "")
 
 
 def default(method: str, arg: str | None = None) -> ConfigDict:
@@ -125,15 +110,18 @@ def default(method: str, arg: str | None = None) -> ConfigDict:
   Args:
     method: the first part of the run's name; the file in `configs/` that calls this makes it true.
     arg: what stands behind the colon of `--config=configs/NAME.py:ARG`: a preset, then the training attacks of each
-      pair, separated by commas: "cifar10", "digits,pgd,cw". Empty is "digits"; without attacks it is "pgd".
+      pair, and the suite that judges, separated by commas: "cifar10", "digits,pgd,cw", "digits,suite=unseen". Empty is
+      "digits"; without attacks it is "pgd", without a suite "quick".
 
   Returns:
     A type-safe ConfigDict whose keys are fixed.
 
   Raises:
-    ValueError: an unknown preset or attack (with the choices), or an attack named twice.
+    ValueError: an unknown preset, attack or suite (with the choices), or one named twice.
   """
-  preset_name, *attack_names = (arg or "digits").split(",")
+  preset_name, *more = (arg or "digits").split(",")
+  attack_names = [name for name in more if not name.startswith(_SUITE)]
+  suite_names = [name.removeprefix(_SUITE) for name in more if name.startswith(_SUITE)] or ["quick"]
   if preset_name not in PRESETS:
     raise ValueError(
       f"data set {preset_name!r} is unknown in the config's argument {arg!r}; choose from {sorted(PRESETS)}."
@@ -147,7 +135,10 @@ def default(method: str, arg: str | None = None) -> ConfigDict:
       )
   if len(set(attack_names)) < len(attack_names):
     raise ValueError(f"the config's argument {arg!r} names a training attack twice.")
-  suite = _evaluation_suite(preset["budget"])
+  if len(suite_names) > 1 or suite_names[0] not in SUITES:
+    raise ValueError(
+      f"suite {','.join(suite_names)!r} is unknown in the config's argument {arg!r}; choose one from {sorted(SUITES)}."
+    )
   return ConfigDict(
     dict(
       name="_".join([method, preset_name, *attack_names]),
@@ -182,7 +173,14 @@ def default(method: str, arg: str | None = None) -> ConfigDict:
         gairat=dict(slope=5.0, bias=0.2),
         mail=dict(slope=5.0, bias=0.5),
       ),
-      validation_attack=dict(suite["pgd20"], num_steps=10),  # chooses the best checkpoint
-      eval=dict(batch_size=256, suite=suite),
+      validation_attack=dict(SUITES["quick"](preset["budget"])["pgd20"], num_steps=10),  # chooses the best checkpoint
+      eval=dict(
+        batch_size=256,
+        num_images=0,  # judges the first so many test images; 0 is all
+        check_images=64,  # images on which the checks look for signs that a robust accuracy is too high; 0 is off
+        save_images=False,  # whether every adversarial is written, a file for each attack
+        robustbench=False,  # whether RobustBench's model JSON is written; needs the suite "standard"
+        suite=SUITES[suite_names[0]](preset["budget"]),
+      ),
     )
   )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lrat_jax import attacks, data, models, objectives, optim, reweighting
+from lrat_jax import attacks, data, models, objectives, optim, reports, reweighting, suites
 
 
 class ConfigError(ValueError):
@@ -46,6 +46,9 @@ def _check_attacks(config: ConfigDict, image_shape: tuple[int, ...], num_classes
   labels = jax.ShapeDtypeStruct((1,), jnp.int32)
   for path in _attack_paths(config):
     try:
+      if path.startswith("eval.suite.") and suites.is_autoattack(_field(config, path)):
+        suites.check_entry(_field(config, path).to_dict(), image_shape, num_classes)
+        continue
       attack = attacks.from_config(_field(config, path))
       jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
     except ValueError as error:
@@ -64,7 +67,8 @@ def check(config: ConfigDict) -> None:
   for path in ("data.batch_size", "eval.batch_size", "train.epochs", "train.log_every", "train.checkpoint_every"):
     _range(config, path, 1)
   _range(config, "data.validation_size", 1)
-  _range(config, "data.crop_padding", 0)
+  for path in ("data.crop_padding", "eval.num_images", "eval.check_images"):
+    _range(config, path, 0)
   _range(config, "train.weights_sample", 0)
   for path in ("train.epsilon_ramp", "local_weights.begin", "global_weights.begin", "optimizer.warmup"):
     _range(config, path, 0, 1)
@@ -87,6 +91,8 @@ def check(config: ConfigDict) -> None:
     raise ConfigError(f"config.model.{error}") from None
   if "clean" in config.eval.suite:
     raise ConfigError("config.eval.suite.clean: 'clean' is the name of the clean accuracy; give the attack another.")
+  if config.eval.robustbench and reports.robustbench_name(config.eval.suite) is None:
+    raise ConfigError("config.eval.robustbench=True needs AutoAttack's standard version, whole; take suite=standard.")
   # Before the data is loaded, images so large that only the data's own shape can make an l2 radius too wide.
   _check_attacks(config, (1024, 1024, 3), 10)
 

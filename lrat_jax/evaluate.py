@@ -1,11 +1,11 @@
 """Judging a model: a suite of attacks on a whole split, every image once, sharded over the devices."""
 
-import json
-import platform
+import functools
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,87 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 from jax.sharding import Mesh
-from rich.console import Console
-from rich.table import Table
+from jax.tree_util import Partial
 
-from lrat_jax import attacks, data, files, reweighting, sharding
-from lrat_jax.train_step import Variables, logits_fn
+from lrat_jax import attacks, data, doubts, reweighting, sharding, suites
+from lrat_jax.attacks import progress, threat_model
+from lrat_jax.train_step import Variables
 
 Judge = Callable[[Variables, data.Split, Array], dict[str, np.ndarray]]
+JudgeBatch = Callable[[Partial, Array, dict[str, Array]], dict[str, Array]]
+Arrays = dict[str, np.ndarray]
+
+CLEAN = "clean"
+# Of each attack, so many of the images that it broke are kept for the picture.
+_EXAMPLES = 8
+
+
+class JudgingError(ValueError):
+  """A model or a half-done evaluation that cannot be judged; the message is one line that says why."""
+
+
+class Examples(NamedTuple):
+  """Images that one attack broke, the most vulnerable first: rows of the split [k], and adversarials [k, h, w, c]."""
+
+  rows: np.ndarray
+  images: np.ndarray
+
+
+class Judgement(NamedTuple):
+  """What `run_suite` found; see there for `summary` and `per_example`.
+
+  Attributes:
+    examples: for each attack.
+    images: for each attack the adversarials [n, h, w, c], if they were to be kept.
+  """
+
+  summary: dict[str, Any]
+  per_example: Arrays
+  examples: dict[str, Examples]
+  images: Arrays
+
+
+class _Job(NamedTuple):
+  """What stays the same through a suite."""
+
+  logits_fn: Partial
+  split: data.Split
+  key: Array
+  batch_size: int
+  mesh: Mesh
+  directory: Path | None
+  keep_images: bool
+  on_stage: Callable[[str, attacks.StageSummary], None]
+
+  def store(self, *below: str) -> progress.Store:
+    """Where finished work is kept."""
+    return progress.Nowhere() if self.directory is None else progress.FileStore(self.directory.joinpath(*below))
+
+
+def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> JudgeBatch:
+  """(logits_fn, key, batch) -> logits, answers, vulnerabilities, distances and images [batch, ...] under an attack."""
+
+  def judge_shard(logits_fn: Partial, key: Array, batch: dict[str, Array]) -> dict[str, Array]:
+    originals, labels = data.to_float(batch["images"]), batch["labels"]
+    images = originals
+    if attack is not None:
+      images = attack(attacks.example_keys(key, batch["indices"]), logits_fn, originals, labels).images
+    logits = logits_fn(images)
+    return {
+      "logits": logits,
+      "answers": jnp.argmax(logits, axis=-1).astype(jnp.int32),
+      "vulnerabilities": reweighting.vulnerability(logits, labels),
+      "distances": threat_model.get_norm(norm).length(images - originals),
+      "images": images,
+    }
+
+  specs = (sharding.REPLICATED, sharding.REPLICATED, sharding.BATCHED)
+  return jax.jit(jax.shard_map(judge_shard, mesh=mesh, in_specs=specs, out_specs=sharding.BATCHED))
+
+
+def apply_function(model: nn.Module) -> Callable[[Variables, Array], Array]:
+  """(variables, images) -> logits of a Flax module in evaluation mode; `Partial` of it and variables is a logits_fn."""
+  return functools.partial(model.apply, train=False)
 
 
 def make_judge(model: nn.Module, attack: attacks.Attack | None, batch_size: int, mesh: Mesh) -> Judge:
@@ -28,123 +102,226 @@ def make_judge(model: nn.Module, attack: attacks.Attack | None, batch_size: int,
   `attack` None judges the clean images. An image's attack depends on its index under `key` alone, so batch size and
   device count change nothing; the last batch is padded and masked. Compiled once, for every call.
   """
+  judge_batch, apply = _compile(attack, "linf", mesh), apply_function(model)
 
-  def judge_shard(variables: Variables, key: Array, batch: dict[str, Array]) -> tuple[Array, Array]:
-    logits = logits_fn(model, variables)
-    images, labels = data.to_float(batch["images"]), batch["labels"]
-    if attack is not None:
-      images = attack(attacks.example_keys(key, batch["indices"]), logits, images, labels).images
-    answers = logits(images)
-    return jnp.argmax(answers, axis=-1) == labels, reweighting.vulnerability(answers, labels)
-
-  judge_batch = jax.jit(
-    jax.shard_map(
-      judge_shard,
-      mesh=mesh,
-      in_specs=(sharding.REPLICATED, sharding.REPLICATED, sharding.BATCHED),
-      out_specs=sharding.BATCHED,
-    )
-  )
-
-  def judge(variables: Variables, split: data.Split, key: Array) -> dict[str, np.ndarray]:
-    results = []
-    key = sharding.replicate(mesh, key)
+  def judge(variables: Variables, split: data.Split, key: Array) -> Arrays:
+    results, kept = [], ("answers", "vulnerabilities")
+    key, logits_fn = sharding.replicate(mesh, key), Partial(apply, variables)
     for batch in data.eval_batches(split, batch_size):
       batch = sharding.shard_batch(mesh, batch)
-      results.append((*judge_batch(variables, key, batch), batch["mask"]))
-    correct, vulnerabilities, mask = (np.concatenate(x) for x in zip(*sharding.fetch(results), strict=True))
-    return {"correct": correct[mask], "vulnerabilities": vulnerabilities[mask]}
+      result = judge_batch(logits_fn, key, batch)
+      results.append((*(result[name] for name in kept), batch["mask"]))
+    answers, vulnerabilities, mask = (np.concatenate(x) for x in zip(*sharding.fetch(results), strict=True))
+    return {"correct": answers[mask] == split.labels, "vulnerabilities": vulnerabilities[mask]}
 
   return judge
 
 
+def _clean(job: _Job, split: data.Split) -> tuple[Arrays, str]:
+  """The model on a split as it is: "answers" and "vulnerabilities" [n], and a digest of its logits."""
+  judge_batch = _compile(None, "linf", job.mesh)
+  pieces, digest = [], hashlib.sha256()
+  for batch in data.eval_batches(split, job.batch_size):
+    batch = sharding.shard_batch(job.mesh, batch)
+    result = judge_batch(job.logits_fn, job.key, batch)
+    kept = {name: result[name] for name in ("logits", "answers", "vulnerabilities")}
+    piece, mask = sharding.fetch((kept, batch["mask"]))
+    piece = {name: array[mask] for name, array in piece.items()}
+    logits = piece.pop("logits")
+    if not np.isfinite(logits).all():
+      raise JudgingError(
+        f"the model's logits are NaN or infinite on {(~np.isfinite(logits)).any(axis=1).sum()} images."
+      )
+    digest.update(logits.tobytes())
+    pieces.append(piece)
+  return _joined(pieces), digest.hexdigest()
+
+
+def _joined(pieces: list[Arrays]) -> Arrays:
+  return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _most_vulnerable(vulnerabilities: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+  """Up to `_EXAMPLES` of the candidates bool [n], those of the highest vulnerability first, as positions."""
+  order = np.argsort(-vulnerabilities, kind="stable")
+  return order[candidates[order]][:_EXAMPLES]
+
+
+def _run_batch(job: _Job, judge_batch: JudgeBatch, batch: dict[str, Any], first: int, right: np.ndarray) -> Arrays:
+  """One batch of one attack, with the adversarials that are to be kept and their rows of the split."""
+  start = time.perf_counter()
+  batch = sharding.shard_batch(job.mesh, batch)
+  result, mask, labels = sharding.fetch((judge_batch(job.logits_fn, job.key, batch), batch["mask"], batch["labels"]))
+  piece = {name: result[name][mask] for name in ("answers", "vulnerabilities", "distances")}
+  fallen = right[first : first + len(piece["answers"])] & (piece["answers"] != labels[mask])
+  kept = np.arange(len(fallen)) if job.keep_images else _most_vulnerable(piece["vulnerabilities"], fallen)
+  seconds = np.array([time.perf_counter() - start])
+  return piece | {"rows": first + kept, "images": result["images"][mask][kept], "seconds": seconds}
+
+
+def _run_attack(job: _Job, name: str, entry: Mapping[str, Any], clean_correct: np.ndarray) -> Arrays:
+  """An attack of the registry on the split, batch by batch, each kept as soon as it is done."""
+  judge_batch = _compile(attacks.from_config(entry), entry.get("norm") or "l2", job.mesh)
+  pieces, store = [], job.store()
+  for index, batch in enumerate(data.eval_batches(job.split, job.batch_size)):
+    piece = store.load(f"{name}-{index}")
+    if piece is None:
+      piece = _run_batch(job, judge_batch, batch, index * job.batch_size, clean_correct)
+      store.save(f"{name}-{index}", piece)
+    pieces.append(piece)
+  result = _joined(pieces)
+  return result | {"correct": result["answers"] == job.split.labels}
+
+
+def _run_autoattack(job: _Job, name: str, entry: Mapping[str, Any]) -> tuple[Arrays, attacks.AutoAttackReport]:
+  """AutoAttack on the split, in the form of any other attack's result, and its report."""
+  start = time.perf_counter()
+  split = job.split
+  images = split.images / np.float32(255) if split.images.dtype == np.uint8 else split.images
+  try:
+    report = attacks.autoattack(
+      job.key, job.logits_fn, images, split.labels,
+      batch_size=job.batch_size,
+      devices=list(job.mesh.devices.flat),
+      example_indices=split.indices,
+      on_stage=functools.partial(job.on_stage, name),
+      store=job.store(name),
+      **suites.autoattack_arguments(entry),
+    )  # fmt: skip
+  except ValueError as error:
+    raise JudgingError(f"{name}: {error}") from error
+  judged, _ = _clean(job, split._replace(images=report.images))
+  kept = np.arange(len(images))
+  if not job.keep_images:
+    kept = _most_vulnerable(judged["vulnerabilities"], report.broken_by > 0)
+  seconds = sum(summary.seconds for summary in report.per_attack) or time.perf_counter() - start
+  result = {"correct": report.robust, "distances": report.distances, "rows": kept, "images": report.images[kept]}
+  return judged | result | {"seconds": np.array([seconds])}, report
+
+
+def _fingerprint(job: _Job, suite: suites.Suite, seed: int, answers: str) -> dict[str, str]:
+  """What a suite's pieces depend on, by the names under which a store tells that it has changed."""
+  digest = hashlib.sha256()
+  for array in job.split:
+    digest.update(np.ascontiguousarray(array).tobytes())
+  return {
+    "images or labels": digest.hexdigest(),
+    "answers of the model": answers,
+    "attacks (config.eval.suite)": str(sorted((name, sorted(entry.items())) for name, entry in suite.items())),
+    "seed": str(seed),
+    "batch size or devices": f"{job.batch_size} on {job.mesh.size} {job.mesh.devices.flat[0].device_kind}",
+    "choice of images to save": str(job.keep_images),
+    "version of jax": jax.__version__,
+  }
+
+
+def _columns(name: str, result: Arrays, clean_correct: np.ndarray) -> Arrays:
+  """What per_example holds of one attack."""
+  fields = {"vulnerability": "vulnerabilities", "answer": "answers", "distance": "distances"}
+  columns = {f"robust/{name}": result["correct"] & clean_correct}
+  return columns | {f"{field}/{name}": result[source] for field, source in fields.items()}
+
+
+def _examples(result: Arrays, broken: np.ndarray) -> Examples:
+  """The most vulnerable of the images that an attack kept and broke (bool [n])."""
+  rows = result["rows"]
+  shown = _most_vulnerable(result["vulnerabilities"][rows], broken[rows])
+  return Examples(rows[shown], result["images"][shown])
+
+
+def _worst_case(per_example: Arrays, names: list[str]) -> Arrays:
+  """Over the whole suite: "clean_ok", "robust" bool [n]; "broken_by" [n], an index into "stages", -1 where robust."""
+  clean_ok = per_example["clean_correct"]
+  broken_by = np.where(clean_ok, -1, 0)
+  for number, name in enumerate(names, start=1):
+    broken_by = np.where((broken_by == -1) & ~per_example[f"robust/{name}"], number, broken_by)
+  return {"clean_ok": clean_ok, "robust": broken_by == -1, "broken_by": broken_by, "stages": np.array([CLEAN, *names])}
+
+
 def run_suite(
-  model: nn.Module,
-  variables: Variables,
+  logits_fn: Callable[[Array], Array],
   split: data.Split,
   suite: Mapping[str, Mapping[str, Any]],
   *,
   batch_size: int,
   mesh: Mesh,
   seed: int,
+  check_images: int = 0,
+  keep_images: bool = False,
+  directory: Path | None = None,
   on_attack: Callable[[str, float, float], None] = lambda name, accuracy, seconds: None,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  on_stage: Callable[[str, attacks.StageSummary], None] = lambda name, summary: None,
+) -> Judgement:
   """Clean accuracy and robust accuracy under each attack of a suite, on every image of a split.
 
   An image counts as robust to an attack if the model is right on it clean and attacked, and as robust in the worst case
   if that holds for all attacks of the suite.
 
   Args:
-    suite: name -> an attack's configuration, as `attacks.from_config` takes it.
+    logits_fn: images -> logits. Wrap parameters as `jax.tree_util.Partial(apply, variables)`, or they are compiled in.
+    suite: name -> an attack's configuration, as `attacks.from_config` takes it, or {"name": "autoattack", "norm",
+      "epsilon", "version", "parts", "changes"} for `attacks.autoattack`.
+    check_images: how many images `checks.examine` looks at; 0 is none.
+    keep_images: whether all adversarials are returned.
+    directory: keeps finished batches, so that the same call goes on where it was stopped. A batch taken from there
+      counts the seconds that it took then. Single process.
     on_attack: told each attack's name, robust accuracy and seconds as it ends ("clean" first).
+    on_stage: told AutoAttack's name and each stage's summary as it ends.
 
   Returns:
-    (summary, per_example): the summary {"clean", "robust": {name: accuracy}, "worst_case", "n", "seconds",
-    "attack_seconds"} is plain data; per_example maps names to arrays [n]: "indices", "labels", "clean_correct",
-    "robust/NAME" (bool), and "vulnerability/NAME".
+    Judgement. `summary` {"clean", "robust": {name: accuracy}, "worst_case", "n", "seconds", "attack_seconds",
+    "warnings", "autoattack": {name: [stage, ...]}} is plain data; `per_example` maps names to arrays [n]: "indices",
+    "labels", "clean_ok" (also "clean_correct"), "robust" and "broken_by" over the suite (an index into "stages"; -1
+    robust), "robust/NAME" (bool), "vulnerability/NAME", "answer/NAME", "distance/NAME" (of what the attack returned, in
+    its norm, or l2), and for AutoAttack "broken_by/NAME" and "stages/NAME".
+
+  Raises:
+    JudgingError: logits that are not finite, or a directory that holds an evaluation of something else.
   """
+  suite = {name: dict(entry) for name, entry in suite.items()}
+  logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+  logits_fn, key = sharding.replicate(mesh, (logits_fn, jax.random.key(seed)))
+  job = _Job(logits_fn, split, key, batch_size, mesh, directory, keep_images, on_stage)
+  return _run(job, suite, seed, check_images, on_attack)
+
+
+def _run(job: _Job, suite: suites.Suite, seed: int, check_images: int, on_attack) -> Judgement:
+  """The clean images, then each attack; then the checks."""
   start = time.perf_counter()
-  per_example = {"indices": split.indices, "labels": split.labels}
-  robust, seconds = {}, {}
-  key = jax.random.key(seed)
-  for name, config in {"clean": None, **suite}.items():
-    attack_start = time.perf_counter()
-    attack = None if config is None else attacks.from_config(config)
-    result = make_judge(model, attack, batch_size, mesh)(variables, split, key)
-    if config is None:
-      clean_correct = per_example["clean_correct"] = result["correct"]
+  clean, digest = _clean(job, job.split)
+  try:
+    job.store().open(_fingerprint(job, suite, seed, digest))
+  except ValueError as error:
+    raise JudgingError(str(error)) from None
+  clean_correct = clean["answers"] == job.split.labels
+  per_example = {"indices": job.split.indices, "labels": job.split.labels, "clean_correct": clean_correct}
+  per_example |= {f"answer/{CLEAN}": clean["answers"], f"vulnerability/{CLEAN}": clean["vulnerabilities"]}
+  robust, seconds, examples, images, reports = {}, {CLEAN: time.perf_counter() - start}, {}, {}, {}
+  on_attack(CLEAN, float(np.mean(clean_correct)), seconds[CLEAN])
+  for name, entry in suite.items():
+    if suites.is_autoattack(entry):
+      result, reports[name] = _run_autoattack(job, name, entry)
+      per_example |= {f"broken_by/{name}": reports[name].broken_by, f"stages/{name}": np.array(reports[name].stages)}
     else:
-      per_example[f"robust/{name}"] = result["correct"] & clean_correct
-      robust[name] = float(np.mean(per_example[f"robust/{name}"]))
-    per_example[f"vulnerability/{name}"] = result["vulnerabilities"]
-    seconds[name] = time.perf_counter() - attack_start
-    on_attack(name, robust.get(name, float(np.mean(clean_correct))), seconds[name])
-  worst = np.logical_and.reduce([clean_correct, *(per_example[f"robust/{name}"] for name in robust)])
+      result = _run_attack(job, name, entry, clean_correct)
+    per_example |= _columns(name, result, clean_correct)
+    robust[name], seconds[name] = float(np.mean(per_example[f"robust/{name}"])), float(result["seconds"].sum())
+    examples[name] = _examples(result, clean_correct & ~per_example[f"robust/{name}"])
+    if job.keep_images:
+      images[name] = result["images"]
+    on_attack(name, robust[name], seconds[name])
+  per_example |= _worst_case(per_example, list(suite))
+  few = job.split.take(np.arange(min(check_images, len(job.split.labels))))
+  # On one device: this is a small batch, and the checks ask for their answers one after another.
+  on_one = jax.device_put(job.logits_fn, job.mesh.local_devices[0])
   summary = {
     "clean": float(np.mean(clean_correct)),
     "robust": robust,
-    "worst_case": float(np.mean(worst)),
-    "n": len(split.labels),
-    "seconds": time.perf_counter() - start,
+    "worst_case": float(np.mean(per_example["robust"])),
+    "n": len(job.split.labels),
+    "seconds": sum(seconds.values()),
     "attack_seconds": seconds,
+    "warnings": doubts.warnings(on_one, few, suite, reports),
+    "autoattack": {name: [stage._asdict() for stage in report.per_attack] for name, report in reports.items()},
   }
-  return summary, per_example
-
-
-def environment() -> dict[str, Any]:
-  """What a number depends on besides the code: versions and devices."""
-  return {
-    "python": platform.python_version(),
-    "jax": jax.__version__,
-    "device": jax.devices()[0].device_kind,
-    "num_devices": jax.device_count(),
-  }
-
-
-def write_results(workdir: Path, results: dict[str, Any], per_example: dict[str, np.ndarray]) -> None:
-  """results.json (strict JSON: NaN is a ValueError) and per_example.npz, each put in its place whole."""
-  text = json.dumps(results, indent=2, allow_nan=False) + "\n"
-  with files.replacing(workdir / "per_example.npz") as file:
-    np.savez_compressed(file, **per_example)
-  with files.replacing(workdir / "results.json") as file:
-    file.write(text.encode())
-
-
-def print_table(console: Console, results: Mapping[str, Any], suite: Mapping[str, Mapping[str, Any]]) -> None:
-  """The closing table: accuracy in percent, clean, under each attack and in the worst case."""
-  table = Table(title=f"{results['name']} on {results['n']:,} test images", title_style="bold", title_justify="left")
-  table.add_column("")
-  table.add_column("accuracy %", justify="right")
-  table.add_column("threat")
-  table.add_column("seconds", justify="right")
-  table.add_row("clean", f"{100 * results['clean']:.2f}", "", f"{results['attack_seconds']['clean']:.1f}")
-  for name, accuracy in results["robust"].items():
-    config = suite[name]
-    threat = f"{config.get('norm', 'linf')} {config['epsilon']}"
-    if "num_steps" in config:
-      threat += f", {config['num_steps']} steps of {config['step_size']}"
-    table.add_row(name, f"{100 * accuracy:.2f}", threat, f"{results['attack_seconds'][name]:.1f}")
-  table.add_row(
-    "worst case", f"{100 * results['worst_case']:.2f}", "right under all of the above", "", end_section=True
-  )
-  console.print(table)
+  return Judgement(summary, per_example, examples, images)

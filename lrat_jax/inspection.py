@@ -1,4 +1,4 @@
-"""Pictures of a run: its training curves, and where the weights went."""
+"""Pictures of a run: its training curves, where the weights went, and the images that attacks broke."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lrat_jax import data
+from lrat_jax.evaluate import CLEAN, Judgement
 from lrat_jax.metrics import Row, read_rows
 
 _INK = "#444444"
@@ -131,3 +133,59 @@ def draw(workdir: Path, name: str) -> list[Path]:
     paths.append(workdir / "plots" / f"{stem}.png")
     figure.savefig(paths[-1], dpi=120)
   return paths
+
+
+def _worst(judgement: Judgement, most: int) -> list[tuple[str, int, np.ndarray]]:
+  """(attack, row of the split, adversarial) of the most vulnerable images, from each attack in turn, none twice."""
+  chosen: dict[int, tuple[str, int, np.ndarray]] = {}
+  deepest = max((len(examples.rows) for examples in judgement.examples.values()), default=0)
+  for place in range(deepest):
+    for name, (rows, images) in judgement.examples.items():
+      if place < len(rows) and len(chosen) < most:
+        chosen.setdefault(int(rows[place]), (name, int(rows[place]), images[place]))
+  order = list(judgement.examples)
+  return sorted(chosen.values(), key=lambda example: order.index(example[0]))
+
+
+def plot_worst_examples(name: str, split: data.Split, judgement: Judgement, most: int = 10) -> Figure | None:
+  """The most vulnerable broken images, a column each: clean, adversarial, and their difference, amplified.
+
+  Args:
+    name: the model's, for the title.
+    split: what was judged.
+    judgement: of `evaluate.run_suite`.
+    most: columns at most.
+
+  Returns:
+    The figure; None where nothing was broken.
+  """
+  worst = _worst(judgement, most)
+  if not worst:
+    return None
+  figure = Figure(figsize=(1.35 * len(worst) + 1.0, 5.2), layout="constrained")
+  FigureCanvasAgg(figure)
+  figure.suptitle(f"{name}: most vulnerable images that each attack broke", fontsize=11)
+  axes = figure.subplots(3, len(worst), squeeze=False)
+  for column, (attack, row, adversarial) in zip(axes.T, worst, strict=True):
+    clean = split.images[row] / (255.0 if split.images.dtype == np.uint8 else 1.0)
+    difference = adversarial - clean
+    amplified = 0.5 + 0.5 * difference / max(float(np.abs(difference).max()), 1e-12)
+    for axis, image in zip(column, (clean, adversarial, amplified), strict=True):
+      axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+      axis.set(xticks=[], yticks=[])
+    label, answer = split.labels[row], judgement.per_example[f"answer/{attack}"][row]
+    column[0].set_title(f"{attack}\n{label} \u2192 {answer}", fontsize=8)
+    column[2].set_xlabel(f"max {np.abs(difference).max():.2g}", fontsize=8)
+  for axis, title in zip(axes[:, 0], (CLEAN, "adversarial", "difference,\nscaled"), strict=True):
+    axis.set_ylabel(title, fontsize=9)
+  return figure
+
+
+def draw_worst_examples(workdir: Path, name: str, split: data.Split, judgement: Judgement) -> None:
+  """Draws plots/worst_examples.png, if an attack broke anything; a picture of an earlier judgement goes."""
+  path = workdir / "plots" / "worst_examples.png"
+  path.parent.mkdir(exist_ok=True)
+  path.unlink(missing_ok=True)
+  figure = plot_worst_examples(name, split, judgement)
+  if figure is not None:
+    figure.savefig(path, dpi=120)

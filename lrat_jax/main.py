@@ -4,11 +4,16 @@
   python -m lrat_jax.main --config=configs/lrat.py:cifar10         another data set, model, schedule
   python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw  two variants in every pair
   python -m lrat_jax.main --config=configs/at.py --config.seed=1   any field of the configuration
+  python -m lrat_jax.main --config=configs/at.py:digits,suite=unseen --mode=evaluate        other attacks
+  python -m lrat_jax.main --config=configs/at.py --model=examples.plain_function:logits_fn  your own model
 
-  --config=FILE[:DATA_SET[,ATTACK...]]  the method: configs/at.py, irat.py, lrat.py, lrat_irat.py
+  --config=FILE[:DATA_SET[,ATTACK...][,suite=SUITE]]
+                                        the method: configs/at.py, irat.py, lrat.py, lrat_irat.py;
+                                        what judges it: quick (if not given), fast, standard, unseen
   --config.FIELD=VALUE                  any field; lrat_jax/config.py names and explains them all
   --workdir=DIR                         where the run lives; runs/NAME_seedSEED if not given
   --mode=MODE                           train_and_evaluate (if not given), train, or evaluate
+  --model=PACKAGE.MODULE:FUNCTION       judges this function from images to logits; nothing is trained
 
 The same command again resumes, or evaluates a finished run.
 Exit codes: 0 done, 2 bad input, 3 a metric was not finite.
@@ -21,11 +26,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
+from jax.sharding import Mesh
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from lrat_jax import command_line, config_checks, data, evaluate, files, inspection, metrics, sharding, train
+from lrat_jax import (
+  callables,
+  command_line,
+  config_checks,
+  data,
+  evaluate,
+  files,
+  inspection,
+  judging,
+  metrics,
+  sharding,
+  train,
+)
 from lrat_jax.config_checks import ConfigError
 
 BAD_INPUT, NOT_FINITE = 2, 3
@@ -72,8 +92,8 @@ def _keep_compiled(where: str, workdir: Path) -> None:
   jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
-def _prepare(config: ConfigDict, workdir: Path) -> train.Experiment:
-  """Checks everything that can be wrong, then builds; nothing is written before."""
+def _load_data(config: ConfigDict, workdir: Path) -> tuple[data.Dataset, Mesh]:
+  """Checks everything that can be wrong with a configuration; nothing is written before."""
   config_checks.check(config)
   check_workdir(workdir, config)
   _keep_compiled(config.compilation_cache, workdir)
@@ -85,62 +105,60 @@ def _prepare(config: ConfigDict, workdir: Path) -> train.Experiment:
   except data.DataError as error:
     raise ConfigError(f"config.{error}") from None
   config_checks.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
-  return train.build(config, dataset, mesh)
+  return dataset, mesh
 
 
-def _judge(experiment: train.Experiment, workdir: Path, console: Console) -> None:
-  """Evaluates the best checkpoint on the test split: table, results.json, per_example.npz."""
-  config = experiment.config
+def _make_workdir(workdir: Path) -> None:
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / ".writable").touch()
+    (workdir / ".writable").unlink()
+  except OSError as error:
+    raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}.") from None
+
+
+def _judge_checkpoint(experiment: train.Experiment, workdir: Path, console: Console) -> None:
+  """Judges the best checkpoint on the test split."""
   best = train.load_best(experiment, workdir)
   if best is None:
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
   step, state = best
   console.print(f"Judging the checkpoint of step {step}, the best in validation, on the test split.")
-  results, per_example = evaluate.run_suite(
-    experiment.model,
-    state.judged,
-    experiment.dataset.test,
-    config.eval.suite.to_dict(),
-    batch_size=config.eval.batch_size,
-    mesh=experiment.mesh,
-    seed=config.seed,
-    on_attack=lambda name, accuracy, seconds: console.print(
-      f"{name}: {100 * accuracy:.2f} % in {metrics.seconds_text(seconds)}", highlight=False
-    ),
+  logits_fn = Partial(evaluate.apply_function(experiment.model), state.judged)
+  config = experiment.config
+  judging.judge(
+    config, logits_fn, experiment.dataset.test, experiment.mesh, workdir, console, name=config.name, step=step
   )
-  results = {
-    "name": config.name,
-    **results,
-    "step": step,
-    "suite": config.eval.suite.to_dict(),
-    "seed": config.seed,
-    "environment": evaluate.environment(),
-  }
-  evaluate.write_results(workdir, results, per_example)
-  evaluate.print_table(console, results, results["suite"])
 
 
-def run(arguments: Sequence[str], console: Console) -> None:
-  """The whole program. Raises ConfigError for bad input and metrics.NonFiniteError for a run that broke down."""
-  config, workdir_name, mode = command_line.parse(arguments)
-  if config is None:
-    print(__doc__.strip())
-    return
-  workdir = Path(workdir_name or f"runs/{config.name}_seed{config.seed}")
-  experiment = _prepare(config, workdir)
+def _judge_callable(config: ConfigDict, name: str, workdir: Path, console: Console) -> None:
+  """Judges a function of the user's on the test split."""
+  if (workdir / "checkpoints").exists():
+    raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
+  dataset, mesh = _load_data(config, workdir)
+  images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
+  try:
+    logits_fn = callables.find(name)
+    callables.check(name, logits_fn, images, dataset.num_classes)
+  except callables.CallableError as error:
+    raise ConfigError(f"--model={error}") from error
+  _make_workdir(workdir)
+  judging.judge(config, logits_fn, dataset.test, mesh, workdir, console, name=name, model=name)
+
+
+def _run_config(config: ConfigDict, mode: str, workdir: Path, console: Console) -> None:
+  """Trains, judges, or both."""
+  dataset, mesh = _load_data(config, workdir)
+  experiment = train.build(config, dataset, mesh)
   if mode == "evaluate" and not (workdir / "checkpoints").is_dir():
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    with files.replacing(workdir / "config.json") as file:
-      file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
-  except OSError as error:
-    raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}.") from None
-  data_set = experiment.dataset
+  _make_workdir(workdir)
+  with files.replacing(workdir / "config.json") as file:
+    file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
   console.print(
-    f"{config.name}: {len(data_set.train.labels):,} training, {len(data_set.validation.labels):,} validation and "
-    f"{len(data_set.test.labels):,} test images on {experiment.mesh.size} {experiment.mesh.devices.flat[0].platform} "
-    f"device(s); workdir {workdir}",
+    f"{config.name}: {len(dataset.train.labels):,} training, {len(dataset.validation.labels):,} validation and "
+    f"{len(dataset.test.labels):,} test images on {mesh.size} {mesh.devices.flat[0].platform} device(s); "
+    f"workdir {workdir}",
     highlight=False,
     soft_wrap=True,
   )
@@ -148,7 +166,21 @@ def run(arguments: Sequence[str], console: Console) -> None:
     train.train(experiment, workdir, console)
     inspection.draw(workdir, config.name)
   if mode != "train":
-    _judge(experiment, workdir, console)
+    _judge_checkpoint(experiment, workdir, console)
+
+
+def run(arguments: Sequence[str], console: Console) -> None:
+  """The whole program. Raises ConfigError for bad input and metrics.NonFiniteError for a run that broke down."""
+  config, workdir_name, mode, model = command_line.parse(arguments)
+  if config is None:
+    print(__doc__.strip())
+    return
+  name = config.name if model is None else model.replace(":", ".")
+  workdir = Path(workdir_name or f"runs/{name}_seed{config.seed}")
+  if model is None:
+    _run_config(config, mode, workdir, console)
+  else:
+    _judge_callable(config, model, workdir, console)
   left = ", ".join(sorted(path.name for path in workdir.iterdir()))
   console.print(f"Everything is in {workdir}: {left}", soft_wrap=True)
 

@@ -12,6 +12,7 @@ SMALL = {
   "train.epochs": 2,
   "train.log_every": 3,
   "eval.batch_size": 128,
+  "eval.check_images": 0,
   "train_attacks.pgd.num_steps": 2,
   "validation_attack.num_steps": 2,
   "eval.suite.pgd20.num_steps": 2,

@@ -40,7 +40,8 @@ def test_a_run_leaves_what_the_design_says(finished):
   assert set(results["robust"]) == {"fgsm", "pgd20", "cw20"} and results["n"] == 500
   assert all(0 <= value <= results["clean"] <= 1 for value in [*results["robust"].values(), results["worst_case"]])
   assert results["suite"]["pgd20"]["epsilon"] == "0.2"
-  assert {path.name for path in (finished / "plots").iterdir()} == {"training_curves.png", "weight_distributions.png"}
+  drawn = {"training_curves.png", "weight_distributions.png", "worst_examples.png"}
+  assert {path.name for path in (finished / "plots").iterdir()} == drawn
   config = json.loads((finished / "config.json").read_text())
   assert config["name"] == "lrat_irat_digits" and config["model"]["name"] == "cnn_4"
 

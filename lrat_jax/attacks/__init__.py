@@ -6,7 +6,34 @@ Images are float [batch, h, w, c] in [0, 1], labels int [batch]; normalisation b
 This package imports nothing else of lrat_jax.
 """
 
+from lrat_jax.attacks.apgd import apgd
+from lrat_jax.attacks.autoattack import AutoAttackReport, StageSummary, autoattack
+from lrat_jax.attacks.carlini_wagner import carlini_wagner
+from lrat_jax.attacks.corruptions import corruption
+from lrat_jax.attacks.fab import fab
 from lrat_jax.attacks.pgd import AttackResult, cw, example_keys, fgsm, pgd
+from lrat_jax.attacks.progress import FileStore
 from lrat_jax.attacks.registry import Attack, from_config, scaled
+from lrat_jax.attacks.spatial import spatial
+from lrat_jax.attacks.square import square
 
-__all__ = ["Attack", "AttackResult", "cw", "example_keys", "fgsm", "from_config", "pgd", "scaled"]
+__all__ = [
+  "Attack",
+  "AttackResult",
+  "AutoAttackReport",
+  "FileStore",
+  "StageSummary",
+  "apgd",
+  "autoattack",
+  "carlini_wagner",
+  "corruption",
+  "cw",
+  "example_keys",
+  "fab",
+  "fgsm",
+  "from_config",
+  "pgd",
+  "scaled",
+  "spatial",
+  "square",
+]

@@ -38,7 +38,53 @@ def dlr(logits: Array, labels: Array) -> Array:
   if logits.shape[-1] < 3:
     raise ValueError(f"loss='dlr' needs 3 classes or more, the model has {logits.shape[-1]}; use loss='cw'.")
   top = jax.lax.top_k(logits, 3)[0]
-  return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+  gap, lead = top[:, 0] - top[:, 2], margin(logits, labels)
+  # Where the true class is third this is 1 whatever the logits are; rounding must not make a direction of it.
+  third = (lead == gap) & (lead > 0)
+  return jnp.where(third, 1.0, lead / (gap + 1e-12))
+
+
+def margin_targeted(logits: Array, labels: Array, targets: Array) -> Array:
+  """z_t - z_y for targets t [batch], in logits; positive only when misclassified. float [batch]."""
+  rows = jnp.arange(logits.shape[0])
+  return logits[rows, targets] - logits[rows, labels]
+
+
+def dlr_targeted(logits: Array, labels: Array, targets: Array) -> Array:
+  """(z_t - z_y) / (z_1st - (z_3rd + z_4th) / 2) (AutoAttack, arXiv:2003.01690, eq. 7).
+
+  Raises ValueError below four classes, where it is undefined.
+  """
+  if logits.shape[-1] < 4:
+    raise ValueError(
+      f"loss='dlr_targeted' needs 4 classes or more, the model has {logits.shape[-1]}; use loss='margin_targeted'."
+    )
+  top = jax.lax.top_k(logits, 4)[0]
+  return margin_targeted(logits, labels, targets) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+
+
+def choose_targets(
+  clean_logits: Array, labels: Array, targets: Array | None, target_rank: int | Array | None
+) -> Array | None:
+  """The classes to head for, int [batch]: `targets` as they are, or those of a rank; None where neither is given.
+
+  `target_rank` counts the wrong classes by their logit on the clean image, 1 = the most likely. Where a model is right
+  that is AutoAttack's order, the 2nd largest logit, the 3rd and so on. It may be traced. Raises ValueError for both at
+  once, for targets that are not one class per image, and for a rank that does not exist.
+  """
+  batch, num_classes = clean_logits.shape
+  if targets is not None:
+    if target_rank is not None:
+      raise ValueError(f"give targets or target_rank={target_rank}, not both.")
+    if targets.shape != (batch,) or not jnp.issubdtype(targets.dtype, jnp.integer):
+      raise ValueError(f"targets must be integers of shape {(batch,)}, one class per image.")
+    return targets
+  if target_rank is None:
+    return None
+  if not isinstance(target_rank, jax.core.Tracer) and not 1 <= target_rank < num_classes:
+    raise ValueError(f"target_rank={target_rank} is outside [1, {num_classes - 1}] for {num_classes} classes.")
+  label_first = jnp.where(jax.nn.one_hot(labels, num_classes, dtype=bool), jnp.inf, clean_logits)
+  return jnp.take(jnp.argsort(-label_first, axis=-1), target_rank, axis=-1)
 
 
 def kl(logits: Array, clean_logits: Array) -> Array:
@@ -47,8 +93,10 @@ def kl(logits: Array, clean_logits: Array) -> Array:
   return jnp.sum(jnp.exp(log_clean) * (log_clean - jax.nn.log_softmax(logits)), axis=-1)
 
 
-_WITH_LABELS = {"ce": cross_entropy, "cw": cw, "dlr": dlr}
+_WITH_LABELS = {"ce": cross_entropy, "cw": cw, "dlr": dlr, "margin": margin}
+_WITH_TARGETS = {"dlr_targeted": dlr_targeted, "margin_targeted": margin_targeted}
 LOSSES = (*_WITH_LABELS, "kl")
+TARGETED_LOSSES = tuple(_WITH_TARGETS)
 
 
 def surrogate(name: str, logits_fn: Callable[[Array], Array], images: Array, labels: Array) -> Callable[[Array], Array]:
@@ -63,3 +111,10 @@ def surrogate(name: str, logits_fn: Callable[[Array], Array], images: Array, lab
   if name not in _WITH_LABELS:
     raise ValueError(f"loss={name!r} is unknown; choose from {list(LOSSES)}.")
   return lambda logits: _WITH_LABELS[name](logits, labels)
+
+
+def targeted(name: str, labels: Array, targets: Array) -> Callable[[Array], Array]:
+  """The targeted loss of that name as a function of logits alone. Raises ValueError, with the choices."""
+  if name not in _WITH_TARGETS:
+    raise ValueError(f"loss={name!r} takes no targets; choose from {list(TARGETED_LOSSES)}.")
+  return lambda logits: _WITH_TARGETS[name](logits, labels, targets)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax import Array
 from lrat_jax.attacks import losses, threat_model
 
 LogitsFn = Callable[[Array], Array]
+T = TypeVar("T")
 
 RANDOM_STARTS = ("none", "uniform", "gaussian")
 # TRADES, MART and MAIL start from x + 0.001 * N(0, 1).
@@ -59,14 +60,21 @@ def check_batch(images: Array, labels: Array) -> None:
     )
 
 
-def _check_budget(epsilon, step_size, num_steps, num_restarts, norm, image_shape) -> None:
+def check_budget(epsilon, norm: str, images: Array, **counts: tuple[int, int]) -> None:
+  """Refuses a radius that images do not allow, unless it is traced, and counts (value, least) below their least.
+
+  Raises ValueError with the name.
+  """
   if not isinstance(epsilon, jax.core.Tracer):
-    threat_model.check_epsilon(epsilon, norm, image_shape)
-  if not isinstance(step_size, jax.core.Tracer) and not step_size >= 0:
-    raise ValueError(f"step_size={step_size} must be 0 or more.")
-  for name, value, least in (("num_steps", num_steps, 0), ("num_restarts", num_restarts, 1)):
+    threat_model.check_epsilon(epsilon, norm, images.shape[1:])
+  for name, (value, least) in counts.items():
     if not isinstance(value, int) or value < least:
       raise ValueError(f"{name}={value!r} must be an integer of {least} or more.")
+
+
+def _check_step_size(step_size) -> None:
+  if not isinstance(step_size, jax.core.Tracer) and not step_size >= 0:
+    raise ValueError(f"step_size={step_size} must be 0 or more.")
 
 
 def _check_start(random_start: str, loss: str) -> None:
@@ -88,21 +96,19 @@ def _start(kind: str, keys: Array, images: Array, epsilon, norm: threat_model.No
   return threat_model.project(images + noise.astype(images.dtype), images, epsilon, norm)
 
 
-def _best_run(
-  run: Callable[[Array], AttackResult], score: Callable[[AttackResult], Array], keys: Array, num_restarts: int
-) -> AttackResult:
-  """Of `num_restarts` runs from fresh keys, the one with the highest score [batch] for each image."""
+def best_run(run: Callable[[Array], T], score: Callable[[T], Array], keys: Array, num_restarts: int) -> T:
+  """Of `num_restarts` runs from fresh keys, the one with the highest score [batch] for each image.
+
+  `run` takes keys [batch] to a tree of arrays [batch, ...]; of equal scores the first counts.
+  """
 
   def restart(index, carry):
     best, best_score = carry
     result = run(jax.vmap(lambda key: jax.random.fold_in(key, index))(keys))
     new_score = score(result)
     better = new_score > best_score
-    best = AttackResult(
-      jnp.where(better[:, None, None, None], result.images, best.images),
-      jnp.where(better, result.surviving_steps, best.surviving_steps),
-    )
-    return best, jnp.maximum(best_score, new_score)
+    choose = lambda new, old: jnp.where(better.reshape(better.shape + (1,) * (new.ndim - 1)), new, old)
+    return jax.tree.map(choose, result, best), jnp.maximum(best_score, new_score)
 
   first = run(keys)
   if num_restarts == 1:  # nothing to compare, so no forward for a score
@@ -138,8 +144,8 @@ def pgd(
     epsilon: radius of the ball, in units of the image range; 0 returns the images. May be traced.
     step_size: length of a step in the same norm. May be traced.
     num_steps: number of gradient steps K.
-    norm: "linf" or "l2".
-    loss: "ce", "cw" (margin with confidence 50), "dlr", or "kl" (from the model's answer on the clean images).
+    norm: "linf", "l2" or "l1".
+    loss: "ce", "cw" (margin with confidence 50), "margin", "dlr", or "kl" (from the answer on the clean images).
     random_start: "uniform" in the ball, "gaussian" (0.001 * N(0, 1), as TRADES and MAIL), or "none".
     num_restarts: independent starts; per image a point that fools the model wins, then the highest loss.
 
@@ -150,7 +156,8 @@ def pgd(
     ValueError: an argument outside what is listed here; the message gives its name and the choices.
   """
   check_batch(images, labels)
-  _check_budget(epsilon, step_size, num_steps, num_restarts, norm, images.shape[1:])
+  check_budget(epsilon, norm, images, num_steps=(num_steps, 0), num_restarts=(num_restarts, 1))
+  _check_step_size(step_size)
   _check_start(random_start, loss)
   ball = threat_model.get_norm(norm)
   keys = per_image_keys(keys, images)
@@ -177,7 +184,7 @@ def pgd(
     fooled = jnp.argmax(logits, axis=-1) != labels
     return jnp.where(fooled, jnp.inf, surrogate(logits))
 
-  return jax.lax.stop_gradient(_best_run(run, score, keys, num_restarts))
+  return jax.lax.stop_gradient(best_run(run, score, keys, num_restarts))
 
 
 def fgsm(

@@ -8,11 +8,27 @@ from typing import Any
 
 from jax import Array
 
+from lrat_jax.attacks.apgd import apgd
+from lrat_jax.attacks.carlini_wagner import carlini_wagner
+from lrat_jax.attacks.corruptions import corruption
+from lrat_jax.attacks.fab import fab
 from lrat_jax.attacks.pgd import AttackResult, cw, fgsm, pgd
+from lrat_jax.attacks.spatial import spatial
+from lrat_jax.attacks.square import square
 
 Attack = Callable[..., AttackResult]
 
-REGISTRY: dict[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "cw": cw}
+REGISTRY: dict[str, Attack] = {
+  "apgd": apgd,
+  "fgsm": fgsm,
+  "pgd": pgd,
+  "cw": cw,
+  "fab": fab,
+  "square": square,
+  "carlini_wagner": carlini_wagner,
+  "spatial": spatial,
+  "corruption": corruption,
+}
 
 # Lengths in the image range. A config may give them as the fraction that people quote, "8/255".
 _LENGTHS = ("epsilon", "step_size")

@@ -1,6 +1,6 @@
 """What an attacker may do: the epsilon ball of a norm, cut with the image range [0, 1].
 
-Norms are named "linf" and "l2". `epsilon` and step sizes may be Python numbers or traced scalars
+Norms are named "linf", "l2" and "l1". `epsilon` and step sizes may be Python numbers or traced scalars
 (training ramps them), so nothing here branches on their value except `check_epsilon`.
 """
 
@@ -58,6 +58,32 @@ def _l2_steepest(gradient: Array) -> Array:
   return scaled / _per_example(jnp.maximum(_l2_length(scaled), _TINY), scaled)
 
 
+def _l1_length(x: Array) -> Array:
+  return jnp.sum(jnp.abs(x), axis=_axes(x))
+
+
+def _l1_shrink(delta: Array, epsilon: Array) -> Array:
+  """Soft thresholding at the level at which the sizes add up to epsilon (Duchi et al. 2008, figure 1)."""
+  sizes = jnp.abs(delta).reshape(delta.shape[0], -1)
+  ordered = jnp.flip(jnp.sort(sizes, axis=1), axis=1)
+  levels = (jnp.cumsum(ordered, axis=1) - epsilon) / jnp.arange(1, ordered.shape[1] + 1)
+  level = jnp.maximum(jnp.max(levels, axis=1), 0.0)
+  return jnp.sign(delta) * jnp.maximum(jnp.abs(delta) - _per_example(level, delta), 0.0)
+
+
+def _l1_steepest(gradient: Array) -> Array:
+  flat = gradient.reshape(gradient.shape[0], -1)
+  largest = jax.nn.one_hot(jnp.argmax(jnp.abs(flat), axis=1), flat.shape[1], dtype=flat.dtype)
+  return (largest * jnp.sign(flat)).reshape(gradient.shape)
+
+
+def _l1_sample(key: Array, shape: tuple[int, ...]) -> Array:
+  sign_key, size_key = jax.random.split(key)
+  # n + 1 exponentials divided by their sum are uniform on a simplex; the last one is what stays unspent.
+  sizes = jax.random.exponential(size_key, (math.prod(shape) + 1,))
+  return jax.random.rademacher(sign_key, shape, sizes.dtype) * (sizes[:-1] / jnp.sum(sizes)).reshape(shape)
+
+
 def _l2_sample(key: Array, shape: tuple[int, ...]) -> Array:
   direction_key, radius_key = jax.random.split(key)
   direction = jax.random.normal(direction_key, shape)
@@ -79,6 +105,13 @@ NORMS: dict[str, Norm] = {
     steepest=_l2_steepest,
     sample=_l2_sample,
     diameter=lambda shape: math.sqrt(math.prod(shape)),
+  ),
+  "l1": Norm(
+    length=_l1_length,
+    shrink=_l1_shrink,
+    steepest=_l1_steepest,
+    sample=_l1_sample,
+    diameter=math.prod,
   ),
 }
 

@@ -34,7 +34,9 @@ def test_dlr_is_the_ratio_of_logit_differences():
 
 
 def test_dlr_is_1_where_the_true_class_comes_third():
-  np.testing.assert_allclose(losses.dlr(jnp.array([[1.0, 4.0, 3.0]]), jnp.array([0])), 1.0, rtol=1e-6)
+  logits = jnp.array([[1.1, 4.3, 3.2]])
+  np.testing.assert_allclose(losses.dlr(logits, jnp.array([0])), 1.0, rtol=1e-6)
+  np.testing.assert_array_equal(jax.grad(lambda z: losses.dlr(z, jnp.array([0])).sum())(logits), 0.0)
 
 
 def test_dlr_ignores_shift_and_scale_of_the_logits():
@@ -44,6 +46,32 @@ def test_dlr_ignores_shift_and_scale_of_the_logits():
 def test_dlr_refuses_two_classes():
   with pytest.raises(ValueError, match="needs 3 classes or more, the model has 2; use loss='cw'"):
     losses.dlr(jnp.zeros((1, 2)), jnp.zeros(1, int))
+
+
+def test_targeted_dlr_is_the_ratio_of_logit_differences():
+  # Sorted: 2, 0.5, 0, -1 | 3, 0.2, 0.1, -2 | 4, 3, 2, 1.
+  targets = np.array([3, 0, 2])
+  labels = np.array([0, 1, 1])
+  expected = [(0.0 - 2.0) / (2.0 - (0.0 - 1.0) / 2), (0.1 - 0.2) / (3.0 - (0.1 - 2.0) / 2), (3.0 - 4.0) / (4.0 - 1.5)]
+  np.testing.assert_allclose(losses.dlr_targeted(LOGITS, labels, targets), expected, rtol=1e-6)
+
+
+def test_targeted_dlr_refuses_three_classes():
+  with pytest.raises(ValueError, match="needs 4 classes or more, the model has 3; use loss='margin_targeted'"):
+    losses.dlr_targeted(jnp.zeros((1, 3)), jnp.zeros(1, int), jnp.zeros(1, int))
+
+
+def test_targets_go_from_the_likeliest_wrong_class_down():
+  # The last image is misclassified: its label is skipped wherever it stands.
+  ranked = [losses.choose_targets(LOGITS, jnp.array([0, 2, 2]), None, rank).tolist() for rank in (1, 2, 3)]
+  assert ranked == [[2, 1, 1], [3, 0, 3], [1, 3, 0]]
+
+
+def test_targeted_losses_name_the_choices():
+  with pytest.raises(
+    ValueError, match=r"loss='ce' takes no targets; choose from \['dlr_targeted', 'margin_targeted'\]"
+  ):
+    losses.targeted("ce", jnp.zeros(1, int), jnp.zeros(1, int))
 
 
 def test_kl_is_from_clean_to_adversarial():
@@ -67,5 +95,5 @@ def test_gradients_are_finite_at_extreme_logits(name):
 
 
 def test_unknown_loss_names_the_choices():
-  with pytest.raises(ValueError, match=r"loss='hinge' is unknown; choose from \['ce', 'cw', 'dlr', 'kl'\]"):
+  with pytest.raises(ValueError, match=r"loss='hinge' is unknown; choose from \['ce', 'cw', 'dlr', 'margin', 'kl'\]"):
     losses.surrogate("hinge", lambda x: x, jnp.zeros((1, 2, 2, 1)), jnp.array([0]))

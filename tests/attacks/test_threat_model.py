@@ -11,7 +11,11 @@ from hypothesis.extra import numpy as hnp
 from lrat_jax.attacks import threat_model
 
 NORMS = sorted(threat_model.NORMS)
-_LENGTHS = {"linf": lambda d: np.abs(d).max(axis=(1, 2, 3)), "l2": lambda d: np.sqrt((d**2).sum(axis=(1, 2, 3)))}
+_LENGTHS = {
+  "linf": lambda d: np.abs(d).max(axis=(1, 2, 3)),
+  "l2": lambda d: np.sqrt((d**2).sum(axis=(1, 2, 3))),
+  "l1": lambda d: np.abs(d).sum(axis=(1, 2, 3)),
+}
 
 
 def _arrays(low, high):
@@ -39,6 +43,16 @@ def test_l2_shrink_is_the_nearest_point():
   np.testing.assert_allclose(threat_model.get_norm("l2").shrink(delta, 1.0).ravel(), [0.6, 0.8], rtol=1e-6)
 
 
+def test_l1_shrink_is_the_nearest_point():
+  delta = np.array([3.0, -1.0, 0.5, 2.5], np.float32).reshape(1, 2, 2, 1)
+  np.testing.assert_allclose(threat_model.get_norm("l1").shrink(delta, 2.5).ravel(), [1.5, 0, 0, 1.0], atol=1e-6)
+
+
+def test_l1_direction_is_the_largest_coordinate():
+  gradient = np.array([0.3, -2.0, 0.5, 1.0], np.float32).reshape(1, 2, 2, 1)
+  np.testing.assert_array_equal(threat_model.get_norm("l1").steepest(gradient).ravel(), [0, -1, 0, 0])
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
 def test_l2_direction_has_unit_length_for_tiny_and_huge_gradients(scale):
   gradient = scale * jax.random.normal(jax.random.key(0), (4, 3, 3, 1))
@@ -63,7 +77,7 @@ def test_samples_fill_the_unit_ball_uniformly(name):
     assert abs((lengths <= radius).mean() - radius**2) < 0.03
 
 
-@pytest.mark.parametrize(("norm", "widest"), [("linf", 1.0), ("l2", 8.0)])
+@pytest.mark.parametrize(("norm", "widest"), [("linf", 1.0), ("l2", 8.0), ("l1", 64.0)])
 def test_epsilon_is_refused_outside_what_images_allow(norm, widest):
   threat_model.check_epsilon(widest, norm, (8, 8, 1))
   for epsilon in (-0.01, widest + 0.01, float("nan")):
@@ -72,5 +86,5 @@ def test_epsilon_is_refused_outside_what_images_allow(norm, widest):
 
 
 def test_unknown_norm_names_the_choices():
-  with pytest.raises(ValueError, match=r"norm='l3' is unknown; choose from \['l2', 'linf'\]"):
+  with pytest.raises(ValueError, match=r"norm='l3' is unknown; choose from \['l1', 'l2', 'linf'\]"):
     threat_model.get_norm("l3")

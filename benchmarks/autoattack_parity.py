@@ -1,0 +1,172 @@
+"""Our AutoAttack beside the original (github.com/fra31/auto-attack, PyTorch): same weights, same images, one run.
+
+    pip install torch
+    python benchmarks/autoattack_parity.py --original=PATH_TO_ITS_CLONE --workdir=runs/at_digits_seed0 --norm=linf
+
+takes the model that `python -m lrat_jax.main` left in the workdir, carries its weights over to PyTorch, checks that
+both give the same logits, and runs the parts of `standard` in turn, the original's and ours one after the other: each
+on the survivors of its own earlier parts, or with `--alone` on all images. Every part is a line of robust accuracies
+and seconds (ours with compilation); `--output=FILE.json` keeps them. `--parts` runs some, which then stand on what
+the output file of an earlier call says survived.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+
+from lrat_jax import attacks, data, sharding, train
+from lrat_jax.attacks.registry import as_number
+
+PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+
+class TorchModel(torch.nn.Module):
+  """A CNN or ResNet of `lrat_jax.models` in PyTorch: images [batch, c, h, w] -> logits."""
+
+  def __init__(self, variables, mean, std):
+    super().__init__()
+    to_torch = lambda tree: {
+      k: to_torch(v) if isinstance(v, dict) else torch.tensor(np.array(v)) for k, v in tree.items()
+    }
+    network = to_torch(jax.tree.map(np.asarray, variables))
+    self.params, self.stats = network["params"]["network"], network.get("batch_stats", {}).get("network", {})
+    self.mean, self.std = (torch.tensor(x).reshape(1, -1, 1, 1) for x in (mean, std))
+    self.kernels = {}
+
+  def _conv(self, x, parameters, stride, padding):
+    key = id(parameters["kernel"])
+    if key not in self.kernels:
+      self.kernels[key] = parameters["kernel"].permute(3, 2, 0, 1).contiguous()
+    return torch.nn.functional.conv2d(x, self.kernels[key], parameters.get("bias"), stride, padding)
+
+  def _norm(self, x, parameters, stats):
+    return torch.nn.functional.batch_norm(x, stats["mean"], stats["var"], parameters["scale"], parameters["bias"])
+
+  def _block(self, x, name, stride):
+    parameters, stats = self.params[name], self.stats[name]
+    y = torch.relu(
+      self._norm(self._conv(x, parameters["Conv_0"], stride, 1), parameters["BatchNorm_0"], stats["BatchNorm_0"])
+    )
+    y = self._norm(self._conv(y, parameters["Conv_1"], 1, 1), parameters["BatchNorm_1"], stats["BatchNorm_1"])
+    if "Conv_2" in parameters:
+      x = self._norm(self._conv(x, parameters["Conv_2"], stride, 0), parameters["BatchNorm_2"], stats["BatchNorm_2"])
+    return torch.relu(x + y)
+
+  def forward(self, images):
+    x = (images - self.mean) / self.std
+    dense = lambda x, name: x @ self.params[name]["kernel"] + self.params[name]["bias"]
+    if "BasicBlock_0" in self.params:
+      x = torch.relu(
+        self._norm(self._conv(x, self.params["Conv_0"], 1, 1), self.params["BatchNorm_0"], self.stats["BatchNorm_0"])
+      )
+      for block in range(8):
+        x = self._block(x, f"BasicBlock_{block}", 2 if block in (2, 4, 6) else 1)
+      return dense(x.mean(dim=(2, 3)), "Dense_0")
+    for layer, stride in enumerate((1, 2, 1, 2)):
+      x = torch.relu(self._conv(x, self.params[f"Conv_{layer}"], stride, 1))
+    x = x.permute(0, 2, 3, 1).reshape(x.shape[0], -1)
+    return dense(torch.relu(dense(x, "Dense_0")), "Dense_1")
+
+
+def _load(workdir: Path, num_images: int):
+  """(logits_fn, TorchModel, images [n, h, w, c], labels [n], epsilons by norm) of a workdir's best checkpoint."""
+  config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+  source = config.data
+  dataset = data.load(source.source, data_dir=source.data_dir, validation_size=source.validation_size)
+  experiment = train.build(config, dataset, sharding.make_mesh(1))
+  _, state = train.load_best(experiment, workdir)
+  variables = jax.tree.map(np.asarray, dict(state.judged))
+  split = dataset.test.take(np.arange(min(num_images, len(dataset.test.labels))))
+  model = experiment.model
+  logits_fn = Partial(lambda variables, images: model.apply(variables, images), variables)
+  torch_model = TorchModel(variables, tuple(config.model.mean), tuple(config.model.std)).eval()
+  images = np.asarray(data.to_float(split.images))
+  return logits_fn, torch_model, images, np.asarray(split.labels)
+
+
+def _to_torch(images):
+  return torch.tensor(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _original(auto_attack, model, images, labels, part, norm, epsilon, batch_size):
+  """(bool [n] still right, seconds) of one part of the original in its standard version."""
+  start = time.perf_counter()
+  attack = auto_attack(model, norm=NORMS[norm], eps=epsilon, seed=0, verbose=False, version="standard", device="cpu")
+  attack.attacks_to_run = [part]
+  adversarial = attack.run_standard_evaluation(_to_torch(images), torch.tensor(labels).long(), bs=batch_size)
+  with torch.no_grad():
+    right = model(adversarial).argmax(dim=1).numpy() == labels
+  return right, time.perf_counter() - start
+
+
+def _ours(logits_fn, images, labels, indices, part, norm, epsilon, batch_size):
+  start = time.perf_counter()
+  report = attacks.autoattack(
+    jax.random.key(0), logits_fn, images, labels,
+    epsilon=epsilon, norm=norm, parts=[part], example_indices=indices, batch_size=batch_size,
+  )  # fmt: skip
+  return report.robust, time.perf_counter() - start
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--original", required=True, help="path of a clone of the original")
+  parser.add_argument("--workdir", type=Path, required=True)
+  parser.add_argument("--norm", choices=sorted(NORMS), default="linf")
+  parser.add_argument("--epsilon", required=True, help="such as 8/255")
+  parser.add_argument("--num_images", type=int, default=500)
+  parser.add_argument("--batch_size", type=int, default=250)
+  parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+  parser.add_argument("--alone", action="store_true", help="each part on all images")
+  parser.add_argument("--output", type=Path, help="a JSON file that is added to")
+  options = parser.parse_args()
+  sys.path.insert(0, options.original)
+  from autoattack import AutoAttack  # the original is known only now
+
+  sharding.use_cpu_cores(options.batch_size - options.batch_size % 2)
+  logits_fn, model, images, labels = _load(options.workdir, options.num_images)
+  with torch.no_grad():
+    theirs = model(_to_torch(images)).numpy()
+  print(f"logits differ by {np.abs(theirs - np.asarray(logits_fn(images))).max():.2g} of {np.abs(theirs).max():.3g}")
+  right = theirs.argmax(axis=1) == labels
+  epsilon = as_number(options.epsilon, "--epsilon")
+  records = json.loads(options.output.read_text()) if options.output and options.output.exists() else []
+  setting = {"workdir": options.workdir.name, "norm": options.norm, "epsilon": options.epsilon, "n": len(labels)}
+  earlier = [r for r in records if all(r[k] == v for k, v in setting.items()) and not r["alone"]]
+  left = {"original": right, "ours": right.copy()}
+  if earlier and not options.alone:
+    left = {side: np.isin(np.arange(len(labels)), earlier[-1][side]["robust"]) for side in left}
+  print(f"{setting}: clean {100 * right.mean():.1f} %")
+  for part in options.parts:
+    record = {**setting, "part": part, "alone": options.alone}
+    for side in left:
+      rows = np.flatnonzero(right if options.alone else left[side])
+      if side == "original":
+        still, seconds = _original(
+          AutoAttack, model, images[rows], labels[rows], part, options.norm, epsilon, options.batch_size
+        )
+      else:
+        still, seconds = _ours(
+          logits_fn, images[rows], labels[rows], rows, part, options.norm, epsilon, options.batch_size
+        )
+      robust = rows[still]
+      left[side] = np.isin(np.arange(len(labels)), robust)
+      record[side] = {"accuracy": len(robust) / len(labels), "seconds": seconds, "robust": robust.tolist()}
+    line = "  ".join(f"{side} {100 * record[side]['accuracy']:.1f} % {record[side]['seconds']:.1f} s" for side in left)
+    print(f"{part:8} {line}", flush=True)
+    records.append(record)
+    if options.output:
+      options.output.write_text(json.dumps(records))
+
+
+if __name__ == "__main__":
+  main()

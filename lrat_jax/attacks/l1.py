@@ -1,0 +1,103 @@
+"""APGD's rules for the L1 ball: steps along few coordinates, and the projection on the ball cut with the image range.
+
+From Croce & Hein, "Mind the box" (arXiv:2103.01208), as AutoAttack runs it.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# Halvings of the interval in which the threshold is sought; then it is solved for exactly.
+_HALVINGS = 25
+# The step shrinks by this factor, and so does the support that the next steps move...
+_REDUCTION = 1.5
+# ...down to this part of the first step.
+_SMALLEST_STEP = 0.1
+# The support has shrunk if it is under this share of what it was.
+_SHRUNK = 0.95
+_SCHEDULE = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
+
+
+class Pace(NamedTuple):
+  """What the rule remembers, each [batch]: the step, the share of coordinates it moves, the support last checked."""
+
+  step_size: Array
+  share: Array
+  support: Array
+
+
+def _flat(x: Array) -> Array:
+  return x.reshape(x.shape[0], -1)
+
+
+def _support(delta: Array) -> Array:
+  return jnp.sum(_flat(delta) != 0, axis=1).astype(jnp.float32)
+
+
+def project(points: Array, originals: Array, epsilon: float | Array) -> Array:
+  """The nearest points (in L2) of the L1 ball around `originals` cut with [0, 1]; all [batch, h, w, c].
+
+  Each coordinate's difference is shrunk by one threshold and cut at the room that [0, 1] leaves. The length left falls
+  piecewise linearly with the threshold, so after a bisection the piece is known and its line is solved.
+  """
+  delta = _flat(points - originals)
+  sizes = jnp.abs(delta)
+  room = jnp.where(delta > 0, 1.0 - _flat(originals), _flat(originals))
+  kept = lambda threshold: jnp.clip(sizes - threshold[:, None], 0.0, room)
+  too_long = lambda threshold: jnp.sum(kept(threshold), axis=1) > epsilon
+
+  def halve(_, bracket):
+    low, high = bracket
+    middle = 0.5 * (low + high)
+    above = too_long(middle)
+    return jnp.where(above, middle, low), jnp.where(above, high, middle)
+
+  largest = jnp.max(sizes, axis=1)
+  low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (0.0 * largest, largest))
+  moving = (sizes > low[:, None]) & (sizes - low[:, None] < room)
+  full = (sizes > low[:, None]) & ~moving
+  surplus = jnp.sum(jnp.where(moving, sizes, 0.0) + jnp.where(full, room, 0.0), axis=1) - epsilon
+  solved = jnp.clip(surplus / jnp.maximum(jnp.sum(moving, axis=1), 1), low, high)
+  threshold = jnp.where(too_long(0.0 * largest), solved, 0.0)
+  return jnp.clip(originals + (jnp.sign(delta) * kept(threshold)).reshape(points.shape), 0.0, 1.0)
+
+
+def schedule(num_steps: int) -> list[tuple[float, int]]:
+  """(factor of epsilon, steps) of the three parts of a run: 30% at 3 epsilon, 30% at 2, and the rest at 1."""
+  parts = [math.ceil(share * num_steps) for _, share in _SCHEDULE[:-1]]
+  parts = [min(parts[0], num_steps), min(parts[1], max(num_steps - parts[0], 0))]
+  return list(zip((factor for factor, _ in _SCHEDULE), (*parts, num_steps - sum(parts)), strict=True))
+
+
+def period(num_steps: int) -> int:
+  """Steps between two checks of the support."""
+  return max(int(0.04 * num_steps), 1)
+
+
+def begin(points: Array, originals: Array, epsilon: float | Array) -> Pace:
+  """The pace at a start that comes from a larger ball: its own support sets the share."""
+  support = _support(points - originals)
+  return Pace(epsilon + 0.0 * support, support / _flat(originals).shape[1] / _REDUCTION, support)
+
+
+def move(pace: Pace, points: Array, gradient: Array, originals: Array, epsilon: float | Array) -> Array:
+  """A step of equal size along the coordinates with the largest gradients, projected."""
+  sizes = jnp.abs(_flat(gradient))
+  count = sizes.shape[1]
+  rank = jnp.clip((1.0 - pace.share) * count, 0, count - 1).astype(jnp.int32)
+  least = jnp.take_along_axis(jnp.sort(sizes, axis=1), rank[:, None], axis=1)
+  signs = jnp.where(sizes >= least, jnp.sign(_flat(gradient)), 0.0)
+  step = pace.step_size[:, None] * signs / (jnp.sum(jnp.abs(signs), axis=1, keepdims=True) + 1e-10)
+  return project(points + step.reshape(points.shape), originals, epsilon)
+
+
+def adapt(pace: Pace, best_points: Array, originals: Array, epsilon: float | Array) -> tuple[Pace, Array]:
+  """The pace after a check, and which images [batch] begin again from their best point: whose support has shrunk."""
+  support = _support(best_points - originals)
+  shrunk = support / pace.support < _SHRUNK
+  step_size = jnp.where(shrunk, epsilon, pace.step_size / _REDUCTION)
+  step_size = jnp.clip(step_size, _SMALLEST_STEP * epsilon, epsilon)
+  return Pace(step_size, support / _flat(originals).shape[1] / _REDUCTION, support), shrunk

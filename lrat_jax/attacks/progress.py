@@ -1,0 +1,77 @@
+"""Finished pieces of a long evaluation in a directory, so that it can stop at any moment and goes on there."""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+
+class Store(Protocol):
+  """What `autoattack` asks of a place for finished work; a piece is one batch of one round of a stage."""
+
+  def open(self, fingerprint: Mapping[str, str]) -> None:
+    """Told what the work depends on before anything else. Raises ValueError if what is kept depends on other things."""
+
+  def load(self, piece: str) -> dict[str, np.ndarray] | None:
+    """The arrays of a finished piece, or None."""
+
+  def save(self, piece: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Keeps a finished piece, whole or not at all."""
+
+
+class Nowhere:
+  """A store that keeps nothing."""
+
+  def open(self, fingerprint: Mapping[str, str]) -> None:
+    """Nothing is kept that could differ."""
+
+  def load(self, piece: str) -> None:
+    """No piece is there."""
+
+  def save(self, piece: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Keeps nothing."""
+
+
+class FileStore:
+  """A store in a directory of its own: one npz a piece, and the fingerprint as fingerprint.json."""
+
+  def __init__(self, directory: Path | str):
+    self._directory = Path(directory)
+
+  def open(self, fingerprint: Mapping[str, str]) -> None:
+    """Takes the directory, new or of the same work. Raises ValueError naming what differs."""
+    self._directory.mkdir(parents=True, exist_ok=True)
+    path = self._directory / "fingerprint.json"
+    if not path.exists():
+      self._replace(path, json.dumps(dict(fingerprint), indent=2).encode())
+      return
+    kept = json.loads(path.read_text())
+    different = sorted(name for name in {*kept, *fingerprint} if kept.get(name) != fingerprint.get(name))
+    if different:
+      raise ValueError(
+        f"{self._directory} holds an evaluation with other {', '.join(different)}; give another directory or remove it."
+      )
+
+  def load(self, piece: str) -> dict[str, np.ndarray] | None:
+    """The arrays of a finished piece; None where there is no whole file."""
+    try:
+      with np.load(self._directory / f"{piece}.npz") as arrays:
+        return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # what NumPy says of a missing or a cut file
+      return None
+
+  def save(self, piece: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes the piece beside its place, then moves it there."""
+    path = self._directory / f"{piece}.npz"
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("wb") as file:
+      np.savez(file, **arrays)
+    partial.replace(path)
+
+  def _replace(self, path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_bytes(content)
+    partial.replace(path)

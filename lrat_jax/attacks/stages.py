@@ -1,0 +1,96 @@
+"""What AutoAttack consists of: the stages of each version, with the original's counts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+VERSIONS = ("standard", "plus", "rand", "fast")
+
+# Gradients that `rand` averages over at every step.
+_EOT_SAMPLES = 20
+_TARGETS = {"linf": 9, "l2": 9, "l1": 5}
+
+
+class Stage(NamedTuple):
+  """One attack of the suite, in rounds; an image that falls in one round is out of the next.
+
+  Attributes:
+    name: what the original calls it.
+    attack: its name for `from_config`.
+    arguments: keyword arguments besides epsilon and norm.
+    rounds: restarts, or targets where `targeted`.
+    targeted: whether round r heads for the wrong class of rank r + 1.
+  """
+
+  name: str
+  attack: str
+  arguments: Mapping[str, Any]
+  rounds: int = 1
+  targeted: bool = False
+
+  def gradient_calls(self) -> int:
+    """How many gradients one round takes of an image at most; 0 for an attack that takes none."""
+    if self.attack == "square":
+      return 0
+    steps = self.arguments.get("num_steps", 100) + (self.attack == "apgd")
+    return steps * self.arguments.get("num_restarts", 1) * max(self.arguments.get("eot_samples", 0), 1)
+
+
+def _apgd_dlr(num_classes: int, restarts: int, **arguments: Any) -> Stage:
+  loss = "dlr" if num_classes >= 3 else "margin"
+  return Stage("apgd-dlr", "apgd", {"loss": loss, **arguments}, restarts)
+
+
+def _all_stages(version: str, norm: str, num_classes: int) -> list[Stage]:
+  early = {"stop_early": True}
+  most = num_classes - 1
+  targeted_loss = "dlr_targeted" if num_classes >= 4 else "margin_targeted"
+  targets = _TARGETS[norm] if version != "plus" else 9
+  apgd_t = Stage("apgd-t", "apgd", {"loss": targeted_loss, **early}, min(targets, most), True)
+  fab_t = Stage("fab-t", "fab", {}, min(9, most), True)
+  square = Stage("square", "square", {})
+  apgd_ce = lambda restarts, **arguments: Stage("apgd-ce", "apgd", {"loss": "ce", **early, **arguments}, restarts)
+  restarts = 5 if norm == "l1" else 1
+  if version == "standard":
+    return [apgd_ce(restarts), apgd_t, fab_t, square]
+  if version == "fast":
+    return [apgd_ce(restarts), apgd_t]
+  if version == "plus":
+    fab = Stage("fab", "fab", {"num_restarts": 5})
+    return [apgd_ce(5), _apgd_dlr(num_classes, 5, **early), fab, square, apgd_t, fab_t]
+  random = {"eot_samples": _EOT_SAMPLES, **early}
+  return [apgd_ce(1, **random), _apgd_dlr(num_classes, 1, **random)]
+
+
+def stages(
+  version: str, norm: str, num_classes: int, parts: Sequence[str] | None, changes: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Stage], list[str]]:
+  """The stages of a version in their order, and warnings that belong beside the result.
+
+  With two or three classes the DLR losses that are not defined give way to margins, and there are as many targets as
+  wrong classes.
+
+  Args:
+    parts: names of the stages to keep; None keeps all.
+    changes: stage name -> arguments that replace the version's own.
+
+  Raises:
+    ValueError: an unknown version, or a part or a change of a stage that the version does not have.
+  """
+  if version not in VERSIONS:
+    raise ValueError(f"version={version!r} is unknown; choose from {list(VERSIONS)}.")
+  found = _all_stages(version, norm, num_classes)
+  names = [stage.name for stage in found]
+  for name in (*(parts or ()), *changes):
+    if name not in names:
+      raise ValueError(f"version {version!r} has no stage {name!r}; choose from {names}.")
+  notes = []
+  if parts is not None and set(parts) != set(names):
+    notes.append(f"not the whole {version} version: only {', '.join(parts)} ran.")
+    found = [stage for stage in found if stage.name in parts]
+  if version == "fast":
+    notes.append("fast leaves FAB-T and Square out: its robust accuracy is an upper bound of the standard version's.")
+  if changes:
+    notes.append(f"not the {version} version: the arguments of {', '.join(sorted(changes))} were changed.")
+  if num_classes <= 3:
+    notes.append(f"with {num_classes} classes a margin stands in for DLR losses that are not defined.")
+  return [stage._replace(arguments={**stage.arguments, **changes.get(stage.name, {})}) for stage in found], notes

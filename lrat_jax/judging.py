@@ -1,0 +1,92 @@
+"""From a model and a configuration to everything that a judgement leaves in a workdir."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from lrat_jax import attacks, data, evaluate, inspection, metrics, reports
+from lrat_jax.config_checks import ConfigError
+
+# Finished batches of an evaluation that goes on; it is removed when the evaluation ends.
+PROGRESS = "judging"
+
+
+def judge(
+  config: ConfigDict,
+  logits_fn: Callable[[Array], Array],
+  split: data.Split,
+  mesh: Mesh,
+  workdir: Path,
+  console: Console,
+  **more: Any,
+) -> dict[str, Any]:
+  """Runs config.eval's suite on a split: table, results.json, per_example.npz, plots/worst_examples.png.
+
+  What was finished when an earlier try was stopped is taken from `workdir`/judging.
+
+  Args:
+    more: "name" and whatever else belongs in the results.
+
+  Returns:
+    The content of results.json.
+
+  Raises:
+    ConfigError: the model's logits are not finite, or an earlier try judged something else.
+  """
+  suite = config.eval.suite.to_dict()
+  split = split.take(np.arange(min(config.eval.num_images or len(split.labels), len(split.labels))))
+  progress = workdir / PROGRESS
+  say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
+  try:
+    judgement = evaluate.run_suite(
+      logits_fn,
+      split,
+      suite,
+      batch_size=config.eval.batch_size,
+      mesh=mesh,
+      seed=config.seed,
+      check_images=config.eval.check_images,
+      keep_images=config.eval.save_images,
+      directory=progress if jax.process_count() == 1 else None,
+      on_attack=lambda name, accuracy, seconds: say(
+        f"{name}: {100 * accuracy:.2f} % in {metrics.seconds_text(seconds)}"
+      ),
+      on_stage=lambda name, stage: say(f"  {name} {stage_text(stage)}"),
+    )
+  except evaluate.JudgingError as error:
+    raise ConfigError(str(error)) from error
+  results = {
+    **more,
+    **judgement.summary,
+    "suite": suite,
+    "epsilons": reports.radii(suite),
+    "seed": config.seed,
+    "data": config.data.source,
+    "environment": reports.environment(),
+  }
+  if config.eval.save_images:
+    reports.write_images(workdir, judgement.images, split.indices)
+  if config.eval.robustbench:
+    dataset = config.data.source.partition(":")[2] or config.data.source
+    reports.write_robustbench(workdir, results, dataset=dataset, architecture=more.get("model", config.model.name))
+  inspection.draw_worst_examples(workdir, str(more["name"]), split, judgement)
+  reports.write_results(workdir, results, judgement.per_example)
+  shutil.rmtree(progress, ignore_errors=True)
+  reports.print_table(console, results, suite)
+  return results
+
+
+def stage_text(stage: attacks.StageSummary) -> str:
+  """One stage of AutoAttack for people: "apgd-ce: 41.20 % robust, 62 of 268 broken in 20 s, 13 images/s"."""
+  return (
+    f"{stage.name}: {100 * stage.robust_accuracy:.2f} % robust, {stage.broken:,} of {stage.attacked:,} broken in "
+    f"{metrics.seconds_text(stage.seconds)}, {stage.images_per_second:,.0f} images/s"
+  )

@@ -1,0 +1,129 @@
+"""What a judgement leaves: results.json, per_example.npz, adversarials, the closing table, RobustBench's model JSON."""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lrat_jax import files, suites
+
+
+def environment() -> dict[str, Any]:
+  """What a number depends on besides the code: versions and devices."""
+  return {
+    "python": platform.python_version(),
+    **{package: metadata.version(package) for package in ("jax", "jaxlib", "flax", "numpy")},
+    "device": jax.devices()[0].device_kind,
+    "num_devices": jax.device_count(),
+  }
+
+
+def radii(suite: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+  """For each attack that has one, {"norm", "text", "value"}: its radius as it was given and as a number."""
+  return {
+    name: {"norm": entry.get("norm", "linf"), "text": str(entry["epsilon"]), "value": suites.radius(entry)}
+    for name, entry in suite.items()
+    if "epsilon" in entry
+  }
+
+
+def _write_json(path: Path, content: Any) -> None:
+  """Strict JSON, put in its place whole; NaN is a ValueError, and then nothing is written."""
+  text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+  with files.replacing(path) as file:
+    file.write(text.encode())
+
+
+def write_results(workdir: Path, results: dict[str, Any], per_example: dict[str, np.ndarray]) -> None:
+  """results.json (strict JSON: NaN is a ValueError) and per_example.npz, each put in its place whole."""
+  json.dumps(results, allow_nan=False)
+  with files.replacing(workdir / "per_example.npz") as file:
+    np.savez_compressed(file, **per_example)
+  _write_json(workdir / "results.json", results)
+
+
+def write_images(workdir: Path, images: Mapping[str, np.ndarray], indices: np.ndarray) -> None:
+  """adversarials/NAME.npz for each attack: "images" float32 [n, h, w, c] and "indices" [n] in the source's split."""
+  (workdir / "adversarials").mkdir(exist_ok=True)
+  for name, array in images.items():
+    with files.replacing(workdir / "adversarials" / f"{name}.npz") as file:
+      np.savez_compressed(file, images=array, indices=indices)
+
+
+def robustbench_name(suite: Mapping[str, Mapping[str, Any]]) -> str | None:
+  """The first entry of a suite whose number RobustBench takes: AutoAttack's standard version, whole and unchanged."""
+  for name, entry in suite.items():
+    changed = entry.get("parts") or entry.get("changes")
+    if suites.is_autoattack(entry) and entry.get("version", "standard") == "standard" and not changed:
+      return name
+  return None
+
+
+def robustbench_entry(
+  results: Mapping[str, Any],
+  *,
+  dataset: str,
+  architecture: str,
+  name: str | None = None,
+  link: str = "",
+  authors: str = "",
+  venue: str = "",
+  additional_data: bool = False,
+  number_forward_passes: int = 1,
+) -> dict[str, Any]:
+  """A model's entry in RobustBench's own form (its model_info/*.json), from results with AutoAttack's standard version.
+
+  What results cannot know, such as the paper's link and authors, is empty unless given; accuracies are text in percent.
+
+  Raises:
+    ValueError: no AutoAttack of the standard version is among the results.
+  """
+  found = robustbench_name(results["suite"])
+  if found is None:
+    raise ValueError(f"results hold no standard AutoAttack, only {sorted(results['suite'])}; judge with it first.")
+  percent = lambda accuracy: f"{100 * accuracy:.2f}"
+  autoattack = percent(results["robust"][found])
+  return {
+    "link": link,
+    "name": results["name"] if name is None else name,
+    "authors": authors,
+    "additional_data": additional_data,
+    "number_forward_passes": number_forward_passes,
+    "dataset": dataset,
+    "venue": venue,
+    "architecture": architecture,
+    "eps": str(results["suite"][found]["epsilon"]),
+    "clean_acc": percent(results["clean"]),
+    "reported": autoattack,
+    "autoattack_acc": autoattack,
+  }
+
+
+def write_robustbench(workdir: Path, results: Mapping[str, Any], **fields: Any) -> None:
+  """robustbench.json, of `robustbench_entry`."""
+  _write_json(workdir / "robustbench.json", robustbench_entry(results, **fields))
+
+
+def print_table(console: Console, results: Mapping[str, Any], suite: Mapping[str, Mapping[str, Any]]) -> None:
+  """The closing table: accuracy in percent, clean, under each attack and in the worst case; below it the warnings."""
+  table = Table(title=f"{results['name']} on {results['n']:,} test images", title_style="bold", title_justify="left")
+  table.add_column("")
+  table.add_column("accuracy %", justify="right")
+  table.add_column("threat")
+  table.add_column("seconds", justify="right")
+  table.add_row("clean", f"{100 * results['clean']:.2f}", "", f"{results['attack_seconds']['clean']:.1f}")
+  for name, accuracy in results["robust"].items():
+    table.add_row(name, f"{100 * accuracy:.2f}", suites.threat(suite[name]), f"{results['attack_seconds'][name]:.1f}")
+  table.add_row(
+    "worst case", f"{100 * results['worst_case']:.2f}", "right under all of the above", "", end_section=True
+  )
+  console.print(table)
+  for line in results.get("warnings", []):
+    console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,122 @@
+"""Which attacks judge a model: the suites that a configuration can name, and AutoAttack as an entry of one."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lrat_jax import attacks
+from lrat_jax.attacks import corruptions, registry, stages, threat_model
+
+AUTOATTACK = "autoattack"
+_AUTOATTACK_FIELDS = ("name", "norm", "epsilon", "version", "parts", "changes")
+# "rand" is for models that take keys, which no other attack of a suite can give.
+_VERSIONS = ("standard", "plus", "fast")
+
+Budget = Mapping[str, Any]
+Suite = dict[str, dict[str, Any]]
+
+
+def iterated(budget: Budget, norm: str, num_steps: int, **arguments: Any) -> dict[str, Any]:
+  """An attack of many steps with a preset's radius and step size in a norm."""
+  epsilon, step_size = budget[norm]
+  return dict(norm=norm, epsilon=epsilon, step_size=step_size, num_steps=num_steps, num_restarts=1, **arguments)
+
+
+def _tenth(length: str) -> str:
+  numerator, _, denominator = length.partition("/")
+  return f"{float(numerator) / 10:.6g}" + (f"/{denominator}" if denominator else "")
+
+
+def _autoattack(budget: Budget, version: str) -> dict[str, Any]:
+  return dict(name=AUTOATTACK, norm="linf", epsilon=budget["linf"][0], version=version)
+
+
+def _quick(budget: Budget) -> Suite:
+  """The first judgement: one step, and 20 steps of a tenth of the ball's width on two losses."""
+  epsilon = budget["linf"][0]
+  fine = dict(budget, linf=(epsilon, _tenth(epsilon)))
+  return {
+    "fgsm": dict(name="fgsm", norm="linf", epsilon=epsilon, loss="ce"),
+    "pgd20": iterated(fine, "linf", 20, name="pgd", loss="ce", random_start="uniform"),
+    "cw20": iterated(fine, "linf", 20, name="cw", random_start="uniform"),
+  }
+
+
+def _unseen(budget: Budget) -> Suite:
+  """Attacks that nobody trains on, in other norms and in none, beside AutoAttack's fast version."""
+  l2, l1 = budget["l2"][0], budget["l1"]
+  search = dict(binary_search_steps=6, num_steps=200, learning_rate=0.02, initial_const=0.1)
+  apgd = dict(name="apgd", loss="ce", num_steps=100, num_restarts=1)
+  return {
+    "autoattack": _autoattack(budget, "fast"),
+    "carlini_wagner": dict(name="carlini_wagner", norm="l2", epsilon=l2, **search),
+    "apgd_l2": dict(apgd, norm="l2", epsilon=l2),
+    "apgd_l1": dict(apgd, norm="l1", epsilon=l1),
+    "spatial": dict(name="spatial", max_rotation=30.0, max_translation=budget["translation"]),
+    **{kind: dict(name="corruption", kind=kind, severity=3) for kind in corruptions.CORRUPTIONS},
+  }
+
+
+SUITES: dict[str, Callable[[Budget], Suite]] = {
+  "quick": _quick,
+  "fast": lambda budget: {"autoattack": _autoattack(budget, "fast")},
+  "standard": lambda budget: {"autoattack": _autoattack(budget, "standard")},
+  "unseen": _unseen,
+}
+
+
+def is_autoattack(entry: Mapping[str, Any]) -> bool:
+  """Whether an entry of a suite is AutoAttack, which runs on the host and not as one attack on a batch."""
+  return entry.get("name") == AUTOATTACK
+
+
+def autoattack_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
+  """The keyword arguments of `attacks.autoattack` that a suite's entry stands for.
+
+  Raises:
+    ValueError: an argument that does not belong there or is missing, or a version that a suite cannot run.
+  """
+  arguments = {name: value for name, value in entry.items() if name != "name"}
+  unknown = sorted(set(entry) - set(_AUTOATTACK_FIELDS))
+  if unknown:
+    raise ValueError(
+      f"{unknown[0]}={entry[unknown[0]]!r} is no argument of 'autoattack'; choose from {sorted(_AUTOATTACK_FIELDS)}."
+    )
+  if "epsilon" not in arguments:
+    raise ValueError("epsilon is missing for 'autoattack'.")
+  if arguments.setdefault("version", "standard") not in _VERSIONS:
+    raise ValueError(f"version={arguments['version']!r} is unknown; choose from {sorted(_VERSIONS)}.")
+  arguments.setdefault("norm", "linf")
+  arguments["epsilon"] = registry.as_number(arguments["epsilon"], "epsilon")
+  return arguments
+
+
+def check_entry(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_classes: int) -> None:
+  """Refuses an AutoAttack entry that cannot run on images [h, w, c] of that many classes. Raises ValueError."""
+  arguments = autoattack_arguments(entry)
+  threat_model.check_epsilon(arguments["epsilon"], arguments["norm"], image_shape)
+  parts, changes = arguments.get("parts"), arguments.get("changes") or {}
+  planned, _ = stages.stages(arguments["version"], arguments["norm"], num_classes, parts, changes)
+  for stage in planned:
+    attack = {"name": stage.attack, "norm": arguments["norm"], "epsilon": arguments["epsilon"]}
+    attacks.from_config(attack | dict(stage.arguments))
+
+
+def radius(entry: Mapping[str, Any]) -> float | None:
+  """An entry's epsilon as a number; None where it has none."""
+  return registry.as_number(entry["epsilon"], "epsilon") if "epsilon" in entry else None
+
+
+def threat(entry: Mapping[str, Any]) -> str:
+  """What an entry allows an attacker, for people: "linf 8/255, 20 steps of 2/255", "jpeg, severity 3"."""
+  if "kind" in entry:
+    return f"{entry['kind']}, severity {entry['severity']}"
+  words = [f"{entry.get('norm', 'linf')} {entry['epsilon']}"] if "epsilon" in entry else []
+  if "step_size" in entry:
+    words.append(f"{entry['num_steps']} steps of {entry['step_size']}")
+  elif "num_steps" in entry:
+    words.append(f"{entry['num_steps']} steps")
+  if "version" in entry:
+    words.append(f"{entry['version']} version")
+  if "max_rotation" in entry:
+    words.append(f"{entry['max_rotation']:g} degrees, {entry.get('max_translation', 3.0):g} pixels")
+  return ", ".join(words)

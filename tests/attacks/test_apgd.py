@@ -1,0 +1,158 @@
+"""Auto-PGD: its schedule, its closed forms, what it returns, and which images it works on."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from lrat_jax import attacks, sharding
+from lrat_jax.attacks import threat_model
+from lrat_jax.attacks.apgd import check_periods
+
+RADII = {"linf": 0.06, "l2": 0.5, "l1": 3.0}
+LOSSES = {"ce": {}, "dlr": {}, "dlr_targeted": {"target_rank": 1}}
+
+
+@pytest.fixture(scope="module")
+def answers(cnn_logits, images):
+  """The model's own answers, so that every image has to be fooled."""
+  return cnn_logits(images).argmax(axis=1)
+
+
+@pytest.fixture(scope="module", params=[(norm, loss) for norm in RADII for loss in LOSSES], ids="-".join)
+def attack(request, cnn_logits):
+  """APGD on the small network, compiled: (keys, images, labels) -> AttackResult."""
+  norm, loss = request.param
+  partial = functools.partial(attacks.apgd, norm=norm, loss=loss, num_steps=20, epsilon=RADII[norm], **LOSSES[loss])
+  run = jax.jit(lambda keys, images, labels: partial(keys, cnn_logits, images, labels))
+  return functools.partial(run), norm
+
+
+def test_checks_come_after_22_19_16_13_10_7_and_6_steps():
+  periods = check_periods(100)
+  assert periods[periods > 0].tolist() == [22, 19, 16, 13, 10, 7, 6, 6]
+  assert np.flatnonzero(periods).tolist() == [21, 40, 56, 69, 79, 86, 92, 98]
+  assert check_periods(10)[check_periods(10) > 0].tolist() == [2, 1, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_result_is_in_the_ball_and_fools(attack, keys, images, answers, cnn_logits):
+  run, norm = attack
+  result = run(keys, images, answers)
+  assert jnp.max(threat_model.get_norm(norm).length(result.images - images)) <= RADII[norm] * (1 + 1e-5)
+  assert result.images.min() >= 0 and result.images.max() <= 1
+  fooled = cnn_logits(result.images).argmax(axis=1) != answers
+  assert fooled.mean() > 0.5
+  assert (result.surviving_steps[~fooled] == 20).all() and (result.surviving_steps[fooled] < 20).any()
+
+
+def test_an_image_has_one_adversarial_whatever_its_batch(attack, keys, images, answers):
+  run, _ = attack
+  whole = run(keys, images, answers)
+  order = jnp.array([3, 15, 1, 8, 4, 0, 2, 9])
+  part = run(keys[order], images[order], answers[order])
+  np.testing.assert_allclose(part.images, whole.images[order], atol=2e-3)
+  np.testing.assert_array_equal(part.surviving_steps, whole.surviving_steps[order])
+
+
+def test_runs_on_devices_as_on_one(keys, images, answers, cnn_logits):
+  for norm, loss in (("linf", "ce"), ("l1", "dlr_targeted")):
+    run = functools.partial(
+      attacks.apgd, norm=norm, loss=loss, epsilon=RADII[norm], num_steps=10, stop_early=True, **LOSSES[loss]
+    )
+    spec = PartitionSpec(sharding.AXIS)
+    sharded = jax.shard_map(
+      lambda keys, images, labels, run=run: run(keys, cnn_logits, images, labels),
+      mesh=sharding.make_mesh(2), in_specs=spec, out_specs=spec,
+    )  # fmt: skip
+    many, one = jax.jit(sharded)(keys, images, answers), run(keys, cnn_logits, images, answers)
+    np.testing.assert_allclose(many.images, one.images, atol=2e-3)
+
+
+def _two_class(linear_weights):
+  return lambda x: x.reshape(x.shape[0], -1) @ linear_weights[:, :2]
+
+
+def _gradients(weights, labels):
+  return np.stack([weights[:, 1 - label] - weights[:, label] for label in labels]).reshape(-1, 8, 8, 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_reaches_the_best_point_of_a_linear_model(norm, keys, linear_weights):
+  images, labels = jnp.full((16, 8, 8, 1), 0.5), np.arange(16) % 2
+  gradient = _gradients(linear_weights, labels)
+  epsilon = {"linf": 0.05, "l2": 0.3, "l1": 0.4}[norm]
+  result = attacks.apgd(
+    keys, _two_class(linear_weights), images, jnp.asarray(labels), epsilon=epsilon, norm=norm, loss="margin"
+  )
+  dual = {"linf": np.abs(gradient).sum((1, 2, 3)), "l2": np.sqrt((gradient**2).sum((1, 2, 3)))}
+  dual["l1"] = np.abs(gradient).max(axis=(1, 2, 3))
+  gain = ((np.asarray(result.images) - 0.5) * gradient).sum(axis=(1, 2, 3))
+  # L1 moves several coordinates at a time and so comes close only.
+  np.testing.assert_allclose(gain, epsilon * dual[norm], rtol=0.1 if norm == "l1" else 1e-3)
+
+
+def test_early_stop_fools_the_same_images_at_their_first_adversarial(keys, images, answers, cnn_logits):
+  run = functools.partial(attacks.apgd, keys, cnn_logits, images, answers, epsilon=0.02, num_steps=20)
+  late, early = run(), run(stop_early=True)
+  fooled = [np.asarray(cnn_logits(result.images).argmax(axis=1) != answers) for result in (late, early)]
+  np.testing.assert_array_equal(*fooled)
+  assert 0 < fooled[0].sum() < 16
+  assert (early.surviving_steps <= late.surviving_steps).all()
+
+
+def test_restarts_never_lose_what_one_run_found(keys, images, answers, cnn_logits):
+  run = functools.partial(attacks.apgd, keys, cnn_logits, images, answers, epsilon=0.015, num_steps=3)
+  right = [np.asarray(cnn_logits(run(num_restarts=n).images).argmax(axis=1) == answers) for n in (1, 4)]
+  assert (right[1] <= right[0]).all()
+
+
+def test_rank_and_targets_name_the_same_class(keys, images, linear_logits):
+  logits = linear_logits(images)
+  labels = logits.argmax(axis=1)
+  run = functools.partial(attacks.apgd, keys, linear_logits, images, labels, epsilon=0.05, loss="dlr_targeted")
+  for rank in (1, 2, 4):
+    targets = jnp.argsort(-logits, axis=1)[:, rank]
+    by_rank, by_class = run(num_steps=5, target_rank=rank).images, run(num_steps=5, targets=targets).images
+    np.testing.assert_array_equal(by_rank, by_class)
+
+
+def test_gradients_of_a_random_model_are_averaged(keys, images, linear_weights):
+  # Noise on the weights: with one draw the steepest direction is off, with many it is nearly that of the mean.
+  labels = jnp.arange(16) % 2
+
+  def logits_fn(x, keys):
+    noise = jax.vmap(lambda key: jax.random.normal(key, (64, 2)))(keys)
+    return jnp.einsum("bd,bdk->bk", x.reshape(x.shape[0], -1), linear_weights[:, :2] + 3.0 * noise)
+
+  images = jnp.full((16, 8, 8, 1), 0.5)
+  gradient = _gradients(linear_weights, np.asarray(labels))
+
+  def gain(samples):
+    result = attacks.apgd(
+      keys, logits_fn, images, labels, epsilon=0.1, num_steps=10, loss="margin", eot_samples=samples
+    )
+    return float(((np.asarray(result.images) - 0.5) * gradient).sum())
+
+  assert gain(40) > 1.5 * gain(1)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"epsilon": -0.1}, r"epsilon=-0.1 is outside \[0, 1\]"),
+    ({"num_steps": 0}, "num_steps=0 must be an integer of 1 or more"),
+    ({"eot_samples": -1}, "eot_samples=-1 must be an integer of 0 or more"),
+    ({"norm": "l7"}, "norm='l7' is unknown; choose from"),
+    ({"loss": "mse"}, "loss='mse' is unknown; choose from"),
+    ({"loss": "dlr_targeted"}, "loss='dlr_targeted' needs targets or target_rank"),
+    ({"target_rank": 1}, "loss='ce' takes no targets and no target_rank"),
+    ({"loss": "dlr_targeted", "target_rank": 5}, r"target_rank=5 is outside \[1, 4\] for 5 classes"),
+    ({"loss": "dlr_targeted", "targets": jnp.zeros(3, int)}, r"targets must be integers of shape \(16,\)"),
+  ],
+)
+def test_bad_arguments_are_named(change, message, keys, images, labels, linear_logits):
+  with pytest.raises(ValueError, match=message):
+    attacks.apgd(keys, linear_logits, images, labels, **{"epsilon": 0.1, "num_steps": 2, **change})

@@ -1,0 +1,228 @@
+"""AutoAttack: its stages, its bookkeeping, what it does not depend on, and that masked gradients do not fool it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from lrat_jax import attacks
+from lrat_jax.attacks import stages
+
+FEW_QUERIES = {"square": {"num_queries": 100}}
+
+
+@pytest.fixture(scope="module")
+def images():
+  """float32 [40, 8, 8, 1] in [0, 1]."""
+  return np.random.default_rng(1).uniform(size=(40, 8, 8, 1)).astype(np.float32)
+
+
+def _linear(weights, images):
+  return images.reshape(images.shape[0], -1) @ weights
+
+
+@pytest.fixture(scope="module")
+def model(linear_weights):
+  return Partial(_linear, jnp.asarray(linear_weights))
+
+
+@pytest.fixture(scope="module")
+def answers(model, images):
+  """The model's own answers, but for four images on which it is wrong."""
+  labels = np.array(model(images).argmax(axis=1))
+  labels[::10] = (labels[::10] + 1) % 5
+  return labels
+
+
+def run(model, images, labels, **arguments):
+  arguments = {"epsilon": 0.02, "version": "fast", "chunk_size": 8, "batch_size": 16} | arguments
+  return attacks.autoattack(jax.random.key(0), model, images, labels, **arguments)
+
+
+@pytest.fixture(scope="module")
+def report(model, images, answers):
+  return run(model, images, answers, devices=jax.devices()[:1])
+
+
+def _distance_to_boundary(weights, images, labels):
+  """The least linf perturbation that changes a linear model's answer, away from 0 and 1; float [n]."""
+  logits = images.reshape(len(images), -1) @ weights
+  gap = logits[np.arange(len(labels)), labels][:, None] - logits
+  length = np.abs(weights[:, labels].T[:, :, None] - weights[None]).sum(axis=1)
+  return np.where(np.arange(5) == labels[:, None], np.inf, gap / np.maximum(length, 1e-9)).min(axis=1)
+
+
+def test_exactly_the_images_near_the_boundary_of_a_linear_model_fall(model, images, answers, linear_weights):
+  centred = 0.3 + 0.4 * images  # so that [0, 1] is out of reach
+  labels = np.asarray(model(centred).argmax(axis=1))
+  distance = _distance_to_boundary(linear_weights, centred, labels)
+  report = run(model, centred, labels, epsilon=0.01)
+  clear = np.abs(distance - 0.01) > 1e-4
+  np.testing.assert_array_equal(report.robust[clear], distance[clear] > 0.01)
+  assert 0 < report.robust.sum() < 40
+
+
+def test_the_report_adds_up(report, model, images, answers):
+  right = np.asarray(model(report.images).argmax(axis=1)) == answers
+  np.testing.assert_array_equal(report.robust, right)
+  assert report.robust_accuracy == report.robust.mean() and report.clean_accuracy == 0.9
+  np.testing.assert_array_equal(report.broken_by == 0, np.arange(40) % 10 == 0)
+  np.testing.assert_array_equal(report.broken_by == -1, report.robust)
+  assert report.stages == ("clean", "apgd-ce", "apgd-t")
+  for number, summary in enumerate(report.per_attack, start=1):
+    assert summary.broken == (report.broken_by == number).sum()
+  assert report.per_attack[-1].robust_accuracy == report.robust_accuracy
+  assert report.per_attack[0].attacked == 36
+
+
+def test_what_fell_is_in_the_ball_and_the_rest_is_untouched(report, images):
+  untouched = (report.broken_by <= 0).nonzero()[0]
+  np.testing.assert_array_equal(report.images[untouched], images[untouched])
+  assert report.distances.max() <= 0.02 + 1e-6 and (report.distances[untouched] == 0).all()
+  assert report.images.min() >= 0 and report.images.max() <= 1
+
+
+@pytest.mark.parametrize(("batch_size", "devices"), [(50, 1), (128, 2), (8, 2), (24, 3)])
+def test_batch_size_and_devices_change_no_bit(batch_size, devices, report, model, images, answers):
+  other = run(model, images, answers, batch_size=batch_size, devices=jax.devices()[:devices])
+  np.testing.assert_array_equal(other.images, report.images)
+  np.testing.assert_array_equal(other.broken_by, report.broken_by)
+
+
+def test_an_image_is_known_by_its_index_not_its_place(report, model, images, answers):
+  order = np.random.default_rng(0).permutation(40)[:25]
+  other = run(model, images[order], answers[order], example_indices=order)
+  np.testing.assert_array_equal(other.robust, report.robust[order])
+  np.testing.assert_allclose(other.images, report.images[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_few_classes_work(num_classes, images, linear_weights):
+  model = Partial(_linear, jnp.asarray(linear_weights[:, :num_classes]))
+  labels = np.asarray(model(images).argmax(axis=1))
+  small = {"apgd-ce": {"num_steps": 5}, "apgd-t": {"num_steps": 5}, "fab-t": {"num_steps": 5}}
+  report = run(model, images, labels, version="standard", changes={**small, "square": {"num_queries": 10}})
+  assert 0 < report.robust_accuracy < 1
+  assert any("a margin stands in" in line for line in report.warnings)
+  planned, _ = stages.stages("standard", "linf", num_classes, None, {})
+  assert [stage.rounds for stage in planned] == [1, num_classes - 1, num_classes - 1, 1]
+
+
+def _scaled(weights, images):
+  return 1e4 * _linear(weights, images)
+
+
+def _rounded(weights, images):
+  return _linear(weights, jnp.round(images * 20) / 20)
+
+
+@pytest.mark.parametrize("masked", [_scaled, _rounded])
+def test_masked_gradients_do_not_fool_it(masked, images, linear_weights):
+  # The epsilon moves every pixel by two of the rounding's levels.
+  model, plain = Partial(masked, jnp.asarray(linear_weights)), Partial(_linear, jnp.asarray(linear_weights))
+  labels = np.asarray(model(images).argmax(axis=1))
+  unmasked = run(plain, images, labels, epsilon=0.1, version="standard", changes=FEW_QUERIES)
+  report = run(model, images, labels, epsilon=0.1, version="standard", changes={"square": {"num_queries": 1500}})
+  assert report.robust_accuracy <= unmasked.robust_accuracy + 0.15
+
+
+def test_random_models_are_judged_by_majority(images, linear_weights):
+  # Wrong on one draw in five, whatever the image: a single answer would call a fifth of the images broken.
+  def logits_fn(x, keys):
+    flip = jax.vmap(jax.random.bernoulli, in_axes=(0, None))(keys, 0.2)
+    return jnp.where(flip[:, None], -1.0, 1.0) * _linear(linear_weights, x)
+
+  labels = np.asarray(_linear(linear_weights, images).argmax(axis=1))
+  few = {"num_steps": 2, "eot_samples": 2}
+  report = run(logits_fn, images, labels, epsilon=0.0, version="rand", changes={"apgd-ce": few, "apgd-dlr": few})
+  assert report.clean_accuracy > 0.95 and report.robust_accuracy > 0.9
+
+
+def test_the_versions_have_the_originals_stages():
+  names = lambda version, norm="linf": [
+    (stage.name, stage.rounds) for stage in stages.stages(version, norm, 10, None, {})[0]
+  ]
+  assert names("standard") == [("apgd-ce", 1), ("apgd-t", 9), ("fab-t", 9), ("square", 1)]
+  assert names("standard", "l1") == [("apgd-ce", 5), ("apgd-t", 5), ("fab-t", 9), ("square", 1)]
+  assert names("plus") == [("apgd-ce", 5), ("apgd-dlr", 5), ("fab", 1), ("square", 1), ("apgd-t", 9), ("fab-t", 9)]
+  assert names("rand") == [("apgd-ce", 1), ("apgd-dlr", 1)]
+  assert names("fast") == names("standard")[:2]
+
+
+class _Killed(Exception):
+  pass
+
+
+class _Fragile(attacks.FileStore):
+  """A store that dies after some pieces, as a machine might."""
+
+  def __init__(self, directory, pieces):
+    super().__init__(directory)
+    self._left = pieces
+    self.saved = []
+
+  def save(self, piece, arrays):
+    if self._left == 0:
+      raise _Killed
+    self._left -= 1
+    self.saved.append(piece)
+    super().save(piece, arrays)
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, report, model, images, answers):
+  with pytest.raises(_Killed):
+    run(model, images, answers, store=_Fragile(tmp_path, 3), devices=jax.devices()[:1])
+  (tmp_path / "1-apgd-ce-0-2.npz").write_bytes(b"cut off")  # as if the file system had lost the end
+  second = _Fragile(tmp_path, -1)
+  resumed = run(model, images, answers, store=second, devices=jax.devices()[:1])
+  np.testing.assert_array_equal(resumed.images, report.images)
+  np.testing.assert_array_equal(resumed.broken_by, report.broken_by)
+  assert "1-apgd-ce-0-0" not in second.saved and "1-apgd-ce-0-2" in second.saved
+  third = _Fragile(tmp_path, 0)
+  again = run(model, images, answers, store=third, devices=jax.devices()[:1])
+  assert again.per_attack == resumed.per_attack and third.saved == []
+
+
+@pytest.mark.parametrize(
+  ("change", "reason"),
+  [
+    ({"epsilon": 0.03}, "threat"),
+    ({"batch_size": 8}, "batch size"),
+    ({"changes": {"apgd-ce": {"num_steps": 5}}}, "attacks"),
+    ({"scale": 2.0}, "answers of the model"),
+    ({"shift": 1}, "images, labels or example indices"),
+  ],
+)
+def test_a_store_of_other_work_is_refused(change, reason, tmp_path, model, images, answers, linear_weights):
+  store = attacks.FileStore(tmp_path)
+  small = functools.partial(run, parts=["apgd-ce"], store=store, devices=jax.devices()[:1])
+  small(model, images[:8], answers[:8])
+  change = dict(change)
+  other = Partial(_linear, jnp.asarray(linear_weights) * change.pop("scale", 1.0))
+  first = change.pop("shift", 0)
+  with pytest.raises(ValueError, match=f"holds an evaluation with other .*{reason}"):
+    small(other, images[first : first + 8], answers[first : first + 8], **change)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"version": "quick"}, "version='quick' is unknown; choose from"),
+    ({"parts": ["square"]}, "version 'fast' has no stage 'square'; choose from"),
+    ({"changes": {"fab-t": {}}}, "version 'fast' has no stage 'fab-t'; choose from"),
+    ({"norm": "l7"}, "norm='l7' is unknown"),
+    ({"epsilon": 2.0}, r"epsilon=2 is outside \[0, 1\]"),
+    ({"example_indices": np.zeros(3, int)}, r"example_indices must be integers of shape \(40,\)"),
+  ],
+)
+def test_bad_arguments_are_named(change, message, model, images, answers):
+  with pytest.raises(ValueError, match=message):
+    run(model, images, answers, **change)
+
+
+def test_images_outside_the_range_are_refused(model, images, answers):
+  with pytest.raises(ValueError, match=r"images must be in \[0, 1\]"):
+    run(model, 2 * images, answers)

@@ -1,0 +1,97 @@
+"""FAB: the closed-form distance on linear models, its choice of target, and what it returns."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lrat_jax import attacks
+
+
+@pytest.fixture(scope="module")
+def grey():
+  """Images [16, 8, 8, 1] far from 0 and 1, so that no wall is met."""
+  return jnp.full((16, 8, 8, 1), 0.5)
+
+
+def _distances(weights, images, labels):
+  """Linf and l2 distances [batch, classes] from the images to the boundary with each class; 0 for the label."""
+  logits = np.asarray(images).reshape(len(images), -1) @ weights
+  gaps = logits[np.arange(len(labels)), labels][:, None] - logits
+  normals = weights.T[:, None] - weights.T[labels]  # [classes, batch, 64]
+  with np.errstate(invalid="ignore"):
+    return (
+      gaps / np.abs(normals).sum(axis=-1).T,
+      gaps / np.sqrt((normals**2).sum(axis=-1)).T,
+    )
+
+
+def _fooled(logits_fn, result, labels):
+  return np.asarray(logits_fn(result.images).argmax(axis=1) != labels)
+
+
+@pytest.mark.parametrize(("norm", "which"), [("linf", 0), ("l2", 1)])
+@pytest.mark.parametrize("target_rank", [1, None])
+def test_images_fall_from_the_closed_form_distance_on(
+  norm, which, target_rank, grey, keys, linear_weights, linear_logits
+):
+  labels = linear_logits(grey).argmax(axis=1)
+  distances = _distances(linear_weights, grey, labels)[which][0]
+  order = np.asarray(linear_logits(grey)[0]).argsort()[::-1]
+  least = distances[order[1]] if target_rank else np.delete(distances, order[0]).min()
+  nearest = np.delete(distances, order[0]).min()
+  run = functools.partial(attacks.fab, keys, linear_logits, grey, labels, norm=norm, target_rank=target_rank)
+  below, above = run(epsilon=0.99 * nearest), run(epsilon=1.06 * least)
+  assert not _fooled(linear_logits, below, labels).any()
+  np.testing.assert_array_equal(below.images, grey)
+  assert (below.surviving_steps > 0).all()
+  assert _fooled(linear_logits, above, labels).all()
+
+
+def test_ranks_and_targets_name_the_same_classes(keys, images, linear_logits):
+  logits = linear_logits(images)
+  labels = logits.argmax(axis=1)
+  run = functools.partial(attacks.fab, keys, linear_logits, images, labels, epsilon=0.2, num_steps=5)
+  for rank in (1, 4):
+    targets = jnp.argsort(logits, axis=1)[:, -1 - rank]
+    np.testing.assert_array_equal(run(target_rank=rank).images, run(targets=targets).images)
+
+
+def test_two_classes_do(keys, images, linear_logits):
+  logits_fn = lambda x: linear_logits(x)[:, :2]
+  labels = logits_fn(images).argmax(axis=1)
+  for target_rank in (1, None):
+    result = attacks.fab(keys, logits_fn, images, labels, epsilon=0.3, num_steps=10, target_rank=target_rank)
+    assert _fooled(logits_fn, result, labels).all()
+
+
+def test_restarts_begin_half_way_out_and_lose_nothing(keys, images, cnn_logits):
+  labels = cnn_logits(images).argmax(axis=1)
+  run = functools.partial(attacks.fab, keys, cnn_logits, images, labels, epsilon=0.03, num_steps=1, target_rank=1)
+  once, often = (_fooled(cnn_logits, jax.jit(functools.partial(run, num_restarts=n))(), labels) for n in (1, 8))
+  assert (often >= once).all() and often.sum() > once.sum()
+
+
+def test_no_steps_leave_the_images(keys, images, labels, linear_logits):
+  result = attacks.fab(keys, linear_logits, images, labels, epsilon=0.3, num_steps=0, target_rank=1)
+  np.testing.assert_array_equal(result.images, images)
+  np.testing.assert_array_equal(result.surviving_steps, 0)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"target_rank": 0}, r"target_rank=0 is outside \[1, 4\] for 5 classes"),
+    ({"target_rank": 5}, r"target_rank=5 is outside \[1, 4\] for 5 classes"),
+    ({"target_rank": 1, "targets": jnp.zeros(16, int)}, "give targets or target_rank=1, not both"),
+    ({"targets": jnp.zeros(3, int)}, r"targets must be integers of shape \(16,\)"),
+    ({"num_steps": -1}, "num_steps=-1 must be an integer of 0 or more"),
+    ({"epsilon": 2.0}, r"epsilon=2 is outside \[0, 1\]"),
+    ({"norm": "l7"}, "norm='l7' is unknown; choose from"),
+  ],
+)
+def test_bad_arguments_are_named(change, message, keys, images, labels, linear_logits):
+  with pytest.raises(ValueError, match=message):
+    attacks.fab(keys, linear_logits, images, labels, **({"epsilon": 0.1} | change))

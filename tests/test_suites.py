@@ -1,0 +1,77 @@
+"""Suites: every one can run on every preset, and what cannot run is named."""
+
+import pytest
+
+from lrat_jax import config as config_lib
+from lrat_jax import config_checks, suites
+from lrat_jax.config_checks import ConfigError
+
+AUTOATTACK = {"name": "autoattack", "epsilon": "8/255"}
+
+
+@pytest.mark.parametrize("suite", sorted(suites.SUITES))
+@pytest.mark.parametrize("preset", sorted(config_lib.PRESETS))
+def test_every_suite_makes_sense_on_every_data_set(suite, preset):
+  config = config_lib.default("at", f"{preset},suite={suite}")
+  shape = {"digits": (8, 8, 1), "fashion_mnist": (28, 28, 1)}.get(preset, (32, 32, 3))
+  config_checks.check(config)
+  config_checks.check_for_data(config, shape, 10, 50_000)
+  radius = suites.radius(config.train_attacks.pgd)
+  linf = [suites.radius(e) for e in config.eval.suite.values() if e.get("norm") == "linf"]
+  assert linf and set(linf) == {radius}
+  assert all(suites.threat(entry) for entry in config.eval.suite.values())
+  assert config.name == f"at_{preset}"  # another judgement is of the same run
+
+
+def test_what_is_in_the_suites():
+  names = {name: set(config_lib.default("at", f"digits,suite={name}").eval.suite) for name in suites.SUITES}
+  assert names["quick"] == set(config_lib.default("at", "digits").eval.suite) == {"fgsm", "pgd20", "cw20"}
+  assert names["fast"] == names["standard"] == {"autoattack"}
+  assert {"autoattack", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "jpeg", "contrast"} < names["unseen"]
+
+
+@pytest.mark.parametrize("argument", ["digits,suite=all", "digits,suite=fast,suite=quick", "digits,suite="])
+def test_a_wrong_suite_is_named(argument):
+  with pytest.raises(ValueError, match=r"suite '.*' is unknown in the config's argument .* choose one from \['fast'"):
+    config_lib.default("at", argument)
+
+
+@pytest.mark.parametrize(
+  ("entry", "message"),
+  [
+    ({"steps": 3}, "steps=3 is no argument of 'autoattack'; choose from"),
+    ({"version": "rand"}, r"version='rand' is unknown; choose from \['fast', 'plus', 'standard'\]"),
+    ({"epsilon": "eight"}, "epsilon='eight' is no number"),
+    ({"epsilon": "2"}, r"epsilon=2 is outside \[0, 1\]"),
+    ({"norm": "l0"}, "norm='l0' is unknown"),
+    ({"parts": ("pgd",)}, "has no stage 'pgd'"),
+    ({"changes": {"square": {"steps": 1}}}, "steps=1 is no argument of 'square'"),
+  ],
+)
+def test_an_autoattack_that_cannot_run_is_named(entry, message):
+  with pytest.raises(ValueError, match=message):
+    suites.check_entry(AUTOATTACK | entry, (8, 8, 1), 10)
+
+
+@pytest.mark.parametrize(
+  ("argument", "field", "value", "message"),
+  [
+    ("digits,suite=fast", "eval.suite.autoattack.epsilon", "3", r"config.eval.suite.autoattack.epsilon=3 is outside"),
+    ("digits", "eval.num_images", -1, "config.eval.num_images=-1 is outside"),
+    ("digits", "eval.check_images", -1, "config.eval.check_images=-1 is outside"),
+    ("digits", "eval.robustbench", True, "config.eval.robustbench=True needs AutoAttack's standard version"),
+  ],
+)
+def test_fields_of_judging_are_checked(argument, field, value, message):
+  config = config_lib.default("at", argument)
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ConfigError, match=message):
+    config_checks.check(config)
+
+
+def test_threats_are_told_as_they_were_given():
+  pgd = {"name": "pgd", "epsilon": "8/255", "step_size": "2/255", "num_steps": 20}
+  assert suites.threat(pgd) == "linf 8/255, 20 steps of 2/255"
+  assert suites.threat(AUTOATTACK | {"version": "fast"}) == "linf 8/255, fast version"
+  assert suites.threat({"name": "corruption", "kind": "jpeg", "severity": 3}) == "jpeg, severity 3"
+  assert suites.radius(pgd) == 8 / 255 and suites.radius({"name": "spatial"}) is None
