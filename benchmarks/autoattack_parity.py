@@ -1,7 +1,7 @@
 """Our AutoAttack beside the original (github.com/fra31/auto-attack, PyTorch): same weights, same images, one run.
 
-    pip install torch
-    python benchmarks/autoattack_parity.py --original=PATH_TO_ITS_CLONE --workdir=runs/at_digits_seed0 --norm=linf
+    pip install -r benchmarks/requirements.txt
+    python -m benchmarks.autoattack_parity --original=PATH_TO_ITS_CLONE --workdir=runs/at_digits_seed0 --norm=linf
 
 takes the model that `python -m lrat_jax.main` left in the workdir, carries its weights over to PyTorch, checks that
 both give the same logits, and runs the parts of `standard` in turn, the original's and ours one after the other: each
@@ -22,6 +22,7 @@ import torch
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
+from benchmarks import torch_models
 from lrat_jax import attacks, data, sharding, train
 from lrat_jax.attacks.registry import as_number
 
@@ -29,56 +30,8 @@ PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
-class TorchModel(torch.nn.Module):
-  """A CNN or ResNet of `lrat_jax.models` in PyTorch: images [batch, c, h, w] -> logits."""
-
-  def __init__(self, variables, mean, std):
-    super().__init__()
-    to_torch = lambda tree: {
-      k: to_torch(v) if isinstance(v, dict) else torch.tensor(np.array(v)) for k, v in tree.items()
-    }
-    network = to_torch(jax.tree.map(np.asarray, variables))
-    self.params, self.stats = network["params"]["network"], network.get("batch_stats", {}).get("network", {})
-    self.mean, self.std = (torch.tensor(x).reshape(1, -1, 1, 1) for x in (mean, std))
-    self.kernels = {}
-
-  def _conv(self, x, parameters, stride, padding):
-    key = id(parameters["kernel"])
-    if key not in self.kernels:
-      self.kernels[key] = parameters["kernel"].permute(3, 2, 0, 1).contiguous()
-    return torch.nn.functional.conv2d(x, self.kernels[key], parameters.get("bias"), stride, padding)
-
-  def _norm(self, x, parameters, stats):
-    return torch.nn.functional.batch_norm(x, stats["mean"], stats["var"], parameters["scale"], parameters["bias"])
-
-  def _block(self, x, name, stride):
-    parameters, stats = self.params[name], self.stats[name]
-    y = torch.relu(
-      self._norm(self._conv(x, parameters["Conv_0"], stride, 1), parameters["BatchNorm_0"], stats["BatchNorm_0"])
-    )
-    y = self._norm(self._conv(y, parameters["Conv_1"], 1, 1), parameters["BatchNorm_1"], stats["BatchNorm_1"])
-    if "Conv_2" in parameters:
-      x = self._norm(self._conv(x, parameters["Conv_2"], stride, 0), parameters["BatchNorm_2"], stats["BatchNorm_2"])
-    return torch.relu(x + y)
-
-  def forward(self, images):
-    x = (images - self.mean) / self.std
-    dense = lambda x, name: x @ self.params[name]["kernel"] + self.params[name]["bias"]
-    if "BasicBlock_0" in self.params:
-      x = torch.relu(
-        self._norm(self._conv(x, self.params["Conv_0"], 1, 1), self.params["BatchNorm_0"], self.stats["BatchNorm_0"])
-      )
-      for block in range(8):
-        x = self._block(x, f"BasicBlock_{block}", 2 if block in (2, 4, 6) else 1)
-      return dense(x.mean(dim=(2, 3)), "Dense_0")
-    for layer, stride in enumerate((1, 2, 1, 2)):
-      x = torch.relu(self._conv(x, self.params[f"Conv_{layer}"], stride, 1))
-    x = x.permute(0, 2, 3, 1).reshape(x.shape[0], -1)
-    return dense(torch.relu(dense(x, "Dense_0")), "Dense_1")
-
-
 def _load(workdir: Path, num_images: int):
-  """(logits_fn, TorchModel, images [n, h, w, c], labels [n], epsilons by norm) of a workdir's best checkpoint."""
+  """(logits_fn, PyTorch model, images [n, h, w, c], labels [n], epsilons by norm) of a workdir's best checkpoint."""
   config = ConfigDict(json.loads((workdir / "config.json").read_text()))
   source = config.data
   dataset = data.load(source.source, data_dir=source.data_dir, validation_size=source.validation_size)
@@ -88,7 +41,7 @@ def _load(workdir: Path, num_images: int):
   split = dataset.test.take(np.arange(min(num_images, len(dataset.test.labels))))
   model = experiment.model
   logits_fn = Partial(lambda variables, images: model.apply(variables, images), variables)
-  torch_model = TorchModel(variables, tuple(config.model.mean), tuple(config.model.std)).eval()
+  torch_model = torch_models.Classifier(variables, tuple(config.model.mean), tuple(config.model.std)).eval()
   images = np.asarray(data.to_float(split.images))
   return logits_fn, torch_model, images, np.asarray(split.labels)
 
