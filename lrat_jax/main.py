@@ -5,7 +5,7 @@
   python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw  two variants in every pair
   python -m lrat_jax.main --config=configs/at.py --config.seed=1   any field of the configuration
   python -m lrat_jax.main --config=configs/at.py:digits,suite=fast --mode=evaluate  other attacks
-  python -m lrat_jax.main --config=configs/at.py --model=examples.flax_nnx:make_model  your model
+  python -m lrat_jax.main --config=configs/at.py --model=examples.flax_nnx:make_model  yours
 
   --config=FILE[:DATA_SET[,ATTACK...][,suite=SUITE]]
                                         the method: configs/at.py, irat.py, lrat.py, lrat_irat.py;
