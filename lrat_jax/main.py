@@ -13,7 +13,7 @@
   --config.FIELD=VALUE                  any field; lrat_jax/config.py names and explains them all
   --workdir=DIR                         where the run lives; runs/NAME_seedSEED if not given
   --mode=MODE                           train_and_evaluate (if not given), train, or evaluate
-  --model=PACKAGE.MODULE:FUNCTION       judges this function from images to logits; nothing is trained
+  --model=PACKAGE.MODULE:FUNCTION       judges a function from images to logits
 
 The same command again resumes, or evaluates a finished run.
 Exit codes: 0 done, 2 bad input, 3 a metric was not finite.
