@@ -4,8 +4,8 @@
   python -m lrat_jax.main --config=configs/lrat.py:cifar10         another data set, model, schedule
   python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw  two variants in every pair
   python -m lrat_jax.main --config=configs/at.py --config.seed=1   any field of the configuration
-  python -m lrat_jax.main --config=configs/at.py:digits,suite=unseen --mode=evaluate        other attacks
-  python -m lrat_jax.main --config=configs/at.py --model=examples.plain_function:logits_fn  your own model
+  python -m lrat_jax.main --config=configs/at.py:digits,suite=fast --mode=evaluate  other attacks
+  python -m lrat_jax.main --config=configs/at.py --model=examples.flax_nnx:make_model  yours
 
   --config=FILE[:DATA_SET[,ATTACK...][,suite=SUITE]]
                                         the method: configs/at.py, irat.py, lrat.py, lrat_irat.py;
@@ -13,7 +13,7 @@
   --config.FIELD=VALUE                  any field; lrat_jax/config.py names and explains them all
   --workdir=DIR                         where the run lives; runs/NAME_seedSEED if not given
   --mode=MODE                           train_and_evaluate (if not given), train, or evaluate
-  --model=PACKAGE.MODULE:FUNCTION       judges this function from images to logits; nothing is trained
+  --model=PACKAGE.MODULE:FUNCTION       judges a function from images to logits
 
 The same command again resumes, or evaluates a finished run.
 Exit codes: 0 done, 2 bad input, 3 a metric was not finite.
