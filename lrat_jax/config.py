@@ -104,6 +104,30 @@ def _training_attacks(budget: dict[str, Any]) -> dict[str, dict[str, Any]]:
   }
 
 
+def _parse(arg: str | None) -> tuple[str, list[str], str]:
+  """The preset, the training attacks and the suite that a config's argument names."""
+  preset_name, *more = (arg or "digits").split(",")
+  attack_names = [name for name in more if not name.startswith(_SUITE)]
+  suite_names = [name.removeprefix(_SUITE) for name in more if name.startswith(_SUITE)] or ["quick"]
+  if preset_name not in PRESETS:
+    raise ValueError(
+      f"data set {preset_name!r} is unknown in the config's argument {arg!r}; choose from {sorted(PRESETS)}."
+    )
+  attacks = _training_attacks(PRESETS[preset_name]["budget"])
+  for name in attack_names:
+    if name not in attacks:
+      raise ValueError(
+        f"training attack {name!r} is unknown in the config's argument {arg!r}; choose from {sorted(attacks)}."
+      )
+  if len(set(attack_names)) < len(attack_names):
+    raise ValueError(f"the config's argument {arg!r} names a training attack twice.")
+  if len(suite_names) > 1 or suite_names[0] not in SUITES:
+    raise ValueError(
+      f"suite {','.join(suite_names)!r} is unknown in the config's argument {arg!r}; choose one from {sorted(SUITES)}."
+    )
+  return preset_name, attack_names, suite_names[0]
+
+
 def default(method: str, arg: str | None = None) -> ConfigDict:
   """The full configuration of plain adversarial training for a data set.
 
@@ -119,26 +143,9 @@ def default(method: str, arg: str | None = None) -> ConfigDict:
   Raises:
     ValueError: an unknown preset, attack or suite (with the choices), or one named twice.
   """
-  preset_name, *more = (arg or "digits").split(",")
-  attack_names = [name for name in more if not name.startswith(_SUITE)]
-  suite_names = [name.removeprefix(_SUITE) for name in more if name.startswith(_SUITE)] or ["quick"]
-  if preset_name not in PRESETS:
-    raise ValueError(
-      f"data set {preset_name!r} is unknown in the config's argument {arg!r}; choose from {sorted(PRESETS)}."
-    )
+  preset_name, attack_names, suite_name = _parse(arg)
   preset = PRESETS[preset_name]
   attacks = _training_attacks(preset["budget"])
-  for name in attack_names:
-    if name not in attacks:
-      raise ValueError(
-        f"training attack {name!r} is unknown in the config's argument {arg!r}; choose from {sorted(attacks)}."
-      )
-  if len(set(attack_names)) < len(attack_names):
-    raise ValueError(f"the config's argument {arg!r} names a training attack twice.")
-  if len(suite_names) > 1 or suite_names[0] not in SUITES:
-    raise ValueError(
-      f"suite {','.join(suite_names)!r} is unknown in the config's argument {arg!r}; choose one from {sorted(SUITES)}."
-    )
   return ConfigDict(
     dict(
       name="_".join([method, preset_name, *attack_names]),
@@ -180,7 +187,7 @@ def default(method: str, arg: str | None = None) -> ConfigDict:
         check_images=64,  # images on which the checks look for signs that a robust accuracy is too high; 0 is off
         save_images=False,  # whether every adversarial is written, a file for each attack
         robustbench=False,  # whether RobustBench's model JSON is written; needs the suite "standard"
-        suite=SUITES[suite_names[0]](preset["budget"]),
+        suite=SUITES[suite_name](preset["budget"]),
       ),
     )
   )

@@ -46,6 +46,22 @@ def test_a_run_leaves_what_the_design_says(finished):
   assert config["name"] == "lrat_irat_digits" and config["model"]["name"] == "cnn_4"
 
 
+def test_compiled_programs_are_kept_beside_the_workdir_or_where_one_says(tmp_path, monkeypatch):
+  code = (
+    "import sys, jax; from lrat_jax import main; "
+    f"main.main([*{ARGUMENTS!r}, '--workdir={tmp_path}/runs/a', '--mode=evaluate', *sys.argv[1:]]); "
+    "print(jax.config.jax_compilation_cache_dir)"
+  )
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  for arguments, folder in (
+    ([], f"{tmp_path}/runs/compilation_cache"),
+    ([f"--config.compilation_cache={tmp_path}/elsewhere"], f"{tmp_path}/elsewhere"),
+    (["--config.compilation_cache=off"], "None"),
+  ):
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == folder, done.stderr
+
+
 def test_metrics_follow_the_run(finished):
   rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
   assert sum(row["steps"] for row in rows if row["split"] == "train") == 2 * (1100 // 64)
