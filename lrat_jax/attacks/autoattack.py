@@ -259,8 +259,7 @@ def autoattack(
   ends at an image's first adversarial; an image outside the ball is projected and judged again; 2 and 3 classes work;
   "rand" goes by the majority of several answers, on clean and on attacked images, where the original takes one.
 
-  Runs on the host and must not be jitted. One batch is on the devices at a time, images and adversarials stay in host
-  memory. Single process.
+  Runs on the host, in a single process, not under jit. One batch is on the devices at a time, all else in host memory.
 
   Args:
     key: a typed key; an image's own is folded from it by stage, round and `example_indices`.
