@@ -1,7 +1,9 @@
 """Shared by the benchmarks: sides timed in turn, medians, one table and one JSON file."""
 
 import argparse
+import functools
 import json
+import multiprocessing
 import platform
 import statistics
 import time
@@ -24,24 +26,72 @@ NUM_CLASSES = 10
 LEARNING_RATE = 0.01
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-  """The options that all benchmarks take."""
+def parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
+  """The options that all benchmarks take; the first model is the default."""
   options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+  options.add_argument("--model", choices=models, default=models[0])
   options.add_argument("--rounds", type=int, default=5, help="timed rounds of each side; the median counts")
   options.add_argument("--output", type=Path, help="a JSON file for the table")
   return options
 
 
-def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-  """Median seconds of each side, once each in turn for so many rounds, after one round that does not count."""
+def make_mesh(name: str):
+  """The devices that the program itself would take for one of the networks."""
+  (height, width, _), batch = SETTINGS[name]
+  sharding.use_cpu_cores(batch, images_in_cache=models.images_in_cache(name, height, width))
+  return sharding.make_mesh()
+
+
+def _time(call: Callable[[], Any]) -> float:
+  start = time.perf_counter()
+  jax.block_until_ready(call())
+  return time.perf_counter() - start
+
+
+def _medians(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
   seconds: dict[str, list[float]] = {name: [] for name in sides}
   for round_ in range(rounds + 1):
     for name, side in sides.items():
-      start = time.perf_counter()
-      jax.block_until_ready(side())
+      taken = side()
       if round_ > 0:
-        seconds[name].append(time.perf_counter() - start)
+        seconds[name].append(taken)
   return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+  """Median seconds of each side, once each in turn for so many rounds, after one round that does not count."""
+  return _medians({name: functools.partial(_time, side) for name, side in sides.items()}, rounds)
+
+
+def _serve(make_side: Callable[[], Callable[[], Any]], pipe) -> None:
+  call = make_side()
+  while pipe.recv():
+    pipe.send(_time(call))
+
+
+def alternate_processes(makers: Mapping[str, Callable[[], Callable[[], Any]]], rounds: int) -> dict[str, float]:
+  """As `alternate`, each side made in a process of its own and kept there, as its users have it.
+
+  The sides then share no threads, memory or devices; one works at a time, the others wait without turning.
+  """
+  context = multiprocessing.get_context("spawn")
+  processes, sides = [], {}
+  for name, make_side in makers.items():
+    here, there = context.Pipe()
+    processes.append(context.Process(target=_serve, args=(make_side, there), daemon=True))
+    processes[-1].start()
+    there.close()  # so that a side that dies is an EOFError here, not a wait without end
+
+    def run(pipe=here):
+      pipe.send(True)
+      return pipe.recv()
+
+    sides[name] = run
+  try:
+    return _medians(sides, rounds)
+  finally:
+    for process in processes:
+      process.terminate()
 
 
 def classifier(name: str, mesh, batch_size: int | None = None, dtype: str = "float32"):

@@ -1,6 +1,6 @@
 """What the attack loop costs beside its gradients: K steps over K bare jitted input gradients; compile time and memory.
 
-python -m benchmarks.loop_overhead --models cnn resnet18 --output loop_overhead.json
+python -m benchmarks.loop_overhead --model resnet18 --output loop_overhead.json
 """
 
 import functools
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import common
-from lrat_jax import attacks, sharding
+from lrat_jax import attacks
 from lrat_jax.attacks import losses
 
 
@@ -48,14 +48,12 @@ def _measure(name: str, mesh, num_steps: int, rounds: int) -> dict:
 
 
 def main() -> None:
-  options = common.parser(__doc__)
-  options.add_argument("--models", nargs="+", default=["cnn", "resnet18"], choices=list(common.SETTINGS))
+  options = common.parser(__doc__, list(common.SETTINGS))
   options.add_argument("--num-steps", type=int, default=10)
   arguments = options.parse_args()
-  sharding.use_cpu_cores(*(common.SETTINGS[name][1] for name in arguments.models))
-  mesh = sharding.make_mesh()
-  rows = [_measure(name, mesh, arguments.num_steps, arguments.rounds) for name in arguments.models]
-  common.report(f"The attack loop on {mesh.size} device(s)", rows, arguments.output)
+  mesh = common.make_mesh(arguments.model)
+  row = _measure(arguments.model, mesh, arguments.num_steps, arguments.rounds)
+  common.report(f"The attack loop on {mesh.size} device(s)", [row], arguments.output)
 
 
 if __name__ == "__main__":

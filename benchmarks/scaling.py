@@ -27,12 +27,11 @@ def _measure(name: str, num_devices: int, rounds: int) -> dict:
 
 
 def main() -> None:
-  options = common.parser(__doc__)
-  options.add_argument("--models", nargs="+", default=["cnn"], choices=list(common.SETTINGS)[:2])
+  options = common.parser(__doc__, ("cnn", "resnet18"))
   options.add_argument("--devices", nargs="+", type=int, default=[1, 2, 4, 8])
   arguments = options.parse_args()
   jax.config.update("jax_num_cpu_devices", max(arguments.devices))
-  rows = [_measure(name, count, arguments.rounds) for name in arguments.models for count in arguments.devices]
+  rows = [_measure(arguments.model, count, arguments.rounds) for count in arguments.devices]
   common.report("One LRAT step over devices", rows, arguments.output)
 
 

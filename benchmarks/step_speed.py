@@ -1,11 +1,12 @@
 """A train step: over the sum of its gradients, and beside the same LRAT step in PyTorch.
 
     pip install -r benchmarks/requirements.txt
-    python -m benchmarks.step_speed --models cnn resnet18 --output step_speed.json
+    python -m benchmarks.step_speed --model resnet18 --output step_speed.json
 
 One variant in the pair, PGD-10 in eval mode, one forward in train mode over natural and adversarial images, local
 weights, SGD with momentum and weight decay, on images of random pixels. "gradients": the attack's ten input gradients,
-each as it runs inside a loop, and the parameters' gradient over both images, from programs of their own.
+each as it runs inside a loop, and the parameters' gradient over both images, from programs of their own. Every side
+runs in a process of its own, one after the other in turn.
 """
 
 import functools
@@ -13,11 +14,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from benchmarks import common, torch_models
-from lrat_jax import attacks, sharding, train
+from benchmarks import common
+from lrat_jax import attacks, sharding
 from lrat_jax.attacks import losses
 
 EPSILON, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 10
@@ -25,7 +24,17 @@ SLOPE, BIAS, MINIMUM_NATURAL = 2.0, -0.2, 0.1
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 
 
-def _our_gradients(experiment: train.Experiment, variables, batch):
+def _experiment(name: str):
+  experiment = common.lrat_experiment(name, common.make_mesh(name))
+  return experiment, *common.lrat_step(experiment)[1:]
+
+
+def _our_step(name: str):
+  return _experiment(name)[1]
+
+
+def _input_gradients(name: str):
+  experiment, _, variables, batch = _experiment(name)
   model, mesh = experiment.model, experiment.mesh
   keys = jax.device_put(
     jax.random.split(jax.random.key(0), len(batch["labels"])), jax.sharding.NamedSharding(mesh, sharding.BATCHED)
@@ -37,6 +46,14 @@ def _our_gradients(experiment: train.Experiment, variables, batch):
       keys, logits_fn, x, y, epsilon=EPSILON, step_size=STEP_SIZE, num_steps=NUM_STEPS, random_start="none"
     ).images
 
+  attack = common.over_devices(attack, mesh, 3)
+  return lambda: attack(variables, keys, batch["images"], batch["labels"])
+
+
+def _parameter_gradient(name: str):
+  experiment, _, variables, batch = _experiment(name)
+  model = experiment.model
+
   def of_parameters(variables, x, y):
     variables = jax.lax.pcast(variables, sharding.AXIS, to="varying")
 
@@ -47,19 +64,21 @@ def _our_gradients(experiment: train.Experiment, variables, batch):
 
     return jax.tree.map(lambda gradient: gradient[None], jax.grad(loss)(variables["params"]))
 
-  attack = common.over_devices(attack, mesh, 3)
-  of_parameters = common.over_devices(of_parameters, mesh, 2)
-  return (
-    lambda: attack(variables, keys, batch["images"], batch["labels"]),
-    lambda: of_parameters(variables, batch["images"], batch["labels"]),
-  )
+  of_parameters = common.over_devices(of_parameters, experiment.mesh, 2)
+  return lambda: of_parameters(variables, batch["images"], batch["labels"])
 
 
-def _torch_step(variables, batch):
+def _torch_step(name: str):
   """The same step in PyTorch as its users write it: channels_last, eager."""
+  import torch
+  import torch.nn.functional as F
+
+  from benchmarks import torch_models
+
+  _, variables, images, labels, _ = common.classifier(name, sharding.make_mesh())
   model = torch_models.Classifier(variables).to(memory_format=torch.channels_last)
   optimizer = torch.optim.SGD(model.parameters(), common.LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
-  images, labels = torch_models.to_torch(batch["images"]), torch.tensor(np.array(batch["labels"])).long()
+  images, labels = torch_models.to_torch(images), torch.tensor(np.array(labels)).long()
 
   def attack():
     model.eval()
@@ -90,39 +109,23 @@ def _torch_step(variables, batch):
   return take
 
 
-def _measure(name: str, mesh, rounds: int) -> dict:
-  experiment = common.lrat_experiment(name, mesh)
-  _, step, variables, batch = common.lrat_step(experiment)
-  input_gradients, parameter_gradient = _our_gradients(experiment, variables, batch)
-  seconds = common.alternate(
-    {
-      "step": step,
-      "inputs": input_gradients,
-      "parameters": parameter_gradient,
-      "PyTorch": _torch_step(variables, batch),
-    },
-    rounds,
-  )
+def main() -> None:
+  arguments = common.parser(__doc__, ("cnn", "resnet18")).parse_args()
+  name = arguments.model
+  sides = {"step": _our_step, "inputs": _input_gradients, "parameters": _parameter_gradient, "PyTorch": _torch_step}
+  makers = {side: functools.partial(make, name) for side, make in sides.items()}
+  seconds = common.alternate_processes(makers, arguments.rounds)
   gradients = seconds["inputs"] + seconds["parameters"]
-  return {
+  row = {
     "model": name,
-    "batch": len(batch["labels"]),
+    "batch": common.SETTINGS[name][1],
     "our step ms": 1e3 * seconds["step"],
     "gradients ms": 1e3 * gradients,
     "step / gradients": seconds["step"] / gradients,
     "PyTorch step ms": 1e3 * seconds["PyTorch"],
     "ours is": seconds["PyTorch"] / seconds["step"],
   }
-
-
-def main() -> None:
-  options = common.parser(__doc__)
-  options.add_argument("--models", nargs="+", default=["cnn", "resnet18"], choices=list(common.SETTINGS)[:2])
-  arguments = options.parse_args()
-  sharding.use_cpu_cores(*(common.SETTINGS[name][1] for name in arguments.models))
-  mesh = sharding.make_mesh()
-  rows = [_measure(name, mesh, arguments.rounds) for name in arguments.models]
-  common.report(f"One LRAT step on {mesh.size} device(s)", rows, arguments.output)
+  common.report("One LRAT step", [row], arguments.output)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from lrat_jax import (
   inspection,
   judging,
   metrics,
+  models,
   sharding,
   train,
 )
@@ -92,18 +93,19 @@ def _keep_compiled(where: str, workdir: Path) -> None:
   jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
-def _load_data(config: ConfigDict, workdir: Path) -> tuple[data.Dataset, Mesh]:
+def _load_data(config: ConfigDict, workdir: Path, model_name: str) -> tuple[data.Dataset, Mesh]:
   """Checks everything that can be wrong with a configuration; nothing is written before."""
   config_checks.check(config)
   check_workdir(workdir, config)
   _keep_compiled(config.compilation_cache, workdir)
-  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size)
-  mesh = sharding.make_mesh()
-  config_checks.check_for_devices(config, mesh.size)
   try:
     dataset = data.load(config.data.source, data_dir=config.data.data_dir, validation_size=config.data.validation_size)
   except data.DataError as error:
     raise ConfigError(f"config.{error}") from None
+  fitting = models.images_in_cache(model_name, *dataset.image_shape[:2])
+  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, images_in_cache=fitting)
+  mesh = sharding.make_mesh()
+  config_checks.check_for_devices(config, mesh.size)
   config_checks.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
   return dataset, mesh
 
@@ -135,7 +137,7 @@ def _judge_callable(config: ConfigDict, name: str, workdir: Path, console: Conso
   """Judges a function of the user's on the test split."""
   if (workdir / "checkpoints").exists():
     raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
-  dataset, mesh = _load_data(config, workdir)
+  dataset, mesh = _load_data(config, workdir, name)
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
   try:
     logits_fn = callables.find(name)
@@ -148,7 +150,7 @@ def _judge_callable(config: ConfigDict, name: str, workdir: Path, console: Conso
 
 def _run_config(config: ConfigDict, mode: str, workdir: Path, console: Console) -> None:
   """Trains, judges, or both."""
-  dataset, mesh = _load_data(config, workdir)
+  dataset, mesh = _load_data(config, workdir, config.model.name)
   experiment = train.build(config, dataset, mesh)
   if mode == "evaluate" and not (workdir / "checkpoints").is_dir():
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")

@@ -13,24 +13,31 @@ AXIS = "data"
 REPLICATED = PartitionSpec()
 BATCHED = PartitionSpec(AXIS)
 
-# Under so few images a CPU core spends more on the loop than on the model.
-_MIN_IMAGES_PER_CORE = 16
+# Under so few images a CPU device spends more on the loop than on the model.
+_MIN_IMAGES_PER_CPU_DEVICE = 16
 
 
-def use_cpu_cores(*batch_sizes: int) -> None:
+def use_cpu_cores(*batch_sizes: int, images_in_cache: int | None = None) -> None:
   """Gives JAX one CPU device per core, as far as all batches split evenly; call it before JAX starts its backend.
 
   Sharding over cores is about twice as fast as XLA's own threads on the networks here. Where the user has said how many
   devices there are (XLA_FLAGS, JAX_NUM_CPU_DEVICES), that stands. Accelerators are not touched by it.
+
+  Args:
+    batch_sizes: of all devices together.
+    images_in_cache: how many images a device should take at once (`models.images_in_cache`); devices beyond the number
+      of cores are made until it does. None: no more than cores.
 
   Raises:
     RuntimeError: JAX has started already.
   """
   if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     return
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-  common = math.gcd(*batch_sizes)
-  fitting = [d for d in range(1, cores + 1) if common % d == 0 and min(batch_sizes) // d >= _MIN_IMAGES_PER_CORE]
+  most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  common, smallest = math.gcd(*batch_sizes), min(batch_sizes)
+  if images_in_cache is not None:
+    most = max(most, smallest // images_in_cache)
+  fitting = [d for d in range(1, most + 1) if common % d == 0 and smallest // d >= _MIN_IMAGES_PER_CPU_DEVICE]
   jax.config.update("jax_num_cpu_devices", max(fitting, default=1))
 
 

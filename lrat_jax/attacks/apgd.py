@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from lrat_jax.attacks import l1, losses, threat_model
-from lrat_jax.attacks.pgd import AttackResult, LogitsFn, best_run, check_batch, check_budget, per_image_keys
+from lrat_jax.attacks.pgd import AttackResult, LogitsFn, best_run, prepare
 
 LOSSES = ("ce", "cw", "margin", "dlr", *losses.TARGETED_LOSSES)
 
@@ -39,12 +39,11 @@ class _Pace(NamedTuple):
 
 
 class _State(NamedTuple):
-  """A run between two steps; arrays [batch, ...] but for `step`."""
+  """A run before the model is asked about x^step; arrays [batch, ...] but for `step`."""
 
   step: Array
-  points: Array
-  previous: Array
-  answer: _Answer
+  points: Array  # x^step, about which the model is asked next
+  origin: Array  # the point from which the last step was taken: x^{step-1}, or the best one
   best_points: Array
   best: _Answer
   adversarial: Array
@@ -58,13 +57,13 @@ class _Rule(NamedTuple):
 
   Attributes:
     begin: (start, answer) -> pace.
-    move: (state) -> the next points.
+    move: (pace, points, where the step to them came from, gradient, whether it is the first step) -> the next points.
     adapt: (pace, best_points, best_loss, period) -> (pace, [batch] bool: go on from the best point).
     periods: int [steps], the length of the period that ends with a step, 0 where none ends.
   """
 
   begin: Callable[[Array, _Answer], Any]
-  move: Callable[[_State], Array]
+  move: Callable[[Any, Array, Array, Array, Array], Array]
   adapt: Callable[..., tuple[Any, Array]]
   periods: np.ndarray
 
@@ -103,12 +102,12 @@ def _dense_rule(images: Array, epsilon: float | Array, ball: threat_model.Norm, 
     # check because the best loss stands still. Both are kept: they decide on the steps that follow.
     return _Pace(2.0 * epsilon + zero, zero, zero, answer.loss, zero == 0.0)
 
-  def move(state: _State) -> Array:
+  def move(pace: _Pace, points: Array, origin: Array, gradient: Array, is_first: Array) -> Array:
     project = lambda points: threat_model.project(points, images, epsilon, ball)
-    step = _per_image(state.pace.step_size, images) * ball.steepest(state.answer.gradient)
-    share = jnp.where(state.step > 0, _MOMENTUM, 1.0)
-    ahead = project(state.points + step) - state.points
-    return project(state.points + share * ahead + (1.0 - share) * (state.points - state.previous))
+    step = _per_image(pace.step_size, images) * ball.steepest(gradient)
+    share = jnp.where(is_first, 1.0, _MOMENTUM)
+    ahead = project(points + step) - points
+    return project(points + share * ahead + (1.0 - share) * (points - origin))
 
   def adapt(pace: _Pace, _: Array, best_loss: Array, period: Array) -> tuple[_Pace, Array]:
     halve = (pace.rises <= _ENOUGH_RISES * period) | (~pace.halved & (pace.checked_loss >= best_loss))
@@ -123,7 +122,7 @@ def _sparse_rule(images: Array, epsilon: float | Array, num_steps: int) -> _Rule
   period = l1.period(num_steps)
   return _Rule(
     begin=lambda start, _: l1.begin(start, images, epsilon),
-    move=lambda state: l1.move(state.pace, state.points, state.answer.gradient, images, epsilon),
+    move=lambda pace, points, origin, gradient, is_first: l1.move(pace, points, gradient, images, epsilon),
     adapt=lambda pace, best_points, *_: l1.adapt(pace, best_points, images, epsilon),
     periods=np.where((np.arange(num_steps) + 1) % period == 0, period, 0).astype(np.int32),
   )
@@ -138,36 +137,40 @@ def _observe(pace: Any, loss: Array) -> Any:
 def _ascend(
   rule: _Rule, ask: Callable[[Array, Array], _Answer], start: Array, num_steps: int, stop_early: bool
 ) -> _State:
-  """`num_steps` steps from `start`; with `stop_early` only until every image was fooled once."""
-  periods = jnp.asarray(np.append(rule.periods, 0))  # never empty, so that a run of no steps compiles
+  """`num_steps` steps from `start`; with `stop_early` only until every image was fooled once.
+
+  The model is asked at one place, about x^0 too: its gradient is compiled once.
+  """
+  periods = jnp.asarray(np.append(0, rule.periods))  # of the period that ends with the step to x^k
 
   def advance(state: _State) -> _State:
-    points = rule.move(state)
-    answer = ask(points, state.step + 1)
-    adversarial = _choose(answer.wrong & ~(state.fooled & stop_early), points, state.adversarial)
+    is_first = state.step == 0
+    answer = ask(state.points, state.step)
+    adversarial = _choose(answer.wrong & ~(state.fooled & stop_early), state.points, state.adversarial)
     fooled = state.fooled | answer.wrong
-    # x^0 was counted before the first step, x^K is none of x^0..x^{K-1}.
-    counts = ~answer.wrong & (state.step + 1 < num_steps) & ~(fooled & stop_early)
-    better = answer.loss > state.best.loss
-    best_points, best = _choose(better, (points, answer), (state.best_points, state.best))
-    pace = _observe(state.pace, answer.loss)
+    counts = ~answer.wrong & (state.step < num_steps) & ~(fooled & stop_early)  # x^K is none of x^0..x^{K-1}
+    better = is_first | (answer.loss > state.best.loss)
+    best_points, best = _choose(better, (state.points, answer), (state.best_points, state.best))
+    begun = rule.begin(state.points, answer)
+    pace = jax.tree.map(lambda new, old: jnp.where(is_first, new, old), begun, _observe(state.pace, answer.loss))
     period = periods[state.step]
     adapted, again = rule.adapt(pace, best_points, best.loss, period)
     pace = jax.tree.map(lambda new, old: jnp.where(period > 0, new, old), adapted, pace)
-    next_points, next_answer = _choose(again & (period > 0), (best_points, best), (points, answer))
-    return _State(
-      state.step + 1, next_points, state.points, next_answer, best_points, best,
-      adversarial, fooled, state.survived + counts.astype(jnp.int32), pace,
-    )  # fmt: skip
+    origin, gradient = _choose(again & (period > 0), (best_points, best.gradient), (state.points, answer.gradient))
+    points = rule.move(pace, origin, state.origin, gradient, is_first)
+    survived = state.survived + counts.astype(jnp.int32)
+    return _State(state.step + 1, points, origin, best_points, best, adversarial, fooled, survived, pace)
 
   def goes_on(state: _State) -> Array:
-    more = state.step < num_steps
+    more = state.step <= num_steps
     return more & ~jnp.all(state.fooled) if stop_early else more
 
-  answer = ask(start, jnp.int32(0))
-  survived = (~answer.wrong).astype(jnp.int32) * min(num_steps, 1)
-  pace = rule.begin(start, answer)
-  first = _State(jnp.int32(0), start, start, answer, start, answer, start, answer.wrong, survived, pace)
+  # From the points, not a constant: under shard_map a carry must vary over devices from the start.
+  never = jnp.any(start > jnp.inf, axis=tuple(range(1, start.ndim)))
+  blank = lambda like: jnp.broadcast_to(_per_image(never, like), like.shape).astype(like.dtype)
+  unasked = jax.tree.map(blank, jax.eval_shape(ask, start, jnp.int32(0)))
+  pace = rule.begin(start, unasked)
+  first = _State(jnp.int32(0), start, start, start, unasked, start, never, never.astype(jnp.int32), pace)
   return jax.lax.while_loop(goes_on, advance, first)
 
 
@@ -196,10 +199,8 @@ def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Arr
   return ask
 
 
-def _run_dense(ask, images, epsilon, norm: str, num_steps: int, stop_early: bool, keys: Array) -> _State:
-  """From a random point whose longest coordinate (linf), or which itself (l2), lies on the ball."""
-  ball = threat_model.get_norm(norm)
-  draw = jax.random.normal if norm == "l2" else functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+def _run_dense(ask, images, epsilon, ball: threat_model.Norm, draw, num_steps: int, stop_early: bool, keys) -> _State:
+  """From a random point, drawn by `draw` and brought to the edge of the ball."""
   noise = jax.vmap(lambda key: draw(key, images.shape[1:]))(keys).astype(images.dtype)
   noise = noise / (_per_image(ball.length(noise), noise) + 1e-12)
   start = jnp.clip(images + epsilon * noise, 0.0, 1.0)
@@ -283,19 +284,17 @@ def apgd(
   Raises:
     ValueError: an argument outside what is listed here; the message gives its name and the choices.
   """
-  check_batch(images, labels)
   counts = {"num_steps": (num_steps, 1), "num_restarts": (num_restarts, 1), "eot_samples": (eot_samples, 0)}
-  check_budget(epsilon, norm, images, **counts)
-  threat_model.get_norm(norm)
+  keys, ball = prepare(keys, images, labels, epsilon, norm, **counts)
   _check_loss(loss, targets, target_rank)
-  keys = per_image_keys(keys, images)
   surrogate = _surrogate(loss, logits_fn, images, labels, keys, eot_samples, targets, target_rank)
 
   def run(run_keys: Array) -> _State:
     ask = _asker(logits_fn, surrogate, labels, run_keys, eot_samples)
     if norm == "l1":
       return _run_l1(ask, images, epsilon, num_steps, stop_early, run_keys)
-    return _run_dense(ask, images, epsilon, norm, num_steps, stop_early, run_keys)
+    draw = jax.random.normal if norm == "l2" else functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+    return _run_dense(ask, images, epsilon, ball, draw, num_steps, stop_early, run_keys)
 
   def outcome(run_keys: Array) -> tuple[AttackResult, Array]:
     state = run(run_keys)

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.tree_util import Partial
 
 from lrat_jax.attacks import losses, threat_model
-from lrat_jax.attacks.pgd import AttackResult, LogitsFn, check_batch, check_budget, cw, per_image_keys, pgd
+from lrat_jax.attacks.pgd import AttackResult, LogitsFn, cw, per_image_keys, pgd, prepare
 
 LOGIT_SCALES = (0.1, 1.0, 10.0, 100.0)
 
@@ -89,11 +89,8 @@ def vanishing_gradients(
     (zero_steps int32 [batch], in 0..num_steps: steps whose gradient was 0 throughout;
     survived bool [batch]: the model is right on the image and at the end).
   """
-  check_batch(images, labels)
-  check_budget(epsilon, norm, images, num_steps=(num_steps, 0))
-  ball = threat_model.get_norm(norm)
-  draw = lambda key: ball.sample(key, images.shape[1:])
-  noise = jax.vmap(draw)(per_image_keys(keys, images)).astype(images.dtype)
+  keys, ball = prepare(keys, images, labels, epsilon, norm, num_steps=(num_steps, 0))
+  noise = jax.vmap(lambda key: ball.sample(key, images.shape[1:]))(keys).astype(images.dtype)
   right = lambda points: jnp.argmax(logits_fn(points), axis=-1) == labels
   gradient_of = jax.grad(lambda points: jnp.sum(losses.cross_entropy(logits_fn(points), labels)))
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lrat_jax.attacks import hyperplane, losses, threat_model
-from lrat_jax.attacks.pgd import AttackResult, LogitsFn, check_batch, check_budget, per_image_keys
+from lrat_jax.attacks.pgd import AttackResult, LogitsFn, prepare
 
 # Keeps 0 / 0 out of the bias and of the distances to boundaries.
 _TINY_STEP = 1e-8
@@ -158,9 +158,8 @@ def fab(
   Raises:
     ValueError: an argument outside what is listed here.
   """
-  check_batch(images, labels)
-  check_budget(epsilon, norm, images, num_steps=(num_steps, 0), num_restarts=(num_restarts, 1))
-  keys = per_image_keys(keys, images)
+  counts = {"num_steps": (num_steps, 0), "num_restarts": (num_restarts, 1)}
+  keys, _ = prepare(keys, images, labels, epsilon, norm, **counts)
   clean_logits = logits_fn(images)
   targets = losses.choose_targets(clean_logits, labels, targets, target_rank)
   start = _State(images, images, jnp.argmax(clean_logits, axis=-1) != labels, 0 * labels.astype(jnp.int32))

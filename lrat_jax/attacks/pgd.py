@@ -72,6 +72,18 @@ def check_budget(epsilon, norm: str, images: Array, **counts: tuple[int, int]) -
       raise ValueError(f"{name}={value!r} must be an integer of {least} or more.")
 
 
+def prepare(
+  keys: Array, images: Array, labels: Array, epsilon, norm: str, **counts: tuple[int, int]
+) -> tuple[Array, threat_model.Norm]:
+  """What every attack in a ball begins with: checks its arguments, and returns a key per image [batch] and the norm.
+
+  Raises ValueError with the name of the argument that no attack can use.
+  """
+  check_batch(images, labels)
+  check_budget(epsilon, norm, images, **counts)
+  return per_image_keys(keys, images), threat_model.get_norm(norm)
+
+
 def _check_step_size(step_size) -> None:
   if not isinstance(step_size, jax.core.Tracer) and not step_size >= 0:
     raise ValueError(f"step_size={step_size} must be 0 or more.")
@@ -155,12 +167,10 @@ def pgd(
   Raises:
     ValueError: an argument outside what is listed here; the message gives its name and the choices.
   """
-  check_batch(images, labels)
-  check_budget(epsilon, norm, images, num_steps=(num_steps, 0), num_restarts=(num_restarts, 1))
+  counts = {"num_steps": (num_steps, 0), "num_restarts": (num_restarts, 1)}
+  keys, ball = prepare(keys, images, labels, epsilon, norm, **counts)
   _check_step_size(step_size)
   _check_start(random_start, loss)
-  ball = threat_model.get_norm(norm)
-  keys = per_image_keys(keys, images)
   surrogate = losses.surrogate(loss, logits_fn, images, labels)
 
   def total_loss(points):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrat_jax.attacks import search, threat_model
-from lrat_jax.attacks.pgd import AttackResult, LogitsFn, check_batch, check_budget, per_image_keys
+from lrat_jax.attacks import l1, search, threat_model
+from lrat_jax.attacks.pgd import AttackResult, LogitsFn, prepare
 
 # The windows' share of the image halves after each of these queries, however many queries there are.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -111,7 +111,7 @@ def _placed(patterns: Array, rows: Array, columns: Array, flip: Array) -> Array:
 
 
 def _tiles_start(keys: Array, images: Array, epsilon, norm: str) -> Array:
-  """Tiles of the windows' pattern, each with its own sign a channel, brought to the ball's edge."""
+  """Tiles of the windows' pattern, each with its own sign a channel, brought into the ball."""
   batch, height, width, channels = images.shape
   side = max(min(height, width) // _TILES, 1)
   rows, columns = height // side, width // side
@@ -122,11 +122,13 @@ def _tiles_start(keys: Array, images: Array, epsilon, norm: str) -> Array:
   tiles = jnp.where(draws[..., :1] < 0.5, place(pattern), place(pattern.T)) * _signs(draws[..., 1:])
   delta = tiles.reshape(batch, rows * side, columns * side, channels)
   delta = jnp.pad(delta, ((0, 0), (margin, height), (margin, width), (0, 0)))[:, :height, :width]
-  return _to_edge(images, delta, epsilon, norm)
+  return _inside_ball(images, delta, epsilon, norm)
 
 
-def _to_edge(images: Array, delta: Array, epsilon, norm: str) -> Array:
-  """The images plus delta scaled to length epsilon, cut to [0, 1]."""
+def _inside_ball(images: Array, delta: Array, epsilon, norm: str) -> Array:
+  """The images plus delta; l2: scaled to length epsilon, then cut to [0, 1]; l1: projected on both together."""
+  if norm == "l1":
+    return l1.project(images + delta, images, epsilon)
   ball = threat_model.get_norm(norm)
   length = jnp.maximum(ball.length(delta), _TINY)[:, None, None, None]
   return threat_model.project(images + epsilon * delta / length, images, epsilon, ball)
@@ -159,7 +161,7 @@ def _pattern_proposal(images: Array, epsilon, p_init: float, norm: str) -> tuple
     new = jnp.where(window, pattern * _signs(draws[:, 5:])[:, None, None, :] + old / (size(old) + _TINY), 0.0)
     moved = size(jnp.where(window | emptied, delta, 0.0))
     new *= budget(length(delta)[:, None, None, None], moved) / (size(new) + _TINY)
-    return _to_edge(images, jnp.where(window, new, jnp.where(emptied, 0.0, delta)), epsilon, norm)
+    return _inside_ball(images, jnp.where(window, new, jnp.where(emptied, 0.0, delta)), epsilon, norm)
 
   return 5 + channels, propose
 
@@ -186,7 +188,6 @@ def square(
       depend on its batch;
     - a tie of logits counts as fooled only if the model's answer is another class;
     - an image that is not fooled comes back as its best point, not as the clean image;
-    - in l1 a point is scaled to the ball's edge and then cut to [0, 1]; the original projects on both together;
     - images need not be square.
 
   Args:
@@ -206,11 +207,9 @@ def square(
   Raises:
     ValueError: an argument outside what is listed here.
   """
-  check_batch(images, labels)
-  check_budget(epsilon, norm, images, num_queries=(num_queries, 0))
+  keys, _ = prepare(keys, images, labels, epsilon, norm, num_queries=(num_queries, 0))
   if not 0 < p_init <= 1:
     raise ValueError(f"p_init={p_init} is outside (0, 1].")
-  keys = per_image_keys(keys, images)
   if norm == "linf":
     start, (num_draws, propose) = _linf_start(keys, images, epsilon), _linf_proposal(images, epsilon, p_init)
   else:

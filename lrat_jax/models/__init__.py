@@ -13,6 +13,9 @@ from lrat_jax.models.resnet import ResNet
 from lrat_jax.models.wide_resnet import WideResNet
 
 DTYPES = ("float32", "bfloat16")
+# Pixels of input whose activations stay in the cache of a CPU core. The other networks gain nothing from small batches:
+# their kernels are larger than the cache and are read anew for each.
+_CNN_PIXELS_IN_CACHE = 16 * 28 * 28
 NAMES = ("cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "wide_resnet_DEPTH_WIDTH")
 
 
@@ -44,6 +47,11 @@ def _network(name: str, **options: Any) -> nn.Module:
       raise ValueError(f"name={name!r}: the depth of a WideResNet is 6 n + 4 with n >= 1, such as 28 or 34.")
     return WideResNet(depth=depth, width=int(match[2]), **options)
   raise ValueError(f"name={name!r} is no model; choose from {list(NAMES)}, such as 'wide_resnet_34_10'.")
+
+
+def images_in_cache(name: str, height: int, width: int) -> int | None:
+  """How many images of a size a CPU core takes at once at the highest rate; None where more are always better."""
+  return _CNN_PIXELS_IN_CACHE // (height * width) or 1 if name == "cnn" else None
 
 
 def create(
