@@ -40,7 +40,7 @@ class Examples(NamedTuple):
 
 
 class Judgement(NamedTuple):
-  """What `run_suite` found; see there for `summary` and `per_example`.
+  """What `run_suite` found; see there for `summary`, `per_example` and `timings`.
 
   Attributes:
     examples: for each attack.
@@ -51,6 +51,7 @@ class Judgement(NamedTuple):
   per_example: Arrays
   examples: dict[str, Examples]
   images: Arrays
+  timings: dict[str, Any]
 
 
 class _Job(NamedTuple):
@@ -92,8 +93,11 @@ def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> JudgeBatch
 
 
 def apply_function(model: nn.Module) -> Callable[[Variables, Array], Array]:
-  """(variables, images) -> logits of a Flax module in evaluation mode; `Partial` of it and variables is a logits_fn."""
-  return functools.partial(model.apply, train=False)
+  """(variables, images) -> logits of a Flax module in evaluation mode; `Partial` of it and variables is a logits_fn.
+
+  Jitted, for those who call it from outside: layer by layer each operation would be compiled on its own.
+  """
+  return jax.jit(functools.partial(model.apply, train=False))
 
 
 def make_judge(model: nn.Module, attack: attacks.Attack | None, batch_size: int, mesh: Mesh) -> Judge:
@@ -269,8 +273,9 @@ def run_suite(
     on_stage: told AutoAttack's name and each stage's summary as it ends.
 
   Returns:
-    Judgement. `summary` {"clean", "robust": {name: accuracy}, "worst_case", "n", "seconds", "attack_seconds",
-    "warnings", "autoattack": {name: [stage, ...]}} is plain data; `per_example` maps names to arrays [n]: "indices",
+    Judgement. `summary` {"clean", "robust": {name: accuracy}, "worst_case", "n", "warnings", "autoattack": {name:
+    [stage, ...]}} is plain data, and so is `timings` {"seconds", "attack_seconds": {name: seconds}, "stage_seconds":
+    {name: {stage: seconds}}}; `per_example` maps names to arrays [n]: "indices",
     "labels", "clean_ok" (also "clean_correct"), "robust" and "broken_by" over the suite (an index into "stages"; -1
     robust), "robust/NAME" (bool), "vulnerability/NAME", "answer/NAME", "distance/NAME" (of what the attack returned, in
     its norm, or l2), and for AutoAttack "broken_by/NAME" and "stages/NAME".
@@ -283,6 +288,11 @@ def run_suite(
   logits_fn, key = sharding.replicate(mesh, (logits_fn, jax.random.key(seed)))
   job = _Job(logits_fn, split, key, batch_size, mesh, directory, keep_images, on_stage)
   return _run(job, suite, seed, check_images, on_attack)
+
+
+def _untimed(stage: attacks.StageSummary) -> dict[str, Any]:
+  """What a stage did, without how long it took: that alone differs between two runs."""
+  return {field: value for field, value in stage._asdict().items() if field not in ("seconds", "images_per_second")}
 
 
 def _run(job: _Job, suite: suites.Suite, seed: int, check_images: int, on_attack) -> Judgement:
@@ -319,9 +329,14 @@ def _run(job: _Job, suite: suites.Suite, seed: int, check_images: int, on_attack
     "robust": robust,
     "worst_case": float(np.mean(per_example["robust"])),
     "n": len(job.split.labels),
+    "warnings": doubts.warnings(on_one, few, suite, reports),
+    "autoattack": {name: [_untimed(stage) for stage in report.per_attack] for name, report in reports.items()},
+  }
+  timings = {
     "seconds": sum(seconds.values()),
     "attack_seconds": seconds,
-    "warnings": doubts.warnings(on_one, few, suite, reports),
-    "autoattack": {name: [stage._asdict() for stage in report.per_attack] for name, report in reports.items()},
+    "stage_seconds": {
+      name: {stage.name: stage.seconds for stage in report.per_attack} for name, report in reports.items()
+    },
   }
-  return Judgement(summary, per_example, examples, images)
+  return Judgement(summary, per_example, examples, images, timings)

@@ -28,7 +28,7 @@ def judge(
   console: Console,
   **more: Any,
 ) -> dict[str, Any]:
-  """Runs config.eval's suite on a split: table, results.json, per_example.npz, plots/worst_examples.png.
+  """Runs config.eval's suite on a split: table, results.json, timings.json, per_example.npz, a picture.
 
   What was finished when an earlier try was stopped is taken from `workdir`/judging.
 
@@ -78,9 +78,9 @@ def judge(
     dataset = config.data.source.partition(":")[2] or config.data.source
     reports.write_robustbench(workdir, results, dataset=dataset, architecture=more.get("model", config.model.name))
   inspection.draw_worst_examples(workdir, str(more["name"]), split, judgement)
-  reports.write_results(workdir, results, judgement.per_example)
+  reports.write_results(workdir, results, judgement.timings, judgement.per_example)
   shutil.rmtree(progress, ignore_errors=True)
-  reports.print_table(console, results, suite)
+  reports.print_table(console, results, judgement.timings["attack_seconds"])
   return results
 
 

@@ -1,4 +1,4 @@
-"""What a judgement leaves: results.json, per_example.npz, adversarials, the closing table, RobustBench's model JSON."""
+"""What a judgement leaves: results and timings, per_example.npz, adversarials, closing table, RobustBench's JSON."""
 
 import json
 import platform
@@ -41,9 +41,15 @@ def _write_json(path: Path, content: Any) -> None:
     file.write(text.encode())
 
 
-def write_results(workdir: Path, results: dict[str, Any], per_example: dict[str, np.ndarray]) -> None:
-  """results.json (strict JSON: NaN is a ValueError) and per_example.npz, each put in its place whole."""
+def write_results(
+  workdir: Path, results: dict[str, Any], timings: dict[str, Any], per_example: dict[str, np.ndarray]
+) -> None:
+  """results.json (strict JSON: NaN is a ValueError), timings.json and per_example.npz, each put in its place whole.
+
+  Seconds have a file of their own, so that the others are equal to the byte wherever a judgement is equal.
+  """
   json.dumps(results, allow_nan=False)
+  _write_json(workdir / "timings.json", timings)
   with files.replacing(workdir / "per_example.npz") as file:
     np.savez_compressed(file, **per_example)
   _write_json(workdir / "results.json", results)
@@ -111,16 +117,17 @@ def write_robustbench(workdir: Path, results: Mapping[str, Any], **fields: Any) 
   _write_json(workdir / "robustbench.json", robustbench_entry(results, **fields))
 
 
-def print_table(console: Console, results: Mapping[str, Any], suite: Mapping[str, Mapping[str, Any]]) -> None:
+def print_table(console: Console, results: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
   """The closing table: accuracy in percent, clean, under each attack and in the worst case; below it the warnings."""
   table = Table(title=f"{results['name']} on {results['n']:,} test images", title_style="bold", title_justify="left")
   table.add_column("")
   table.add_column("accuracy %", justify="right")
   table.add_column("threat")
   table.add_column("seconds", justify="right")
-  table.add_row("clean", f"{100 * results['clean']:.2f}", "", f"{results['attack_seconds']['clean']:.1f}")
+  table.add_row("clean", f"{100 * results['clean']:.2f}", "", f"{seconds['clean']:.1f}")
   for name, accuracy in results["robust"].items():
-    table.add_row(name, f"{100 * accuracy:.2f}", suites.threat(suite[name]), f"{results['attack_seconds'][name]:.1f}")
+    threat = suites.threat(results["suite"][name])
+    table.add_row(name, f"{100 * accuracy:.2f}", threat, f"{seconds[name]:.1f}")
   table.add_row(
     "worst case", f"{100 * results['worst_case']:.2f}", "right under all of the above", "", end_section=True
   )

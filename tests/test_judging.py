@@ -132,13 +132,6 @@ def _count_saves(monkeypatch, stop_after):
   return saved
 
 
-def _timeless(content):
-  """Results without how long they took."""
-  if isinstance(content, dict):
-    return {name: _timeless(value) for name, value in content.items() if "second" not in name}
-  return [_timeless(value) for value in content] if isinstance(content, list) else content
-
-
 def test_a_judgement_stopped_at_any_piece_ends_in_the_same_files_and_repeats_nothing(whole, tmp_path, monkeypatch):
   config = _config(eval__save_images=True)
   done = []
@@ -152,12 +145,8 @@ def test_a_judgement_stopped_at_any_piece_ends_in_the_same_files_and_repeats_not
           _judge(tmp_path, config)
     done += saved
   assert len(done) == len(set(done)) > 9
-  one, other = (json.loads((workdir / "results.json").read_text()) for workdir in (whole[0], tmp_path))
-  assert _timeless(one) == _timeless(other)
-  arrays, others = _arrays(whole[0]), _arrays(tmp_path)
-  assert list(arrays) == list(others)
-  for name in arrays:
-    np.testing.assert_array_equal(arrays[name], others[name])
+  for name in ("results.json", "per_example.npz", "adversarials/autoattack.npz"):
+    assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ from jax import Array, lax
 
 from lrat_jax.models import winograd
 
-# Under so many channels on either side, winograd's transforms cost more than the products that they save.
+# Under so many channels on either side, winograd's transforms cost more than the products that they save: in tiles of
+# 4 x 4 outputs, and in those of 2 x 2 that the smallest images get (there, more than they cost to compile).
 _MIN_WINOGRAD_CHANNELS = 32
+_MIN_WINOGRAD_CHANNELS_OF_SMALL = 128
 
 _Strides = tuple[int, int]
 _Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -86,7 +88,8 @@ def conv2d(x: Array, kernel: Array, strides: _Strides = (1, 1), padding: _Paddin
   if jax.default_backend() != "cpu":
     return _plain(x, kernel, strides, padding)
   unit = strides == (1, 1) and padding == ((1, 1), (1, 1)) and kernel.shape[:2] == (3, 3)
-  if unit and min(kernel.shape[2:]) >= _MIN_WINOGRAD_CHANNELS and x.dtype == jnp.float32:
+  enough = _MIN_WINOGRAD_CHANNELS_OF_SMALL if winograd.has_small_tiles(x) else _MIN_WINOGRAD_CHANNELS
+  if unit and min(kernel.shape[2:]) >= enough and x.dtype == jnp.float32:
     return winograd.conv3x3(x, kernel)
   return _folded_gradient(x, kernel, strides, padding)
 

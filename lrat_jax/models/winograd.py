@@ -39,9 +39,14 @@ def _tiling(size: int, outputs: int) -> _Tiling:
   return _Tiling(outputs, -(-size // outputs), data, kernel, result)
 
 
+def has_small_tiles(x: Array) -> bool:
+  """Whether images [n, h, w, c] are cut into tiles of 2 x 2 outputs, because the kernels would outweigh larger ones."""
+  return min(x.shape[1:3]) <= 4
+
+
 def _tilings(x: Array) -> tuple[_Tiling, _Tiling]:
-  """Of height and width. Tiles of 4 x 4 outputs, but of 2 x 2 where the kernels would outweigh so few tiles."""
-  outputs = 4 if min(x.shape[1:3]) > 4 else 2
+  """Of height and width, in tiles of 4 x 4 outputs or of 2 x 2."""
+  outputs = 2 if has_small_tiles(x) else 4
   return _tiling(x.shape[1], outputs), _tiling(x.shape[2], outputs)
 
 
