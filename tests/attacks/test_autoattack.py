@@ -1,6 +1,7 @@
 """AutoAttack: its stages, its bookkeeping, what it does not depend on, and that masked gradients do not fool it."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from jax.tree_util import Partial
 
 from lrat_jax import attacks
 from lrat_jax.attacks import stages
+
+autoattack_lib = importlib.import_module("lrat_jax.attacks.autoattack")  # the package's name is the function
 
 FEW_QUERIES = {"square": {"num_queries": 100}}
 
@@ -226,3 +229,28 @@ def test_bad_arguments_are_named(change, message, model, images, answers):
 def test_images_outside_the_range_are_refused(model, images, answers):
   with pytest.raises(ValueError, match=r"images must be in \[0, 1\]"):
     run(model, 2 * images, answers)
+
+
+def test_images_outside_the_ball_or_the_range_are_brought_back(images):
+  found = images.copy()
+  found[0, 0, 0] += 0.5
+  found[1] -= 0.01 + images[1].min()  # inside a ball of 0.1, but below 0
+  found[2, 3, 3] = np.nan
+  repaired, outside = autoattack_lib._repair(found, images, 0.1, "linf")
+  np.testing.assert_array_equal(np.flatnonzero(outside), [0, 1, 2])
+  assert np.isfinite(repaired).all() and repaired.min() >= 0 and repaired.max() <= 1
+  assert np.abs(repaired - images).max() <= 0.1 + 1e-6
+  np.testing.assert_array_equal(repaired[3:], images[3:])
+
+
+def test_every_stage_and_round_has_keys_of_its_own(monkeypatch, model, images, answers):
+  seen, replicate = [], autoattack_lib.chunks.replicate
+
+  def watch(plan, shared):
+    seen.append(jax.random.key_data(shared[1]).tolist())
+    return replicate(plan, shared)
+
+  monkeypatch.setattr(autoattack_lib.chunks, "replicate", watch)
+  report = run(model, images, answers, changes={"apgd-ce": {"num_steps": 1}, "apgd-t": {"num_steps": 1}})
+  assert report.robust.any() and len(seen) == 1 + 1 + 4  # the clean images, apgd-ce, and apgd-t for 4 targets
+  assert len({tuple(key) for key in seen}) == len(seen)

@@ -48,6 +48,13 @@ def test_perturbations_are_the_closed_forms(attack, problem):
   assert ((result.surviving_steps > 0) & (result.surviving_steps < 7 * 150)).all()
 
 
+def test_the_search_leaves_a_const_that_is_far_too_large(problem):
+  logits_fn, images, labels, distances = problem
+  options = {"binary_search_steps": 12, "num_steps": 60, "learning_rate": 0.02, "initial_const": 1e3}
+  run = jax.jit(lambda: attacks.carlini_wagner(jax.random.key(0), logits_fn, images, labels, **options))
+  assert (_lengths(run(), images) <= 1.05 * distances + 0.01).all()
+
+
 def test_longer_perturbations_than_epsilon_do_not_count(attack, problem):
   logits_fn, images, labels, distances = problem
   result = attack(0.6)

@@ -45,6 +45,12 @@ def test_gradients_are_watched_at_every_step(keys, images):
   assert survived.all()
 
 
+def test_a_gradient_that_is_0_in_places_is_no_vanishing_gradient(keys, images):
+  logits_fn = lambda x: jnp.stack([10 + x[:, 0, 0, 0], x[:, 1, 1, 0]], axis=1)
+  zero_steps, _ = checks.vanishing_gradients(keys, logits_fn, images, jnp.zeros(16, int), epsilon=0.1, num_steps=4)
+  np.testing.assert_array_equal(zero_steps, 0)
+
+
 def test_chance_is_noticed(keys, images, right_labels, cnn_logits):
   draw = np.random.default_rng(0)
   restless = lambda x: cnn_logits(x) + 0.01 * draw.normal(size=(len(x), 5)).astype(np.float32)

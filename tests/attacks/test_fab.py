@@ -95,3 +95,12 @@ def test_no_steps_leave_the_images(keys, images, labels, linear_logits):
 def test_bad_arguments_are_named(change, message, keys, images, labels, linear_logits):
   with pytest.raises(ValueError, match=message):
     attacks.fab(keys, linear_logits, images, labels, **({"epsilon": 0.1} | change))
+
+
+def test_points_are_drawn_back_to_the_models_side(grey, keys, linear_weights, linear_logits):
+  # 0.9 of 1.05 times the distance to a flat boundary lies before it again, so each gradient is taken where it is right.
+  labels = linear_logits(grey).argmax(axis=1)
+  nearest = _distances(linear_weights, grey, labels)[1][0]
+  epsilon = 0.9 * np.delete(nearest, labels[0]).min()
+  result = attacks.fab(keys, linear_logits, grey, labels, norm="l2", epsilon=epsilon, num_steps=10, target_rank=1)
+  np.testing.assert_array_equal(result.surviving_steps, 10)

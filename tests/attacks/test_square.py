@@ -22,9 +22,11 @@ def test_window_sides_follow_the_schedule():
   assert square_lib.window_sides(8, 3, 0.8, "linf")[0] == 3
 
 
-@pytest.mark.parametrize(("query", "stage"), [(0, 0), (10, 0), (11, 1), (50, 1), (51, 2), (4000, 6), (4001, 7)])
-def test_stages_change_after_the_listed_queries(query, stage):
-  assert square_lib._stage(query) == stage
+def test_stages_change_after_the_listed_queries():
+  last_queries = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+  assert square_lib._stage(0) == 0
+  for stage, query in enumerate(last_queries):
+    assert (square_lib._stage(query), square_lib._stage(query + 1)) == (stage, stage + 1)
 
 
 def test_window_patterns_equal_the_originals():
@@ -55,6 +57,14 @@ def test_a_linf_query_changes_one_window_by_one_sign_a_channel(shape):
   reached = np.abs(changes).sum(axis=(0, 3)) > 0
   assert reached[:-1, :-1].all()
   assert not reached[-1].any() or side == shape[0]  # the original's windows stop one short
+
+
+def test_l1_points_spend_the_whole_ball_beside_a_wall():
+  # Half of the pattern points out of [0, 1]; what it cannot spend there, the rest does.
+  images, epsilon = jnp.full((20, 10, 10, 2), 0.98), 3.0
+  start = square_lib._tiles_start(jax.random.split(jax.random.key(0), 20), images, epsilon, "l1")
+  np.testing.assert_allclose(jnp.sum(jnp.abs(start - images), axis=(1, 2, 3)), epsilon, rtol=1e-4)
+  assert start.max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(10, 10, 2), (4, 7, 3)])
