@@ -59,7 +59,8 @@ def test_every_example_is_judged(module, tmp_path, capsys):
   results = json.loads((tmp_path / "mine" / "results.json").read_text())
   assert results["name"] == results["model"] == name and results["n"] == 60 and "step" not in results
   assert results["clean"] > 0.85 > results["worst_case"]
-  assert {path.name for path in (tmp_path / "mine").iterdir()} == {"results.json", "per_example.npz", "plots"}
+  left = {path.name for path in (tmp_path / "mine").iterdir()}
+  assert left == {"results.json", "timings.json", "per_example.npz", "plots"}
   assert f"{name} on 60 test images" in capsys.readouterr().out
 
 

@@ -95,13 +95,13 @@ def test_an_attack_cannot_make_a_wrong_image_count_as_robust(model, variables):
 
 
 def test_results_are_strict_json_and_arrays(tmp_path, results):
-  reports.write_results(tmp_path, results[0], results[1])
+  reports.write_results(tmp_path, results[0], {"seconds": 1.0}, results[1])
   assert json.loads((tmp_path / "results.json").read_text()) == results[0]
   with np.load(tmp_path / "per_example.npz") as saved:
     assert set(saved.files) == set(results[1])
-  assert sorted(p.name for p in tmp_path.iterdir()) == ["per_example.npz", "results.json"]
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["per_example.npz", "results.json", "timings.json"]
   with pytest.raises(ValueError, match="not JSON compliant"):
-    reports.write_results(tmp_path, {"clean": float("nan")}, {})
+    reports.write_results(tmp_path, {"clean": float("nan")}, {}, {})
 
 
 def test_uint8_images_are_judged_as_the_floats_they_stand_for(model, variables):

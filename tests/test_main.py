@@ -22,7 +22,8 @@ from tests.helpers import SMALL, make_split
 ROOT = Path(__file__).parent.parent
 ARGUMENTS = [f"--config={ROOT}/configs/lrat_irat.py", *(f"--config.{name}={value}" for name, value in SMALL.items())]
 RESULT_FILES = {
-  "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "results.json", "per_example.npz", "plots", "weights"
+  "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "results.json", "timings.json", "per_example.npz",
+  "plots", "weights",
 }  # fmt: skip
 
 
