@@ -19,6 +19,7 @@ def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padd
     batch_size=batch_size,  # of all devices and hosts together
     placement="auto",  # auto | device | host: where training images wait; auto is the device if they fit in a quarter
     validation_size=validation_size,  # images held out of the training split
+    train_size=0,  # trains on so many of the rest, the same for every seed; 0 is all
     crop_padding=crop_padding,  # random crops after padding by so many pixels; 0 is off
     flip=flip,  # random horizontal flips
   )
@@ -128,14 +129,15 @@ def _parse(arg: str | None) -> tuple[str, list[str], str]:
   return preset_name, attack_names, suite_names[0]
 
 
-def default(method: str, arg: str | None = None) -> ConfigDict:
+def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigDict:
   """The full configuration of plain adversarial training for a data set.
 
   Args:
     method: the first part of the run's name; the file in `configs/` that calls this makes it true.
     arg: what stands behind the colon of `--config=configs/NAME.py:ARG`: a preset, then the training attacks of each
       pair, and the suite that judges, separated by commas: "cifar10", "digits,pgd,cw", "digits,suite=unseen". Empty is
-      "digits"; without attacks it is "pgd", without a suite "quick".
+      "digits"; without attacks it is `attack`, without a suite "quick".
+    attack: the method's own training attack.
 
   Returns:
     A type-safe ConfigDict whose keys are fixed.
@@ -163,8 +165,9 @@ def default(method: str, arg: str | None = None) -> ConfigDict:
         checkpoint_every=500,  # steps between two checkpoints, besides the one after every epoch
         weights_sample=2048,  # training images whose weights are kept for every epoch
       ),
-      train_attacks={name: attacks[name] for name in attack_names or ["pgd"]},  # one variant in the pair for each
-      objective="ce",
+      train_attacks={name: attacks[name] for name in attack_names or [attack]},  # one variant in the pair for each
+      objective="ce",  # ce | trades | mart: the loss of each member of a pair
+      beta=6.0,  # trades, mart: what the divergence from the natural answer weighs
       local_weights=dict(
         kind="none",  # none | lrat
         begin=0.5,  # share of the epochs that train as plain adversarial training first
@@ -180,10 +183,12 @@ def default(method: str, arg: str | None = None) -> ConfigDict:
         gairat=dict(slope=5.0, bias=0.2),
         mail=dict(slope=5.0, bias=0.5),
       ),
+      awp=dict(gamma=0.0, begin=0.0),  # adversarial weight perturbation of that relative length; 0 is off
       validation_attack=dict(SUITES["quick"](preset["budget"])["pgd20"], num_steps=10),  # chooses the best checkpoint
       eval=dict(
         batch_size=256,
-        num_images=0,  # judges the first so many test images; 0 is all
+        split="test",  # test | validation | train: what is judged; choose on validation, report on test, once
+        num_images=0,  # judges the first so many images of the split; 0 is all
         check_images=64,  # images on which the checks look for signs that a robust accuracy is too high; 0 is off
         save_images=False,  # whether every adversarial is written, a file for each attack
         robustbench=False,  # whether RobustBench's model JSON is written; needs the suite "standard"

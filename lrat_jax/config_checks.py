@@ -62,17 +62,20 @@ def check(config: ConfigDict) -> None:
   _choice(config, "global_weights.kind", reweighting.GLOBAL_KINDS)
   _choice(config, "optimizer.schedule", optim.SCHEDULES)
   _choice(config, "data.placement", data.PLACEMENTS)
+  _choice(config, "eval.split", data.SPLITS)
   _choice(config, "train.attack_mode", ("eval", "train"))
   _range(config, "seed", 0, 2**32 - 1)
   for path in ("data.batch_size", "eval.batch_size", "train.epochs", "train.log_every", "train.checkpoint_every"):
     _range(config, path, 1)
   _range(config, "data.validation_size", 1)
-  for path in ("data.crop_padding", "eval.num_images", "eval.check_images"):
+  for path in ("data.crop_padding", "data.train_size", "eval.num_images", "eval.check_images"):
     _range(config, path, 0)
   _range(config, "train.weights_sample", 0)
-  for path in ("train.epsilon_ramp", "local_weights.begin", "global_weights.begin", "optimizer.warmup"):
+  for path in ("train.epsilon_ramp", "local_weights.begin", "global_weights.begin", "awp.begin", "optimizer.warmup"):
     _range(config, path, 0, 1)
   _range(config, "train.ema_decay", 0, 0.999999)
+  _range(config, "beta", 0)
+  _range(config, "awp.gamma", 0, 1)
   _range(config, "optimizer.learning_rate", 0)
   _range(config, "optimizer.weight_decay", 0)
   _range(config, "optimizer.momentum", 0, 1)

@@ -19,18 +19,25 @@ from lrat_jax.config_checks import ConfigError
 PROGRESS = "judging"
 
 
+def results_folder(workdir: Path, split: str) -> Path:
+  """Where the results on a split lie in a run's workdir: those of the test split in the workdir itself."""
+  return workdir if split == "test" else workdir / split
+
+
 def judge(
   config: ConfigDict,
   logits_fn: Callable[[Array], Array],
-  split: data.Split,
+  dataset: data.Dataset,
   mesh: Mesh,
   workdir: Path,
   console: Console,
   **more: Any,
 ) -> dict[str, Any]:
-  """Runs config.eval's suite on a split: table, results.json, timings.json, per_example.npz, a picture.
+  """Runs config.eval's suite on its split: table, results.json, timings.json, per_example.npz, a picture.
 
-  What was finished when an earlier try was stopped is taken from `workdir`/judging.
+  The files of the test split lie in `workdir`, those of another in a folder of its name there, so that figures to
+  choose by and figures to report never take each other's place. What was finished when an earlier try was stopped is
+  taken from the folder "judging" beside them.
 
   Args:
     more: "name" and whatever else belongs in the results.
@@ -42,7 +49,10 @@ def judge(
     ConfigError: the model's logits are not finite, or an earlier try judged something else.
   """
   suite = config.eval.suite.to_dict()
+  split = dataset.split(config.eval.split)
   split = split.take(np.arange(min(config.eval.num_images or len(split.labels), len(split.labels))))
+  workdir = results_folder(workdir, config.eval.split)
+  workdir.mkdir(exist_ok=True)
   progress = workdir / PROGRESS
   say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
   try:
@@ -70,6 +80,7 @@ def judge(
     "epsilons": reports.radii(suite),
     "seed": config.seed,
     "data": config.data.source,
+    "split": config.eval.split,
     "environment": reports.environment(),
   }
   if config.eval.save_images:

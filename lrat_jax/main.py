@@ -99,7 +99,8 @@ def _load_data(config: ConfigDict, workdir: Path, model_name: str) -> tuple[data
   check_workdir(workdir, config)
   _keep_compiled(config.compilation_cache, workdir)
   try:
-    dataset = data.load(config.data.source, data_dir=config.data.data_dir, validation_size=config.data.validation_size)
+    sizes = {"validation_size": config.data.validation_size, "train_size": config.data.train_size}
+    dataset = data.load(config.data.source, data_dir=config.data.data_dir, **sizes)
   except data.DataError as error:
     raise ConfigError(f"config.{error}") from None
   fitting = models.images_in_cache(model_name, *dataset.image_shape[:2])
@@ -120,21 +121,19 @@ def _make_workdir(workdir: Path) -> None:
 
 
 def _judge_checkpoint(experiment: train.Experiment, workdir: Path, console: Console) -> None:
-  """Judges the best checkpoint on the test split."""
+  """Judges the best checkpoint."""
   best = train.load_best(experiment, workdir)
   if best is None:
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
   step, state = best
-  console.print(f"Judging the checkpoint of step {step}, the best in validation, on the test split.")
+  console.print(f"Judging the checkpoint of step {step}, the best in validation.")
   logits_fn = Partial(evaluate.apply_function(experiment.model), state.judged)
   config = experiment.config
-  judging.judge(
-    config, logits_fn, experiment.dataset.test, experiment.mesh, workdir, console, name=config.name, step=step
-  )
+  judging.judge(config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, name=config.name, step=step)
 
 
 def _judge_callable(config: ConfigDict, name: str, workdir: Path, console: Console) -> None:
-  """Judges a function of the user's on the test split."""
+  """Judges a function of the user's."""
   if (workdir / "checkpoints").exists():
     raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
   dataset, mesh = _load_data(config, workdir, name)
@@ -145,7 +144,7 @@ def _judge_callable(config: ConfigDict, name: str, workdir: Path, console: Conso
   except callables.CallableError as error:
     raise ConfigError(f"--model={error}") from error
   _make_workdir(workdir)
-  judging.judge(config, logits_fn, dataset.test, mesh, workdir, console, name=name, model=name)
+  judging.judge(config, logits_fn, dataset, mesh, workdir, console, name=name, model=name)
 
 
 def _run_config(config: ConfigDict, mode: str, workdir: Path, console: Console) -> None:

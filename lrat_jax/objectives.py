@@ -1,42 +1,90 @@
-"""The loss on a pair: how a natural image, its variants and their local weights make one number per instance."""
+"""The loss on a pair: how a natural image, its variants and their local weights make one number per instance.
+
+A pair's loss is the weighted sum over its members x' (the natural image x and its variants) of one member's loss:
+
+  ce      l(x')                                              LRAT (arXiv:2106.15776), adversarial training
+  trades  l(x) + beta KL(p(x) || p(x'))                      TRADES (arXiv:1901.08573, eq. 5)
+  mart    bce(x') + beta KL(p(x) || p(x')) (1 - p_y(x))      MART (Wang et al., ICLR 2020)
+
+with l the cross-entropy. With the weights of plain training (variants share C, the natural image has none) these are
+the papers' own losses; with local weights the weight that a variant gives up goes to the natural image, whose
+divergence from itself is 0.
+"""
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
-from lrat_jax.attacks.losses import cross_entropy
+from lrat_jax.attacks.losses import cross_entropy, kl
 
-# (natural_logits [batch, classes], adversarial_logits [batch, m, classes], labels [batch],
-#  natural_weights [batch], adversarial_weights [batch, m]) -> losses [batch], in nats
-Objective = Callable[[Array, Array, Array, Array, Array], Array]
+# (logits of the member [batch, classes], natural logits or None, labels [batch], beta) -> losses [batch], in nats
+MemberLoss = Callable[[Array, Array | None, Array, float], Array]
+
+# MART's own constants, which keep its logarithm and its weight above 0.
+_MART_LOG, _MART_WEIGHT = 1.0001, 1.0000001
 
 
-def weighted_cross_entropy(
+def _cross_entropy(member: Array, natural: Array | None, labels: Array, beta: float) -> Array:
+  return cross_entropy(member, labels)
+
+
+def _trades(member: Array, natural: Array | None, labels: Array, beta: float) -> Array:
+  return cross_entropy(natural, labels) + beta * kl(member, natural)
+
+
+def _mart(member: Array, natural: Array | None, labels: Array, beta: float) -> Array:
+  true = jax.nn.one_hot(labels, member.shape[-1], dtype=bool)
+  best_other = jnp.max(jnp.where(true, 0.0, jax.nn.softmax(member)), axis=-1)
+  boosted = cross_entropy(member, labels) - jnp.log(_MART_LOG - best_other)
+  return boosted + beta * kl(member, natural) * (_MART_WEIGHT - jnp.exp(-cross_entropy(natural, labels)))
+
+
+_MEMBER_LOSSES: dict[str, MemberLoss] = {"ce": _cross_entropy, "trades": _trades, "mart": _mart}
+OBJECTIVES = tuple(_MEMBER_LOSSES)
+
+
+def compares_with_natural(objective: str) -> bool:
+  """Whether a variant's loss needs the model's answer on the natural image, whatever that image weighs."""
+  return objective != "ce"
+
+
+def pair_losses(
+  objective: str,
   natural_logits: Array | None,
   adversarial_logits: Array,
   labels: Array,
   natural_weights: Array,
   adversarial_weights: Array,
+  *,
+  beta: float = 0.0,
 ) -> Array:
-  """omega_i0 l(x_i, y_i) + sum_j omega_ij l(x~_ij, y_i), l the cross-entropy (LRAT, arXiv:2106.15776).
+  """omega_i0 L(x_i) + sum_j omega_ij L(x~_ij), with the loss L of a member that the objective says.
+
+  Gradients flow through natural and adversarial logits alike, as in the papers' code.
 
   Args:
-    natural_logits: float [batch, classes], or None where every natural weight is 0 (adversarial training).
+    objective: "ce", "trades" or "mart".
+    natural_logits: float [batch, classes]; None where every natural weight is 0 and the objective is "ce".
     adversarial_logits: float [batch, m, classes].
     labels: int [batch].
     natural_weights: float [batch].
     adversarial_weights: float [batch, m].
+    beta: what the divergence from the natural answer weighs in "trades" and "mart"; 0 or more.
 
   Returns:
     float [batch], the pairs' losses in nats, before any global weight and mean.
+
+  Raises:
+    ValueError: an unknown objective, with the choices.
   """
-  num_variants = adversarial_logits.shape[1]
+  if objective not in _MEMBER_LOSSES:
+    raise ValueError(f"objective={objective!r} is unknown; choose from {list(OBJECTIVES)}.")
+  member_loss = _MEMBER_LOSSES[objective]
   losses = 0.0
-  for j in range(num_variants):
-    losses += adversarial_weights[:, j] * cross_entropy(adversarial_logits[:, j], labels)
+  for j in range(adversarial_logits.shape[1]):
+    losses += adversarial_weights[:, j] * member_loss(adversarial_logits[:, j], natural_logits, labels, beta)
   if natural_logits is not None:
-    losses += natural_weights * cross_entropy(natural_logits, labels)
+    losses += natural_weights * member_loss(natural_logits, natural_logits, labels, beta)
   return losses
-
-
-OBJECTIVES: dict[str, Objective] = {"ce": weighted_cross_entropy}

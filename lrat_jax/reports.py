@@ -119,7 +119,8 @@ def write_robustbench(workdir: Path, results: Mapping[str, Any], **fields: Any) 
 
 def print_table(console: Console, results: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
   """The closing table: accuracy in percent, clean, under each attack and in the worst case; below it the warnings."""
-  table = Table(title=f"{results['name']} on {results['n']:,} test images", title_style="bold", title_justify="left")
+  title = f"{results['name']} on {results['n']:,} {results['split']} images"
+  table = Table(title=title, title_style="bold", title_justify="left")
   table.add_column("")
   table.add_column("accuracy %", justify="right")
   table.add_column("threat")

@@ -41,18 +41,37 @@ def _quick(budget: Budget) -> Suite:
   }
 
 
-def _unseen(budget: Budget) -> Suite:
-  """Attacks that nobody trains on, in other norms and in none, beside AutoAttack's fast version."""
-  l2, l1 = budget["l2"][0], budget["l1"]
-  search = dict(binary_search_steps=6, num_steps=200, learning_rate=0.02, initial_const=0.1)
+def _other_norms(budget: Budget) -> Suite:
+  """Attacks in norms that training does not use, and in none."""
   apgd = dict(name="apgd", loss="ce", num_steps=100, num_restarts=1)
   return {
-    "autoattack": _autoattack(budget, "fast"),
-    "carlini_wagner": dict(name="carlini_wagner", norm="l2", epsilon=l2, **search),
-    "apgd_l2": dict(apgd, norm="l2", epsilon=l2),
-    "apgd_l1": dict(apgd, norm="l1", epsilon=l1),
+    "apgd_l2": dict(apgd, norm="l2", epsilon=budget["l2"][0]),
+    "apgd_l1": dict(apgd, norm="l1", epsilon=budget["l1"]),
     "spatial": dict(name="spatial", max_rotation=30.0, max_translation=budget["translation"]),
+  }
+
+
+def _unseen(budget: Budget) -> Suite:
+  """Attacks that nobody trains on, in other norms and in none, beside AutoAttack's fast version."""
+  search = dict(binary_search_steps=6, num_steps=200, learning_rate=0.02, initial_const=0.1)
+  return {
+    "autoattack": _autoattack(budget, "fast"),
+    "carlini_wagner": dict(name="carlini_wagner", norm="l2", epsilon=budget["l2"][0], **search),
+    **_other_norms(budget),
     **{kind: dict(name="corruption", kind=kind, severity=3) for kind in corruptions.CORRUPTIONS},
+  }
+
+
+def _compare(budget: Budget) -> Suite:
+  """What `lrat_jax.compare` judges by: the attack that most training uses, others, and AutoAttack, whole."""
+  quick = _quick(budget)
+  square = dict(name="square", norm="linf", epsilon=budget["linf"][0], num_queries=1000)
+  return {
+    "pgd20": quick["pgd20"],
+    "cw20": quick["cw20"],
+    "square": square,
+    **_other_norms(budget),
+    "autoattack": _autoattack(budget, "standard"),
   }
 
 
@@ -61,7 +80,19 @@ SUITES: dict[str, Callable[[Budget], Suite]] = {
   "fast": lambda budget: {"autoattack": _autoattack(budget, "fast")},
   "standard": lambda budget: {"autoattack": _autoattack(budget, "standard")},
   "unseen": _unseen,
+  "compare": _compare,
 }
+
+
+def kind(entry: Mapping[str, Any]) -> tuple[str, str] | None:
+  """What an attack maximises in which norm, the same for FGSM, PGD and APGD; None where it follows no loss in a ball.
+
+  Two attacks of one kind differ in steps and radius alone, so training on the one is training on the other.
+  """
+  losses = {"cw": "cw", "fgsm": "ce", "pgd": "ce", "apgd": "ce"}
+  if entry["name"] not in losses:
+    return None
+  return entry.get("loss", losses[entry["name"]]), entry.get("norm", "linf")
 
 
 def is_autoattack(entry: Mapping[str, Any]) -> bool:

@@ -170,13 +170,13 @@ class _Loop:
   def _print_epoch(self, epoch: int, phase, validation, seconds: float, steps: int) -> None:
     names = ("loss", "natural_accuracy", "adversarial_accuracy")
     means = metrics.epoch_means(self._writer.rows, epoch, names)
-    active = [name for name, on in (("local", phase.weighs_inside), ("global", phase.weighs_across)) if on]
+    active = [name for name, on in zip(("local weights", "global weights", "AWP"), phase, strict=True) if on]
     self._console.print(
       f"epoch {epoch + 1:>3}/{self._config.train.epochs}  loss {means['loss']:.3f}"
       f"  train {100 * means['natural_accuracy']:.1f} natural {100 * means['adversarial_accuracy']:.1f} adversarial"
       f"  validation {100 * validation['clean']:.1f} clean {100 * validation['robust']:.1f} robust"
       f"  {steps * self._config.data.batch_size / seconds:,.0f} images/s"
-      f"  {metrics.seconds_text(seconds)}" + (f"  [{'+'.join(active)} weights]" if active else ""),
+      f"  {metrics.seconds_text(seconds)}" + (f"  [{', '.join(active)}]" if active else ""),
       highlight=False,
       markup=False,
       soft_wrap=True,

@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lrat_jax import attacks, data, objectives, reweighting, sharding
+from lrat_jax import attacks, awp, data, objectives, reweighting, sharding
 
 # Streams of random keys under the seed; numbers are never reused, so that old runs keep their noise.
 _STREAMS = {"init": 0, "augment": 1, "attack": 2}
@@ -46,15 +46,17 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class Phase(NamedTuple):
-  """Which weights are on; each phase is a compiled step of its own, so that plain training pays for none of them.
+  """What is on; each phase is a compiled step of its own, so that plain training pays for none of them.
 
   Attributes:
     weighs_inside: local weights share out each pair; without, the variants share it evenly.
     weighs_across: global weights differ between pairs; without, they are 1.
+    perturbs: the gradient is taken where adversarial weight perturbation leads (`awp.perturbed`).
   """
 
   weighs_inside: bool
   weighs_across: bool
+  perturbs: bool = False
 
 
 class StepOutput(NamedTuple):
@@ -85,11 +87,12 @@ def stream_key(seed: int, stream: str) -> Array:
 
 
 def phase_at(config: ConfigDict, epoch: int) -> Phase:
-  """Which weights are on in an epoch (0-based): each begins after its share of the epochs."""
+  """What is on in an epoch (0-based): each begins after its share of the epochs."""
   done = epoch / config.train.epochs
   return Phase(
     weighs_inside=config.local_weights.kind != "none" and done >= config.local_weights.begin,
     weighs_across=config.global_weights.kind != "none" and done >= config.global_weights.begin,
+    perturbs=config.awp.gamma > 0 and done >= config.awp.begin,
   )
 
 
@@ -181,7 +184,7 @@ def _step(
   variants, surviving_fractions = _attack_all(config, state.step, total_steps, model_logits, images, labels, indices)
   batch_size, num_variants = variants.shape[:2]
   adversarial_images = variants.reshape(-1, *images.shape[1:])
-  natural_in_loss = phase.weighs_inside
+  natural_in_loss = phase.weighs_inside or objectives.compares_with_natural(config.objective)
 
   def loss_fn(params):
     inputs = jnp.concatenate([images, adversarial_images]) if natural_in_loss else adversarial_images
@@ -190,10 +193,11 @@ def _step(
     adversarial = logits[-batch_size * num_variants :].reshape(batch_size, num_variants, -1)
     vulnerabilities = reweighting.vulnerability(adversarial, labels[:, None].repeat(num_variants, axis=1))
     weights = _weights(config, phase, vulnerabilities, surviving_fractions)
-    pair_losses = objectives.OBJECTIVES[config.objective](natural, adversarial, labels, *weights[:2])
+    pair_losses = objectives.pair_losses(config.objective, natural, adversarial, labels, *weights[:2], beta=config.beta)
     return jnp.mean(weights[2] * pair_losses), (natural, vulnerabilities, weights, updated.get("batch_stats", {}))
 
-  (loss, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
+  at = _gradient_point(config, phase, state, variables["params"], loss_fn)
+  (loss, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(at)
   natural_logits, vulnerabilities, weights, batch_stats = aux
   loss, gradients = lax.pmean((loss, gradients), sharding.AXIS)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables["params"])
@@ -221,6 +225,15 @@ def _step(
   )
 
 
+def _gradient_point(config: ConfigDict, phase: Phase, state: TrainState, params: Any, loss_fn: Callable) -> Any:
+  """The parameters at which the step takes its gradient: the varying `params`, or where AWP moves them."""
+  if not phase.perturbs:
+    return params
+  uphill = lax.pmean(jax.grad(loss_fn, has_aux=True)(params)[0], sharding.AXIS)
+  moved = awp.perturbed(state.variables["params"], uphill, config.awp.gamma)
+  return lax.pcast(moved, sharding.AXIS, to="varying")
+
+
 def _moving_average(config: ConfigDict, state: TrainState, variables: Variables) -> Variables | None:
   """The average with a decay that grows to its configured value, so that the first steps do not hold it back."""
   if state.ema is None:
@@ -241,7 +254,8 @@ def make_train_step(
 
   The state is whole on every device and its buffers are given up to the new one; the batch {"images" [b, h, w, c],
   "labels" [b], "indices" [b]} and the per-image outputs are split over the mesh. A step holds one mean over devices for
-  loss and gradient, those of batch norm and of global weights where they are on, and none in the attack loop.
+  loss and gradient (two with AWP), those of batch norm and of global weights where they are on, and none in the attack
+  loop.
   """
   per_image = {name: sharding.BATCHED for name in StepOutput._fields}
   sharded = jax.shard_map(

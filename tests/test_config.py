@@ -32,11 +32,17 @@ def test_every_method_makes_sense_on_every_data_set(path, preset):
 
 def test_methods_are_points_on_the_axes():
   axes = {path.stem: _get_config(path)() for path in CONFIGS}
-  assert {name: (c.local_weights.kind, c.global_weights.kind) for name, c in axes.items()} == {
-    "at": ("none", "none"),
-    "irat": ("none", "gairat"),
-    "lrat": ("lrat", "none"),
-    "lrat_irat": ("lrat", "gairat"),
+  assert {name: (c.local_weights.kind, c.global_weights.kind, c.objective) for name, c in axes.items()} == {
+    "at": ("none", "none", "ce"),
+    "irat": ("none", "gairat", "ce"),
+    "lrat": ("lrat", "none", "ce"),
+    "lrat_irat": ("lrat", "gairat", "ce"),
+    "trades": ("none", "none", "trades"),
+    "mart": ("none", "none", "mart"),
+  }
+  assert {name: list(c.train_attacks) for name, c in axes.items() if name in ("trades", "mart")} == {
+    "trades": ["kl"],
+    "mart": ["pgd"],
   }
 
 
@@ -61,7 +67,12 @@ def test_a_wrong_argument_is_named(argument):
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("objective", "hinge", r"config.objective='hinge' is unknown; choose from \['ce'\]"),
+    ("objective", "hinge", r"config.objective='hinge' is unknown; choose from \['ce', 'mart', 'trades'\]"),
+    ("beta", -1.0, r"config.beta=-1.0 is outside \[0, inf\]"),
+    ("awp.gamma", 2.0, r"config.awp.gamma=2.0 is outside \[0, 1\]"),
+    ("awp.begin", 1.5, r"config.awp.begin=1.5 is outside \[0, 1\]"),
+    ("eval.split", "all", r"config.eval.split='all' is unknown; choose from \['test', 'train', 'validation'\]"),
+    ("data.train_size", -1, r"config.data.train_size=-1 is outside \[0, inf\]"),
     ("local_weights.kind", "global", r"config.local_weights.kind='global' is unknown; choose from \['lrat', 'none'\]"),
     ("global_weights.kind", "x", r"choose from \['gairat', 'mail', 'none'\]"),
     ("optimizer.schedule", "step", r"choose from \['constant', 'cosine', 'one_cycle', 'piecewise'\]"),

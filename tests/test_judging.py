@@ -10,12 +10,13 @@ import pytest
 from jax.tree_util import Partial
 from rich.console import Console
 
-from lrat_jax import judging, reports, sharding
+from lrat_jax import data, judging, reports, sharding
 from lrat_jax.attacks import progress
 from lrat_jax.config_checks import ConfigError
 from tests.helpers import make_config, make_split
 
 SPLIT = make_split(40)
+DATASET = data.Dataset(make_split(30, seed=3), make_split(20, seed=4), SPLIT, 4)
 CHANGES = {"apgd-ce": {"num_steps": 3}, "apgd-t": {"num_steps": 3}, "square": {"num_queries": 4}}
 SUITE = {
   "autoattack": {
@@ -46,9 +47,9 @@ def _config(**fields):
   return config
 
 
-def _judge(workdir, config=None, logits_fn=LOGITS_FN, split=SPLIT):
+def _judge(workdir, config=None, logits_fn=LOGITS_FN, dataset=DATASET):
   console = Console(file=io.StringIO(), width=100)
-  results = judging.judge(config or _config(), logits_fn, split, sharding.make_mesh(2), workdir, console, name="mine")
+  results = judging.judge(config or _config(), logits_fn, dataset, sharding.make_mesh(2), workdir, console, name="mine")
   return results, console.file.getvalue()
 
 
@@ -153,7 +154,7 @@ def test_a_judgement_stopped_at_any_piece_ends_in_the_same_files_and_repeats_not
   ("changed", "reason"),
   [
     ({"logits_fn": Partial(_apply, 1.01 * WEIGHTS)}, "answers of the model"),
-    ({"split": SPLIT._replace(labels=np.roll(SPLIT.labels, 1))}, "images or labels"),
+    ({"dataset": DATASET._replace(test=SPLIT._replace(labels=np.roll(SPLIT.labels, 1)))}, "images or labels"),
     ({"config": {"seed": 1}}, "seed"),
     ({"config": {"eval__suite__pgd_l2__epsilon": "0.7"}}, r"attacks \(config.eval.suite\)"),
     ({"config": {"eval__batch_size": 32}}, "batch size or devices"),
@@ -204,3 +205,13 @@ def test_robustbench_takes_the_standard_version_alone():
   for change in ({"version": "fast"}, {"changes": CHANGES}, {"parts": ("apgd-ce",)}):
     with pytest.raises(ValueError, match="results hold no standard AutoAttack"):
       reports.robustbench_entry(results | {"suite": {"aa": entry | change}}, dataset="cifar10", architecture="x")
+
+
+def test_another_split_is_judged_apart_from_the_test_split(whole, tmp_path):
+  config = _config(eval__split="validation")
+  with config.unlocked():
+    config.eval.suite = {"jpeg": SUITE["jpeg"]}
+  results, _ = _judge(tmp_path, config)
+  assert [path.name for path in tmp_path.iterdir()] == ["validation"]
+  assert results["n"] == 20 and results["split"] == "validation" and whole[1]["split"] == "test"
+  np.testing.assert_array_equal(_arrays(tmp_path / "validation")["labels"], DATASET.validation.labels)

@@ -1,31 +1,103 @@
-"""The loss on a pair, against a sum written out in NumPy."""
+"""The loss on a pair, against the papers' formulas written out in NumPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.special
 
 from lrat_jax import objectives
 
+LABELS = np.array([0, 2, 1])
+ROWS = np.arange(3)
+NATURAL = 2 * np.random.default_rng(0).normal(size=(3, 4))
+ADVERSARIAL = 2 * np.random.default_rng(1).normal(size=(3, 2, 4))
+NATURAL_WEIGHTS, ADVERSARIAL_WEIGHTS = np.array([0.3, 0.9, 0.0]), np.array([[0.5, 0.2], [0.1, 0.0], [0.4, 0.6]])
 
-def _nll(logits, labels):
-  return -scipy.special.log_softmax(np.asarray(logits, np.float64), axis=-1)[np.arange(len(labels)), labels]
+
+def _nll(logits):
+  return -np.log(scipy.special.softmax(logits, axis=-1)[ROWS, LABELS])
 
 
-def test_weighted_cross_entropy_is_the_weighted_sum():
-  labels = np.array([0, 2, 1])
-  natural = jax.random.normal(jax.random.key(0), (3, 4))
-  adversarial = jax.random.normal(jax.random.key(1), (3, 2, 4))
-  natural_weights, adversarial_weights = np.array([0.3, 0.9, 0.0]), np.array([[0.5, 0.2], [0.1, 0.0], [0.4, 0.6]])
-  losses = objectives.weighted_cross_entropy(natural, adversarial, labels, natural_weights, adversarial_weights)
-  expected = natural_weights * _nll(natural, labels)
+def _divergence(logits):
+  """KL(p(x) || p(x'))."""
+  return scipy.special.rel_entr(scipy.special.softmax(NATURAL, axis=-1), scipy.special.softmax(logits, axis=-1)).sum(-1)
+
+
+def _boosted(logits):
+  others = scipy.special.softmax(logits, axis=-1)
+  others[ROWS, LABELS] = 0
+  return _nll(logits) - np.log(1.0001 - others.max(axis=-1))
+
+
+# What one member of a pair costs under each objective with beta 6, by the papers' own code.
+WRITTEN_OUT = {
+  "ce": _nll,
+  "trades": lambda logits: _nll(NATURAL) + 6 * _divergence(logits),
+  "mart": lambda logits: (
+    _boosted(logits) + 6 * _divergence(logits) * (1.0000001 - scipy.special.softmax(NATURAL, axis=-1)[ROWS, LABELS])
+  ),
+}
+
+
+def _losses(objective, natural_weights, adversarial_weights):
+  return objectives.pair_losses(
+    objective, jnp.asarray(NATURAL), jnp.asarray(ADVERSARIAL), LABELS, natural_weights, adversarial_weights, beta=6.0
+  )
+
+
+def test_every_objective_has_its_formula_here():
+  assert set(WRITTEN_OUT) == set(objectives.OBJECTIVES)
+
+
+@pytest.mark.parametrize("objective", WRITTEN_OUT)
+def test_a_pairs_loss_is_the_weighted_sum_over_its_members(objective):
+  member = WRITTEN_OUT[objective]
+  expected = NATURAL_WEIGHTS * member(NATURAL)
   for j in range(2):
-    expected = expected + adversarial_weights[:, j] * _nll(adversarial[:, j], labels)
-  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    expected = expected + ADVERSARIAL_WEIGHTS[:, j] * member(ADVERSARIAL[:, j])
+  np.testing.assert_allclose(_losses(objective, NATURAL_WEIGHTS, ADVERSARIAL_WEIGHTS), expected, rtol=1e-5)
+
+
+def test_weights_of_plain_training_give_the_papers_losses():
+  plain = (np.zeros(3), np.tile([1.0, 0.0], (3, 1)))
+  adversarial = ADVERSARIAL[:, 0]
+  np.testing.assert_allclose(_losses("ce", *plain), _nll(adversarial), rtol=1e-5)
+  np.testing.assert_allclose(_losses("trades", *plain), _nll(NATURAL) + 6 * _divergence(adversarial), rtol=1e-5)
+
+
+def test_a_trades_pair_whose_weight_is_all_natural_is_plain_cross_entropy():
+  natural_only = (np.ones(3), np.zeros((3, 2)))
+  np.testing.assert_allclose(_losses("trades", *natural_only), _nll(NATURAL), rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["trades", "mart"])
+def test_gradients_flow_through_both_answers(objective):
+  def loss(natural, adversarial):
+    return objectives.pair_losses(
+      objective, natural, adversarial, LABELS, jnp.zeros(3), jnp.ones((3, 2)), beta=6.0
+    ).sum()
+
+  gradients = jax.grad(loss, argnums=(0, 1))(jnp.asarray(NATURAL), jnp.asarray(ADVERSARIAL))
+  assert all(np.abs(gradient).max() > 1e-2 for gradient in gradients)
+
+
+@pytest.mark.parametrize("objective", objectives.OBJECTIVES)
+def test_confident_answers_stay_finite(objective):
+  extreme = jnp.array([[500.0, 0, 0, 0], [0, 500.0, 0, 0], [0, 0, 500.0, 0]])
+  arguments = (LABELS, jnp.ones(3), jnp.ones((3, 1)))
+  loss = lambda natural: objectives.pair_losses(objective, natural, -extreme[:, None], *arguments, beta=6.0).sum()
+  value, gradient = jax.value_and_grad(loss)(extreme)
+  assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 def test_no_natural_logits_are_natural_weights_of_zero():
   labels, adversarial = jnp.array([0, 1]), jax.random.normal(jax.random.key(1), (2, 1, 3))
   arguments = (adversarial, labels, jnp.zeros(2), jnp.ones((2, 1)))
-  with_natural = objectives.weighted_cross_entropy(jnp.ones((2, 3)), *arguments)
-  np.testing.assert_array_equal(objectives.weighted_cross_entropy(None, *arguments), with_natural)
+  with_natural = objectives.pair_losses("ce", jnp.ones((2, 3)), *arguments)
+  np.testing.assert_array_equal(objectives.pair_losses("ce", None, *arguments), with_natural)
+
+
+def test_an_unknown_objective_names_the_choices():
+  with pytest.raises(ValueError, match=r"objective='hinge' is unknown; choose from \['ce', 'trades', 'mart'\]"):
+    objectives.pair_losses("hinge", None, jnp.zeros((1, 1, 2)), jnp.zeros(1, int), jnp.zeros(1), jnp.ones((1, 1)))

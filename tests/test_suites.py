@@ -30,9 +30,21 @@ def test_what_is_in_the_suites():
   assert {"autoattack", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "jpeg", "contrast"} < names["unseen"]
 
 
+def test_attacks_of_one_kind_differ_in_steps_and_radius_alone():
+  config = config_lib.default("at", "digits,pgd,cw,pgd_l2,fgsm,kl,suite=compare")
+  kinds = {name: suites.kind(entry) for name, entry in config.train_attacks.items()}
+  judged = {name: suites.kind(entry) for name, entry in config.eval.suite.items()}
+  assert kinds["pgd"] == kinds["fgsm"] == judged["pgd20"] == ("ce", "linf") and kinds["cw"] == judged["cw20"]
+  assert kinds["pgd_l2"] == judged["apgd_l2"] == ("ce", "l2") and kinds["kl"] == ("kl", "linf")
+  assert all(judged[name] is None for name in ("square", "spatial", "autoattack"))
+  assert judged["apgd_l1"] == ("ce", "l1") not in kinds.values()
+
+
 @pytest.mark.parametrize("argument", ["digits,suite=all", "digits,suite=fast,suite=quick", "digits,suite="])
 def test_a_wrong_suite_is_named(argument):
-  with pytest.raises(ValueError, match=r"suite '.*' is unknown in the config's argument .* choose one from \['fast'"):
+  with pytest.raises(
+    ValueError, match=r"suite '.*' is unknown in the config's argument .* choose one from \['compare', 'fast'"
+  ):
     config_lib.default("at", argument)
 
 

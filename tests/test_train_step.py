@@ -14,6 +14,7 @@ from tests.helpers import make_config, make_experiment, to_numpy
 
 LOCAL = train_step.Phase(weighs_inside=True, weighs_across=False)
 BOTH = train_step.Phase(weighs_inside=True, weighs_across=True)
+PERTURBED = train_step.Phase(weighs_inside=True, weighs_across=True, perturbs=True)
 PLAIN = train_step.Phase(weighs_inside=False, weighs_across=False)
 
 FIELDS = {
@@ -53,10 +54,11 @@ def _train(num_devices, phase, steps, shape=(8, 8, 1), **fields):
   return to_numpy(state), outputs
 
 
-@pytest.mark.parametrize("model", ["cnn_2", "wide_resnet_10_1"])
-def test_1_2_and_4_devices_train_the_same_model(model):
+@pytest.mark.parametrize("model, objective, phase", [("cnn_2", "mart", PERTURBED), ("wide_resnet_10_1", "ce", BOTH)])
+def test_1_2_and_4_devices_train_the_same_model(model, objective, phase):
   fields = {"model__name": model, "data__crop_padding": 1, "data__flip": True, "train__ema_decay": 0.9}
-  (alone, outputs), *others = (_train(n, BOTH, steps=5, **fields) for n in (1, 2, 4))
+  fields |= {"objective": objective, "awp__gamma": 0.01}
+  (alone, outputs), *others = (_train(n, phase, steps=5, **fields) for n in (1, 2, 4))
   for state, other_outputs in others:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), state, alone)
     np.testing.assert_allclose(other_outputs[0].global_weights, outputs[0].global_weights, rtol=1e-4)
@@ -123,6 +125,67 @@ def test_one_step_equals_the_method_written_out(phase):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), to_numpy(after.variables["params"]), expected)
 
 
+def _written_out(experiment, phase, beta):
+  """The loss of a first step as a function of the parameters: TRADES with one variant, LRAT's weights or plain ones."""
+  config = experiment.config
+  state, batch = experiment.initial_state(), _batch(experiment, 0)
+  params, images, labels = state.variables["params"], batch["images"], batch["labels"]
+  logits = jax.jit(lambda p, x: experiment.model.apply({"params": p}, x))
+  keys = attacks.example_keys(jax.random.fold_in(train_step.stream_key(0, "attack"), 0), batch["indices"])
+  keys = jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys)
+  budget = {"epsilon": 0.2, "step_size": 0.05, "num_steps": 2}
+  attacked = jax.jit(lambda k: attacks.pgd(k, lambda x: logits(params, x), images, labels, **budget).images)(keys)
+
+  def loss_fn(p):
+    natural, adversarial = logits(p, images), logits(p, attacked)
+    scores = reweighting.vulnerability(adversarial, labels)
+    omega, omega_0 = 1.0, 0.0
+    if phase.weighs_inside:
+      options = config.local_weights
+      omega = (1 + jnp.tanh(options.slope * (scores - options.bias))) / 2
+      omega_0 = jnp.maximum(1 - omega, options.minimum_natural)
+    nll = optax.softmax_cross_entropy_with_integer_labels(natural, labels)
+    p_natural, p_adversarial = jax.nn.softmax(natural), jax.nn.softmax(adversarial)
+    divergence = jnp.sum(p_natural * jnp.log(p_natural / p_adversarial), axis=-1)
+    return jnp.mean((omega_0 + omega) * nll + beta * omega * divergence)
+
+  return state, batch, loss_fn
+
+
+@pytest.mark.parametrize("phase", [PLAIN, LOCAL])
+def test_a_trades_step_equals_the_method_written_out(phase):
+  fields = {"objective": "trades", "beta": 3.0, "optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0}
+  experiment = make_experiment(make_config(**FIELDS | fields))
+  state, batch, loss_fn = _written_out(experiment, phase, beta=3.0)
+  params = to_numpy(state.variables["params"])
+  loss, gradient = jax.jit(jax.value_and_grad(loss_fn))(params)
+  after, output = _step(experiment, phase)(state, batch)
+  np.testing.assert_allclose(output.loss, loss, rtol=1e-4)
+  rate = experiment.config.optimizer.learning_rate
+  expected = jax.tree.map(lambda p, g: np.asarray(p - rate * g), params, gradient)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), to_numpy(after.variables["params"]), expected)
+
+
+def test_awp_takes_the_gradient_at_the_perturbed_parameters():
+  """Each kernel up its own gradient by gamma |w|, the gradient there, the step from where the parameters were."""
+  fields = {"objective": "trades", "beta": 3.0, "awp__gamma": 0.05}
+  plain = {"optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0}
+  experiment = make_experiment(make_config(**FIELDS | fields | plain))
+  phase = train_step.Phase(weighs_inside=False, weighs_across=False, perturbs=True)
+  state, batch, loss_fn = _written_out(experiment, phase, beta=3.0)
+  params, gradient = to_numpy(state.variables["params"]), jax.jit(jax.grad(loss_fn))
+
+  def move(weights, uphill):
+    return weights + 0.05 * np.linalg.norm(weights) * uphill / np.linalg.norm(uphill) if weights.ndim > 1 else weights
+
+  there = jax.tree.map(move, params, to_numpy(gradient(params)))
+  after, output = _step(experiment, phase)(state, batch)
+  np.testing.assert_allclose(output.loss, loss_fn(there), rtol=1e-4)
+  rate = experiment.config.optimizer.learning_rate
+  expected = jax.tree.map(lambda p, g: np.asarray(p - rate * g), params, gradient(there))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), to_numpy(after.variables["params"]), expected)
+
+
 def test_outputs_follow_the_model():
   fields = {"model__name": "cnn_8", "train_attacks__pgd__epsilon": "0.05"}
   state, outputs = _train(2, LOCAL, steps=60, optimizer__learning_rate=0.03, **fields)
@@ -172,11 +235,12 @@ def test_attacks_may_see_the_batchs_own_statistics():
 def test_phases_begin_after_their_share_of_the_epochs():
   config = make_config(
     train__epochs=10, local_weights__kind="lrat", local_weights__begin=0.3,
-    global_weights__kind="mail", global_weights__begin=0.75,
+    global_weights__kind="mail", global_weights__begin=0.75, awp__gamma=0.01, awp__begin=0.1,
   )  # fmt: skip
   phases = [train_step.phase_at(config, epoch) for epoch in range(10)]
   assert [p.weighs_inside for p in phases] == [False] * 3 + [True] * 7
   assert [p.weighs_across for p in phases] == [False] * 8 + [True] * 2
+  assert [p.perturbs for p in phases] == [False] + [True] * 9
   assert train_step.phase_at(make_config(local_weights__begin=0.0, global_weights__begin=0.0), 0) == PLAIN
 
 

@@ -3,10 +3,11 @@
 from lrat_jax.data.augment import augment, to_float
 from lrat_jax.data.feed import PLACEMENTS, placer
 from lrat_jax.data.loader import eval_batches, steps_per_epoch, train_batches
-from lrat_jax.data.sources import DataError, Dataset, Split, load
+from lrat_jax.data.sources import SPLITS, DataError, Dataset, Split, load
 
 __all__ = [
   "PLACEMENTS",
+  "SPLITS",
   "DataError",
   "Dataset",
   "Split",

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+SPLITS = ("test", "validation", "train")
+
 _SPLIT_SEED = 0
 _DIGITS_TEST_SIZE = 500
 
@@ -44,6 +46,10 @@ class Dataset(NamedTuple):
   validation: Split
   test: Split
   num_classes: int
+
+  def split(self, name: str) -> Split:
+    """One of `SPLITS`."""
+    return {"test": self.test, "validation": self.validation, "train": self.train}[name]
 
   @property
   def image_shape(self) -> tuple[int, ...]:
@@ -207,13 +213,14 @@ SOURCES: dict[str, Callable[[str, str], tuple[Split, Split, int]]] = {
 _SPELLINGS = ("digits", "tfds:NAME", "npz:PATH", "idx:DIR")
 
 
-def load(source: str, *, data_dir: str = "", validation_size: int) -> Dataset:
+def load(source: str, *, data_dir: str = "", validation_size: int, train_size: int = 0) -> Dataset:
   """Loads a data set and holds a validation split out of its training split.
 
   Args:
     source: "digits", "tfds:NAME", "npz:PATH" or "idx:DIR".
     data_dir: where TFDS keeps its data; empty is its own default.
     validation_size: number of training images to hold out, 1 or more.
+    train_size: number of the others to train on, drawn by a fixed permutation; 0 is all.
 
   Raises:
     DataError: an unknown source (with the choices), a data set that is not there (with the command that prepares it),
@@ -228,6 +235,12 @@ def load(source: str, *, data_dir: str = "", validation_size: int) -> Dataset:
     raise DataError(
       f"data.validation_size={validation_size} must be in [1, {count - 1}]: {source!r} has {count} training images."
     )
+  if not 0 <= train_size <= count - validation_size:
+    raise DataError(
+      f"data.train_size={train_size} must be in [0, {count - validation_size}]: {source!r} has {count} training "
+      f"images, {validation_size} of them for validation."
+    )
   order = np.random.default_rng(_SPLIT_SEED).permutation(count)
-  held_out, rest = np.sort(order[:validation_size]), np.sort(order[validation_size:])
+  held_out, rest = np.sort(order[:validation_size]), order[validation_size:]
+  rest = np.sort(rest[: train_size or None])
   return Dataset(whole.take(rest), whole.take(held_out), test, num_classes)

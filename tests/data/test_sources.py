@@ -202,3 +202,18 @@ def test_a_data_set_that_is_not_prepared_comes_with_the_command_that_prepares_it
 def test_the_validation_split_must_leave_both_sides_something(tmp_path, size):
   with pytest.raises(data.DataError, match=rf"data.validation_size={size} must be in \[1, 11\]"):
     data.load(_npz(tmp_path), validation_size=size)
+
+
+def test_a_train_size_takes_some_of_the_rest_and_leaves_validation_as_it_is():
+  whole, part = (data.load("digits", validation_size=197, train_size=size) for size in (0, 300))
+  assert len(part.train.labels) == 300 and set(part.train.indices) < set(whole.train.indices)
+  np.testing.assert_array_equal(part.validation.indices, whole.validation.indices)
+  assert len(set(part.train.labels)) == 10 and (np.diff(part.train.indices) > 0).all()
+  with pytest.raises(data.DataError, match=r"data.train_size=1101 must be in \[0, 1100\]: 'digits' has 1297"):
+    data.load("digits", validation_size=197, train_size=1101)
+
+
+def test_splits_go_by_their_names():
+  dataset = data.load("digits", validation_size=197)
+  sizes = {name: len(dataset.split(name).labels) for name in data.SPLITS}
+  assert sizes == {"test": 500, "validation": 197, "train": 1100}
