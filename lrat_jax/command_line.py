@@ -10,7 +10,8 @@ from ml_collections import ConfigDict, config_flags
 from lrat_jax.config_checks import ConfigError
 
 MODES = ("train_and_evaluate", "train", "evaluate")
-_OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)")
+# An override of a configuration's field: its path, and "=" where a value follows.
+OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)")
 
 
 class Options(NamedTuple):
@@ -32,7 +33,7 @@ def _define(arguments: list[str]) -> flags.FlagValues:
   return values
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
   """The last line of an error's text, where ml_collections quotes a whole traceback."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   return re.sub(r"^(flag --\S+: )?(\w+(Error|Exception): )?", "", lines[-1]) if lines else type(error).__name__
@@ -44,9 +45,9 @@ def _parse(arguments: list[str]) -> flags.FlagValues:
     rest = values(["lrat_jax", *arguments])[1:]
   except flags.IllegalFlagValueError as error:
     flag = str(error).splitlines()[0].removeprefix("flag --").partition(": ")[0]
-    raise ConfigError(f"--{flag}: {_reason(error)}") from None
+    raise ConfigError(f"--{flag}: {reason(error)}") from None
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    raise ConfigError(_reason(error)) from None
+    raise ConfigError(reason(error)) from None
   if rest:
     raise ConfigError(f"{rest[0]!r} is not understood; options are written --name=value.")
   return values
@@ -58,13 +59,13 @@ def _load(values: flags.FlagValues) -> ConfigDict:
   try:
     values.config.keys()  # a file that failed to load says so only when it is used
   except OSError as error:
-    raise ConfigError(f"--config: {_reason(error)}; try --config=configs/lrat.py.") from None
+    raise ConfigError(f"--config: {reason(error)}; try --config=configs/lrat.py.") from None
   return values.config
 
 
 def _check_override(config: ConfigDict, argument: str) -> None:
   """Refuses `--config.PATH=VALUE` where PATH is no field, or is a group of fields."""
-  path, equals = _OVERRIDE.match(argument).groups()
+  path, equals = OVERRIDE.match(argument).groups()
   if not equals:
     raise ConfigError(f"{argument!r} is not understood; options are written --name=value.")
   node, done = config, "config"
@@ -82,7 +83,7 @@ def _check_override(config: ConfigDict, argument: str) -> None:
 
 def parse(arguments: Sequence[str]) -> Options:
   """Reads the command line, the configuration and its overrides. Raises ConfigError with one line of what is wrong."""
-  overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
+  overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
   values = _parse([argument for argument in arguments if argument not in overrides])
   mode = values.mode or ("evaluate" if values.model else MODES[0])
   if values.help:

@@ -47,9 +47,9 @@ def _optimizer(learning_rate: float, schedule: str, weight_decay: float = 5e-4):
   )
 
 
-def _budget(linf: tuple[str, str], l2: tuple[str, str], *, num_steps: int, l1: str, translation: float):
-  """Radius and step size by norm, the steps of training attacks, L1's radius, and how many pixels images are moved."""
-  return dict(linf=linf, l2=l2, num_steps=num_steps, l1=l1, translation=translation)
+def _budget(linf: tuple[str, str], l2: tuple[str, str], *, num_steps: int, l1: str, spatial: tuple[float, float]):
+  """Radius and step size by norm, the steps of training attacks, L1's radius, and degrees and pixels of movements."""
+  return dict(linf=linf, l2=l2, num_steps=num_steps, l1=l1, spatial=spatial)
 
 
 # Before the name of a suite in the config's argument.
@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.1, "one_cycle"),
     epochs=40,
     epsilon_ramp=0.5,
-    budget=_budget(("0.2", "0.05"), ("1", "0.25"), num_steps=10, l1="3", translation=1.0),
+    budget=_budget(("0.2", "0.05"), ("0.6", "0.15"), num_steps=10, l1="1.25", spatial=(15.0, 0.5)),
   ),
   "fashion_mnist": dict(
     data=_data("tfds:fashion_mnist", 2000),
@@ -71,7 +71,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.1, "one_cycle"),
     epochs=10,
     epsilon_ramp=0.7,
-    budget=_budget(("0.1", "0.035"), ("1.5", "0.5"), num_steps=5, l1="10", translation=3.0),
+    budget=_budget(("0.1", "0.035"), ("1.5", "0.5"), num_steps=5, l1="10", spatial=(30.0, 3.0)),
   ),
   "cifar10": dict(
     data=_data("tfds:cifar10", 1000, crop_padding=4, flip=True),
@@ -79,7 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.1, "piecewise"),
     epochs=100,
     epsilon_ramp=0.0,
-    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), num_steps=10, l1="12", translation=3.0),
+    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), num_steps=10, l1="12", spatial=(30.0, 3.0)),
   ),
   "svhn": dict(
     data=_data("tfds:svhn_cropped", 1000),
@@ -87,7 +87,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.05, "piecewise"),
     epochs=60,
     epsilon_ramp=0.1,  # from the full epsilon at once, SVHN often stays at chance
-    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), num_steps=10, l1="12", translation=3.0),
+    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), num_steps=10, l1="12", spatial=(30.0, 3.0)),
   ),
 }
 

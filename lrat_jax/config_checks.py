@@ -115,15 +115,3 @@ def check_for_devices(config: ConfigDict, num_devices: int) -> None:
   for path in ("data.batch_size", "eval.batch_size"):
     if (size := _field(config, path)) % num_devices:
       raise ConfigError(f"config.{path}={size} is not divisible by the {num_devices} devices in use.")
-
-
-def difference(saved: dict[str, Any], asked: dict[str, Any], prefix: str = "config") -> list[str]:
-  """The fields in which two nested dictionaries differ, a line each: "config.seed: 0 in the workdir, 1 asked for"."""
-  lines = []
-  for key in sorted(set(saved) | set(asked)):
-    path, old, new = f"{prefix}.{key}", saved.get(key, "absent"), asked.get(key, "absent")
-    if isinstance(old, dict) and isinstance(new, dict):
-      lines += difference(old, new, path)
-    elif old != new:
-      lines.append(f"{path}: {old!r} in the workdir, {new!r} asked for")
-  return lines

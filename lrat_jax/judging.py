@@ -40,7 +40,7 @@ def judge(
   taken from the folder "judging" beside them.
 
   Args:
-    more: "name" and whatever else belongs in the results.
+    more: "name" and whatever else belongs in the results, as the whole configuration where it made the model.
 
   Returns:
     The content of results.json.

@@ -46,43 +46,11 @@ from lrat_jax import (
   models,
   sharding,
   train,
+  workdirs,
 )
 from lrat_jax.config_checks import ConfigError
 
 BAD_INPUT, NOT_FINITE = 2, 3
-
-# Where the same run may go on with another value: what is judged, and where this machine keeps things.
-_FREE_FIELDS = ("eval", "data.data_dir", "data.placement", "compilation_cache")
-
-
-def _pinned(config: dict) -> dict:
-  """A configuration, as plain JSON data, without the fields that may differ between two tries at one run."""
-  plain = json.loads(json.dumps(config))
-  for path in _FREE_FIELDS:
-    *parents, leaf = path.split(".")
-    node = plain
-    for key in parents:
-      node = node[key]
-    node.pop(leaf, None)
-  return plain
-
-
-def check_workdir(workdir: Path, config: ConfigDict) -> None:
-  """Refuses a workdir that is no directory or holds a run of another configuration, and shows the difference."""
-  if workdir.exists() and not workdir.is_dir():
-    raise ConfigError(f"--workdir={workdir} is a file, not a directory.")
-  saved_file = workdir / "config.json"
-  if not saved_file.exists():
-    return
-  try:
-    saved = json.loads(saved_file.read_text())
-  except ValueError:
-    raise ConfigError(f"{saved_file} is no JSON; give another --workdir or remove this one.") from None
-  lines = config_checks.difference(_pinned(saved), _pinned(config.to_dict()))
-  if lines:
-    raise ConfigError(
-      f"--workdir={workdir} holds a run of another configuration ({'; '.join(lines)}); give another --workdir."
-    )
 
 
 def _keep_compiled(where: str, workdir: Path) -> None:
@@ -96,7 +64,7 @@ def _keep_compiled(where: str, workdir: Path) -> None:
 def _load_data(config: ConfigDict, workdir: Path, model_name: str) -> tuple[data.Dataset, Mesh]:
   """Checks everything that can be wrong with a configuration; nothing is written before."""
   config_checks.check(config)
-  check_workdir(workdir, config)
+  workdirs.check(workdir, config)
   _keep_compiled(config.compilation_cache, workdir)
   try:
     sizes = {"validation_size": config.data.validation_size, "train_size": config.data.train_size}
@@ -129,7 +97,8 @@ def _judge_checkpoint(experiment: train.Experiment, workdir: Path, console: Cons
   console.print(f"Judging the checkpoint of step {step}, the best in validation.")
   logits_fn = Partial(evaluate.apply_function(experiment.model), state.judged)
   config = experiment.config
-  judging.judge(config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, name=config.name, step=step)
+  more = {"name": config.name, "step": step, "configuration": workdirs.portable(config)}
+  judging.judge(config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, **more)
 
 
 def _judge_callable(config: ConfigDict, name: str, workdir: Path, console: Console) -> None:

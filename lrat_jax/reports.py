@@ -34,7 +34,7 @@ def radii(suite: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   }
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
   """Strict JSON, put in its place whole; NaN is a ValueError, and then nothing is written."""
   text = json.dumps(content, indent=2, allow_nan=False) + "\n"
   with files.replacing(path) as file:
@@ -49,10 +49,10 @@ def write_results(
   Seconds have a file of their own, so that the others are equal to the byte wherever a judgement is equal.
   """
   json.dumps(results, allow_nan=False)
-  _write_json(workdir / "timings.json", timings)
+  write_json(workdir / "timings.json", timings)
   with files.replacing(workdir / "per_example.npz") as file:
     np.savez_compressed(file, **per_example)
-  _write_json(workdir / "results.json", results)
+  write_json(workdir / "results.json", results)
 
 
 def write_images(workdir: Path, images: Mapping[str, np.ndarray], indices: np.ndarray) -> None:
@@ -114,7 +114,7 @@ def robustbench_entry(
 
 def write_robustbench(workdir: Path, results: Mapping[str, Any], **fields: Any) -> None:
   """robustbench.json, of `robustbench_entry`."""
-  _write_json(workdir / "robustbench.json", robustbench_entry(results, **fields))
+  write_json(workdir / "robustbench.json", robustbench_entry(results, **fields))
 
 
 def print_table(console: Console, results: Mapping[str, Any], seconds: Mapping[str, float]) -> None:

@@ -44,10 +44,11 @@ def _quick(budget: Budget) -> Suite:
 def _other_norms(budget: Budget) -> Suite:
   """Attacks in norms that training does not use, and in none."""
   apgd = dict(name="apgd", loss="ce", num_steps=100, num_restarts=1)
+  rotation, translation = budget["spatial"]
   return {
     "apgd_l2": dict(apgd, norm="l2", epsilon=budget["l2"][0]),
     "apgd_l1": dict(apgd, norm="l1", epsilon=budget["l1"]),
-    "spatial": dict(name="spatial", max_rotation=30.0, max_translation=budget["translation"]),
+    "spatial": dict(name="spatial", max_rotation=rotation, max_translation=translation),
   }
 
 

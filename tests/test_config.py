@@ -123,12 +123,3 @@ def test_batches_must_split_over_the_devices():
   config_checks.check_for_devices(config, 2)
   with pytest.raises(ConfigError, match="config.eval.batch_size=250 is not divisible by the 4 devices in use"):
     config_checks.check_for_devices(config, 4)
-
-
-def test_differences_are_listed_field_by_field():
-  lines = config_checks.difference({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 5}, "e": 6})
-  assert lines == [
-    "config.b.c: 2 in the workdir, 5 asked for",
-    "config.b.d: 3 in the workdir, 'absent' asked for",
-    "config.e: 'absent' in the workdir, 6 asked for",
-  ]

@@ -1,0 +1,185 @@
+"""What a comparison of arms says: means, spread and paired differences over seeds, as data and as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lrat_jax import metrics, suites
+from lrat_jax.arms import Run
+from lrat_jax.evaluate import CLEAN
+
+WORST, UNSEEN_MEAN = "worst case", "unseen, mean"
+_RESAMPLES, _CONFIDENCE = 2000, 0.95
+
+
+def paired_interval(difference: np.ndarray, seed: int = 0) -> tuple[float, float]:
+  """The 95 % bootstrap interval of the mean of a paired difference, over seeds and images.
+
+  Both are drawn again, with replacement and independently, so the interval holds for other seeds and other images of
+  the same kind; with one seed it holds for other images alone. A few seeds say little about all seeds: with so few it
+  is rather too narrow than too wide.
+
+  Args:
+    difference: float [seeds, images], for each seed and image what one arm has more than the other.
+    seed: of the resampling.
+
+  Returns:
+    (low, high).
+  """
+  generator = np.random.default_rng(seed)
+  num_seeds, num_images = difference.shape
+  means = np.empty(_RESAMPLES)
+  for index in range(_RESAMPLES):
+    seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds)) / num_seeds
+    images = generator.multinomial(num_images, np.full(num_images, 1 / num_images)) / num_images
+    means[index] = seeds @ difference @ images
+  tail = (1 - _CONFIDENCE) / 2
+  low, high = np.quantile(means, (tail, 1 - tail))
+  return float(low), float(high)
+
+
+def _seen(run: Run) -> list[str]:
+  """The attacks of the suite that are of a kind that the run trained on."""
+  trained = {suites.kind(entry) for entry in run.config.train_attacks.to_dict().values()}
+  judged = {name: suites.kind(entry) for name, entry in run.config.eval.suite.to_dict().items()}
+  return [name for name, kind in judged.items() if kind is not None and kind in trained]
+
+
+def _columns(runs: Sequence[Run]) -> dict[str, list[str]]:
+  """The suite's attacks by group: trained on by any arm, by none, and AutoAttack."""
+  suite = runs[0].config.eval.suite.to_dict()
+  seen = {name for run in runs for name in _seen(run)}
+  automatic = [name for name, entry in suite.items() if suites.is_autoattack(entry)]
+  return {
+    "seen": [name for name in suite if name in seen],
+    "unseen": [name for name in suite if name not in seen and name not in automatic],
+    "autoattack": automatic,
+  }
+
+
+def _robust(run: Run, columns: Mapping[str, list[str]]) -> dict[str, np.ndarray]:
+  """For each column of the table float [images], in the order of the table: 1 where the model holds."""
+  with np.load(run.results_folder / "per_example.npz") as arrays:
+    attacks = {name: arrays[f"robust/{name}"].astype(float) for group in columns.values() for name in group}
+    robust = {CLEAN: arrays["clean_correct"].astype(float), **attacks}
+    if len(columns["unseen"]) > 1:
+      robust[UNSEEN_MEAN] = np.mean([attacks[name] for name in columns["unseen"]], axis=0)
+    return robust | {WORST: arrays["robust"].astype(float)}
+
+
+def _training_seconds(run: Run) -> float:
+  rows = [row for row in metrics.read_rows(run.workdir / "metrics.jsonl") if row["split"] == "train"]
+  return sum(row["steps"] * run.config.data.batch_size / row["images_per_second"] for row in rows)
+
+
+def _arm_summary(runs: Sequence[Run], robust: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+  done = [run for run in runs if run.name in robust]
+  per_seed = {run.seed: {name: float(held.mean()) for name, held in robust[run.name].items()} for run in done}
+  table = {name: [scores[name] for scores in per_seed.values()] for name in next(iter(per_seed.values()), {})}
+  return {
+    "commands": [run.command for run in runs],
+    "trained_on": _seen(runs[0]),
+    "training_seconds": [_training_seconds(run) for run in done],
+    "seeds": {str(seed): scores for seed, scores in per_seed.items()},
+    "mean": {name: float(np.mean(values)) for name, values in table.items()},
+    "std": {name: float(np.std(values, ddof=1)) for name, values in table.items() if len(values) > 1},
+    "difference": {},
+  }
+
+
+def _differences(ours: Sequence[Mapping[str, np.ndarray]], theirs: Sequence[Mapping[str, np.ndarray]]):
+  """For each column {"mean", "low", "high"} of ours - theirs, seed by seed; nothing where no seed is paired."""
+  found = {}
+  for column in ours[0] if ours else ():
+    difference = np.stack([mine[column] - other[column] for mine, other in zip(ours, theirs, strict=True)])
+    low, high = paired_interval(difference)
+    found[column] = {"mean": float(difference.mean()), "low": low, "high": high}
+  return found
+
+
+def summarise(runs: Sequence[Run], title: str) -> dict[str, Any]:
+  """The comparison as plain data; the first run's arm is the one that the others are compared with.
+
+  A run without results is left out, and its arm's "seeds" lack it. Differences are over the seeds that both arms have.
+
+  Returns:
+    {"title", "n", "split", "suite", "columns", "seen", "unseen", "autoattack", "baseline", "warnings", "missing",
+    "arms": {arm: {"commands", "trained_on", "training_seconds", "seeds": {seed: {column: accuracy}}, "mean", "std",
+    "difference": {column: {"mean", "low", "high"}}}}}, accuracies and differences as shares.
+
+  Raises:
+    ValueError: no run has results.
+  """
+  groups = _columns(runs)
+  results = {run.name: run.results() for run in runs}
+  robust = {run.name: _robust(run, groups) for run in runs if results[run.name] is not None}
+  if not robust:
+    raise ValueError("no run has results.")
+  arms = {run.arm.name: [other for other in runs if other.arm.name == run.arm.name] for run in runs}
+  summaries = {name: _arm_summary(mine, robust) for name, mine in arms.items()}
+  baseline = {run.seed: robust[run.name] for run in next(iter(arms.values())) if run.name in robust}
+  for name, mine in list(arms.items())[1:]:
+    paired = [run for run in mine if run.name in robust and run.seed in baseline]
+    summaries[name]["difference"] = _differences(
+      [robust[run.name] for run in paired], [baseline[run.seed] for run in paired]
+    )
+  found = {name: result for name, result in results.items() if result is not None}
+  return {
+    "title": title,
+    "n": next(iter(found.values()))["n"],
+    "split": runs[0].config.eval.split,
+    "suite": runs[0].config.eval.suite.to_dict(),
+    "columns": list(next(iter(robust.values()))),
+    **groups,
+    "baseline": next(iter(arms)),
+    "warnings": {name: result["warnings"] for name, result in found.items() if result["warnings"]},
+    "missing": [name for name in results if name not in found],
+    "arms": summaries,
+  }
+
+
+def _accuracy(arm: Mapping[str, Any], column: str) -> str:
+  if column not in arm["mean"]:
+    return "-"
+  spread = f" ± {100 * arm['std'][column]:.1f}" if column in arm["std"] else ""
+  return f"{100 * arm['mean'][column]:.1f}{spread}" + (" †" if column in arm["trained_on"] else "")
+
+
+def _change(arm: Mapping[str, Any], column: str) -> str:
+  if column not in arm["difference"]:
+    return "-"
+  points = {name: 100 * value for name, value in arm["difference"][column].items()}
+  return f"{points['mean']:+.1f} [{points['low']:+.1f}, {points['high']:+.1f}]"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+  return ["| " + " | ".join(row) + " |" for row in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+  """A summary of `summarise` as a page: accuracies, differences, what the attacks may do, warnings, commands."""
+  arms, columns, baseline = summary["arms"], summary["columns"], summary["baseline"]
+  seeds = max(len(arm["seeds"]) for arm in arms.values())
+  lines = [
+    f"## {summary['title']}",
+    "",
+    f"Accuracy in percent on {summary['n']:,} {summary['split']} images: mean ± standard deviation,",
+    f"{seeds} seed(s).",
+    "† is of a kind (loss and norm) that the arm trained on. A column's attack that no arm trained on is unseen.",
+    "",
+    *_table(["arm", *columns], [[name, *(_accuracy(arm, c) for c in columns)] for name, arm in arms.items()]),
+  ]
+  others = {name: arm for name, arm in arms.items() if name != baseline}
+  if others:
+    lines += [
+      "",
+      f"Difference to `{baseline}` in points, with the 95 % interval of a paired bootstrap over seeds and images:",
+      "",
+      *_table(["arm", *columns], [[name, *(_change(arm, c) for c in columns)] for name, arm in others.items()]),
+    ]
+  lines += ["", "Threats: " + "; ".join(f"{name}: {suites.threat(entry)}" for name, entry in summary["suite"].items())]
+  lines += [f"- missing: {name}" for name in summary["missing"]]
+  lines += [f"- warning: {run}: {line}" for run, found in summary["warnings"].items() for line in found]
+  lines += ["", "Each run by itself:", "", "```sh", *(c for arm in arms.values() for c in arm["commands"]), "```", ""]
+  return "\n".join(lines)

@@ -1,0 +1,59 @@
+"""The picture of a comparison: every arm under every attack, and how far it is from the first arm."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_INK = "#444444"
+# Told apart by colour-blind readers; arms beyond them begin again with another marker.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")
+_MARKERS = ("o", "s", "^", "D")
+_WIDTH = 0.8
+
+
+def _style(number: int) -> dict[str, Any]:
+  marker = _MARKERS[number // len(_COLOURS) % len(_MARKERS)]
+  return {"color": _COLOURS[number % len(_COLOURS)], "marker": marker, "markersize": 5, "linestyle": "none"}
+
+
+def plot_comparison(summary: Mapping[str, Any]) -> Figure:
+  """Above, accuracies with their standard deviation over seeds; below, differences with their intervals.
+
+  Args:
+    summary: of `comparison.summarise`.
+  """
+  arms, columns = summary["arms"], summary["columns"]
+  figure = Figure(figsize=(max(8.0, 0.16 * len(arms) * len(columns) + 2.5), 7.0), layout="constrained")
+  FigureCanvasAgg(figure)
+  figure.suptitle(f"{summary['title']}: {summary['n']:,} {summary['split']} images", fontsize=12)
+  above, below = figure.subplots(2, 1, sharex=True)
+  offsets = (np.arange(len(arms)) - (len(arms) - 1) / 2) * _WIDTH / max(len(arms), 2)
+  for number, (name, arm) in enumerate(arms.items()):
+    style, places = _style(number), {column: place + offsets[number] for place, column in enumerate(columns)}
+    shown = [column for column in columns if column in arm["mean"]]
+    means = [100 * arm["mean"][column] for column in shown]
+    spread = [100 * arm["std"].get(column, 0.0) for column in shown]
+    above.errorbar([places[c] for c in shown], means, yerr=spread, elinewidth=1, label=name, **style)
+    shown = [column for column in columns if column in arm["difference"]]
+    found = np.array([[100 * arm["difference"][c][key] for key in ("mean", "low", "high")] for c in shown])
+    if shown:
+      reach = np.abs(found[:, 1:] - found[:, :1]).T
+      below.errorbar([places[c] for c in shown], found[:, 0], yerr=reach, elinewidth=1, **style)
+  above.set(ylabel="accuracy (%)", ylim=(0, 100))
+  below.set(ylabel=f"difference to {summary['baseline']} (points)", xticks=range(len(columns)))
+  group = {name: kind for kind in ("seen", "unseen") for name in summary[kind]}
+  below.set_xticklabels(
+    [f"{column}\n({group[column]})" if column in group else column for column in columns], fontsize=9
+  )
+  below.axhline(0, color=_INK, linewidth=0.8)
+  for axis in (above, below):
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(colors=_INK)
+    axis.grid(axis="y", alpha=0.25, linewidth=0.6)
+    for edge in range(1, len(columns)):
+      axis.axvline(edge - 0.5, color=_INK, alpha=0.15, linewidth=0.6)
+  figure.legend(*above.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+  return figure

@@ -1,0 +1,34 @@
+"""Which configuration a folder belongs to: every difference is named, and what changes no result is none."""
+
+import json
+
+import pytest
+
+from lrat_jax import workdirs
+from lrat_jax.config_checks import ConfigError
+from tests.helpers import make_config
+
+
+def test_differences_are_listed_field_by_field(tmp_path):
+  saved = make_config(local_weights__slope=3.0).to_dict()
+  saved["beta"], saved["old"] = 2.0, 1
+  (tmp_path / "config.json").write_text(json.dumps(saved))
+  with pytest.raises(ConfigError) as refusal:
+    workdirs.check(tmp_path, make_config(seed=4))
+  lines = str(refusal.value).partition("(")[2].partition(")")[0].split("; ")
+  assert lines == [
+    "config.beta: 2.0 in the workdir, 6.0 asked for",
+    "config.local_weights.slope: 3.0 in the workdir, 2.0 asked for",
+    "config.old: 1 in the workdir, 'absent' asked for",
+    "config.seed: 0 in the workdir, 4 asked for",
+  ]
+
+
+def test_what_is_judged_and_where_things_are_kept_may_differ(tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(make_config().to_dict()))
+  workdirs.check(tmp_path, make_config(eval__num_images=3, data__data_dir="/elsewhere", compilation_cache="off"))
+
+
+def test_a_portable_configuration_says_nothing_of_the_machine():
+  here, there = make_config(data__data_dir="/here"), make_config(data__data_dir="/there", data__placement="host")
+  assert workdirs.portable(here) == workdirs.portable(there) != workdirs.portable(make_config(eval__num_images=3))
