@@ -60,7 +60,7 @@ def _flags() -> flags.FlagValues:
   flags.DEFINE_string("data", "digits", "a preset", flag_values=values)
   flags.DEFINE_string("suite", "compare", "what judges", flag_values=values)
   flags.DEFINE_string("workdir", None, "where everything lives", flag_values=values)
-  flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("jobs", 1, "runs at a time", flag_values=values)
   flags.DEFINE_bool("help", False, "shows help", short_name="h", flag_values=values)
   return values
 
@@ -84,6 +84,8 @@ def parse(arguments: Sequence[str]) -> Options | None:
       raise ConfigError(f"--{name}={value!r} is unknown; choose from {sorted(choices)}.")
   if not values.seeds or not all(seed.isdigit() for seed in values.seeds):
     raise ConfigError(f"--seeds={','.join(values.seeds)!r} must be whole numbers, as 0,1,2.")
+  if values.jobs < 1:
+    raise ConfigError(f"--jobs={values.jobs} must be 1 or more.")
   for name in ("configs", "seeds"):
     if len(set(values[name].value)) < len(values[name].value):
       raise ConfigError(f"--{name}={','.join(values[name].value)!r} names one twice.")

@@ -164,8 +164,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
   lines = [
     f"## {summary['title']}",
     "",
-    f"Accuracy in percent on {summary['n']:,} {summary['split']} images: mean ± standard deviation,",
-    f"{seeds} seed(s).",
+    f"Accuracy in percent on {summary['n']:,} {summary['split']} images: mean ± standard deviation, {seeds} seed(s).",
     "† is of a kind (loss and norm) that the arm trained on. A column's attack that no arm trained on is unseen.",
     "",
     *_table(["arm", *columns], [[name, *(_accuracy(arm, c) for c in columns)] for name, arm in arms.items()]),

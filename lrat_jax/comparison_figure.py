@@ -26,7 +26,7 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
     summary: of `comparison.summarise`.
   """
   arms, columns = summary["arms"], summary["columns"]
-  figure = Figure(figsize=(max(8.0, 0.16 * len(arms) * len(columns) + 2.5), 7.0), layout="constrained")
+  figure = Figure(figsize=(max(1.2, 0.17 * len(arms)) * len(columns) + 1.0, 7.5), layout="constrained")
   FigureCanvasAgg(figure)
   figure.suptitle(f"{summary['title']}: {summary['n']:,} {summary['split']} images", fontsize=12)
   above, below = figure.subplots(2, 1, sharex=True)
@@ -55,5 +55,5 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
     axis.grid(axis="y", alpha=0.25, linewidth=0.6)
     for edge in range(1, len(columns)):
       axis.axvline(edge - 0.5, color=_INK, alpha=0.15, linewidth=0.6)
-  figure.legend(*above.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+  figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
   return figure

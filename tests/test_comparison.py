@@ -1,0 +1,107 @@
+"""What a comparison says, on results written by hand: means, spread, paired intervals, and the page."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lrat_jax import arms, comparison, comparison_figure, workdirs
+
+ROOT = Path(__file__).parent.parent
+# Of ten images, how many each arm holds against each attack of the suite, by seed.
+HELD = {
+  "at": {0: {"fgsm": 8, "pgd20": 7, "cw20": 6}, 1: {"fgsm": 8, "pgd20": 5, "cw20": 4}},
+  "lrat:pgd+cw": {0: {"fgsm": 8, "pgd20": 6, "cw20": 8}, 1: {"fgsm": 8, "pgd20": 6, "cw20": 7}},
+}
+
+
+def _write(run, held):
+  run.workdir.mkdir(parents=True)
+  robust = {name: np.arange(10) < count for name, count in held.items()}
+  arrays = {"clean_correct": np.arange(10) < 9, "robust": np.arange(10) < min(held.values())}
+  np.savez(run.workdir / "per_example.npz", **arrays, **{f"robust/{name}": column for name, column in robust.items()})
+  found = {"configuration": workdirs.portable(run.config), "n": 10, "warnings": ["look"] if run.seed else []}
+  (run.workdir / "results.json").write_text(json.dumps(found))
+  row = {"split": "train", "steps": 10, "images_per_second": 64.0}
+  (run.workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  planned = arms.plan(
+    [arms.parse(name) for name in HELD], (0, 1), data="digits", suite="quick", overrides=[], workdir=tmp_path
+  )
+  for run in planned:
+    _write(run, HELD[run.arm.name][run.seed])
+  return planned
+
+
+def test_means_spread_and_differences_are_over_seeds(runs):
+  summary = comparison.summarise(runs, "title")
+  assert summary["columns"] == ["clean", "cw20", "fgsm", "pgd20", "worst case"] and summary["n"] == 10
+  at, lrat = summary["arms"]["at"], summary["arms"]["lrat:pgd+cw"]
+  np.testing.assert_allclose([at["mean"]["pgd20"], lrat["mean"]["pgd20"], lrat["mean"]["cw20"]], [0.6, 0.6, 0.75])
+  np.testing.assert_allclose(at["std"]["cw20"], np.sqrt(0.02))  # of 0.6 and 0.4, with n - 1
+  np.testing.assert_allclose(at["mean"]["worst case"], 0.5)
+  assert at["seeds"]["1"]["pgd20"] == 0.5 and at["training_seconds"] == [10.0, 10.0]
+  found = lrat["difference"]["cw20"]
+  np.testing.assert_allclose(found["mean"], 0.25)
+  assert 0 <= found["low"] < found["mean"] < found["high"] <= 0.7
+  assert lrat["difference"]["fgsm"] == {"mean": 0.0, "low": 0.0, "high": 0.0} and at["difference"] == {}
+
+
+def test_attacks_are_grouped_by_what_the_arms_trained_on(runs):
+  summary = comparison.summarise(runs, "title")
+  assert (summary["seen"], summary["unseen"], summary["autoattack"]) == (["cw20", "fgsm", "pgd20"], [], [])
+  assert summary["arms"]["at"]["trained_on"] == ["fgsm", "pgd20"]
+  alone = comparison.summarise([run for run in runs if run.arm.name == "at"], "title")
+  assert alone["unseen"] == ["cw20"]
+
+
+def test_the_page_shows_what_the_summary_holds(runs):
+  summary = comparison.summarise(runs, "title")
+  page = comparison.markdown(summary)
+  assert "| at | 90.0 ± 0.0 | 50.0 ± 14.1 | 80.0 ± 0.0 † | 60.0 ± 14.1 † | 50.0 ± 14.1 |" in page
+  found = summary["arms"]["lrat:pgd+cw"]["difference"]["cw20"]
+  assert f"+25.0 [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]" in page
+  assert page.count("python -m lrat_jax.main --config=configs/") == 4
+  assert "- warning: at seed 1: look" in page and "missing" not in page
+
+
+def test_a_run_without_results_is_missing_and_its_seed_is_not_compared(runs):
+  (runs[3].workdir / "results.json").unlink()
+  summary = comparison.summarise(runs, "title")
+  assert summary["missing"] == ["lrat:pgd+cw seed 1"] and list(summary["arms"]["lrat:pgd+cw"]["seeds"]) == ["0"]
+  np.testing.assert_allclose(summary["arms"]["lrat:pgd+cw"]["difference"]["cw20"]["mean"], 0.2)
+  assert "- missing: lrat:pgd+cw seed 1" in comparison.markdown(summary)
+  for run in runs:
+    (run.workdir / "results.json").unlink(missing_ok=True)
+  with pytest.raises(ValueError, match="no run has results"):
+    comparison.summarise(runs, "title")
+
+
+def test_the_plot_shows_means_and_differences(runs):
+  summary = comparison.summarise(runs, "title")
+  above, below = comparison_figure.plot_comparison(summary).axes
+  means = [100 * summary["arms"]["at"]["mean"][column] for column in summary["columns"]]
+  np.testing.assert_allclose(above.containers[0].lines[0].get_ydata(orig=False), means)
+  differences = [100 * summary["arms"]["lrat:pgd+cw"]["difference"][c]["mean"] for c in summary["columns"]]
+  np.testing.assert_allclose(below.containers[0].lines[0].get_ydata(orig=False), differences)
+  assert [label.get_text() for label in below.get_xticklabels()][:2] == ["clean", "cw20\n(seen)"]
+
+
+def test_with_one_seed_the_interval_is_that_of_the_mean_over_images():
+  difference = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], p=[0.1, 0.7, 0.2], size=(1, 2000))
+  low, high = comparison.paired_interval(difference)
+  half = 1.96 * difference.std() / np.sqrt(2000)
+  np.testing.assert_allclose([low, high], [difference.mean() - half, difference.mean() + half], atol=0.2 * half)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+  generator = np.random.default_rng(2)
+  same = np.repeat(generator.choice([-1.0, 0.0, 1.0], size=(1, 500)), 4, axis=0)
+  shifted = same + np.array([[-0.3], [-0.1], [0.1], [0.3]])
+  narrow, wide = (np.diff(comparison.paired_interval(d))[0] for d in (same, shifted))
+  assert wide > 1.5 * narrow and comparison.paired_interval(np.zeros((3, 9))) == (0.0, 0.0)
