@@ -146,11 +146,11 @@ def lrat_step(experiment: train.Experiment):
   batch = experiment.dataset.train.take(np.arange(experiment.config.data.batch_size))
   batch = sharding.shard_batch(experiment.mesh, batch._asdict())
   variables = sharding.replicate(experiment.mesh, jax.tree.map(np.asarray, state.variables))
-  compiled = step.lower(state, batch).compile()
+  compiled = step.func.lower(*step.args, state, batch).compile()
   current = [state]
 
   def take():
-    current[0], output = compiled(current[0], batch)
+    current[0], output = compiled(*step.args, current[0], batch)
     return output.loss, current[0]
 
   return compiled, take, variables, batch

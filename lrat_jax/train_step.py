@@ -143,6 +143,7 @@ def _weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, surviving
 
 def _attack_all(
   config: ConfigDict,
+  key: Array,
   step: Array,
   total_steps: int,
   model_logits: Callable,
@@ -153,7 +154,7 @@ def _attack_all(
   """The variants [b, m, h, w, c] of every image, and the share of iterates [b, m] that the model survived."""
   ramp_steps = max(config.train.epsilon_ramp * total_steps, 1.0)
   ramp = jnp.minimum((step + 1) / ramp_steps, 1.0)
-  keys = attacks.example_keys(jax.random.fold_in(stream_key(config.seed, "attack"), step), indices)
+  keys = attacks.example_keys(jax.random.fold_in(key, step), indices)
   variants, surviving = [], []
   for j, attack_config in enumerate(config.train_attacks.values()):
     attack = attacks.scaled(attacks.from_config(attack_config), ramp)
@@ -170,6 +171,7 @@ def _step(
   optimizer: optax.GradientTransformation,
   total_steps: int,
   phase: Phase,
+  root_keys: dict[str, Array],
   state: TrainState,
   batch: data.loader.Batch,
 ) -> tuple[TrainState, StepOutput]:
@@ -177,11 +179,13 @@ def _step(
   labels, indices = batch["labels"], batch["indices"]
   # Varying parameters make every gradient below this device's own, so that exactly one mean over devices joins them.
   variables = {**state.variables, "params": lax.pcast(state.variables["params"], sharding.AXIS, to="varying")}
-  keys = attacks.example_keys(jax.random.fold_in(stream_key(config.seed, "augment"), state.step), indices)
+  keys = attacks.example_keys(jax.random.fold_in(root_keys["augment"], state.step), indices)
   images = data.to_float(batch["images"])
   images = data.augment(keys, images, crop_padding=config.data.crop_padding, flip=config.data.flip)
   model_logits = logits_fn(model, variables, config.train.attack_mode)
-  variants, surviving_fractions = _attack_all(config, state.step, total_steps, model_logits, images, labels, indices)
+  variants, surviving_fractions = _attack_all(
+    config, root_keys["attack"], state.step, total_steps, model_logits, images, labels, indices
+  )
   batch_size, num_variants = variants.shape[:2]
   adversarial_images = variants.reshape(-1, *images.shape[1:])
   natural_in_loss = phase.weighs_inside or objectives.compares_with_natural(config.objective)
@@ -261,10 +265,12 @@ def make_train_step(
   sharded = jax.shard_map(
     functools.partial(_step, config, model, optimizer, total_steps, phase),
     mesh=mesh,
-    in_specs=(sharding.REPLICATED, sharding.BATCHED),
+    in_specs=(sharding.REPLICATED, sharding.REPLICATED, sharding.BATCHED),
     out_specs=(
       sharding.REPLICATED,
       StepOutput(**per_image | dict.fromkeys(("loss", "gradient_norm", "parameter_norm"), sharding.REPLICATED)),
     ),
   )
-  return jax.jit(sharded, donate_argnums=0)
+  # The seed enters as an argument, so that one compiled program serves every seed.
+  root_keys = sharding.replicate(mesh, {stream: stream_key(config.seed, stream) for stream in ("augment", "attack")})
+  return functools.partial(jax.jit(sharded, donate_argnums=1), root_keys)

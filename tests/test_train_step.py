@@ -40,6 +40,11 @@ def _step(experiment, phase):
   return train_step.make_train_step(*arguments)
 
 
+def _lowered(experiment, phase):
+  step = _step(experiment, phase)
+  return step.func.lower(*step.args, experiment.initial_state(), _batch(experiment, 0))
+
+
 def _batch(experiment, number, size=16):
   rows = (np.arange(size) + number * size) % len(experiment.dataset.train.labels)
   return sharding.shard_batch(experiment.mesh, experiment.dataset.train.take(rows)._asdict())
@@ -186,6 +191,18 @@ def test_awp_takes_the_gradient_at_the_perturbed_parameters():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), to_numpy(after.variables["params"]), expected)
 
 
+def test_one_compiled_program_serves_every_seed_and_each_has_its_own_noise():
+  texts, outputs = [], []
+  for seed in (0, 1):
+    experiment = make_experiment(make_config(**FIELDS | {"seed": seed, "optimizer__learning_rate": 0.0}))
+    texts.append(_lowered(experiment, LOCAL).as_text())
+    # The same parameters, so that only the attack's random start differs.
+    state = make_experiment(make_config(**FIELDS)).initial_state()
+    outputs.append(to_numpy(_step(experiment, LOCAL)(state, _batch(experiment, 0))[1]))
+  assert texts[0] == texts[1]
+  assert np.abs(outputs[0].vulnerabilities - outputs[1].vulnerabilities).max() > 1e-5
+
+
 def test_outputs_follow_the_model():
   fields = {"model__name": "cnn_8", "train_attacks__pgd__epsilon": "0.05"}
   state, outputs = _train(2, LOCAL, steps=60, optimizer__learning_rate=0.03, **fields)
@@ -247,7 +264,7 @@ def test_phases_begin_after_their_share_of_the_epochs():
 @pytest.mark.parametrize("model", ["cnn_2", "wide_resnet_10_1"])
 def test_the_compiled_attack_loop_holds_no_collective(model):
   experiment = make_experiment(make_config(**FIELDS | {"model__name": model}), num_devices=2)
-  text = _step(experiment, BOTH).lower(experiment.initial_state(), _batch(experiment, 0)).compile().as_text()
+  text = _lowered(experiment, BOTH).compile().as_text()
   bodies = hlo.loop_bodies(text)
   assert any("conv" in body for body in bodies)  # the attack's loop is among them
   assert hlo.collectives(text) and not any(hlo.collectives(body) for body in bodies)
@@ -255,8 +272,7 @@ def test_the_compiled_attack_loop_holds_no_collective(model):
 
 def test_what_depends_on_the_model_alone_is_taken_out_of_the_attacks_loop():
   experiment = make_experiment(make_config(**FIELDS | {"model__name": "resnet18_32"}), shape=(8, 8, 3))
-  arguments = experiment.initial_state(), _batch(experiment, 0)
-  attack_loop = max(hlo.loop_bodies(_step(experiment, LOCAL).lower(*arguments).compile().as_text()), key=len)
+  attack_loop = max(hlo.loop_bodies(_lowered(experiment, LOCAL).compile().as_text()), key=len)
   # The square root is the folded batch norm's; a 3x3 kernel has 9 rows where it is transformed.
   assert "rsqrt" not in attack_loop
   assert not re.search(r"dot\(.*\[9,", attack_loop)
