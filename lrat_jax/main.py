@@ -39,8 +39,8 @@ from lrat_jax import (
   config_checks,
   data,
   evaluate,
+  figures,
   files,
-  inspection,
   judging,
   metrics,
   models,
@@ -166,7 +166,7 @@ def _run_config(config: ConfigDict, mode: str, workdir: Path, console: Console) 
   )
   if mode != "evaluate":
     train.train(experiment, workdir, console)
-    inspection.draw(workdir, config.name)
+    figures.draw_run(workdir, config.name, dataset.train)
   if mode != "train":
     _judge_checkpoint(experiment, workdir, console)
 
