@@ -182,7 +182,7 @@ def _show(axis: Axes, image: np.ndarray) -> None:
 
 
 def plot_most_moved(history: WeightHistory, moved: Moved, split: data.Split, name: str) -> Figure:
-  """Instances in a column each: the image, and below it its local and global weights over the epochs.
+  """Instances in a column each: the image, below it its local weights over the epochs, and its global weight.
 
   Args:
     history: of `inspection.weight_history`.
@@ -194,24 +194,27 @@ def plot_most_moved(history: WeightHistory, moved: Moved, split: data.Split, nam
     ValueError: an instance that is not in the split.
   """
   shown = inspection.look_up(split, moved.indices)
-  figure = Figure(figsize=(1.55 * len(moved.indices) + 1.0, 4.8), layout="constrained")
+  figure = Figure(figsize=(1.55 * len(moved.indices) + 1.0, 6.0), layout="constrained")
   FigureCanvasAgg(figure)
   figure.suptitle(f"{name}: instances whose weight moves most", fontsize=11)
-  axes = figure.subplots(2, len(moved.indices), squeeze=False, sharey="row")
-  fields = {"natural": "natural"} | {str(v): f"adversarial/{v}" for v in history.variants} | {"global": "across"}
-  for (picture, curves), column, image, label, index in zip(axes.T, moved.columns, *shown, strict=True):
+  axes = figure.subplots(3, len(moved.indices), squeeze=False, sharey="row")
+  local = {"natural": "natural"} | {str(v): f"adversarial/{v}" for v in history.variants}
+  for (picture, *curves), column, image, label, index in zip(axes.T, moved.columns, *shown, strict=True):
     _show(picture, data.to_float(image))
     picture.set_title(f"index {index}\nlabel {label}", fontsize=8)
-    for place, (what, field) in enumerate(fields.items()):
-      style = dict(color=_INK, linestyle=":") if field == "across" else dict(color=_COLOURS[place % len(_COLOURS)])
-      curves.plot(history.epochs + 1, inspection.values(history, field)[:, column], label=what, linewidth=1.2, **style)
-    curves.spines[["top", "right"]].set_visible(False)
-    curves.grid(alpha=0.25, linewidth=0.6)
-    curves.tick_params(colors=_INK, labelsize=7)
-    curves.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-    curves.set_xlabel("epoch", fontsize=8)
-  axes[1, 0].set_ylabel("weight", fontsize=8)
-  figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    for axis, fields, colours in zip(curves, (local, {"global": "across"}), (_COLOURS, (_INK,)), strict=True):
+      for place, (what, field) in enumerate(fields.items()):
+        weights = inspection.values(history, field)[:, column]
+        colour = colours[place % len(colours)]
+        axis.plot(history.epochs + 1, weights, ".-", color=colour, label=what, linewidth=1.2, markersize=3)
+      axis.spines[["top", "right"]].set_visible(False)
+      axis.grid(alpha=0.25, linewidth=0.6)
+      axis.tick_params(colors=_INK, labelsize=7)
+      axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    curves[-1].set_xlabel("epoch", fontsize=8)
+  for axis, what in zip(axes[1:, 0], ("local weights", "global weight"), strict=True):
+    axis.set_ylabel(what, fontsize=8)
+  figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=8)
   return figure
 
 
