@@ -103,10 +103,10 @@ def test_an_instance_stands_above_its_own_weights(tmp_path):
 
 
 def _judgement(*attacks):
-  """Of 30 images, all right when clean, half of them broken by each attack; AutoAttack is told by its stages."""
-  generator, arrays = np.random.default_rng(2), {"clean_correct": np.ones(30, bool)}
-  for name in attacks:
-    scores = generator.permutation(np.linspace(-1, 1, 30))
+  """Of 30 images, all right when clean: each attack breaks more than the one before, and the last ranks otherwise."""
+  arrays = {"clean_correct": np.ones(30, bool)}
+  for number, name in enumerate(attacks, start=1):
+    scores = np.roll(np.linspace(-1, 0.3 * number, 30), 11 if number == len(attacks) else 0)
     arrays |= {f"vulnerability/{name}": scores, f"robust/{name}": scores <= 0}
     arrays |= {f"broken_by/{name}": scores > 0} if name == "autoattack" else {}
   return Judgement({}, arrays, {}, {}, {})
@@ -119,6 +119,7 @@ def test_cells_hold_the_numbers_and_the_points_are_of_the_least_correlated(tmp_p
   assert [text.get_text() for text in correlations.texts] == [f"{x:.2f}" for x in found.rank_correlation.flat]
   assert [text.get_text() for text in cross.texts] == [f"{100 * x:.1f}" for x in found.cross.flat]
   pair = [found.names[place] for place in inspection.least_correlated(found)]
+  assert pair[1] == "c" and found.cross[1, 0] > found.cross[0, 1]
   assert [points.get_xlabel(), points.get_ylabel()] == [f"under {name}" for name in pair]
   expected = np.stack([judgement.per_example[f"vulnerability/{name}"] for name in pair], axis=1)
   np.testing.assert_array_equal(points.collections[0].get_offsets(), expected)
