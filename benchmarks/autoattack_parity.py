@@ -33,8 +33,7 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 def _load(workdir: Path, num_images: int):
   """(logits_fn, PyTorch model, images [n, h, w, c], labels [n], epsilons by norm) of a workdir's best checkpoint."""
   config = ConfigDict(json.loads((workdir / "config.json").read_text()))
-  source = config.data
-  dataset = data.load(source.source, data_dir=source.data_dir, validation_size=source.validation_size)
+  dataset = data.load_for(config.data)
   experiment = train.build(config, dataset, sharding.make_mesh(1))
   _, state = train.load_best(experiment, workdir)
   variables = jax.tree.map(np.asarray, dict(state.judged))

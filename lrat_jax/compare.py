@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from rich.console import Console
 
-from lrat_jax import arms, command_line, comparison, comparison_figure, files, metrics, reports, workdirs
+from lrat_jax import arms, command_line, comparison, figures, files, metrics, reports, workdirs
 from lrat_jax.config import PRESETS
 from lrat_jax.config_checks import ConfigError
 from lrat_jax.suites import SUITES
@@ -190,7 +190,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
   reports.write_json(options.workdir / "comparison.json", summary)
   with files.replacing(options.workdir / "comparison.md") as file:
     file.write(text.encode())
-  comparison_figure.plot_comparison(summary).savefig(options.workdir / "comparison.png", dpi=120)
+  figures.plot_comparison(summary).savefig(options.workdir / "comparison.png", dpi=120)
   console.print(text, highlight=False, markup=False, soft_wrap=True)
   console.print(f"Everything is in {options.workdir}: comparison.md, comparison.json, comparison.png", soft_wrap=True)
   return NOT_FINITE if NOT_FINITE in failed else FAILED if failed else 0

@@ -1,191 +1,334 @@
-"""Pictures of a run: its training curves, where the weights went, and the images that attacks broke."""
+"""What a run's records say: where its weights went, and whether attacks agree on which instances are vulnerable."""
 
-from collections.abc import Sequence
+import itertools
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+from scipy import stats
 
-from lrat_jax import data
-from lrat_jax.evaluate import CLEAN, Judgement
-from lrat_jax.metrics import Row, read_rows
+from lrat_jax import config as config_lib
+from lrat_jax import data, evaluate, sharding, train
+from lrat_jax.suites import SUITES, Suite
 
-_INK = "#444444"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by colour-blind readers too
-_BINS = np.linspace(0.0, 1.0, 41)
+# The quantiles that describe a distribution: the median, and the ends of the middle 50 % and 90 %.
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-
-def _series(rows: Sequence[Row], split: str, name: str) -> tuple[list[int], list[float]]:
-  mine = [row for row in rows if row["split"] == split]
-  return [row["step"] for row in mine], [row[name] for row in mine]
-
-
-def _figure(title: str, columns: int, rows: int = 1, height: float = 3.6) -> tuple[Figure, np.ndarray]:
-  figure = Figure(figsize=(4.6 * columns, height * rows), layout="constrained")
-  FigureCanvasAgg(figure)
-  figure.suptitle(title, fontsize=12)
-  axes = figure.subplots(rows, columns, squeeze=False)
-  for axis in axes.flat:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(colors=_INK)
-    axis.grid(alpha=0.25, linewidth=0.6)
-  return figure, axes
+_RECORDED = {
+  "natural": "natural_weights",
+  "adversarial": "adversarial_weights",
+  "across": "global_weights",
+  "vulnerabilities": "vulnerabilities",
+}
 
 
-def plot_training_curves(rows: Sequence[Row], name: str) -> Figure:
-  """Loss and gradient norm, accuracy in training, accuracy in validation, against the step.
+class WeightHistory(NamedTuple):
+  """The recorded weights of a run, aligned by instance. NaN where an instance was in no batch of an epoch.
 
-  Args:
-    rows: of metrics.jsonl.
-    name: the run's, for the title.
+  Attributes:
+    epochs: int [e], from 0.
+    indices: int [k], rising: the instances' indices in the source's training split.
+    labels: int [k].
+    variants: text [m], the training attacks.
+    natural: float [e, k], local weights of the natural images.
+    adversarial: float [e, k, m], local weights of the variants.
+    across: float [e, k], global weights.
+    vulnerabilities: float [e, k, m], in [-1, 1]; positive: fooled.
   """
-  figure, axes = _figure(f"{name}: training", 3)
-  loss, accuracy, validation = axes[0]
-  loss.plot(*_series(rows, "train", "loss"), color=_COLOURS[0], label="loss (nats)")
-  loss.plot(
-    *_series(rows, "train", "gradient_norm"), color=_COLOURS[1], linewidth=0.8, alpha=0.8, label="gradient norm"
-  )
-  loss.set(title="training loss", xlabel="step", yscale="log")
-  loss.legend(frameon=False)
-  for axis, split, names in (
-    (accuracy, "train", {"natural_accuracy": "natural", "adversarial_accuracy": "adversarial"}),
-    (validation, "validation", {"clean": "clean", "robust": "robust (chooses the best checkpoint)"}),
-  ):
-    for colour, (field, label) in zip(_COLOURS, names.items(), strict=False):
-      steps, values = _series(rows, split, field)
-      axis.plot(steps, 100 * np.asarray(values), color=colour, label=label)
-    axis.set(title=f"{'training' if split == 'train' else split} accuracy (%)", xlabel="step", ylim=(0, 100))
-    axis.legend(frameon=False, loc="lower right")
-  steps, robust = _series(rows, "validation", "robust")
-  if steps:
-    best = int(np.argmax(robust))
-    validation.plot(steps[best], 100 * robust[best], "o", color=_COLOURS[1], markersize=5)
-  return figure
+
+  epochs: np.ndarray
+  indices: np.ndarray
+  labels: np.ndarray
+  variants: np.ndarray
+  natural: np.ndarray
+  adversarial: np.ndarray
+  across: np.ndarray
+  vulnerabilities: np.ndarray
 
 
-def weight_epochs(workdir: Path) -> list[tuple[int, dict[str, np.ndarray]]]:
-  """The recorded weights of a run, (epoch from 0, arrays as metrics.WeightRecord writes them), in order."""
-  found = []
-  for path in sorted((workdir / "weights").glob("epoch_*.npz")):
+class Distribution(NamedTuple):
+  """Quantiles of groups of instances: names of the groups [g]; quantiles [e, g, 5] at LEVELS, NaN for nobody."""
+
+  groups: np.ndarray
+  quantiles: np.ndarray
+
+
+class Moved(NamedTuple):
+  """Instances by how far their weight moved, the farthest first.
+
+  Attributes:
+    columns: int [c], where they stand along a history's axis of instances.
+    indices: int [c], in the source's training split.
+    movement: float [c], 0 or more.
+  """
+
+  columns: np.ndarray
+  indices: np.ndarray
+  movement: np.ndarray
+
+
+class Inconsistency(NamedTuple):
+  """How far attacks disagree about the instances that the model gets right when clean.
+
+  Attributes:
+    names: the attacks [k].
+    rank_correlation: [k, k] Spearman's, of the vulnerabilities; NaN where an attack's do not vary.
+    cross: [k, k] in [0, 1], the share of the instances that the row's attack breaks and the column's does not.
+    broken: [k] in [0, 1], the share that each attack breaks.
+    count: how many instances are right when clean.
+  """
+
+  names: list[str]
+  rank_correlation: np.ndarray
+  cross: np.ndarray
+  broken: np.ndarray
+  count: int
+
+
+def _epoch_files(workdir: Path) -> dict[int, Path]:
+  files = {int(path.stem.removeprefix("epoch_")): path for path in (workdir / "weights").glob("epoch_*.npz")}
+  return dict(sorted(files.items()))
+
+
+def has_weights(workdir: Path) -> bool:
+  """Whether a run in `workdir` recorded weights."""
+  return bool(_epoch_files(workdir))
+
+
+def weight_history(workdir: Path) -> WeightHistory:
+  """Reads weights/epoch_*.npz. Of an instance that was in several batches of an epoch, the last one counts.
+
+  Raises:
+    ValueError: no weights were recorded there.
+  """
+  recorded = {}
+  for epoch, path in _epoch_files(workdir).items():
     with np.load(path) as arrays:
-      found.append((int(path.stem.removeprefix("epoch_")), dict(arrays)))
-  return found
+      recorded[epoch] = dict(arrays)
+  if not recorded:
+    raise ValueError(
+      f"workdir={str(workdir)!r} holds no weights/epoch_*.npz; train there, with config.train.weights_sample above 0."
+    )
+  rows = list(recorded.values())
+  indices, first = np.unique(np.concatenate([row["indices"] for row in rows]), return_index=True)
+  labels = np.concatenate([row["labels"] for row in rows])[first]
+  fields = {}
+  for field, name in _RECORDED.items():
+    fields[field] = np.full((len(rows), len(indices), *rows[0][name].shape[1:]), np.nan)
+    for aligned, row in zip(fields[field], rows, strict=True):
+      aligned[np.searchsorted(indices, row["indices"])] = row[name]
+  return WeightHistory(np.array(list(recorded)), indices, labels, rows[0]["variants"], **fields)
 
 
-def _band(axis, epochs: Sequence[int], values: Sequence[np.ndarray], colour: str, label: str) -> None:
-  """Median of each epoch as a line, the middle 50 % and 90 % as bands."""
-  quantiles = np.array([np.quantile(v, (0.05, 0.25, 0.5, 0.75, 0.95)) for v in values]).T
-  axis.plot(epochs, quantiles[2], color=colour, label=label)
-  axis.fill_between(epochs, quantiles[1], quantiles[3], color=colour, alpha=0.25, linewidth=0)
-  axis.fill_between(epochs, quantiles[0], quantiles[4], color=colour, alpha=0.10, linewidth=0)
-
-
-def plot_weight_distributions(recorded: Sequence[tuple[int, dict[str, np.ndarray]]], name: str) -> Figure:
-  """Local weights, global weights and vulnerabilities over the epochs, and their distributions in the last one.
-
-  Lines are medians, bands the middle 50 % and 90 % of the sampled training instances.
+def values(history: WeightHistory, field: str) -> np.ndarray:
+  """One number per epoch and instance, [e, k].
 
   Args:
-    recorded: of `weight_epochs`; one epoch or more.
-    name: the run's, for the title.
+    field: "natural", "across", "adversarial/VARIANT" or "vulnerability/VARIANT".
+
+  Raises:
+    ValueError: another field, with the choices.
   """
-  title = f"{name}: sampled training instances (lines: medians; bands: the middle 50 % and 90 %)"
-  figure, axes = _figure(title, 3, 2, 3.2)
-  epochs = [epoch + 1 for epoch, _ in recorded]
-  variants = [str(v) for v in recorded[-1][1]["variants"]]
-  local = {"natural": [arrays["natural_weights"] for _, arrays in recorded]} | {
-    variant: [arrays["adversarial_weights"][:, j] for _, arrays in recorded] for j, variant in enumerate(variants)
-  }
-  across = {"pair": [arrays["global_weights"] for _, arrays in recorded]}
-  vulnerable = {v: [arrays["vulnerabilities"][:, j] for _, arrays in recorded] for j, v in enumerate(variants)}
-  for column, (title, groups) in enumerate(
-    {"local weights": local, "global weights": across, "vulnerability (positive: fooled)": vulnerable}.items()
-  ):
-    low = min(0.0, *(float(v[-1].min()) for v in groups.values()))
-    high = max(1e-6, *(float(v[-1].max()) for v in groups.values()))
-    bins = low + (high - low) * _BINS
-    # The variant of a name has one colour in every panel; the natural image has the first.
-    colours = _COLOURS[1:] if column == 2 else _COLOURS
-    for index, (label, values) in enumerate(groups.items()):
-      colour = colours[index % len(colours)]
-      _band(axes[0, column], epochs, values, colour, label)
-      axes[1, column].hist(values[-1], bins, color=colour, alpha=0.55, label=label)
-    if column < 2:
-      axes[0, column].set_ylim(bottom=0)
-    axes[0, column].set(title=title, xlabel="epoch")
-    axes[1, column].locator_params(axis="x", nbins=6)
-    axes[1, column].set(title=f"epoch {epochs[-1]}", xlabel=title.split(" (")[0], ylabel="instances")
-    axes[0, column].legend(frameon=False, loc="best")
-  return figure
+  fields = {"natural": history.natural, "across": history.across}
+  for j, variant in enumerate(history.variants):
+    fields[f"adversarial/{variant}"] = history.adversarial[..., j]
+    fields[f"vulnerability/{variant}"] = history.vulnerabilities[..., j]
+  if field not in fields:
+    raise ValueError(f"field={field!r} is unknown; choose from {sorted(fields)}.")
+  return fields[field]
 
 
-def draw(workdir: Path, name: str) -> list[Path]:
-  """Draws what a workdir holds into plots/*.png and returns the files."""
-  figures = {}
-  if rows := read_rows(workdir / "metrics.jsonl"):
-    figures["training_curves"] = plot_training_curves(rows, name)
-  if recorded := weight_epochs(workdir):
-    figures["weight_distributions"] = plot_weight_distributions(recorded, name)
-  (workdir / "plots").mkdir(exist_ok=True)
-  paths = []
-  for stem, figure in figures.items():
-    paths.append(workdir / "plots" / f"{stem}.png")
-    figure.savefig(paths[-1], dpi=120)
-  return paths
+def quantiles(column: np.ndarray) -> np.ndarray:
+  """At LEVELS [e, 5], of values [e, k], over the instances that are in each epoch; NaN where none is."""
+  present = [row[~np.isnan(row)] for row in column]
+  return np.array([np.quantile(row, LEVELS) if len(row) else np.full(len(LEVELS), np.nan) for row in present])
 
 
-def _worst(judgement: Judgement, most: int) -> list[tuple[str, int, np.ndarray]]:
-  """(attack, row of the split, adversarial) of the most vulnerable images, from each attack in turn, none twice."""
-  chosen: dict[int, tuple[str, int, np.ndarray]] = {}
-  deepest = max((len(examples.rows) for examples in judgement.examples.values()), default=0)
-  for place in range(deepest):
-    for name, (rows, images) in judgement.examples.items():
-      if place < len(rows) and len(chosen) < most:
-        chosen.setdefault(int(rows[place]), (name, int(rows[place]), images[place]))
-  order = list(judgement.examples)
-  return sorted(chosen.values(), key=lambda example: order.index(example[0]))
+def by_class(history: WeightHistory, field: str = "natural") -> Distribution:
+  """How a field of `values` is distributed in each class; the groups are the labels."""
+  column, classes = values(history, field), np.unique(history.labels)
+  return Distribution(classes, np.stack([quantiles(column[:, history.labels == label]) for label in classes], axis=1))
 
 
-def plot_worst_examples(name: str, split: data.Split, judgement: Judgement, most: int = 10) -> Figure | None:
-  """The most vulnerable broken images, a column each: clean, adversarial, and their difference, amplified.
+def by_attack(history: WeightHistory, kind: str = "adversarial") -> Distribution:
+  """How the "adversarial" weights, or "vulnerability", are distributed; the groups are the variants."""
+  columns = [values(history, f"{kind}/{variant}") for variant in history.variants]
+  return Distribution(history.variants, np.stack([quantiles(column) for column in columns], axis=1))
+
+
+def first_difference(history: WeightHistory, field: str = "natural") -> int | None:
+  """The position of the first epoch in which instances differ in a field of `values`: there reweighting begins.
+
+  None where they never do. Before reweighting all pairs have the same weights.
+  """
+  for position, row in enumerate(values(history, field)):
+    present = row[~np.isnan(row)]
+    if len(present) and np.ptp(present) > 1e-6:
+      return position
+  return None
+
+
+def most_moved(history: WeightHistory, count: int, field: str = "natural") -> Moved:
+  """The `count` instances whose value of a field of `values` moves most.
+
+  Movement is the sum of the absolute changes from one epoch to the next, from the epoch on in which reweighting begins
+  (`first_difference`): the jump as it begins is not in it. An epoch without the instance is passed over, so that the
+  change is from its last value to its next. Equal ones are in the order of their indices.
+  """
+  column = values(history, field)[first_difference(history, field) or 0 :].copy()
+  for before, row in itertools.pairwise(column):
+    row[np.isnan(row)] = before[np.isnan(row)]
+  movement = np.nansum(np.abs(np.diff(column, axis=0)), axis=0)
+  columns = np.argsort(-movement, kind="stable")[:count]
+  return Moved(columns, history.indices[columns], movement[columns])
+
+
+def look_up(split: data.Split, indices: Sequence[int]) -> data.Split:
+  """The instances of a split that have these indices, in their order. Raises ValueError naming one that it lacks."""
+  rows = {int(index): row for row, index in enumerate(split.indices)}
+  for index in indices:
+    if int(index) not in rows:
+      raise ValueError(f"index {index} is none of the split's {len(rows)} indices.")
+  return split.take(np.array([rows[int(index)] for index in indices], int))
+
+
+def attack_names(per_example: Mapping[str, np.ndarray]) -> list[str]:
+  """The attacks of a judgement whose vulnerabilities can be compared: all but AutoAttack.
+
+  AutoAttack returns the first image that broke the model, or the clean one, and not the worst that it found.
+  """
+  names = [name.removeprefix("robust/") for name in per_example if name.startswith("robust/")]
+  return [name for name in names if f"broken_by/{name}" not in per_example]
+
+
+def vulnerabilities(per_example: Mapping[str, np.ndarray], names: Sequence[str] | None = None) -> np.ndarray:
+  """Every instance's vulnerability under each attack, [n, k] in [-1, 1]; positive: the attack fools the model.
 
   Args:
-    name: the model's, for the title.
-    split: what was judged.
-    judgement: of `evaluate.run_suite`.
-    most: columns at most.
+    per_example: as in a workdir's per_example.npz, or of `judge`.
+    names: the attacks [k]; `attack_names` if not given.
+
+  Raises:
+    ValueError: an attack that is not there, with the choices.
+  """
+  names = attack_names(per_example) if names is None else names
+  found = [name.removeprefix("vulnerability/") for name in per_example if name.startswith("vulnerability/")]
+  for name in names:
+    if name not in found:
+      raise ValueError(f"attack {name!r} was not judged; choose from {sorted(found)}.")
+  return np.stack([per_example[f"vulnerability/{name}"] for name in names], axis=1)
+
+
+def _rank_correlation(scores: np.ndarray) -> np.ndarray:
+  """Spearman's, [k, k] of [n, k]; NaN for columns that do not vary, which have no ranks."""
+  result = np.full((scores.shape[1],) * 2, np.nan)
+  varied = np.flatnonzero(np.ptp(scores, axis=0) > 0)
+  if len(varied):
+    result[np.ix_(varied, varied)] = np.corrcoef(stats.rankdata(scores[:, varied], axis=0), rowvar=False)
+  return result
+
+
+def inconsistency(per_example: Mapping[str, np.ndarray], names: Sequence[str] | None = None) -> Inconsistency:
+  """Whether the instances that fall to one attack are those that fall to another.
+
+  Only instances that are right when clean count: the others are broken before any attack. Mind that a minimum-norm
+  attack (carlini_wagner) stops just behind the decision boundary, so that its vulnerabilities rank little.
+
+  Args:
+    per_example: as in a workdir's per_example.npz, or of `judge`.
+    names: the attacks, two or more; `attack_names` if not given.
+
+  Raises:
+    ValueError: an attack that is not there, fewer than two, or no instance that is right when clean.
+  """
+  names = attack_names(per_example) if names is None else list(names)
+  if len(names) < 2:
+    raise ValueError(f"names={names}: attacks are compared with one another, so give two or more.")
+  scores = vulnerabilities(per_example, names)
+  right = np.asarray(per_example["clean_correct"], bool)
+  if not right.any():
+    raise ValueError(f"none of the {len(right)} instances is right when clean, so no attack can break one.")
+  broken = np.stack([~per_example[f"robust/{name}"][right] for name in names], axis=1)
+  cross = np.mean(broken[:, :, None] & ~broken[:, None, :], axis=0)
+  return Inconsistency(names, _rank_correlation(scores[right]), cross, broken.mean(axis=0), int(right.sum()))
+
+
+def least_correlated(found: Inconsistency) -> tuple[int, int] | None:
+  """The two attacks, as positions in `names`, of the lowest rank correlation; None where no two have one."""
+  pairs = [(a, b) for b in range(len(found.names)) for a in range(b) if np.isfinite(found.rank_correlation[a, b])]
+  return min(pairs, key=lambda pair: found.rank_correlation[pair], default=None)
+
+
+def _suite(config: ConfigDict, suite: str | Mapping[str, Mapping[str, Any]] | None) -> Suite:
+  """The entries of the run's own suite, of a named one with the budget of the run's preset, or those given."""
+  if suite is None:
+    return config.eval.suite.to_dict()
+  if not isinstance(suite, str):
+    return {name: dict(entry) for name, entry in suite.items()}
+  if suite not in SUITES:
+    raise ValueError(f"suite={suite!r} is unknown; choose from {sorted(SUITES)}, or give the attacks themselves.")
+  for name, preset in config_lib.PRESETS.items():
+    if f"_{name}_" in f"_{config.name}_":
+      return SUITES[suite](preset["budget"])
+  raise ValueError(
+    f"config.name={config.name!r} names none of the presets {sorted(config_lib.PRESETS)}, so suite={suite!r} has no "
+    "radii; give the attacks themselves."
+  )
+
+
+def load_experiment(workdir: Path) -> train.Experiment:
+  """What the config.json of a run built: data, model, optimiser, on all devices.
+
+  Raises:
+    ValueError: no config.json there, or data that are gone.
+  """
+  path = workdir / "config.json"
+  if not path.is_file():
+    raise ValueError(f"workdir={str(workdir)!r} holds no config.json; train there first.")
+  config = ConfigDict(json.loads(path.read_text()))
+  return train.build(config, data.load_for(config.data), sharding.make_mesh())
+
+
+def judge(
+  workdir: Path,
+  suite: str | Mapping[str, Mapping[str, Any]] | None = None,
+  *,
+  split: str = "test",
+  num_images: int = 0,
+) -> dict[str, np.ndarray]:
+  """Attacks a run's best checkpoint; nothing is written.
+
+  Args:
+    workdir: of a run that was trained.
+    suite: the run's own if not given; or the name of one, with the radii of the run's preset; or {name: attack} as in
+      config.eval.suite.
+    split: "train", "validation" or "test".
+    num_images: judges the first so many; 0 is all.
 
   Returns:
-    The figure; None where nothing was broken.
+    The arrays [n] of a per_example.npz, as `evaluate.run_suite` says; `vulnerabilities` and `inconsistency` take them.
+
+  Raises:
+    ValueError: a workdir without a run or checkpoint, or an unknown split, suite or attack.
   """
-  worst = _worst(judgement, most)
-  if not worst:
-    return None
-  figure = Figure(figsize=(1.35 * len(worst) + 1.0, 5.2), layout="constrained")
-  FigureCanvasAgg(figure)
-  figure.suptitle(f"{name}: most vulnerable images that each attack broke", fontsize=11)
-  axes = figure.subplots(3, len(worst), squeeze=False)
-  for column, (attack, row, adversarial) in zip(axes.T, worst, strict=True):
-    clean = split.images[row] / (255.0 if split.images.dtype == np.uint8 else 1.0)
-    difference = adversarial - clean
-    amplified = 0.5 + 0.5 * difference / max(float(np.abs(difference).max()), 1e-12)
-    for axis, image in zip(column, (clean, adversarial, amplified), strict=True):
-      axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
-      axis.set(xticks=[], yticks=[])
-    label, answer = split.labels[row], judgement.per_example[f"answer/{attack}"][row]
-    column[0].set_title(f"{attack}\n{label} \u2192 {answer}", fontsize=8)
-    column[2].set_xlabel(f"max {np.abs(difference).max():.2g}", fontsize=8)
-  for axis, title in zip(axes[:, 0], (CLEAN, "adversarial", "difference,\nscaled"), strict=True):
-    axis.set_ylabel(title, fontsize=9)
-  return figure
-
-
-def draw_worst_examples(workdir: Path, name: str, split: data.Split, judgement: Judgement) -> None:
-  """Draws plots/worst_examples.png, if an attack broke anything; a picture of an earlier judgement goes."""
-  path = workdir / "plots" / "worst_examples.png"
-  path.parent.mkdir(exist_ok=True)
-  path.unlink(missing_ok=True)
-  figure = plot_worst_examples(name, split, judgement)
-  if figure is not None:
-    figure.savefig(path, dpi=120)
+  if split not in data.SPLITS:
+    raise ValueError(f"split={split!r} is unknown; choose from {list(data.SPLITS)}.")
+  experiment = load_experiment(workdir)
+  entries = _suite(experiment.config, suite)
+  best = train.load_best(experiment, workdir)
+  if best is None:
+    raise ValueError(f"workdir={str(workdir)!r} holds no checkpoint; train there first.")
+  chosen = experiment.dataset.split(split)
+  chosen = chosen.take(np.arange(min(num_images or len(chosen.labels), len(chosen.labels))))
+  logits_fn = Partial(evaluate.apply_function(experiment.model), best[1].judged)
+  # A run may be looked at on other devices than it was judged on; the size of batches changes no result.
+  devices = experiment.mesh.size
+  batch_size = -(-experiment.config.eval.batch_size // devices) * devices
+  judgement = evaluate.run_suite(
+    logits_fn, chosen, entries, batch_size=batch_size, mesh=experiment.mesh, seed=experiment.config.seed
+  )
+  return judgement.per_example

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from lrat_jax import attacks, data, evaluate, inspection, metrics, reports
+from lrat_jax import attacks, data, evaluate, figures, metrics, reports
 from lrat_jax.config_checks import ConfigError
 
 # Finished batches of an evaluation that goes on; it is removed when the evaluation ends.
@@ -33,7 +33,7 @@ def judge(
   console: Console,
   **more: Any,
 ) -> dict[str, Any]:
-  """Runs config.eval's suite on its split: table, results.json, timings.json, per_example.npz, a picture.
+  """Runs config.eval's suite on its split: table, results.json, timings.json, per_example.npz, pictures.
 
   The files of the test split lie in `workdir`, those of another in a folder of its name there, so that figures to
   choose by and figures to report never take each other's place. What was finished when an earlier try was stopped is
@@ -88,7 +88,7 @@ def judge(
   if config.eval.robustbench:
     dataset = config.data.source.partition(":")[2] or config.data.source
     reports.write_robustbench(workdir, results, dataset=dataset, architecture=more.get("model", config.model.name))
-  inspection.draw_worst_examples(workdir, str(more["name"]), split, judgement)
+  figures.draw_judgement(workdir, str(more["name"]), split, judgement)
   reports.write_results(workdir, results, judgement.timings, judgement.per_example)
   shutil.rmtree(progress, ignore_errors=True)
   reports.print_table(console, results, judgement.timings["attack_seconds"])

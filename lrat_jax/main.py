@@ -39,8 +39,8 @@ from lrat_jax import (
   config_checks,
   data,
   evaluate,
+  figures,
   files,
-  inspection,
   judging,
   metrics,
   models,
@@ -67,8 +67,7 @@ def _load_data(config: ConfigDict, workdir: Path, model_name: str) -> tuple[data
   workdirs.check(workdir, config)
   _keep_compiled(config.compilation_cache, workdir)
   try:
-    sizes = {"validation_size": config.data.validation_size, "train_size": config.data.train_size}
-    dataset = data.load(config.data.source, data_dir=config.data.data_dir, **sizes)
+    dataset = data.load_for(config.data)
   except data.DataError as error:
     raise ConfigError(f"config.{error}") from None
   fitting = models.images_in_cache(model_name, *dataset.image_shape[:2])
@@ -134,7 +133,7 @@ def _run_config(config: ConfigDict, mode: str, workdir: Path, console: Console) 
   )
   if mode != "evaluate":
     train.train(experiment, workdir, console)
-    inspection.draw(workdir, config.name)
+    figures.draw_run(workdir, config.name, dataset.train)
   if mode != "train":
     _judge_checkpoint(experiment, workdir, console)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrat_jax import arms, comparison, comparison_figure, workdirs
+from lrat_jax import arms, comparison, figures, workdirs
 
 ROOT = Path(__file__).parent.parent
 # Of ten images, how many each arm holds against each attack of the suite, by seed.
@@ -84,7 +84,7 @@ def test_a_run_without_results_is_missing_and_its_seed_is_not_compared(runs):
 
 def test_the_plot_shows_means_and_differences(runs):
   summary = comparison.summarise(runs, "title")
-  above, below = comparison_figure.plot_comparison(summary).axes
+  above, below = figures.plot_comparison(summary).axes
   means = [100 * summary["arms"]["at"]["mean"][column] for column in summary["columns"]]
   np.testing.assert_allclose(above.containers[0].lines[0].get_ydata(orig=False), means)
   differences = [100 * summary["arms"]["lrat:pgd+cw"]["difference"][c]["mean"] for c in summary["columns"]]

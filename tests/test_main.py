@@ -41,8 +41,15 @@ def test_a_run_leaves_what_the_design_says(finished):
   assert set(results["robust"]) == {"fgsm", "pgd20", "cw20"} and results["n"] == 500
   assert all(0 <= value <= results["clean"] <= 1 for value in [*results["robust"].values(), results["worst_case"]])
   assert results["suite"]["pgd20"]["epsilon"] == "0.2"
-  drawn = {"training_curves.png", "weight_distributions.png", "worst_examples.png"}
-  assert {path.name for path in (finished / "plots").iterdir()} == drawn
+  drawn = {
+    "training_curves",
+    "weight_distributions",
+    "weights_by_class",
+    "most_moved",
+    "worst_examples",
+    "inconsistency",
+  }
+  assert {path.name for path in (finished / "plots").iterdir()} == {f"{stem}.png" for stem in drawn}
   config = json.loads((finished / "config.json").read_text())
   assert config["name"] == "lrat_irat_digits" and config["model"]["name"] == "cnn_4"
 

@@ -6,9 +6,9 @@ the training split by a fixed permutation, so that runs with different seeds hol
 
 import gzip
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -244,3 +244,9 @@ def load(source: str, *, data_dir: str = "", validation_size: int, train_size: i
   held_out, rest = np.sort(order[:validation_size]), order[validation_size:]
   rest = np.sort(rest[: train_size or None])
   return Dataset(whole.take(rest), whole.take(held_out), test, num_classes)
+
+
+def load_for(config: Mapping[str, Any]) -> Dataset:
+  """`load` with the fields of a configuration's `data`."""
+  sizes = {name: config[name] for name in ("validation_size", "train_size")}
+  return load(config["source"], data_dir=config["data_dir"], **sizes)

@@ -4,19 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-_INK = "#444444"
-# Told apart by colour-blind readers; arms beyond them begin again with another marker.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")
+from lrat_jax.figures.style import COLOURS, INK, blank, tidy
+
+# Arms beyond the colours begin again with another marker.
 _MARKERS = ("o", "s", "^", "D")
 _WIDTH = 0.8
 
 
 def _style(number: int) -> dict[str, Any]:
-  marker = _MARKERS[number // len(_COLOURS) % len(_MARKERS)]
-  return {"color": _COLOURS[number % len(_COLOURS)], "marker": marker, "markersize": 5, "linestyle": "none"}
+  marker = _MARKERS[number // len(COLOURS) % len(_MARKERS)]
+  return {"color": COLOURS[number % len(COLOURS)], "marker": marker, "markersize": 5, "linestyle": "none"}
 
 
 def plot_comparison(summary: Mapping[str, Any]) -> Figure:
@@ -26,9 +25,8 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
     summary: of `comparison.summarise`.
   """
   arms, columns = summary["arms"], summary["columns"]
-  figure = Figure(figsize=(max(1.2, 0.17 * len(arms)) * len(columns) + 1.0, 7.5), layout="constrained")
-  FigureCanvasAgg(figure)
-  figure.suptitle(f"{summary['title']}: {summary['n']:,} {summary['split']} images", fontsize=12)
+  title = f"{summary['title']}: {summary['n']:,} {summary['split']} images"
+  figure = blank(title, max(1.2, 0.17 * len(arms)) * len(columns) + 1.0, 7.5)
   above, below = figure.subplots(2, 1, sharex=True)
   offsets = (np.arange(len(arms)) - (len(arms) - 1) / 2) * _WIDTH / max(len(arms), 2)
   for number, (name, arm) in enumerate(arms.items()):
@@ -48,12 +46,11 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
   below.set_xticklabels(
     [f"{column}\n({group[column]})" if column in group else column for column in columns], fontsize=9
   )
-  below.axhline(0, color=_INK, linewidth=0.8)
+  below.axhline(0, color=INK, linewidth=0.8)
   for axis in (above, below):
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(colors=_INK)
-    axis.grid(axis="y", alpha=0.25, linewidth=0.6)
+    tidy(axis)
+    axis.grid(visible=False, axis="x")
     for edge in range(1, len(columns)):
-      axis.axvline(edge - 0.5, color=_INK, alpha=0.15, linewidth=0.6)
+      axis.axvline(edge - 0.5, color=INK, alpha=0.15, linewidth=0.6)
   figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
   return figure
