@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lrat_jax import metrics, suites
+from lrat_jax import inspection, metrics, suites
 from lrat_jax.arms import Run
 from lrat_jax.evaluate import CLEAN
 
@@ -98,6 +98,26 @@ def _differences(ours: Sequence[Mapping[str, np.ndarray]], theirs: Sequence[Mapp
   return found
 
 
+def _spread(tables: Sequence[np.ndarray]) -> dict[str, Any]:
+  """{"mean", "std"} over seeds of tables [k, k], as lists; None where one is NaN, or where there is one seed."""
+  plain = lambda table: [[None if np.isnan(value) else float(value) for value in row] for row in table]
+  spread = np.std(tables, axis=0, ddof=1) if len(tables) > 1 else np.full_like(tables[0], np.nan)
+  return {"mean": plain(np.mean(tables, axis=0)), "std": plain(spread)}
+
+
+def _inconsistency(runs: Sequence[Run]) -> dict[str, Any] | None:
+  """How far the attacks disagree on one arm's runs (`inspection.inconsistency`); None with fewer than two attacks."""
+  found = []
+  for run in runs:
+    with np.load(run.results_folder / "per_example.npz") as arrays:
+      per_example = dict(arrays)
+    if len(inspection.attack_names(per_example)) < 2:
+      return None
+    found.append(inspection.inconsistency(per_example))
+  tables = {field: _spread([getattr(one, field) for one in found]) for field in ("rank_correlation", "cross")}
+  return {"arm": runs[0].arm.name, "attacks": found[0].names, **tables} if found else None
+
+
 def summarise(runs: Sequence[Run], title: str) -> dict[str, Any]:
   """The comparison as plain data; the first run's arm is the one that the others are compared with.
 
@@ -105,6 +125,7 @@ def summarise(runs: Sequence[Run], title: str) -> dict[str, Any]:
 
   Returns:
     {"title", "n", "split", "suite", "columns", "seen", "unseen", "autoattack", "baseline", "warnings", "missing",
+    "inconsistency" of the first arm: {"arm", "attacks" [k], "rank_correlation", "cross": {"mean", "std"} [k, k]},
     "arms": {arm: {"commands", "trained_on", "training_seconds", "seeds": {seed: {column: accuracy}}, "mean", "std",
     "difference": {column: {"mean", "low", "high"}}}}}, accuracies and differences as shares.
 
@@ -135,6 +156,7 @@ def summarise(runs: Sequence[Run], title: str) -> dict[str, Any]:
     "baseline": next(iter(arms)),
     "warnings": {name: result["warnings"] for name, result in found.items() if result["warnings"]},
     "missing": [name for name in results if name not in found],
+    "inconsistency": _inconsistency([run for run in next(iter(arms.values())) if run.name in found]),
     "arms": summaries,
   }
 
@@ -157,6 +179,31 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
   return ["| " + " | ".join(row) + " |" for row in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
 
 
+def _inconsistency_lines(found: Mapping[str, Any]) -> list[str]:
+  """The two tables of `summarise`'s "inconsistency"."""
+
+  def cells(table: Mapping[str, Any], scale: float, digits: int) -> list[list[str]]:
+    rows = []
+    for name, means, spreads in zip(found["attacks"], table["mean"], table["std"], strict=True):
+      cell = lambda mean, std: (
+        "-" if mean is None else f"{scale * mean:.{digits}f}" + (f" ± {scale * std:.{digits}f}" if std else "")
+      )
+      rows.append([name, *(cell(mean, std) for mean, std in zip(means, spreads, strict=True))])
+    return rows
+
+  return [
+    "",
+    "Do attacks agree on which images are vulnerable? Rank correlation of vulnerability over the images that are right "
+    f"when clean (`{found['arm']}`):",
+    "",
+    *_table(["", *found["attacks"]], cells(found["rank_correlation"], 1, 2)),
+    "",
+    "Share of the images, in percent, that the row's attack breaks and the column's does not:",
+    "",
+    *_table(["", *found["attacks"]], cells(found["cross"], 100, 1)),
+  ]
+
+
 def markdown(summary: Mapping[str, Any]) -> str:
   """A summary of `summarise` as a page: accuracies, differences, what the attacks may do, warnings, commands."""
   arms, columns, baseline = summary["arms"], summary["columns"], summary["baseline"]
@@ -177,6 +224,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
       "",
       *_table(["arm", *columns], [[name, *(_change(arm, c) for c in columns)] for name, arm in others.items()]),
     ]
+  if summary["inconsistency"] is not None:
+    lines += _inconsistency_lines(summary["inconsistency"])
   lines += ["", "Threats: " + "; ".join(f"{name}: {suites.threat(entry)}" for name, entry in summary["suite"].items())]
   lines += [f"- missing: {name}" for name in summary["missing"]]
   lines += [f"- warning: {run}: {line}" for run, found in summary["warnings"].items() for line in found]

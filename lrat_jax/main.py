@@ -8,8 +8,9 @@
   python -m lrat_jax.main --config=configs/at.py --model=examples.flax_nnx:make_model  yours
 
   --config=FILE[:DATA_SET[,ATTACK...][,suite=SUITE]]
-                                        the method: configs/at.py, irat.py, lrat.py, lrat_irat.py;
-                                        what judges it: quick (if not given), fast, standard, unseen
+                                        the method: configs/at.py, irat.py, lrat.py, lrat_irat.py,
+                                        trades.py, mart.py; what judges it: quick (if not given),
+                                        fast, standard, unseen, compare
   --config.FIELD=VALUE                  any field; lrat_jax/config.py names and explains them all
   --workdir=DIR                         where the run lives; runs/NAME_seedSEED if not given
   --mode=MODE                           train_and_evaluate (if not given), train, or evaluate

@@ -85,7 +85,8 @@ def global_weights(
 
   h of a score that says how much attention an instance wants: for "gairat" 1 - 2 kappa / K, from how many iterates the
   model survives; for "mail" the probabilistic margin, which is the vulnerability. With several variants in a pair
-  their mean score counts. MAIL's constant factor 3 is not there: the mean is 1 in either case.
+  their mean score counts. MAIL's constant factor 3 is not there: the mean is 1 in either case. They weigh
+  whole pairs under every objective, where MAIL's own TRADES and MART weigh one term of the loss.
 
   Args:
     kind: "none" (ones), "gairat" or "mail".

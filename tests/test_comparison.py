@@ -20,7 +20,12 @@ def _write(run, held):
   run.workdir.mkdir(parents=True)
   robust = {name: np.arange(10) < count for name, count in held.items()}
   arrays = {"clean_correct": np.arange(10) < 9, "robust": np.arange(10) < min(held.values())}
-  np.savez(run.workdir / "per_example.npz", **arrays, **{f"robust/{name}": column for name, column in robust.items()})
+  for name, column in robust.items():
+    arrays |= {
+      f"robust/{name}": column,
+      f"vulnerability/{name}": np.linspace(-1, 1, 10) * (-1 if name == "cw20" else 1),
+    }
+  np.savez(run.workdir / "per_example.npz", **arrays)
   found = {"configuration": workdirs.portable(run.config), "n": 10, "warnings": ["look"] if run.seed else []}
   (run.workdir / "results.json").write_text(json.dumps(found))
   row = {"split": "train", "steps": 10, "images_per_second": 64.0}
@@ -68,6 +73,18 @@ def test_the_page_shows_what_the_summary_holds(runs):
   assert f"+25.0 [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]" in page
   assert page.count("python -m lrat_jax.main --config=configs/") == 4
   assert "- warning: at seed 1: look" in page and "missing" not in page
+
+
+def test_how_far_attacks_disagree_is_told_of_the_first_arm(runs):
+  summary = comparison.summarise(runs, "title")
+  found = summary["inconsistency"]
+  assert found["arm"] == "at" and found["attacks"] == ["fgsm", "pgd20", "cw20"]
+  np.testing.assert_allclose(found["rank_correlation"]["mean"], [[1, 1, -1], [1, 1, -1], [-1, -1, 1]])
+  # Of nine that are right when clean, PGD breaks 2 and 4, CW 3 and 5 in the two seeds, those of PGD among them.
+  np.testing.assert_allclose(found["cross"]["mean"][2][1], 1 / 9)
+  np.testing.assert_allclose(found["cross"]["mean"][1][2], 0)
+  page = comparison.markdown(summary)
+  assert "| cw20 | -1.00 | -1.00 | 1.00 |" in page and "| cw20 | 33.3 ± 15.7 | 11.1 | 0.0 |" in page
 
 
 def test_a_run_without_results_is_missing_and_its_seed_is_not_compared(runs):
