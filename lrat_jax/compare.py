@@ -22,6 +22,7 @@ import datetime
 import os
 import queue
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -103,17 +104,15 @@ def _core_shares(jobs: int) -> list[set[int]]:
   return [set(cores[job::jobs]) or {cores[job % len(cores)]} for job in range(jobs)]
 
 
-def _execute(run: arms.Run, cores: set[int]) -> int:
+def _execute(run: arms.Run, cores: set[int], processes: list[subprocess.Popen]) -> int:
   """Runs one program to its end, with its output in the workdir's log.txt, and returns its exit code."""
   run.workdir.mkdir(parents=True, exist_ok=True)
   with (run.workdir / "log.txt").open("ab") as log:
     process = subprocess.Popen(run.process, stdout=log, stderr=subprocess.STDOUT)
-  try:
-    if cores:
-      os.sched_setaffinity(process.pid, cores)
-    return process.wait()
-  finally:
-    process.kill()  # where this program is interrupted; a run goes on from its last checkpoint
+  processes.append(process)
+  if cores:
+    os.sched_setaffinity(process.pid, cores)
+  return process.wait()
 
 
 def _run_all(runs: Sequence[arms.Run], jobs: int, console: Console) -> list[int]:
@@ -123,12 +122,12 @@ def _run_all(runs: Sequence[arms.Run], jobs: int, console: Console) -> list[int]
   shares: queue.Queue[set[int]] = queue.Queue()
   for share in _core_shares(jobs):
     shares.put(share)
-  failed = []
+  failed, processes = [], []
 
   def execute(run: arms.Run) -> None:
     share, start = shares.get(), time.perf_counter()
     try:
-      code = _execute(run, share)
+      code = _execute(run, share, processes)
     finally:
       shares.put(share)
     results = run.results()
@@ -141,8 +140,15 @@ def _run_all(runs: Sequence[arms.Run], jobs: int, console: Console) -> list[int]
     worst = f"{100 * results['clean']:.1f} clean, {100 * results['worst_case']:.1f} worst case"
     console.print(f"{run.name}: {worst} in {seconds}", highlight=False, markup=False, soft_wrap=True)
 
-  with ThreadPoolExecutor(jobs) as pool:
+  pool = ThreadPoolExecutor(jobs)
+  try:
     list(pool.map(execute, missing))
+  except BaseException:  # Ctrl-C or SIGTERM: nothing new begins, and what runs ends; it goes on from its checkpoint
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+      process.terminate()
+    raise
+  pool.shutdown()
   return failed
 
 
@@ -206,4 +212,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   sys.exit(main())

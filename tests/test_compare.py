@@ -1,6 +1,10 @@
 """The comparison as people run it: files, exit codes, one-line errors, nothing done twice."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +50,19 @@ def test_arms_are_run_once_and_one_that_breaks_down_is_missing(tmp_path, capsys)
   assert (tmp_path / "c" / "at" / "seed0" / "results.json").stat().st_mtime_ns == before
   assert compare.main([*arguments, "--config.seed=7", "--config.train.epochs=2"]) == compare.BAD_INPUT
   assert "config.train.epochs: 1 in the workdir, 2 asked for" in capsys.readouterr().err
+
+
+def test_a_comparison_that_is_stopped_leaves_no_run_behind(tmp_path):
+  command = [sys.executable, "-m", "lrat_jax.compare", "--configs=at,irat", "--seeds=0", f"--workdir={tmp_path}"]
+  comparing = subprocess.Popen([*command, *FIELDS], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  folder = tmp_path / "at" / "seed0"
+  while not (folder / "config.json").exists():
+    assert comparing.poll() is None
+    time.sleep(0.05)
+  comparing.terminate()
+  assert comparing.wait() == 128 + signal.SIGTERM
+  assert not subprocess.run(["pgrep", "-f", str(folder)], capture_output=True).stdout
+  assert not (folder / "results.json").exists() and not (tmp_path / "irat").exists()
 
 
 @pytest.mark.parametrize(
