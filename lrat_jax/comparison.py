@@ -204,6 +204,15 @@ def _inconsistency_lines(found: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def _warning_lines(warnings: Mapping[str, Sequence[str]]) -> list[str]:
+  """Each warning once, with the runs that gave it."""
+  runs: dict[str, list[str]] = {}
+  for run, lines in warnings.items():
+    for line in lines:
+      runs.setdefault(line, []).append(run)
+  return [f"- warning in {len(names)} run(s), {', '.join(names)}: {line}" for line, names in runs.items()]
+
+
 def markdown(summary: Mapping[str, Any]) -> str:
   """A summary of `summarise` as a page: accuracies, differences, what the attacks may do, warnings, commands."""
   arms, columns, baseline = summary["arms"], summary["columns"], summary["baseline"]
@@ -228,6 +237,6 @@ def markdown(summary: Mapping[str, Any]) -> str:
     lines += _inconsistency_lines(summary["inconsistency"])
   lines += ["", "Threats: " + "; ".join(f"{name}: {suites.threat(entry)}" for name, entry in summary["suite"].items())]
   lines += [f"- missing: {name}" for name in summary["missing"]]
-  lines += [f"- warning: {run}: {line}" for run, found in summary["warnings"].items() for line in found]
+  lines += _warning_lines(summary["warnings"])
   lines += ["", "Each run by itself:", "", "```sh", *(c for arm in arms.values() for c in arm["commands"]), "```", ""]
   return "\n".join(lines)

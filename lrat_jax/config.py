@@ -71,7 +71,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.1, "one_cycle"),
     epochs=10,
     epsilon_ramp=0.7,
-    budget=_budget(("0.1", "0.035"), ("1.5", "0.5"), num_steps=5, l1="10", spatial=(30.0, 3.0)),
+    budget=_budget(("0.1", "0.035"), ("1.5", "0.5"), num_steps=5, l1="5", spatial=(30.0, 3.0)),
   ),
   "cifar10": dict(
     data=_data("tfds:cifar10", 1000, crop_padding=4, flip=True),

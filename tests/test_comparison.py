@@ -72,7 +72,7 @@ def test_the_page_shows_what_the_summary_holds(runs):
   found = summary["arms"]["lrat:pgd+cw"]["difference"]["cw20"]
   assert f"+25.0 [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]" in page
   assert page.count("python -m lrat_jax.main --config=configs/") == 4
-  assert "- warning: at seed 1: look" in page and "missing" not in page
+  assert "- warning in 2 run(s), at seed 1, lrat:pgd+cw seed 1: look" in page and "missing" not in page
 
 
 def test_how_far_attacks_disagree_is_told_of_the_first_arm(runs):
