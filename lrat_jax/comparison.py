@@ -205,12 +205,15 @@ def _inconsistency_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _warning_lines(warnings: Mapping[str, Sequence[str]]) -> list[str]:
-  """Each warning once, with the runs that gave it."""
+  """Each warning once, with how many runs gave it, and which where they are few."""
   runs: dict[str, list[str]] = {}
   for run, lines in warnings.items():
     for line in lines:
       runs.setdefault(line, []).append(run)
-  return [f"- warning in {len(names)} run(s), {', '.join(names)}: {line}" for line, names in runs.items()]
+  return [
+    f"- warning in {len(names)} run(s){', ' + ', '.join(names) if len(names) < 5 else ''}: {line}"
+    for line, names in runs.items()
+  ]
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
