@@ -20,7 +20,7 @@ from lrat_jax import attacks, sharding
 from lrat_jax.attacks import losses
 
 EPSILON, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 10
-SLOPE, BIAS, MINIMUM_NATURAL = 2.0, -0.2, 0.1
+SLOPE, BIAS, MINIMUM_NATURAL = 5.0, -1.0, 0.1
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 
 

@@ -18,7 +18,7 @@ def test_differences_are_listed_field_by_field(tmp_path):
   lines = str(refusal.value).partition("(")[2].partition(")")[0].split("; ")
   assert lines == [
     "config.beta: 2.0 in the workdir, 6.0 asked for",
-    "config.local_weights.slope: 3.0 in the workdir, 2.0 asked for",
+    "config.local_weights.slope: 3.0 in the workdir, 5.0 asked for",
     "config.old: 1 in the workdir, 'absent' asked for",
     "config.seed: 0 in the workdir, 4 asked for",
   ]
