@@ -161,8 +161,9 @@ def _commit() -> str | None:
   return None
 
 
-def _provenance(arguments: Sequence[str]) -> dict[str, Any]:
+def _provenance(arguments: Sequence[str], jobs: int) -> dict[str, Any]:
   return {
+    "jobs": jobs,
     "command": shlex.join(["python", "-m", "lrat_jax.compare", *arguments]),
     "commit": _commit(),
     "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -188,7 +189,9 @@ def run(arguments: Sequence[str], console: Console) -> int:
     workdirs.check(planned.workdir, planned.config)
   failed = _run_all(runs, options.jobs, console)
   try:
-    summary = comparison.summarise(runs, f"{options.data}, suite {options.suite}") | _provenance(arguments)
+    summary = comparison.summarise(runs, f"{options.data}, suite {options.suite}") | _provenance(
+      arguments, options.jobs
+    )
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)
     return max(failed)

@@ -168,6 +168,10 @@ def _accuracy(arm: Mapping[str, Any], column: str) -> str:
   return f"{100 * arm['mean'][column]:.1f}{spread}" + (" †" if column in arm["trained_on"] else "")
 
 
+def _seconds(arm: Mapping[str, Any]) -> str:
+  return f"{np.mean(arm['training_seconds']):.0f}" if arm["training_seconds"] else "-"
+
+
 def _change(arm: Mapping[str, Any], column: str) -> str:
   if column not in arm["difference"]:
     return "-"
@@ -204,6 +208,24 @@ def _inconsistency_lines(found: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def _provenance_lines(summary: Mapping[str, Any]) -> list[str]:
+  """Command, commit, date, device and versions, where the summary has them."""
+  if "command" not in summary:
+    return []
+  made, packages = summary["environment"], ("python", "jax", "jaxlib", "flax")
+  versions = ", ".join(f"{package} {made[package]}" for package in packages)
+  return [
+    "```sh",
+    summary["command"],
+    "```",
+    "",
+    f"{summary['date']}, commit {summary['commit'] or 'unknown'}, {made['device']}, "
+    f"{summary['jobs']} run(s) at a time, "
+    f"{versions}. Seconds of training are a run's mean, compilation and no validation included.",
+    "",
+  ]
+
+
 def _warning_lines(warnings: Mapping[str, Sequence[str]]) -> list[str]:
   """Each warning once, with how many runs gave it, and which where they are few."""
   runs: dict[str, list[str]] = {}
@@ -220,13 +242,15 @@ def markdown(summary: Mapping[str, Any]) -> str:
   """A summary of `summarise` as a page: accuracies, differences, what the attacks may do, warnings, commands."""
   arms, columns, baseline = summary["arms"], summary["columns"], summary["baseline"]
   seeds = max(len(arm["seeds"]) for arm in arms.values())
-  lines = [
-    f"## {summary['title']}",
-    "",
+  lines = [f"## {summary['title']}", "", *_provenance_lines(summary)]
+  lines += [
     f"Accuracy in percent on {summary['n']:,} {summary['split']} images: mean ± standard deviation, {seeds} seed(s).",
     "† is of a kind (loss and norm) that the arm trained on. A column's attack that no arm trained on is unseen.",
     "",
-    *_table(["arm", *columns], [[name, *(_accuracy(arm, c) for c in columns)] for name, arm in arms.items()]),
+    *_table(
+      ["arm", *columns, "training, s"],
+      [[name, *(_accuracy(arm, c) for c in columns), _seconds(arm)] for name, arm in arms.items()],
+    ),
   ]
   others = {name: arm for name, arm in arms.items() if name != baseline}
   if others:

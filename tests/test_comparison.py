@@ -68,11 +68,18 @@ def test_attacks_are_grouped_by_what_the_arms_trained_on(runs):
 def test_the_page_shows_what_the_summary_holds(runs):
   summary = comparison.summarise(runs, "title")
   page = comparison.markdown(summary)
-  assert "| at | 90.0 ± 0.0 | 50.0 ± 14.1 | 80.0 ± 0.0 † | 60.0 ± 14.1 † | 50.0 ± 14.1 |" in page
+  assert "| at | 90.0 ± 0.0 | 50.0 ± 14.1 | 80.0 ± 0.0 † | 60.0 ± 14.1 † | 50.0 ± 14.1 | 10 |" in page
   found = summary["arms"]["lrat:pgd+cw"]["difference"]["cw20"]
   assert f"+25.0 [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]" in page
   assert page.count("python -m lrat_jax.main --config=configs/") == 4
   assert "- warning in 2 run(s), at seed 1, lrat:pgd+cw seed 1: look" in page and "missing" not in page
+
+
+def test_the_page_says_how_it_was_made(runs):
+  environment = {"python": "3.x", "jax": "0.x", "jaxlib": "0.y", "flax": "0.z", "device": "TPU v9"}
+  made = {"command": "python -m this", "commit": "abc", "date": "2030-01-02", "jobs": 3, "environment": environment}
+  page = comparison.markdown(comparison.summarise(runs, "title") | made)
+  assert "```sh\npython -m this\n```\n\n2030-01-02, commit abc, TPU v9, 3 run(s) at a time, python 3.x, jax 0.x" in page
 
 
 def test_how_far_attacks_disagree_is_told_of_the_first_arm(runs):
