@@ -26,7 +26,10 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
   """
   arms, columns = summary["arms"], summary["columns"]
   title = f"{summary['title']}: {summary['n']:,} {summary['split']} images"
-  figure = blank(title, max(1.2, 0.17 * len(arms)) * len(columns) + 1.0, 7.5)
+  width = max(1.2, 0.17 * len(arms)) * len(columns) + 1.0
+  # Entries of the legend, as wide as its longest name in inches, and as high as they are many.
+  beside = max(1, int(width / (0.6 + 0.085 * max(map(len, arms)))))
+  figure = blank(title, width, 6.5 + 0.22 * -(-len(arms) // beside))
   above, below = figure.subplots(2, 1, sharex=True)
   offsets = (np.arange(len(arms)) - (len(arms) - 1) / 2) * _WIDTH / max(len(arms), 2)
   for number, (name, arm) in enumerate(arms.items()):
@@ -52,5 +55,5 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
     axis.grid(visible=False, axis="x")
     for edge in range(1, len(columns)):
       axis.axvline(edge - 0.5, color=INK, alpha=0.15, linewidth=0.6)
-  figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+  figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=beside, frameon=False, fontsize=9)
   return figure
