@@ -186,13 +186,17 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _inconsistency_lines(found: Mapping[str, Any]) -> list[str]:
   """The two tables of `summarise`'s "inconsistency"."""
 
+  def cell(mean: float | None, std: float | None, scale: float, digits: int) -> str:
+    if mean is None:
+      return "-"
+    # A table's own diagonal does not vary but by rounding.
+    spread = f" ± {scale * std:.{digits}f}" if std is not None and std > 1e-9 else ""
+    return f"{scale * mean:.{digits}f}{spread}"
+
   def cells(table: Mapping[str, Any], scale: float, digits: int) -> list[list[str]]:
     rows = []
     for name, means, spreads in zip(found["attacks"], table["mean"], table["std"], strict=True):
-      cell = lambda mean, std: (
-        "-" if mean is None else f"{scale * mean:.{digits}f}" + (f" ± {scale * std:.{digits}f}" if std else "")
-      )
-      rows.append([name, *(cell(mean, std) for mean, std in zip(means, spreads, strict=True))])
+      rows.append([name, *(cell(*pair, scale, digits) for pair in zip(means, spreads, strict=True))])
     return rows
 
   return [
