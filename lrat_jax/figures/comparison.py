@@ -43,7 +43,7 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
     if shown:
       reach = np.abs(found[:, 1:] - found[:, :1]).T
       below.errorbar([places[c] for c in shown], found[:, 0], yerr=reach, elinewidth=1, **style)
-  above.set(ylabel="accuracy (%)", ylim=(0, 100))
+  above.set(ylabel="accuracy (%)", ylim=(0, 102))
   below.set(ylabel=f"difference to {summary['baseline']} (points)", xticks=range(len(columns)))
   group = {name: kind for kind in ("seen", "unseen") for name in summary[kind]}
   below.set_xticklabels(
