@@ -214,7 +214,7 @@ def test_a_checkpoint_is_judged_on_any_split_by_any_attacks(workdir):
   assert per_example["robust/far"].mean() < per_example["clean_correct"].mean()
   history = inspection.weight_history(workdir)
   assert len(history.indices) == 1088 and set(history.indices) <= set(per_example["indices"])
-  with pytest.raises(ValueError, match=r"^suite='slow' is unknown; choose from \['fast', 'quick'"):
+  with pytest.raises(ValueError, match=r"^suite='slow' is unknown; choose from \['compare', 'fast', 'quick'"):
     inspection.judge(workdir, "slow")
 
 
@@ -225,6 +225,8 @@ def test_the_weights_that_training_used_are_those_that_inspection_shows(tmp_path
     "train_attacks__pgd__num_steps": 2, "train_attacks__cw__num_steps": 3, "validation_attack__num_steps": 1,
     "optimizer__schedule": "constant", "optimizer__momentum": 0.0, "optimizer__weight_decay": 0.01,
     "local_weights__kind": "lrat", "local_weights__begin": 0.0,
+    # Weights of a network that knows nothing yet differ on the slope of the curve alone.
+    "local_weights__slope": 2.0, "local_weights__bias": -0.2,
     "global_weights__kind": "gairat", "global_weights__begin": 0.0,
   }  # fmt: skip
   config = make_config("digits,pgd,cw", **fields)

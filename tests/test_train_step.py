@@ -24,6 +24,9 @@ FIELDS = {
   "train__epsilon_ramp": 0.0,
   "optimizer__schedule": "constant",
   "local_weights__kind": "lrat",
+  # Weights of a network that knows nothing yet differ on the slope of the curve alone.
+  "local_weights__slope": 2.0,
+  "local_weights__bias": -0.2,
   "global_weights__kind": "gairat",
 }
 
