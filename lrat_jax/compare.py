@@ -85,6 +85,8 @@ def parse(arguments: Sequence[str]) -> Options | None:
       raise ConfigError(f"--{name}={value!r} is unknown; choose from {sorted(choices)}.")
   if not values.seeds or not all(seed.isdigit() for seed in values.seeds):
     raise ConfigError(f"--seeds={','.join(values.seeds)!r} must be whole numbers, as 0,1,2.")
+  if any(argument.lstrip("-").startswith("config.seed") for argument in overrides):
+    raise ConfigError("--config.seed is not for a comparison; give --seeds=0,1,2.")
   if values.jobs < 1:
     raise ConfigError(f"--jobs={values.jobs} must be 1 or more.")
   for name in ("configs", "seeds"):

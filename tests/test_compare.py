@@ -48,7 +48,7 @@ def test_arms_are_run_once_and_one_that_breaks_down_is_missing(tmp_path, capsys)
   printed = capsys.readouterr().out
   assert "2 runs, 2 of them done before." in printed and "| irat |" in printed
   assert (tmp_path / "c" / "at" / "seed0" / "results.json").stat().st_mtime_ns == before
-  assert compare.main([*arguments, "--config.seed=7", "--config.train.epochs=2"]) == compare.BAD_INPUT
+  assert compare.main([*arguments, "--config.train.epochs=2"]) == compare.BAD_INPUT
   assert "config.train.epochs: 1 in the workdir, 2 asked for" in capsys.readouterr().err
 
 
@@ -76,6 +76,7 @@ def test_a_comparison_that_is_stopped_leaves_no_run_behind(tmp_path):
     (["--configs=at", "--suite=all"], "--suite='all' is unknown; choose from ['compare'"),
     (["--configs=at", "--jobs=0"], "--jobs=0 must be 1 or more"),
     (["--configs=at", "--config.beta=-2.0"], "at: config.beta=-2.0 is outside"),
+    (["--configs=at", "--config.seed=3"], "--config.seed is not for a comparison; give --seeds"),
     (["--configs=at", "more"], "'more' is not understood"),
     (["--configs=at", "--seed=0"], "seed"),
   ],
