@@ -10,7 +10,7 @@ Published tables lead one to expect, after a whole schedule, AT about 82 clean, 
 AutoAttack; GAIRAT high under PGD, at most 45 under CW and 40 under AutoAttack. A GAIRAT that stays high under
 AutoAttack says that an attack is weak.
 
-`--trial` goes the same way with little: 256 images, one epoch, few steps; it shows that everything is in its place.
+`--trial` goes the same way with little: 256 images, two epochs, few steps; it shows that everything is in its place.
 """
 
 import shutil
@@ -57,7 +57,7 @@ SHORT = {
 
 def _compare(suite: str, num_images: int) -> int:
   fields = TRIAL | SHORT[suite] if FLAGS.trial else FULL
-  fields |= {"data.data_dir": FLAGS.data_dir, "eval.num_images": 32 if FLAGS.trial else num_images}
+  fields = fields | {"data.data_dir": FLAGS.data_dir, "eval.num_images": 32 if FLAGS.trial else num_images}
   overrides = [f"--config.{field}={value}" for field, value in fields.items()]
   return compare.main(
     [

@@ -137,7 +137,8 @@ def _run_all(runs: Sequence[arms.Run], jobs: int, console: Console) -> list[int]
     if code or results is None:
       failed.append(code or FAILED)
       last = (run.workdir / "log.txt").read_text(errors="replace").strip().rpartition("\n")[2]
-      console.print(f"{run.name}: FAILED in {seconds} with exit code {code}: {last}", soft_wrap=True)
+      text = f"{run.name}: FAILED in {seconds} with exit code {code}: {last}"
+      console.print(text, highlight=False, markup=False, soft_wrap=True)
       return
     worst = f"{100 * results['clean']:.1f} clean, {100 * results['worst_case']:.1f} worst case"
     console.print(f"{run.name}: {worst} in {seconds}", highlight=False, markup=False, soft_wrap=True)
