@@ -1,39 +1,50 @@
 """Runs the scripts of `launch/` among stand-ins for gcloud, srun and the like, which record their calls."""
 
-import json
 import os
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 LAUNCH = Path(__file__).parent.parent.parent / "launch"
 
-# Appends its words to $STUB_CALLS, one JSON list a line, and answers by $STUB_ANSWERS: a list of [words that the call
-# contains, [[exit code, output], ...]]. The first entry that fits answers; its n-th call gets its n-th answer, and the
-# calls after the last get the last.
-STUB = """#!{python} -SE
-import json, os, sys, time
-call = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
-with open(os.environ["STUB_CALLS"], "a+") as file:
-  file.write(json.dumps(call) + chr(10))
-  file.seek(0)
-  calls = [" ".join(json.loads(line)) for line in file]
-if call[0] in os.environ["STUB_SHOWN"].split():
-  names = [name for name in sorted(os.environ) if name.startswith(("JAX_", "SRUN_"))]
-  print("environment", " ".join(name + "=" + os.environ[name] for name in names), flush=True)
-for words, answers in json.loads(os.environ["STUB_ANSWERS"]):
-  fitting = sum(all(word in one for word in words.split()) for one in calls)
-  if all(word in calls[-1] for word in words.split()):
-    code, output = answers[min(fitting, len(answers)) - 1]
-    if output == "wait":
-      time.sleep(1)
-    elif output == "run":
-      os.execvp("bash", call[call.index("/bin/bash"):])
-    elif output:
-      print(output, file=sys.stderr if code else sys.stdout)
-    sys.exit(code)
+# In bash, since hundreds of them are started. Appends its words to $STUB_CALLS and answers by $STUB_ANSWERS:
+# the first entry whose words are in the call answers, its n-th call with its n-th answer, later ones with the last.
+STUB = r"""#!/usr/bin/env bash
+printf '%s\0' "${0##*/}" "$@" $'\036' >>"$STUB_CALLS"
+call="${0##*/} $*"
+for name in $STUB_SHOWN; do
+  if [[ ${0##*/} == "$name" ]]; then env | grep -E '^(JAX|SRUN)_' | sort; fi
+done
+fits() {
+  local word
+  for word in $1; do [[ $call == *"$word"* ]] || return 1; done
+}
+answer() {
+  local counter=$STUB_CALLS.$1 turn=0
+  shift
+  [[ ! -f $counter ]] || turn=$(<"$counter")
+  echo $((turn + 1)) >"$counter"
+  ((turn * 2 < $#)) || turn=$(($# / 2 - 1))
+  shift $((turn * 2))
+  case $2 in
+    '') ;;
+    wait) sleep 1 ;;
+    *) if (($1 == 0)); then echo "$2"; else echo "$2" >&2; fi ;;
+  esac
+  exit "$1"
+}
+source "$STUB_ANSWERS"
 """
+
+
+def _write_answers(answers, path: Path) -> None:
+  """Writes a list of (words, [(exit code, output), ...]) as the stand-ins read it."""
+  lines = []
+  for number, (words, turns) in enumerate(answers):
+    said = shlex.join(str(part) for turn in turns for part in turn)
+    lines.append(f"if fits {shlex.quote(words)}; then answer {number} {said}; fi\n")
+  path.write_text("".join(lines))
 
 
 class Done(NamedTuple):
@@ -54,33 +65,38 @@ class Stage:
 
   def __init__(self, folder: Path, names: str):
     self.home = folder / "home"
-    self.calls = folder / "calls.jsonl"
     self.programs = folder / "programs"
-    for made in (self.home, self.programs):
+    self.records = folder / "records"
+    for made in (self.home, self.programs, self.records):
       made.mkdir()
     for name in names.split():
       self.add(self.programs / name)
 
-  def add(self, path: Path) -> None:
-    """Puts a stand-in at a path."""
+  def add(self, path: Path, text: str = STUB) -> None:
+    """Puts a stand-in, or another program, at a path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(STUB.replace("{python}", sys.executable))
+    path.write_text(text)
     path.chmod(0o755)
 
-  def environment(self, answers=(), shown="", **variables: str) -> dict[str, str]:
-    """What a script finds in its environment; nothing of ours but the PATH."""
+  def prepare(self, answers=(), shown="", **variables: str) -> dict[str, str]:
+    """Forgets all calls; returns the environment of a script: nothing of ours but the PATH."""
+    for record in self.records.iterdir():
+      record.unlink()
+    calls, said = self.records / "calls", self.records / "answers"
+    calls.touch()
+    _write_answers(answers, said)
     path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
-    stub = {"STUB_CALLS": str(self.calls), "STUB_ANSWERS": json.dumps(list(answers)), "STUB_SHOWN": shown}
+    stub = {"STUB_CALLS": str(calls), "STUB_ANSWERS": str(said), "STUB_SHOWN": shown}
     return {"PATH": path, "HOME": str(self.home), "LANG": "C.UTF-8", **stub, **variables}
 
   def run(self, *command: str | Path, answers=(), shown="", folder: Path | None = None, **variables: str) -> Done:
     """Runs a command to its end; `shown` names the stand-ins that print the variables of JAX and srun."""
-    self.calls.write_text("")
-    environment = self.environment(answers, shown, **variables)
+    environment = self.prepare(answers, shown, **variables)
     words = [str(word) for word in command]
     done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, timeout=60)
     return Done(done.returncode, done.stdout, done.stderr, self.recorded())
 
   def recorded(self) -> list[list[str]]:
-    """The calls since the last `run` began."""
-    return [json.loads(line) for line in self.calls.read_text().splitlines()]
+    """The calls since the last `prepare` or `run`."""
+    calls = (self.records / "calls").read_text().split("\0\x1e\0")
+    return [call.split("\0") for call in calls[:-1]]

@@ -44,9 +44,9 @@ def test_every_node_gets_one_process_with_the_arguments_as_they_were_given(stage
 
 
 def test_a_process_sees_all_gpus_and_cores_of_its_node(stage):
-  assert "environment JAX_LOCAL_DEVICE_IDS=0,1,2,3 SRUN_CPUS_PER_TASK=16" in run(stage, *ARGUMENTS).output
+  assert run(stage, *ARGUMENTS).output == "JAX_LOCAL_DEVICE_IDS=0,1,2,3\nSRUN_CPUS_PER_TASK=16\n"
   without = run(stage, *ARGUMENTS, SLURM_GPUS_ON_NODE="").output
-  assert "JAX_LOCAL_DEVICE_IDS" not in without and "SRUN_CPUS_PER_TASK" in without
+  assert without == "SRUN_CPUS_PER_TASK=16\n"
 
 
 def test_the_dry_run_prints_that_line_and_runs_nothing(stage):
@@ -81,8 +81,7 @@ def test_any_other_end_is_an_end(stage, code):
 def test_the_shell_outlives_a_signal_that_is_meant_for_the_tasks(stage):
   answers = [("srun", [(75, "wait")]), ("scontrol show", [(0, "JobState=RUNNING")])]
   folder = str(stage.home.parent)
-  environment = stage.environment(answers, SLURM_JOB_ID="17", SLURM_SUBMIT_DIR=folder)
-  stage.calls.write_text("")
+  environment = stage.prepare(answers, SLURM_JOB_ID="17", SLURM_SUBMIT_DIR=folder)
   process = subprocess.Popen(["bash", SCRIPT, *ARGUMENTS], env=environment, stdout=subprocess.PIPE)
   while not stage.recorded():
     time.sleep(0.02)

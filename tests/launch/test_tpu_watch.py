@@ -16,10 +16,8 @@ def watch(stage, *, queue=("ACTIVE",), vm=("READY",), job, answers=(), **variabl
 
 def steps(done):
   """What was done to the world, in order."""
-  names = {"create": "create", "delete": "delete", "worker.sh setup": "setup", "worker.sh start": "start"}
-  found = [[name for word, name in names.items() if f" {word} " in f" {' '.join(call)} "] for call in done.calls]
-  shown = [name for one in found for name in one[:1]]
-  return " ".join(shown)
+  names = {" create ": "create", " delete ": "delete", "worker.sh setup ": "setup", "worker.sh start ": "start"}
+  return " ".join(name for call in done.calls for words, name in names.items() if words in " ".join(call))
 
 
 @pytest.mark.parametrize(
