@@ -1,6 +1,7 @@
 """All scripts of `launch/`: a linter has nothing to say, and each explains itself."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,3 +47,22 @@ def test_help_names_every_variable():
   names += " POLL_SECONDS MAX_FAILURES MAX_CRASHES AFTER"
   assert [line.split()[0] for line in done.stdout.splitlines() if line[2:3].isupper()] == names.split()
   assert "set -euo" not in done.stdout
+
+
+def printed_commands():
+  """The commands for scripts in the READMEs, without the words behind them."""
+  texts = [(LAUNCH.parent / "README.md").read_text(), (LAUNCH / "README.md").read_text()]
+  found = re.findall(r"^(?:\w+=\S+ )*(?:bash )?launch/\S+ [^\n#]*", "\n".join(texts), re.MULTILINE)
+  return [command.strip() for command in found]
+
+
+def test_the_readmes_show_every_command_of_tpu_vm():
+  shown = set(re.findall(r"tpu_vm\.sh (?:--dry-run )?(\w+)", " ".join(printed_commands())))
+  assert shown >= {"watch", "status", "fetch", "delete"}
+
+
+@pytest.mark.parametrize("command", printed_commands())
+def test_every_command_that_we_print_is_understood(stage, command):
+  dry = re.sub(r"(launch/\S+) (--dry-run )?", r"\1 --dry-run ", command)
+  done = stage.run("bash", "-c", dry, folder=LAUNCH.parent, TPU_NAME="pod", ZONE="z", SHARE="gs://bucket")
+  assert done.code == 0 and done.output, done.errors
