@@ -1,0 +1,249 @@
+#!/usr/bin/env bash
+# Runs lrat_jax on a Cloud TPU VM, one host or a slice of many, and keeps the run going through preemptions.
+#
+#   launch/tpu_vm.sh [--dry-run] COMMAND [ARGUMENT…]
+#
+#   create           asks for the TPU VM
+#   setup            puts the code and its packages on every worker, and mounts SHARE there
+#   run ARGUMENT…    starts `python -m lrat_jax.main ARGUMENT…` on every worker, in the background
+#   watch ARGUMENT…  all of the above, and again after every preemption, until the run has ended; its exit code is the
+#                    run's: 0 done, 2 bad input, 3 a metric was not finite; 1 where it gave up
+#   status           the state of the TPU VM, and of the run on each worker
+#   logs             follows the log of worker 0
+#   stop             SIGTERM: the run saves and ends (code 75); stop a `watch` before, or it starts the run again
+#   fetch [--checkpoints]  copies the results into RESULTS, the checkpoints too if asked
+#   delete           deletes the TPU VM
+#
+#   --dry-run        prints the commands, exactly, and runs none; `watch` as it goes when nothing goes wrong
+#
+# Variables, from the environment:
+#   TPU_NAME          a name of your choice                                                required
+#   ZONE              where, as in us-west4-a                                              required
+#   PROJECT           the project that pays                                                gcloud's own
+#   ACCELERATOR_TYPE  which TPU and how many chips or cores                                v5litepod-8
+#   RUNTIME_VERSION   the image                                                            the one for the type
+#   PROVISION         queued-spot, queued, spot or on-demand; the queued ones wait until   queued-spot
+#                     there is room, the spot ones are cheap and can be taken away
+#   CREATE_FLAGS      more flags of `gcloud … create`, separated by spaces                 none
+#   SHARE             gs://BUCKET or HOST:/EXPORT (NFS), mounted on every worker at        none
+#                     /mnt/lrat_jax; without it one host's run lives on that host's disk.
+#                     Required by `watch` and by slices of more than one host
+#   WORKDIR           the run's workdir on the workers                                     /mnt/lrat_jax/runs/TPU_NAME
+#   REPO              a git URL to install from; this checkout if empty                    empty
+#   REF               which commit, branch or tag                                          HEAD
+#   RESULTS           where `fetch` puts them here                                         runs/TPU_NAME
+#   POLL_SECONDS      how often `watch` looks                                              60
+#   MAX_FAILURES      failed commands of gcloud in a row after which `watch` gives up      10
+#   MAX_CRASHES       ends of the run other than 0, 2, 3, 75 between two preemptions,      5
+#                     after which `watch` gives up
+#   AFTER             keep or delete: what `watch` does with the TPU VM at the end         keep
+#
+# gcloud must be logged in here. The workers reach the bucket as their service account: no secret passes through here.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+readonly root mount=/mnt/lrat_jax worker=lrat_jax/launch/tpu_worker.sh
+
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+note() {
+  [[ $dry_run == yes ]] || printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2
+}
+
+# One line that a shell reads back as these words.
+quoted() {
+  local word
+  local -a words=()
+  for word in "$@"; do
+    if [[ $word =~ ^[[:alnum:]_./:=,@%+-]+$ ]]; then words+=("$word"); else words+=("${word@Q}"); fi
+  done
+  printf '%s\n' "${words[*]}"
+}
+
+# Runs a command; --dry-run only prints it.
+step() {
+  if [[ $dry_run == yes ]]; then
+    quoted "$@"
+  else
+    printf '+ %s\n' "$(quoted "$@")" >&2
+    "$@"
+  fi
+}
+
+# Sets `answer` to what a command prints; --dry-run prints the command and takes the first argument for its answer.
+ask() {
+  answer=$1
+  if [[ $dry_run == yes ]]; then quoted "${@:2}"; else answer=$("${@:2}" 2>&1); fi
+}
+
+runtime_for() {
+  case $1 in
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
+    *) fail "RUNTIME_VERSION is missing; none is known for ACCELERATOR_TYPE=$1." ;;
+  esac
+}
+
+read_variables() {
+  local name
+  for name in TPU_NAME ZONE; do
+    [[ -n ${!name-} ]] || fail "$name is missing; the head of launch/tpu_vm.sh explains all variables."
+  done
+  : "${ACCELERATOR_TYPE:=v5litepod-8}" "${PROVISION:=queued-spot}" "${REF:=HEAD}" "${AFTER:=keep}"
+  : "${SHARE=}" "${REPO=}" "${WORKDIR:=$mount/runs/$TPU_NAME}" "${RESULTS:=runs/$TPU_NAME}"
+  : "${POLL_SECONDS:=60}" "${MAX_FAILURES:=10}" "${MAX_CRASHES:=5}"
+  RUNTIME_VERSION=${RUNTIME_VERSION:-$(runtime_for "$ACCELERATOR_TYPE")}
+  [[ $PROVISION =~ ^(queued-spot|queued|spot|on-demand)$ ]] ||
+    fail "PROVISION=$PROVISION is unknown; choose from queued-spot, queued, spot, on-demand."
+  [[ $AFTER =~ ^(keep|delete)$ ]] || fail "AFTER=$AFTER is unknown; choose from keep, delete."
+  [[ -z $SHARE || $SHARE =~ ^gs://[^/]+$ || $SHARE =~ ^[^/:]+:/([^/].*)?$ ]] ||
+    fail "SHARE=$SHARE is neither gs://BUCKET nor HOST:/EXPORT."
+  [[ $WORKDIR == /* ]] || fail "WORKDIR=$WORKDIR is not an absolute path."
+  for name in POLL_SECONDS MAX_FAILURES MAX_CRASHES; do
+    [[ ${!name} =~ ^[0-9]+$ ]] || fail "$name=${!name} is not a whole number."
+  done
+  read -ra create_flags <<<"${CREATE_FLAGS-}"
+  place=(--zone="$ZONE" ${PROJECT:+--project="$PROJECT"} --quiet)
+  ssh=(gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${place[@]}")
+  scp=(gcloud compute tpus tpu-vm scp "${place[@]}")
+  cache=${XDG_CACHE_HOME:-$HOME/.cache}/lrat_jax
+}
+
+check_arguments() {
+  local argument config=no
+  for argument in "$@"; do
+    case $argument in
+      --config=*) config=yes ;;
+      --workdir*) fail "$argument: set WORKDIR instead." ;;
+      --*) ;;
+      *) fail "'$argument' is not understood; options are written --name=value." ;;
+    esac
+  done
+  [[ $config == yes ]] || fail "--config is missing; try --config=configs/lrat.py:cifar10."
+}
+
+create() {
+  local -a tier=()
+  [[ $PROVISION != *spot ]] || tier=(--spot)
+  case $PROVISION in
+    queued*)
+      step gcloud compute tpus queued-resources create "$TPU_NAME" --node-id="$TPU_NAME" "${place[@]}" \
+        --accelerator-type="$ACCELERATOR_TYPE" --runtime-version="$RUNTIME_VERSION" "${tier[@]}" "${create_flags[@]}"
+      ;;
+    *)
+      step gcloud compute tpus tpu-vm create "$TPU_NAME" "${place[@]}" \
+        --accelerator-type="$ACCELERATOR_TYPE" --version="$RUNTIME_VERSION" "${tier[@]}" "${create_flags[@]}"
+      ;;
+  esac
+}
+
+delete() {
+  case $PROVISION in
+    queued*) step gcloud compute tpus queued-resources delete "$TPU_NAME" "${place[@]}" --force ;;
+    *) step gcloud compute tpus tpu-vm delete "$TPU_NAME" "${place[@]}" ;;
+  esac
+}
+
+# Commands are joined by && throughout: `watch` calls these where bash does not stop at an error.
+setup() {
+  local archive=$cache/$TPU_NAME.tar.gz unpack
+  if [[ -n $REPO ]]; then
+    unpack="git clone --quiet -- $(quoted "$REPO") lrat_jax && git -C lrat_jax checkout --quiet $(quoted "$REF")"
+  else
+    unpack='mkdir lrat_jax && tar -xzf lrat_jax.tar.gz -C lrat_jax'
+    step mkdir -p "$cache" &&
+      step git -C "$root" archive --format=tar.gz --output="$archive" "$REF" &&
+      step "${scp[@]}" --worker=all "$archive" "$TPU_NAME:lrat_jax.tar.gz" || return
+  fi
+  # Not under the feet of a run.
+  unpack="if test -f $worker; then bash $worker idle; fi && rm -rf lrat_jax && $unpack"
+  step "${ssh[@]}" --worker=all --command="$unpack && bash $worker setup $(quoted "$SHARE")"
+}
+
+start() {
+  step "${ssh[@]}" --worker=all --command="bash $worker start $(quoted "$SHARE" "--workdir=$WORKDIR" "$@")"
+}
+
+status() {
+  local answer vm
+  look_at_vm READY
+  note "the TPU VM is $vm (${answer##*$'\n'})"
+  [[ $vm != ready ]] || step "${ssh[@]}" --worker=all --command="$(state_command)"
+}
+
+fetch() {
+  local archive=$cache/${TPU_NAME}_results.tar.gz folder='' leave_out=(--exclude='^checkpoints/.*')
+  [[ ${1-} != --checkpoints ]] || leave_out=()
+  step mkdir -p "$RESULTS"
+  [[ $WORKDIR != "$mount"/* ]] || folder=${WORKDIR#"$mount"/}
+  if [[ $SHARE == gs://* && -n $folder ]]; then
+    # From the bucket itself: that works when the TPU VM is gone, too.
+    step gcloud storage rsync "$SHARE/$folder" "$RESULTS" --recursive "${leave_out[@]}" ${PROJECT:+--project="$PROJECT"}
+    return
+  fi
+  ((${#leave_out[@]} == 0)) || leave_out=(--exclude=./checkpoints)
+  step mkdir -p "$cache"
+  step "${ssh[@]}" --worker=0 --command="tar -czf results.tar.gz $(quoted "${leave_out[@]}" -C "$WORKDIR" .)"
+  step "${scp[@]}" --worker=0 "$TPU_NAME:results.tar.gz" "$archive"
+  step tar -xzf "$archive" -C "$RESULTS"
+}
+
+# One commit for all machines of a `watch`, whatever is committed here meanwhile.
+pin_ref() {
+  local commit
+  [[ -z $REPO ]] || return 0
+  commit=$(git -C "$root" rev-parse --quiet --verify "$REF^{commit}") || fail "REF=$REF is not a commit of $root."
+  REF=$commit
+  [[ -z $(git -C "$root" status --porcelain) ]] || note "what is not committed here is not sent to the workers"
+}
+
+# shellcheck source=launch/tpu_watch.sh
+source "$root/launch/tpu_watch.sh"
+
+main() {
+  local dry_run=no command
+  if [[ ${1-} == --dry-run ]]; then
+    dry_run=yes
+    shift
+  fi
+  command=${1-}
+  shift || true
+  case $command in
+    create | setup | run | watch | status | logs | stop | fetch | delete) ;;
+    help | --help | -h)
+      sed -n '2,/^set/ s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      return
+      ;;
+    *) fail "'$command' is unknown; choose from create, setup, run, watch, status, logs, stop, fetch, delete, help." ;;
+  esac
+  read_variables
+  case $command in
+    run | watch) check_arguments "$@" ;;
+    fetch) [[ $# == 0 || $* == --checkpoints ]] || fail "'$*' is not understood; fetch takes --checkpoints." ;;
+    *) (($# == 0)) || fail "'$*' is not understood; $command takes no arguments." ;;
+  esac
+  case $command in
+    run) start "$@" ;;
+    watch)
+      [[ -n $SHARE ]] || fail "SHARE is missing; a run can only go on from a folder that outlives the TPU VM."
+      [[ $WORKDIR == "$mount"/* ]] || fail "WORKDIR=$WORKDIR is not below $mount, where SHARE is mounted."
+      pin_ref
+      watch "$@"
+      ;;
+    setup)
+      pin_ref
+      setup
+      ;;
+    logs) step "${ssh[@]}" --worker=0 --command='tail -n 200 -F lrat_jax.log' ;;
+    stop) step "${ssh[@]}" --worker=all --command="bash $worker stop" ;;
+    *) "$command" "$@" ;;
+  esac
+}
+
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || fail "bash $BASH_VERSION is too old; this needs 4.4 or newer."
+main "$@"
