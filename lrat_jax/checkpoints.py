@@ -1,5 +1,13 @@
-"""Checkpoints of a run, by Orbax: state, data iterator and the best validation so far, saved in the background."""
+"""Checkpoints of a run, by Orbax: state, data iterator and the best validation so far, saved in the background.
 
+Each holds a list of its files with their digests, which becomes part of it before it counts as saved. A checkpoint that
+differs from its list is moved aside before Orbax reads anything of it, and the run goes on from the one before.
+"""
+
+import hashlib
+import json
+import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,9 +15,17 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from lrat_jax import files, hosts
 from lrat_jax.train_step import TrainState
 
 _LATEST_KEPT = 2
+_DIGESTS = "sha256.json"
+# Orbax measures it by the clock on the wall, which may be set while it waits.
+_SAVE_TIMEOUT_S = 14 * 24 * 3600
+# Orbax writes these after the list, and reads nothing from them that a run depends on.
+_UNLISTED = ("_CHECKPOINT_METADATA", "commit_success.txt", _DIGESTS)
+# Beside the checkpoints, so that Orbax does not take for one what lies in it.
+_ASIDE = "damaged_checkpoints"
 
 
 class Progress(NamedTuple):
@@ -24,13 +40,72 @@ class Progress(NamedTuple):
   finished: bool
 
 
+class SaveError(Exception):
+  """A checkpoint could not be written; the message is one line with the reason."""
+
+
+# What Orbax and TensorStore raise when a disk is full or gone.
+_WRITE_ERRORS = (ValueError, OSError)
+
+
+def _save_error(step: int, error: Exception) -> SaveError:
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  reason = os.strerror(int(code[1])) if code else " ".join(str(error).split())
+  return SaveError(f"the checkpoint of step {step} could not be written: {reason}.")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+  """The SHA-256 of every listed file under a folder, by its path there."""
+  found = {}
+  for path in sorted(folder.rglob("*")):
+    if path.is_file() and path.name not in _UNLISTED:
+      with path.open("rb") as file:
+        found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+  return found
+
+
+def _damage(folder: Path) -> str | None:
+  """What is wrong with a checkpoint's files; None where they are as they were saved."""
+  try:
+    listed = json.loads((folder / _DIGESTS).read_text())
+  except (OSError, ValueError):
+    return f"its {_DIGESTS} is missing or cannot be read"
+  found = _digests(folder)
+  different = sorted(name for name in listed if found.get(name) != listed[name])
+  return f"{different[0]} is not as it was saved" if different else None
+
+
+def _move_aside(folder: Path) -> Path:
+  aside = folder.parent.parent / _ASIDE
+  aside.mkdir(exist_ok=True)
+  number = 1 + sum(path.name.split("_")[0] == folder.name for path in aside.iterdir())
+  return folder.rename(aside / f"{folder.name}_{number}")
+
+
+def set_damaged_aside(directory: Path) -> list[str]:
+  """Moves checkpoints that are not as they were saved out of a directory, into "damaged_checkpoints" beside it.
+
+  Returns:
+    A line for each that says what was wrong with it and where it is now.
+  """
+  lines = []
+  steps = [path for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
+  for folder in sorted(steps, key=lambda path: int(path.name)):
+    reason = _damage(folder)
+    if reason is not None:
+      moved = _move_aside(folder)
+      lines.append(f"The checkpoint of step {folder.name} is damaged: {reason}. It is in {moved} now.")
+  return lines
+
+
 class Checkpoints:
   """The checkpoints in one directory: the latest two, and the one with the highest robust validation accuracy."""
 
   def __init__(self, directory: Path, *, read_only: bool = False):
     policies = checkpoint_managers
+    self._directory, self._saving = directory.absolute(), 0
     self._manager = ocp.CheckpointManager(
-      directory.absolute(),
+      self._directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(
           [
@@ -41,6 +116,11 @@ class Checkpoints:
           ]
         ),
         best_fn=lambda metrics: metrics["robust"],
+        async_options=ocp.AsyncOptions(
+          post_finalization_callback=self._list_files,
+          timeout_secs=_SAVE_TIMEOUT_S,
+          create_directories_asynchronously=False,  # it waits by that clock too, ten minutes at most
+        ),
         read_only=read_only,
       ),
     )
@@ -49,7 +129,18 @@ class Checkpoints:
     return self
 
   def __exit__(self, *_: Any) -> None:
-    self._manager.close()  # waits for a save that is under way
+    try:
+      self._manager.close()  # waits for a save that is under way
+    except _WRITE_ERRORS as error:
+      raise _save_error(self._saving, error) from error
+
+  def _list_files(self) -> None:
+    """Writes the list of digests; Orbax calls it when all else is written, and the checkpoint not yet in its place."""
+    if hosts.leads():
+      (folder,) = (path for path in self._directory.iterdir() if path.name.split(".")[0] == str(self._saving))
+      digests = json.dumps(_digests(folder)).encode()
+      with files.replacing(folder / _DIGESTS) as file:
+        file.write(digests)
 
   def latest_step(self) -> int | None:
     """The newest step that was saved whole, or None."""
@@ -63,13 +154,22 @@ class Checkpoints:
     return max(scored, key=lambda step: (self._manager.metrics(step)["robust"], -step))
 
   def save(self, step: int, state: TrainState, progress: Progress, validation: dict[str, float] | None) -> None:
-    """Saves in the background; `validation` {"clean", "robust"} where the model was validated at this step."""
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress._asdict())),
-      metrics=validation,
-      force=True,
-    )
+    """Saves in the background; `validation` {"clean", "robust"} where the model was validated at this step.
+
+    Raises:
+      SaveError: this or the save before it could not be written; the checkpoints before are as they were.
+    """
+    try:
+      self._manager.wait_until_finished()
+      self._saving = step
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress._asdict())),
+        metrics=validation,
+        force=True,
+      )
+    except _WRITE_ERRORS as error:
+      raise _save_error(self._saving, error) from error
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
     """The state at `step`, placed as `like` is, and its progress."""

@@ -15,12 +15,18 @@ OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)")
 
 
 class Options(NamedTuple):
-  """What was asked for; `config` is None where only help was, `model` where a run's own checkpoint is judged."""
+  """What was asked for; `config` is None where only help was, `model` where a run's own checkpoint is judged.
+
+  The last three say how to find the run's other processes (`hosts.join`).
+  """
 
   config: ConfigDict | None
   workdir: str | None
   mode: str
   model: str | None
+  coordinator: str | None = None
+  num_processes: int | None = None
+  process_id: int | None = None
 
 
 def _define(arguments: list[str]) -> flags.FlagValues:
@@ -29,6 +35,9 @@ def _define(arguments: list[str]) -> flags.FlagValues:
   flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
   flags.DEFINE_string("model", None, "package.module:function, a model to judge", flag_values=values)
   flags.DEFINE_string("mode", None, "what to do", flag_values=values)
+  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
+  flags.DEFINE_integer("num_processes", None, "of this run", flag_values=values)
+  flags.DEFINE_integer("process_id", None, "which of them this is", flag_values=values)
   flags.DEFINE_bool("help", False, "shows help", short_name="h", flag_values=values)
   return values
 
@@ -97,4 +106,5 @@ def parse(arguments: Sequence[str]) -> Options:
     _check_override(config, argument)
   if overrides:
     config = _load(_parse(list(arguments)))
-  return Options(config, values.workdir, mode, values.model)
+  others = (values.coordinator, values.num_processes, values.process_id)
+  return Options(config, values.workdir, mode, values.model, *others)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from lrat_jax import attacks, data, doubts, reweighting, sharding, suites
-from lrat_jax.attacks import progress, threat_model
+from lrat_jax.attacks import placement, progress, threat_model
 from lrat_jax.train_step import Variables
 
 Judge = Callable[[Variables, data.Split, Array], dict[str, np.ndarray]]
@@ -65,10 +65,13 @@ class _Job(NamedTuple):
   directory: Path | None
   keep_images: bool
   on_stage: Callable[[str, attacks.StageSummary], None]
+  on_kept: Callable[[], None]
 
   def store(self, *below: str) -> progress.Store:
     """Where finished work is kept."""
-    return progress.Nowhere() if self.directory is None else progress.FileStore(self.directory.joinpath(*below))
+    if self.directory is None:
+      return progress.Nowhere()
+    return progress.Watched(progress.Shared(progress.FileStore(self.directory.joinpath(*below))), self.on_kept)
 
 
 def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> JudgeBatch:
@@ -213,7 +216,7 @@ def _fingerprint(job: _Job, suite: suites.Suite, seed: int, answers: str) -> dic
     "answers of the model": answers,
     "attacks (config.eval.suite)": str(sorted((name, sorted(entry.items())) for name, entry in suite.items())),
     "seed": str(seed),
-    "batch size or devices": f"{job.batch_size} on {job.mesh.size} {job.mesh.devices.flat[0].device_kind}",
+    "batch size or device": f"{job.batch_size} on {job.mesh.devices.flat[0].device_kind}",
     "choice of images to save": str(job.keep_images),
     "version of jax": jax.__version__,
   }
@@ -255,6 +258,7 @@ def run_suite(
   directory: Path | None = None,
   on_attack: Callable[[str, float, float], None] = lambda name, accuracy, seconds: None,
   on_stage: Callable[[str, attacks.StageSummary], None] = lambda name, summary: None,
+  on_kept: Callable[[], None] = lambda: None,
 ) -> Judgement:
   """Clean accuracy and robust accuracy under each attack of a suite, on every image of a split.
 
@@ -268,9 +272,10 @@ def run_suite(
     check_images: how many images `checks.examine` looks at; 0 is none.
     keep_images: whether all adversarials are returned.
     directory: keeps finished batches, so that the same call goes on where it was stopped. A batch taken from there
-      counts the seconds that it took then. Single process.
+      counts the seconds that it took then.
     on_attack: told each attack's name, robust accuracy and seconds as it ends ("clean" first).
     on_stage: told AutoAttack's name and each stage's summary as it ends.
+    on_kept: called after each batch that `directory` has kept; what it raises ends the call, to go on later.
 
   Returns:
     Judgement. `summary` {"clean", "robust": {name: accuracy}, "worst_case", "n", "warnings", "autoattack": {name:
@@ -286,7 +291,7 @@ def run_suite(
   suite = {name: dict(entry) for name, entry in suite.items()}
   logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
   logits_fn, key = sharding.replicate(mesh, (logits_fn, jax.random.key(seed)))
-  job = _Job(logits_fn, split, key, batch_size, mesh, directory, keep_images, on_stage)
+  job = _Job(logits_fn, split, key, batch_size, mesh, directory, keep_images, on_stage, on_kept)
   return _run(job, suite, seed, check_images, on_attack)
 
 
@@ -323,7 +328,7 @@ def _run(job: _Job, suite: suites.Suite, seed: int, check_images: int, on_attack
   per_example |= _worst_case(per_example, list(suite))
   few = job.split.take(np.arange(min(check_images, len(job.split.labels))))
   # On one device: this is a small batch, and the checks ask for their answers one after another.
-  on_one = jax.device_put(job.logits_fn, job.mesh.local_devices[0])
+  on_one = placement.to_own_device(job.logits_fn)
   summary = {
     "clean": float(np.mean(clean_correct)),
     "robust": robust,

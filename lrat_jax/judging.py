@@ -5,14 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from lrat_jax import attacks, data, evaluate, figures, metrics, reports
+from lrat_jax import attacks, data, evaluate, figures, hosts, metrics, reports, stopping
 from lrat_jax.config_checks import ConfigError
 
 # Finished batches of an evaluation that goes on; it is removed when the evaluation ends.
@@ -31,6 +30,8 @@ def judge(
   mesh: Mesh,
   workdir: Path,
   console: Console,
+  *,
+  stop: Callable[[], bool] = lambda: False,
   **more: Any,
 ) -> dict[str, Any]:
   """Runs config.eval's suite on its split: table, results.json, timings.json, per_example.npz, pictures.
@@ -40,6 +41,7 @@ def judge(
   taken from the folder "judging" beside them.
 
   Args:
+    stop: asked after every batch, on every process; where it answers True, the call ends, to go on there later.
     more: "name" and whatever else belongs in the results, as the whole configuration where it made the model.
 
   Returns:
@@ -47,7 +49,13 @@ def judge(
 
   Raises:
     ConfigError: the model's logits are not finite, or an earlier try judged something else.
+    stopping.Stopped: `stop` answered True.
   """
+
+  def check_stop() -> None:
+    if stop():
+      raise stopping.Stopped("Stopped in the judgement, whose finished batches are saved")
+
   suite = config.eval.suite.to_dict()
   split = dataset.split(config.eval.split)
   split = split.take(np.arange(min(config.eval.num_images or len(split.labels), len(split.labels))))
@@ -65,7 +73,8 @@ def judge(
       seed=config.seed,
       check_images=config.eval.check_images,
       keep_images=config.eval.save_images,
-      directory=progress if jax.process_count() == 1 else None,
+      directory=progress,
+      on_kept=check_stop,
       on_attack=lambda name, accuracy, seconds: say(
         f"{name}: {100 * accuracy:.2f} % in {metrics.seconds_text(seconds)}"
       ),
@@ -83,6 +92,23 @@ def judge(
     "split": config.eval.split,
     "environment": reports.environment(),
   }
+  if not hosts.leads():
+    return results
+  _write(config, workdir, results, judgement, split, more)
+  shutil.rmtree(progress, ignore_errors=True)
+  reports.print_table(console, results, judgement.timings["attack_seconds"])
+  return results
+
+
+def _write(
+  config: ConfigDict,
+  workdir: Path,
+  results: dict[str, Any],
+  judgement: evaluate.Judgement,
+  split: data.Split,
+  more: dict[str, Any],
+) -> None:
+  """The files and pictures of a judgement."""
   if config.eval.save_images:
     reports.write_images(workdir, judgement.images, split.indices)
   if config.eval.robustbench:
@@ -90,9 +116,6 @@ def judge(
     reports.write_robustbench(workdir, results, dataset=dataset, architecture=more.get("model", config.model.name))
   figures.draw_judgement(workdir, str(more["name"]), split, judgement)
   reports.write_results(workdir, results, judgement.timings, judgement.per_example)
-  shutil.rmtree(progress, ignore_errors=True)
-  reports.print_table(console, results, judgement.timings["attack_seconds"])
-  return results
 
 
 def stage_text(stage: attacks.StageSummary) -> str:

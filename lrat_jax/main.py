@@ -15,15 +15,20 @@
   --workdir=DIR                         where the run lives; runs/NAME_seedSEED if not given
   --mode=MODE                           train_and_evaluate (if not given), train, or evaluate
   --model=PACKAGE.MODULE:FUNCTION       judges a function from images to logits
+  --coordinator=HOST:PORT --num_processes=N --process_id=I
+                                        one run of several processes; found without on TPU and Slurm
 
 The same command again resumes, or evaluates a finished run.
-Exit codes: 0 done, 2 bad input, 3 a metric was not finite.
+Exit codes: 0 done, 2 bad input, 3 a metric was not finite, 4 a file could not be written or read,
+75 stopped by SIGTERM or Ctrl-C, with everything saved.
 """
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -36,22 +41,25 @@ from rich.console import Console
 
 from lrat_jax import (
   callables,
+  checkpoints,
   command_line,
   config_checks,
   data,
   evaluate,
   figures,
   files,
+  hosts,
   judging,
   metrics,
   models,
   sharding,
+  stopping,
   train,
   workdirs,
 )
 from lrat_jax.config_checks import ConfigError
 
-BAD_INPUT, NOT_FINITE = 2, 3
+BAD_INPUT, NOT_FINITE, FILES_FAILED, STOPPED = 2, 3, 4, 75
 
 
 def _keep_compiled(where: str, workdir: Path) -> None:
@@ -62,35 +70,33 @@ def _keep_compiled(where: str, workdir: Path) -> None:
   jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
-def _load_data(config: ConfigDict, workdir: Path, model_name: str) -> tuple[data.Dataset, Mesh]:
-  """Checks everything that can be wrong with a configuration; nothing is written before."""
+def _load_dataset(config: ConfigDict, workdir: Path) -> data.Dataset:
   config_checks.check(config)
   workdirs.check(workdir, config)
-  _keep_compiled(config.compilation_cache, workdir)
   try:
-    dataset = data.load_for(config.data)
+    return data.load_for(config.data)
   except data.DataError as error:
     raise ConfigError(f"config.{error}") from None
+
+
+def _load_data(config: ConfigDict, workdir: Path, model_name: str) -> tuple[data.Dataset, Mesh]:
+  """Checks everything that can be wrong with a configuration; nothing is written before."""
+  same = f"{workdir} {json.dumps(workdirs.portable(config), sort_keys=True)}"
+  dataset = hosts.together("data", lambda: _load_dataset(config, workdir), same)
+  _keep_compiled(config.compilation_cache, workdir)
   fitting = models.images_in_cache(model_name, *dataset.image_shape[:2])
-  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, images_in_cache=fitting)
+  sharding.use_cpu_cores(
+    config.data.batch_size, config.eval.batch_size, images_in_cache=fitting, num_processes=hosts.place().count
+  )
   mesh = sharding.make_mesh()
   config_checks.check_for_devices(config, mesh.size)
   config_checks.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
   return dataset, mesh
 
 
-def _make_workdir(workdir: Path) -> None:
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / ".writable").touch()
-    (workdir / ".writable").unlink()
-  except OSError as error:
-    raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}.") from None
-
-
-def _judge_checkpoint(experiment: train.Experiment, workdir: Path, console: Console) -> None:
+def _judge_checkpoint(experiment: train.Experiment, workdir: Path, console: Console, stop: stopping.Watch) -> None:
   """Judges the best checkpoint."""
-  best = train.load_best(experiment, workdir)
+  best = train.load_best(experiment, workdir, console)
   if best is None:
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
   step, state = best
@@ -98,10 +104,10 @@ def _judge_checkpoint(experiment: train.Experiment, workdir: Path, console: Cons
   logits_fn = Partial(evaluate.apply_function(experiment.model), state.judged)
   config = experiment.config
   more = {"name": config.name, "step": step, "configuration": workdirs.portable(config)}
-  judging.judge(config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, **more)
+  judging.judge(config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, stop=stop, **more)
 
 
-def _judge_callable(config: ConfigDict, name: str, workdir: Path, console: Console) -> None:
+def _judge_callable(config: ConfigDict, name: str, workdir: Path, console: Console, stop: stopping.Watch) -> None:
   """Judges a function of the user's."""
   if (workdir / "checkpoints").exists():
     raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
@@ -112,19 +118,27 @@ def _judge_callable(config: ConfigDict, name: str, workdir: Path, console: Conso
     callables.check(name, logits_fn, images, dataset.num_classes)
   except callables.CallableError as error:
     raise ConfigError(f"--model={error}") from error
-  _make_workdir(workdir)
-  judging.judge(config, logits_fn, dataset, mesh, workdir, console, name=name, model=name)
+  with workdirs.claimed(workdir):
+    judging.judge(config, logits_fn, dataset, mesh, workdir, console, stop=stop, name=name, model=name)
 
 
-def _run_config(config: ConfigDict, mode: str, workdir: Path, console: Console) -> None:
+def _run_config(config: ConfigDict, mode: str, workdir: Path, console: Console, stop: stopping.Watch) -> None:
   """Trains, judges, or both."""
   dataset, mesh = _load_data(config, workdir, config.model.name)
   experiment = train.build(config, dataset, mesh)
   if mode == "evaluate" and not (workdir / "checkpoints").is_dir():
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
-  _make_workdir(workdir)
-  with files.replacing(workdir / "config.json") as file:
-    file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
+  with workdirs.claimed(workdir):
+    _run_experiment(experiment, mode, workdir, console, stop)
+
+
+def _run_experiment(
+  experiment: train.Experiment, mode: str, workdir: Path, console: Console, stop: stopping.Watch
+) -> None:
+  config, dataset, mesh = experiment.config, experiment.dataset, experiment.mesh
+  if hosts.leads():
+    with files.replacing(workdir / "config.json") as file:
+      file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
   console.print(
     f"{config.name}: {len(dataset.train.labels):,} training, {len(dataset.validation.labels):,} validation and "
     f"{len(dataset.test.labels):,} test images on {mesh.size} {mesh.devices.flat[0].platform} device(s); "
@@ -133,40 +147,75 @@ def _run_config(config: ConfigDict, mode: str, workdir: Path, console: Console) 
     soft_wrap=True,
   )
   if mode != "evaluate":
-    train.train(experiment, workdir, console)
-    figures.draw_run(workdir, config.name, dataset.train)
+    train.train(experiment, workdir, console, stop)
+    if hosts.leads():
+      figures.draw_run(workdir, config.name, dataset.train)
   if mode != "train":
-    _judge_checkpoint(experiment, workdir, console)
+    _judge_checkpoint(experiment, workdir, console, stop)
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
-  """The whole program. Raises ConfigError for bad input and metrics.NonFiniteError for a run that broke down."""
-  config, workdir_name, mode, model = command_line.parse(arguments)
+  """The whole program. Raises ConfigError for bad input, and what `main` makes exit codes of."""
+  config, workdir_name, mode, model, *others = command_line.parse(arguments)
   if config is None:
     print(__doc__.strip())
     return
+  hosts.join(*others)
+  console.quiet = console.quiet or not hosts.leads()
   name = config.name if model is None else model.replace(":", ".")
   workdir = Path(workdir_name or f"runs/{name}_seed{config.seed}")
-  if model is None:
-    _run_config(config, mode, workdir, console)
-  else:
-    _judge_callable(config, model, workdir, console)
-  left = ", ".join(sorted(path.name for path in workdir.iterdir()))
+  with stopping.Watch() as stop:
+    if model is None:
+      _run_config(config, mode, workdir, console, stop)
+    else:
+      _judge_callable(config, model, workdir, console, stop)
+  left = ", ".join(sorted(path.name for path in workdir.iterdir() if not path.name.startswith(".")))
   console.print(f"Everything is in {workdir}: {left}", soft_wrap=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs the program on command-line arguments and returns its exit code; bad input is one line on stderr."""
-  logging.set_verbosity(logging.ERROR)  # Orbax and TFDS warn through absl about their own defaults
+def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
+  """Runs the program: its exit code, and the line that says why where that is not 0."""
+  again = "the same command goes on there."
   try:
-    run(sys.argv[1:] if arguments is None else arguments, Console())
+    run(arguments, Console())
   except ConfigError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return BAD_INPUT
+    return BAD_INPUT, f"error: {error}"
   except metrics.NonFiniteError as error:
-    print(f"error: {error} The checkpoints before it are intact.", file=sys.stderr)
-    return NOT_FINITE
-  return 0
+    return NOT_FINITE, f"error: {error} The checkpoints before it are intact."
+  except checkpoints.SaveError as error:
+    return FILES_FAILED, f"error: {error} The checkpoints before it are intact; {again}"
+  except OSError as error:
+    where = f": {error.filename}" if error.filename else ""
+    return FILES_FAILED, f"error: {error.strerror or error}{where}. The checkpoints are intact; {again}"
+  except stopping.Stopped as stopped:
+    return STOPPED, f"{stopped}; {again}"
+  return 0, ""
+
+
+@contextlib.contextmanager
+def _background_failures_in_a_line() -> Iterator[None]:
+  """In place of a background thread's traceback: what ended it reaches the run as an error too."""
+
+  def say(failed: threading.ExceptHookArgs) -> None:
+    print(f"{failed.thread.name} failed: {' '.join(str(failed.exc_value).split())}", file=sys.stderr)
+
+  before, threading.excepthook = threading.excepthook, say
+  try:
+    yield
+  finally:
+    threading.excepthook = before
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the program on command-line arguments and returns its exit code; what went wrong is one line on stderr."""
+  logging.set_verbosity(logging.FATAL)  # Orbax and TFDS warn of their own defaults, and log what they raise anyway
+  with _background_failures_in_a_line():
+    code, line = _outcome(sys.argv[1:] if arguments is None else arguments)
+  if line and (hosts.leads() or code == FILES_FAILED):
+    print(line, file=sys.stderr, flush=True)
+  if code == FILES_FAILED and hosts.place().count > 1:
+    os._exit(code)  # the others wait for this process in the middle of a step; its end is how they learn of it
+  return code
 
 
 if __name__ == "__main__":

@@ -57,9 +57,18 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class MetricWriter:
-  """Writes rows to metrics.jsonl and TensorBoard; opened at a step, it drops what an earlier try wrote after it."""
+  """Writes rows to metrics.jsonl and TensorBoard; opened at a step, it drops what an earlier try wrote after it.
 
-  def __init__(self, workdir: Path, step: int):
+  Without `writes` it keeps its own rows in memory alone: of several processes one has the files.
+  """
+
+  def __init__(self, workdir: Path, step: int, *, writes: bool = True):
+    self._file = self._events = None
+    self.rows: list[Row] = []
+    if writes:
+      self._open(workdir, step)
+
+  def _open(self, workdir: Path, step: int) -> None:
     self._path = workdir / "metrics.jsonl"
     self.rows = [row for row in read_rows(self._path) if row["step"] <= step]
     with files.replacing(self._path) as file:
@@ -71,11 +80,14 @@ class MetricWriter:
     return self
 
   def __exit__(self, *_: Any) -> None:
-    self._file.close()
-    self._events.close()
+    if self._file is not None:
+      self._file.close()
+      self._events.close()
 
   def write(self, row: Row) -> None:
     self.rows.append(row)
+    if self._file is None:
+      return
     self._file.write(json.dumps(row, allow_nan=False) + "\n")
     self._file.flush()
     for name, value in row.items():
@@ -83,7 +95,8 @@ class MetricWriter:
         self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
 
   def flush(self) -> None:
-    self._events.flush()
+    if self._events is not None:
+      self._events.flush()
 
 
 class WeightRecord:
@@ -94,9 +107,12 @@ class WeightRecord:
   "vulnerabilities" [n, m]; "variants" [m] names the training attacks.
   """
 
-  def __init__(self, directory: Path, indices: np.ndarray, size: int, variants: Sequence[str], step: int):
+  def __init__(
+    self, directory: Path, indices: np.ndarray, size: int, variants: Sequence[str], step: int, *, writes: bool = True
+  ):
     order = np.random.default_rng(0).permutation(len(indices))
-    self._directory, self._sample, self._variants = directory, indices[order[:size]], list(variants)
+    self._directory, self._variants = directory, list(variants)
+    self._sample = indices[order[: size if writes else 0]]
     self._epoch: int | None = None
     self._rows: list[dict[str, np.ndarray]] = []
     self._resume_step = step

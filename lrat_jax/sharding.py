@@ -5,9 +5,10 @@ import os
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lrat_jax.attacks import placement
 
 AXIS = "data"
 REPLICATED = PartitionSpec()
@@ -17,7 +18,7 @@ BATCHED = PartitionSpec(AXIS)
 _MIN_IMAGES_PER_CPU_DEVICE = 16
 
 
-def use_cpu_cores(*batch_sizes: int, images_in_cache: int | None = None) -> None:
+def use_cpu_cores(*batch_sizes: int, images_in_cache: int | None = None, num_processes: int = 1) -> None:
   """Gives JAX one CPU device per core, as far as all batches split evenly; call it before JAX starts its backend.
 
   Sharding over cores is about twice as fast as XLA's own threads on the networks here. Where the user has said how many
@@ -25,6 +26,7 @@ def use_cpu_cores(*batch_sizes: int, images_in_cache: int | None = None) -> None
 
   Args:
     batch_sizes: of all devices together.
+    num_processes: of the run; each has a share of every batch, and as many devices as the others.
     images_in_cache: how many images a device should take at once (`models.images_in_cache`); devices beyond the number
       of cores are made until it does. None: no more than cores.
 
@@ -34,7 +36,7 @@ def use_cpu_cores(*batch_sizes: int, images_in_cache: int | None = None) -> None
   if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     return
   most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-  common, smallest = math.gcd(*batch_sizes), min(batch_sizes)
+  common, smallest = math.gcd(*batch_sizes) // num_processes, min(batch_sizes) // num_processes
   if images_in_cache is not None:
     most = max(most, smallest // images_in_cache)
   fitting = [d for d in range(1, most + 1) if common % d == 0 and smallest // d >= _MIN_IMAGES_PER_CPU_DEVICE]
@@ -43,13 +45,12 @@ def use_cpu_cores(*batch_sizes: int, images_in_cache: int | None = None) -> None
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
   """A mesh of one axis, "data", over all devices of all hosts, or over the first `num_devices`."""
-  devices = jax.devices()[:num_devices]
-  return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+  return placement.mesh_of(jax.devices()[:num_devices], AXIS)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
   """The tree with every array whole on every device."""
-  return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+  return placement.put(tree, mesh, REPLICATED)
 
 
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
@@ -64,8 +65,11 @@ def process_rows(batch_size: int) -> slice:
   return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
 
+def wait_for_all(what: str) -> None:
+  """Waits until every process is at this point."""
+  multihost_utils.sync_global_devices(what)
+
+
 def fetch(tree: Any) -> Any:
   """Global arrays as whole NumPy arrays on every host."""
-  if jax.process_count() > 1:
-    return multihost_utils.process_allgather(tree, tiled=True)
-  return jax.tree.map(np.asarray, jax.device_get(tree))
+  return placement.fetch(tree)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lrat_jax import attacks, data, evaluate, metrics, models, optim, sharding, train_step
+from lrat_jax import attacks, data, evaluate, hosts, metrics, models, optim, sharding, stopping, train_step
 from lrat_jax import checkpoints as checkpoints_lib
 
 
@@ -79,9 +79,16 @@ class _Validator:
 class _Loop:
   """The host's side of training: what happens between two steps, each as a method of its own."""
 
-  def __init__(self, experiment: Experiment, workdir: Path, saved: checkpoints_lib.Checkpoints, console: Console):
+  def __init__(
+    self,
+    experiment: Experiment,
+    workdir: Path,
+    saved: checkpoints_lib.Checkpoints,
+    console: Console,
+    stop: Callable[[], bool],
+  ):
     self._experiment, self._config = experiment, experiment.config
-    self._saved, self._console = saved, console
+    self._saved, self._console, self._stop = saved, console, stop
     self._validate = _Validator(experiment)
     place = data.placer(experiment.dataset.train, experiment.mesh, self._config.data.placement)
     self._batches = data.train_batches(experiment.dataset.train, self._config.data.batch_size, self._config.seed, place)
@@ -106,13 +113,16 @@ class _Loop:
     names = list(config.train_attacks)
     indices = experiment.dataset.train.indices
     size = min(config.train.weights_sample, len(indices))
-    self._weights = metrics.WeightRecord(self._workdir / "weights", indices, size, names, self.step)
-    with metrics.MetricWriter(self._workdir, self.step) as self._writer, self._progress_bar() as bar:
+    leads = hosts.leads()
+    self._weights = metrics.WeightRecord(self._workdir / "weights", indices, size, names, self.step, writes=leads)
+    with metrics.MetricWriter(self._workdir, self.step, writes=leads) as self._writer, self._progress_bar() as bar:
       task = bar.add_task("", total=experiment.total_steps, completed=self.step, rate="compiling", epoch="")
       while self.step < experiment.total_steps:
         epoch = self.step // experiment.steps_per_epoch
         bar.update(task, epoch=f"{epoch + 1}/{config.train.epochs}")
-        self._run_epoch(epoch, lambda rate: bar.update(task, completed=self.step, rate=rate))
+        stopped = self._run_epoch(epoch, lambda rate: bar.update(task, completed=self.step, rate=rate))
+        if stopped and self.step < experiment.total_steps:
+          raise stopping.Stopped(f"Stopped at step {self.step} of {experiment.total_steps}, which is saved")
 
   def _progress_bar(self) -> Progress:
     return Progress(
@@ -125,27 +135,33 @@ class _Loop:
       transient=True,
     )
 
-  def _run_epoch(self, epoch: int, show: Callable[[str], None]) -> None:
+  def _run_epoch(self, epoch: int, show: Callable[[str], None]) -> bool:
+    """Trains to the end of an epoch, or to the step after which the run was asked to stop; whether it was."""
     config, experiment = self._config, self._experiment
     phase = train_step.phase_at(config, epoch)
     take_step = self._compiled(phase)
     end = (epoch + 1) * experiment.steps_per_epoch
     start_time, start_step = time.perf_counter(), self.step
     self._row_start = time.perf_counter()
-    while self.step < end:
+    stopped = False
+    while self.step < end and not stopped:
       self.state, output = take_step(self.state, next(self._batches))
       self._pending.append(output)
       self.step += 1
-      due_to_save = self.step % config.train.checkpoint_every == 0 and self.step < end
+      stopped = self._stop()
+      due_to_save = (stopped or self.step % config.train.checkpoint_every == 0) and self.step < end
       if self.step % config.train.log_every == 0 or due_to_save or self.step == end:
         show(self._log(epoch))
       if due_to_save:
         self._save(None)
+    if self.step < end:
+      return stopped
     training_seconds = time.perf_counter() - start_time
     validation = self._validate(self.state.judged)
     self._writer.write({"split": "validation", "step": self.step, "epoch": epoch, **validation})
     self._save(validation)
     self._print_epoch(epoch, phase, validation, training_seconds, self.step - start_step)
+    return stopped
 
   def _log(self, epoch: int) -> str:
     """Fetches the pending outputs, stops at the first that is not finite, and writes their row."""
@@ -183,24 +199,46 @@ class _Loop:
     )
 
 
-def train(experiment: Experiment, workdir: Path, console: Console) -> None:
+def _mend(workdir: Path, console: Console) -> None:
+  """Takes damaged checkpoints out of a workdir, and says so."""
+  if hosts.leads():
+    for line in checkpoints_lib.set_damaged_aside(workdir / "checkpoints"):
+      console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
+  sharding.wait_for_all("damaged checkpoints are set aside")
+
+
+def train(experiment: Experiment, workdir: Path, console: Console, stop: Callable[[], bool] = lambda: False) -> None:
   """Trains to the end in `workdir`, or says that an earlier try did.
 
+  Args:
+    stop: asked after every step, on every process; where it answers True, the step is saved and the run ends.
+
   Raises:
+    checkpoints.SaveError: a checkpoint could not be written; those before it are intact.
     metrics.NonFiniteError: a metric became NaN or infinite; the checkpoints before it are intact.
+    stopping.Stopped: `stop` answered True before the last step.
   """
+  _mend(workdir, console)
   with checkpoints_lib.Checkpoints(workdir / "checkpoints") as saved:
-    loop = _Loop(experiment, workdir, saved, console)
+    loop = _Loop(experiment, workdir, saved, console, stop)
     if loop.finished:
-      console.print(f"Training in {workdir} is finished ({loop.step} steps); its best checkpoint is evaluated.")
+      console.print(
+        f"Training in {workdir} is finished ({loop.step} steps); its best checkpoint is evaluated.", soft_wrap=True
+      )
       return
     if loop.step:
-      console.print(f"Resuming {workdir} from step {loop.step} of {experiment.total_steps}.")
+      console.print(f"Resuming {workdir} from step {loop.step} of {experiment.total_steps}.", soft_wrap=True)
     loop.run()
 
 
-def load_best(experiment: Experiment, workdir: Path) -> tuple[int, train_step.TrainState] | None:
-  """The checkpoint with the best validation in a workdir, (step, state); None where no checkpoint was finished."""
+def load_best(
+  experiment: Experiment, workdir: Path, console: Console | None = None
+) -> tuple[int, train_step.TrainState] | None:
+  """The checkpoint with the best validation in a workdir, (step, state); None where no checkpoint was finished.
+
+  One that is damaged is set aside, which the console is told, and the best of the others is taken.
+  """
+  _mend(workdir, console or Console())
   with checkpoints_lib.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
     step = saved.best_step()
     return None if step is None else (step, saved.restore(step, experiment.initial_state())[0])

@@ -1,15 +1,24 @@
-"""Which configuration a run's folder belongs to."""
+"""Whose a run's folder is: which configuration it belongs to, and which process works in it."""
 
+import contextlib
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 from ml_collections import ConfigDict
 
+from lrat_jax import hosts
 from lrat_jax.config_checks import ConfigError
 
 # Where this machine keeps things: they change no result.
 _MACHINE_FIELDS = ("data.data_dir", "data.placement", "compilation_cache")
+_LOCK = ".lock"
+# A network's file system may take so long to show on one machine what another wrote.
+_SHARED_WITHIN_S = 30
+
 # What may differ between two tries at one run, besides: what is judged.
 _FREE_FIELDS = ("eval", *_MACHINE_FIELDS)
 
@@ -62,3 +71,43 @@ def check(workdir: Path, config: ConfigDict) -> None:
     raise ConfigError(
       f"--workdir={workdir} holds a run of another configuration ({'; '.join(lines)}); give another --workdir."
     )
+
+
+def _lock(workdir: Path) -> filelock.BaseFileLock | None:
+  """Makes the folder and takes its lock; None where the file system knows no locks."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(workdir / _LOCK).acquire(timeout=0).lock
+  except filelock.Timeout:
+    raise ConfigError(f"--workdir={workdir} is in use by another process; wait for it, or give another.") from None
+  except NotImplementedError:
+    return None
+  except OSError as error:
+    raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}.") from None
+
+
+def _find(workdir: Path) -> None:
+  """Waits for the folder that the first process has made."""
+  deadline = time.monotonic() + _SHARED_WITHIN_S
+  while not workdir.is_dir():
+    if time.monotonic() > deadline:
+      raise ConfigError(f"--workdir={workdir} is not shared: what the first process made there is not to be seen.")
+    time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path) -> Iterator[None]:
+  """The folder, made if it was not there, and for as long as the context lasts no other run's.
+
+  The lock is the operating system's, so that it ends with the process however that ends.
+
+  Raises:
+    ConfigError: it cannot be written, another process works in it, or not all of this run's processes see it.
+  """
+  lock = hosts.together("workdir", lambda: _lock(workdir) if hosts.leads() else None)
+  try:
+    hosts.together("shared workdir", lambda: _find(workdir))
+    yield
+  finally:
+    if lock is not None:
+      lock.release()

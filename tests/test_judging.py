@@ -157,7 +157,7 @@ def test_a_judgement_stopped_at_any_piece_ends_in_the_same_files_and_repeats_not
     ({"dataset": DATASET._replace(test=SPLIT._replace(labels=np.roll(SPLIT.labels, 1)))}, "images or labels"),
     ({"config": {"seed": 1}}, "seed"),
     ({"config": {"eval__suite__pgd_l2__epsilon": "0.7"}}, r"attacks \(config.eval.suite\)"),
-    ({"config": {"eval__batch_size": 32}}, "batch size or devices"),
+    ({"config": {"eval__batch_size": 32}}, "batch size or device"),
   ],
 )
 def test_a_half_done_judgement_of_something_else_is_refused(changed, reason, tmp_path, monkeypatch):

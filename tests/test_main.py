@@ -1,13 +1,10 @@
 """The program as people run it: files, exit codes, one-line errors, resuming after a kill."""
 
 import json
-import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -17,13 +14,14 @@ import pytest
 
 from lrat_jax import command_line, config_checks, main
 from lrat_jax.checkpoints import Checkpoints
+from tests import programs
 from tests.helpers import SMALL, make_split
 
 ROOT = Path(__file__).parent.parent
 ARGUMENTS = [f"--config={ROOT}/configs/lrat_irat.py", *(f"--config.{name}={value}" for name, value in SMALL.items())]
 RESULT_FILES = {
-  "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "results.json", "timings.json", "per_example.npz",
-  "plots", "weights",
+  ".lock", "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "results.json", "timings.json",
+  "per_example.npz", "plots", "weights",
 }  # fmt: skip
 
 
@@ -199,56 +197,13 @@ def test_every_command_that_we_print_is_understood(path):
     config_checks.check(config)
 
 
-def _start(workdir):
-  command = [sys.executable, "-m", "lrat_jax.main", *ARGUMENTS, "--config.train.checkpoint_every=4", "--mode=train"]
-  environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
-  return subprocess.Popen(
-    [*command, f"--workdir={workdir}"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-  )
-
-
-def _finish(workdir):
-  process = _start(workdir)
-  _, errors = process.communicate(timeout=300)
-  assert process.returncode == 0, errors.decode()
-
-
-def _kill_after(workdir, rows):
-  """Runs until metrics.jsonl holds so many rows, then kills without warning."""
-  process = _start(workdir)
-  metrics = workdir / "metrics.jsonl"
-  deadline = time.monotonic() + 300
-  while not (metrics.exists() and metrics.read_text().count("\n") >= rows):
-    assert process.poll() is None and time.monotonic() < deadline
-    time.sleep(0.005)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-  assert process.returncode == -signal.SIGKILL
-
-
-def _outcome(workdir):
-  """All that a run is: the last checkpoint's arrays, the rows without their timing, the recorded weights."""
-  with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-    step = checkpoints.latest_step()
-  with ocp.StandardCheckpointer() as reader:
-    state = reader.restore(workdir / "checkpoints" / str(step) / "state")
-  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  for row in rows:
-    row.pop("images_per_second", None)
-  weights = {}
-  for path in sorted((workdir / "weights").glob("*.npz")):
-    with np.load(path) as arrays:
-      weights[path.name] = dict(arrays)
-  return step, state, rows, weights
-
-
 def test_a_run_that_was_killed_twice_ends_in_the_same_bits(tmp_path):
-  _finish(tmp_path / "whole")
-  _kill_after(tmp_path / "killed", rows=4)
-  _kill_after(tmp_path / "killed", rows=9)
-  _finish(tmp_path / "killed")
+  programs.finish(tmp_path / "whole", "--mode=train")
+  programs.kill_after(tmp_path / "killed", 4, "--mode=train")
+  programs.kill_after(tmp_path / "killed", 9, "--mode=train")
+  programs.finish(tmp_path / "killed", "--mode=train")
   (step, state, rows, weights), (step_killed, state_killed, rows_killed, weights_killed) = (
-    _outcome(tmp_path / name) for name in ("whole", "killed")
+    programs.outcome(tmp_path / name) for name in ("whole", "killed")
   )
   assert step_killed == step == 34 and rows_killed == rows
   for one, other in ((state, state_killed), (weights, weights_killed)):

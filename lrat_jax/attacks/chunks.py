@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
+
+from lrat_jax.attacks import placement
 
 _AXIS = "images"
 _REPLICATED = PartitionSpec()
@@ -41,7 +43,7 @@ class Layout(NamedTuple):
 
 def layout(devices: list[jax.Device], batch_size: int, chunk_size: int) -> Layout:
   """Batches of `batch_size` images, rounded up to whole chunks on every device."""
-  mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+  mesh = placement.mesh_of(devices, _AXIS)
   return Layout(mesh, chunk_size, math.ceil(batch_size / (len(devices) * chunk_size)))
 
 
@@ -83,7 +85,7 @@ def _rows(plan: Layout, count: int) -> np.ndarray:
 
 def replicate(plan: Layout, tree: Any) -> Any:
   """The tree whole on every device."""
-  return jax.device_put(tree, NamedSharding(plan.mesh, _REPLICATED))
+  return placement.put(tree, plan.mesh, _REPLICATED)
 
 
 def batches(plan: Layout, positions: np.ndarray) -> Iterator[np.ndarray]:
@@ -100,6 +102,5 @@ def run_batch(plan: Layout, compiled: Callable[..., Any], shared: Any, rows: Any
   everything = _rows(plan, plan.batch_size)
   # Rows that nobody needs repeat the last image, so that a chunk is done as soon as its own images are.
   places = np.minimum(np.argsort(everything), length - 1)
-  sharding = NamedSharding(plan.mesh, _SHARDED)
-  placed = jax.device_put((counts.astype(np.int32), jax.tree.map(lambda x: x[places], rows)), sharding)
-  return jax.tree.map(lambda x: np.asarray(x)[everything[:length]], compiled(shared, *placed))
+  placed = placement.put((counts.astype(np.int32), jax.tree.map(lambda x: x[places], rows)), plan.mesh, _SHARDED)
+  return jax.tree.map(lambda x: x[everything[:length]], placement.fetch(compiled(shared, *placed)))

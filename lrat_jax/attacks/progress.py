@@ -2,11 +2,13 @@
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 
 class Store(Protocol):
@@ -75,3 +77,56 @@ class FileStore:
     partial = path.with_name(path.name + ".tmp")
     partial.write_bytes(content)
     partial.replace(path)
+
+
+class Shared:
+  """A store that several processes share: the first writes, and a piece is there when all of them see it."""
+
+  def __init__(self, store: Store):
+    self._store, self._writes = store, jax.process_index() == 0
+
+  def open(self, fingerprint: Mapping[str, str]) -> None:
+    """Takes the store on the first process; ValueError on all if it does not fit there."""
+    refusal = None
+    if self._writes:
+      try:
+        self._store.open(fingerprint)
+      except ValueError as error:
+        refusal = error
+    if not _everywhere(refusal is None):
+      raise refusal or ValueError("the first process refused the store.")
+
+  def load(self, piece: str) -> dict[str, np.ndarray] | None:
+    """The arrays of a piece that every process can load, else None."""
+    found = self._store.load(piece)
+    return found if _everywhere(found is not None) else None
+
+  def save(self, piece: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Keeps the piece, once."""
+    if self._writes:
+      self._store.save(piece, arrays)
+
+
+class Watched:
+  """A store that calls a function after each piece that it has kept."""
+
+  def __init__(self, store: Store, on_kept: Callable[[], None]):
+    self._store, self._on_kept = store, on_kept
+
+  def open(self, fingerprint: Mapping[str, str]) -> None:
+    """As the store does."""
+    self._store.open(fingerprint)
+
+  def load(self, piece: str) -> dict[str, np.ndarray] | None:
+    """As the store does."""
+    return self._store.load(piece)
+
+  def save(self, piece: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Keeps the piece, then calls."""
+    self._store.save(piece, arrays)
+    self._on_kept()
+
+
+def _everywhere(here: bool) -> bool:
+  """Whether it holds on every process."""
+  return bool(np.all(multihost_utils.process_allgather(np.asarray(here))))

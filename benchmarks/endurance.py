@@ -1,0 +1,106 @@
+"""What a long run costs besides its steps: the time that saving takes, and whether memory stays flat.
+
+  python -m benchmarks.endurance --config=configs/lrat.py
+  python -m benchmarks.endurance --config=configs/lrat.py --memory_steps=2000
+
+Trains in a temporary folder, with and without its checkpoints in turn, after a first run that compiles. With
+--memory_steps it trains once, over so many steps, and prints the memory of the process on the way.
+"""
+
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+
+from lrat_jax import checkpoints, data, models, sharding, train
+
+_PAGE = resource.getpagesize()
+
+
+def _experiment(config):
+  dataset = data.load_for(config.data)
+  fitting = models.images_in_cache(config.model.name, *dataset.image_shape[:2])
+  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, images_in_cache=fitting)
+  return train.build(config, dataset, sharding.make_mesh())
+
+
+def _seconds(experiment, *, saving):
+  """Seconds of a whole training run, and of those the ones in which it waited for a save to begin or to end."""
+  waited = []
+
+  def timed(method):
+    def call(self, *arguments):
+      start = time.perf_counter()
+      result = method(self, *arguments) if saving else None
+      waited.append(time.perf_counter() - start)
+      return result
+
+    return call
+
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    mock.patch.object(checkpoints.Checkpoints, "save", timed(checkpoints.Checkpoints.save)),
+    mock.patch.object(checkpoints.Checkpoints, "__exit__", timed(checkpoints.Checkpoints.__exit__)),
+  ):
+    start = time.perf_counter()
+    train.train(experiment, Path(folder), Console(quiet=True))
+    return time.perf_counter() - start, sum(waited), len(waited) - 1
+
+
+def _compare(experiment, rounds):
+  _seconds(experiment, saving=False)
+  ratios = []
+  for _ in range(rounds):
+    plain, _, _ = _seconds(experiment, saving=False)
+    whole, waited, saves = _seconds(experiment, saving=True)
+    ratios.append(whole / plain)
+    print(f"without saving {plain:.2f} s, with {saves} saves {whole:.2f} s, {waited:.2f} s of it waiting for them")
+  print(f"saving multiplies the time by {statistics.median(ratios):.3f} (median of {rounds} rounds)")
+
+
+def _resident_mib():
+  return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE / 2**20
+
+
+def _memory(experiment, steps):
+  """Prints the resident memory at every tenth of so many steps."""
+  taken = iter(range(1, steps + 1))
+
+  def note():
+    step = next(taken)
+    if step % (steps // 10) == 0:
+      print(f"step {step}: {_resident_mib():.0f} MiB")
+    return step == steps
+
+  with tempfile.TemporaryDirectory() as folder:
+    try:
+      train.train(experiment, Path(folder), Console(quiet=True), stop=note)
+    except train.stopping.Stopped as stopped:
+      print(stopped)
+
+
+def main():
+  config_flags.DEFINE_config_file("config", None, "the run")
+  flags.DEFINE_integer("rounds", 3, "of both")
+  flags.DEFINE_integer("memory_steps", 0, "print memory over so many steps instead")
+  flags.FLAGS(sys.argv)
+  config = flags.FLAGS.config
+  steps = flags.FLAGS.memory_steps
+  if steps:
+    config.train.epochs = max(config.train.epochs, steps // 10)
+  experiment = _experiment(config)
+  if steps:
+    _memory(experiment, steps)
+  else:
+    _compare(experiment, flags.FLAGS.rounds)
+
+
+if __name__ == "__main__":
+  main()

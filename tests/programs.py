@@ -1,0 +1,86 @@
+"""Runs of the program as processes of their own: started, waited for, killed, and what they come to in the end."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from lrat_jax.checkpoints import Checkpoints
+from tests.helpers import SMALL
+
+ROOT = Path(__file__).parent.parent
+# LRAT and GAIRAT on digits, a matter of seconds, saved every fourth step.
+ARGUMENTS = (
+  f"--config={ROOT}/configs/lrat_irat.py",
+  *(f"--config.{name}={value}" for name, value in SMALL.items()),
+  "--config.train.checkpoint_every=4",
+)
+_PATIENCE_S = 300
+
+
+def start(workdir, *more, devices=2, cwd=ROOT, **environment):
+  """The program on `ARGUMENTS` and `more`; its output is kept for `end`."""
+  return subprocess.Popen(
+    [sys.executable, "-m", "lrat_jax.main", *ARGUMENTS, f"--workdir={workdir}", *more],
+    cwd=cwd,
+    env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)} | environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def end(process):
+  """(exit code, stdout, stderr) of a program that ends by itself."""
+  out, errors = process.communicate(timeout=_PATIENCE_S)
+  return process.returncode, out, errors
+
+
+def finish(workdir, *more, **options):
+  """Runs the program to its end, which must be a good one; its stdout."""
+  code, out, errors = end(start(workdir, *more, **options))
+  assert code == 0, errors
+  return out
+
+
+def wait_for_rows(process, workdir, rows):
+  """Waits until metrics.jsonl holds so many rows."""
+  path, deadline = Path(workdir, "metrics.jsonl"), time.monotonic() + _PATIENCE_S
+  while not (path.exists() and path.read_text().count("\n") >= rows):
+    assert process.poll() is None, process.communicate()
+    assert time.monotonic() < deadline
+    time.sleep(0.005)
+
+
+def kill_after(workdir, rows, *more, **options):
+  """Runs until metrics.jsonl holds so many rows, then kills without warning."""
+  process = start(workdir, *more, **options)
+  wait_for_rows(process, workdir, rows)
+  process.kill()
+  process.communicate()
+
+
+def outcome(workdir):
+  """All that a run is: its last step, that checkpoint's arrays, the rows without their timing, the recorded weights."""
+  with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+    step = checkpoints.latest_step()
+  path = workdir / "checkpoints" / str(step) / "state"
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:  # as arrays of NumPy, whatever devices wrote them
+    as_numpy = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
+    )
+    state = reader.restore(path, ocp.args.PyTreeRestore(restore_args=as_numpy))
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  for row in rows:
+    row.pop("images_per_second", None)
+  weights = {}
+  for path in sorted((workdir / "weights").glob("*.npz")):
+    with np.load(path) as arrays:
+      weights[path.name] = dict(arrays)
+  return step, state, rows, weights

@@ -1,0 +1,122 @@
+"""Kills a run on digits at random moments, again and again, and compares what it ends in with a run that nobody killed.
+
+  python -m tests.soak --kills=500 --jobs=2
+
+A kill is SIGKILL, half of them as soon as a checkpoint is being written. A run that reaches its end is compared, bit
+for bit, and the next begins.
+"""
+
+import argparse
+import collections
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from concurrent import futures
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from tests import programs
+
+# How long after its start a run is killed at the latest; the start itself takes a few seconds.
+_LATEST_S = 12.0
+_ARGUMENTS = ("--mode=train", "--config.train.epochs=12")
+
+
+def assert_same(workdir, other, *, rows=True):
+  """Whether two runs ended alike to the bit: state, recorded weights and, if `rows`, the rows of metrics."""
+  (step, state, lines, weights), (step_other, state_other, lines_other, weights_other) = (
+    programs.outcome(path) for path in (workdir, other)
+  )
+  assert step == step_other, (step, step_other)
+  assert not rows or lines == lines_other
+  for one, two in ((state, state_other), (weights, weights_other)):
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def _is_saving(workdir):
+  folder = workdir / "checkpoints"
+  return folder.is_dir() and any("tmp" in path.name for path in folder.iterdir())
+
+
+def _kill(process, workdir, generator):
+  """Waits for the moment, and kills; says in which part of its life the run was, or None if it ended before."""
+  moment = time.monotonic() + generator.uniform(0, _LATEST_S)
+  in_a_save = generator.random() < 0.5
+  rows = (workdir / "metrics.jsonl").stat().st_size if (workdir / "metrics.jsonl").exists() else 0
+  while process.poll() is None and time.monotonic() < moment + 30 * in_a_save:
+    if in_a_save and _is_saving(workdir):
+      time.sleep(generator.uniform(0, 0.05))
+      break
+    time.sleep(0.001)
+  saving = _is_saving(workdir)
+  process.kill()
+  process.communicate()
+  if process.returncode >= 0:
+    return None
+  if saving:
+    return "while saving"
+  grown = (workdir / "metrics.jsonl").exists() and (workdir / "metrics.jsonl").stat().st_size != rows
+  return "while training" if grown else "while starting"
+
+
+def _lane(folder, kills, seed):
+  """Runs one after another, killed so often in all; the last is let to its end. Counts of what happened."""
+  generator, report = random.Random(seed), collections.Counter()
+  left, number = kills, 0
+  while left or number == 0 or (folder / f"run{number}").exists():
+    workdir = folder / f"run{number}"
+    process = programs.start(workdir, *_ARGUMENTS)
+    part = _kill(process, workdir, generator) if left else None
+    if part is not None:
+      report[part] += 1
+      left -= 1
+      continue
+    process.communicate()
+    assert process.returncode == 0, f"{workdir} ended with {process.returncode}"
+    report["runs"] += 1
+    try:
+      assert_same(folder.parent / "whole", workdir)
+    except AssertionError as error:
+      report["runs that differ"] += 1
+      print(f"{workdir} differs: {error}", file=sys.stderr)
+    else:
+      shutil.rmtree(workdir)
+    number += 1
+  return report
+
+
+def run(folder, *, kills, seed, jobs=1):
+  """{"kills": {part of a run's life: count}, "runs", "runs that differ", "seconds"} of so many kills."""
+  start = time.monotonic()
+  programs.finish(folder / "whole", *_ARGUMENTS)
+  shares = [kills // jobs + (index < kills % jobs) for index in range(jobs)]
+  with futures.ThreadPoolExecutor(jobs) as pool:
+    lanes = [pool.submit(_lane, folder / f"lane{index}", share, seed + index) for index, share in enumerate(shares)]
+    total = sum((lane.result() for lane in lanes), collections.Counter())
+  return {
+    "kills": {part: total[part] for part in ("while starting", "while training", "while saving")},
+    "runs": total["runs"],
+    "runs that differ": total["runs that differ"],
+    "seconds": round(time.monotonic() - start),
+  }
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--kills", type=int, default=500)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+  options = parser.parse_args()
+  with tempfile.TemporaryDirectory() as folder:
+    report = run(Path(folder), kills=options.kills, seed=options.seed, jobs=options.jobs)
+  print(json.dumps(report, indent=2))
+  return int(report["runs that differ"] > 0)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
