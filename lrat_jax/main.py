@@ -108,12 +108,13 @@ def _judge_callable(config: ConfigDict, name: str, workdir: Path, console: Conso
   dataset, mesh = _load_data(config, workdir, name)
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
   try:
-    logits_fn = callables.find(name)
-    callables.check(name, logits_fn, images, dataset.num_classes)
+    logits_fn = callables.checked(name, callables.find(name), images, dataset.num_classes)
+    _make_workdir(workdir)
+    judging.judge(config, logits_fn, dataset, mesh, workdir, console, name=name, model=name)
   except callables.CallableError as error:
     raise ConfigError(f"--model={error}") from error
-  _make_workdir(workdir)
-  judging.judge(config, logits_fn, dataset, mesh, workdir, console, name=name, model=name)
+  except jax.errors.JaxRuntimeError as error:  # a callback of the model's, or memory that it took
+    raise ConfigError(f"--model={name!r} failed as it ran: {command_line.reason(error)}") from error
 
 
 def _run_config(config: ConfigDict, mode: str, workdir: Path, console: Console) -> None:
@@ -160,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   logging.set_verbosity(logging.ERROR)  # Orbax and TFDS warn through absl about their own defaults
   try:
     run(sys.argv[1:] if arguments is None else arguments, Console())
-  except ConfigError as error:
+  except (ConfigError, files.DamagedError) as error:
     print(f"error: {error}", file=sys.stderr)
     return BAD_INPUT
   except metrics.NonFiniteError as error:

@@ -48,7 +48,7 @@ def bad_models(tmp_path_factory):
 def test_every_example_is_a_model_of_the_digits(module):
   logits_fn = callables.find(f"examples.{module}:{EXAMPLES[module]}")
   test = data.load("digits", validation_size=197).test
-  callables.check(module, logits_fn, test.images[:2], 10)
+  logits_fn = callables.checked(module, logits_fn, test.images[:2], 10)
   assert np.mean(np.asarray(logits_fn(test.images)).argmax(axis=1) == test.labels) > 0.9
 
 

@@ -63,7 +63,7 @@ def test_a_wrong_suite_is_named(argument):
 )
 def test_an_autoattack_that_cannot_run_is_named(entry, message):
   with pytest.raises(ValueError, match=message):
-    suites.check_entry(AUTOATTACK | entry, (8, 8, 1), 10)
+    suites.changed_stages(AUTOATTACK | entry, (8, 8, 1), 10)
 
 
 @pytest.mark.parametrize(
