@@ -21,6 +21,7 @@ import contextlib
 import datetime
 import os
 import queue
+import re
 import shlex
 import signal
 import subprocess
@@ -85,7 +86,7 @@ def parse(arguments: Sequence[str]) -> Options | None:
   for name, value, choices in (("data", values.data, PRESETS), ("suite", values.suite, SUITES)):
     if value not in choices:
       raise ConfigError(f"--{name}={value!r} is unknown; choose from {sorted(choices)}.")
-  if not values.seeds or not all(seed.isdecimal() and seed.isascii() for seed in values.seeds):
+  if not values.seeds or not all(re.fullmatch("[0-9]{1,10}", seed) for seed in values.seeds):
     raise ConfigError(f"--seeds={','.join(values.seeds)!r} must be whole numbers, as 0,1,2.")
   if any(argument.lstrip("-").startswith("config.seed") for argument in overrides):
     raise ConfigError("--config.seed is not for a comparison; give --seeds=0,1,2.")

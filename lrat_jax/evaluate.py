@@ -84,7 +84,7 @@ def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> JudgeBatch
     found = originals
     if attack is not None:
       found = attack(attacks.example_keys(key, batch["indices"]), logits_fn, originals, labels).images
-    lost = ~jnp.isfinite(found).all(axis=(1, 2, 3))
+    lost = ~threat_model.finite(found)
     images = jnp.where(lost[:, None, None, None], originals, found)
     logits = logits_fn(images)
     answered = jnp.isfinite(logits).all(axis=-1)

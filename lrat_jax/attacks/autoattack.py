@@ -103,7 +103,7 @@ def _verdict(logits_fn: LogitsFn, keys: Array, images: Array, labels: Array, ran
 def _repair(found: Array, images: Array, epsilon: float, norm: str) -> tuple[Array, Array]:
   """The images found, brought back where they are outside the ball or the range, and which were: bool [batch]."""
   ball = threat_model.get_norm(norm)
-  outside = ~jnp.isfinite(found).all(axis=(1, 2, 3)) | (jnp.abs(found - 0.5) > 0.5).any(axis=(1, 2, 3))
+  outside = ~threat_model.finite(found) | (jnp.abs(found - 0.5) > 0.5).any(axis=(1, 2, 3))
   outside |= ball.length(found - images) > epsilon * (1 + _SLACK[0]) + _SLACK[1]
   back = threat_model.project(jnp.where(jnp.isfinite(found), found, images), images, epsilon, ball)
   return jnp.where(outside[:, None, None, None], back, found), outside

@@ -200,7 +200,8 @@ def pgd(
   def score(result: AttackResult) -> Array:
     logits = logits_fn(result.images)
     fooled = ~losses.right(logits, labels)
-    return jnp.where(fooled, jnp.inf, surrogate(logits))
+    score = jnp.where(fooled, jnp.inf, surrogate(logits))
+    return jnp.where(threat_model.finite(result.images), score, -jnp.inf)
 
   return jax.lax.stop_gradient(best_run(run, score, keys, num_restarts))
 

@@ -149,7 +149,7 @@ def test_what_stands_behind_the_colon_is_refused_or_serves(argument):
 
 
 words = st.sampled_from(
-  ["--", "-", BASE, "--config", "--config=", "--config=.", "--config=configs", "--mode", "--mode=", "--model=", "--workdir",
+  ["-", BASE, "--config", "--config=", "--config=.", "--config=configs", "--mode", "--mode=", "--model=", "--workdir",
    "--config.seed", "--config.seed=1", "--config.seed=x", "-config.seed=1", "--noconfig.data.flip", "--help=x"]
 )  # fmt: skip
 
