@@ -3,7 +3,7 @@
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,14 @@ class Arm(NamedTuple):
     return re.sub(r"[^\w.+-]+", "_", self.name)
 
 
+def _is_whole(results: Mapping[str, Any]) -> bool:
+  """Whether all that a comparison reads of results.json is there, as it was written."""
+  if not all(isinstance(results.get(name), kind) for name, kind in _RESULTS.items()):
+    return False
+  shares = all(0 <= results[name] <= 1 for name in ("clean", "worst_case"))
+  return shares and all(isinstance(line, str) for line in results["warnings"])
+
+
 class Run(NamedTuple):
   """One arm with one seed: its workdir, the arguments of `lrat_jax.main`, and the configuration that they make."""
 
@@ -74,8 +82,7 @@ class Run(NamedTuple):
       found = files.read_json(self.results_folder / "results.json")
     except files.DamagedError:
       return None
-    is_whole = all(isinstance(found.get(name), kind) for name, kind in _RESULTS.items())
-    return found if is_whole and found.get("configuration") == workdirs.portable(self.config) else None
+    return found if _is_whole(found) and found.get("configuration") == workdirs.portable(self.config) else None
 
   def per_example(self) -> dict[str, np.ndarray]:
     """The arrays of per_example.npz.

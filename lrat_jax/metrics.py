@@ -15,6 +15,7 @@ Row = dict[str, Any]
 
 _QUANTILES = {"q05": 0.05, "median": 0.5, "q95": 0.95}
 _SCALARS = ("loss", "gradient_norm", "parameter_norm")
+_EVERY_ROW = {"split": str, "step": int, "epoch": int}
 _WEIGHTS = ("natural_weights", "adversarial_weights", "global_weights", "vulnerabilities")
 
 
@@ -65,7 +66,7 @@ def _row(line: str, where: str) -> Row:
     row = json.loads(line)
   except (ValueError, RecursionError):
     row = None
-  if not isinstance(row, dict) or not {"split", "step", "epoch"} <= set(row):
+  if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in _EVERY_ROW.items()):
     raise files.DamagedError(f"{where} is damaged; remove that line.")
   return row
 

@@ -60,6 +60,7 @@ ROWS = [json.dumps({"split": "train", "step": step, "epoch": 0}) for step in ran
 @example(1, b"")
 @example(2, b"[" * 100_000)
 @example(2, b'{"step": 3}')
+@example(2, b'{"split": "train", "step": "3", "epoch": 0}')
 @example(2, b"\0\0\0")
 def test_metrics_that_are_damaged_are_named_by_their_line(folder, place, content):
   lines = [*map(str.encode, ROWS)]
@@ -93,12 +94,18 @@ def _per_example(run, **changes):
 
 
 @given(contents | json_values.map(lambda value: json.dumps({"configuration": value, "clean": 1}).encode()))
+@example(b'{"warnings": [3]}')
+@example(b'{"clean": NaN}')
+@example(b'{"n": "many"}')
 def test_results_of_any_content_are_no_results(run, content):
   path = run.workdir / "results.json"
   whole = path.read_bytes()
   assert run.results() is not None
   path.write_bytes(content)
   assert run.results() is None
+  changed = json.loads(content) if content.startswith(b'{"') and content.endswith(b"}") else {"clean": None}
+  path.write_text(json.dumps(json.loads(whole) | {name: changed[name] for name in changed if name != "configuration"}))
+  assert run.results() is None or not set(changed) & {"clean", "warnings", "n"}
   path.write_bytes(whole)
 
 
