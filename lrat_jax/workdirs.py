@@ -21,7 +21,7 @@ def _without(config: dict[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:
     *parents, leaf = path.split(".")
     node = plain
     for key in parents:
-      node = node.get(key) if isinstance(node, dict) else None
+      node = node.get(key)
     if isinstance(node, dict):
       node.pop(leaf, None)
   return plain

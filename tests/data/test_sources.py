@@ -185,6 +185,8 @@ def test_a_gzip_that_breaks_off_is_named(tmp_path):
     ("digits:x", "is unknown; choose from"),
     ("npz:/nowhere/x.npz", "there is no such file"),
     ("idx:/nowhere", "train-images-idx3-ubyte .* is not there"),
+    ("tfds:huggingface:x/y", "a data set of TFDS is named NAME, NAME/CONFIG or NAME:1.0.0"),
+    ("tfds:../mnist", "a data set of TFDS is named NAME"),
     ("tfds:no_such_set", "TFDS knows no data set 'no_such_set'"),
   ],
 )
