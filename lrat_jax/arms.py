@@ -1,17 +1,20 @@
 """The arms of a comparison: how each is named, the command that runs it, and whether its result is there."""
 
-import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from lrat_jax import command_line, config_checks, judging, workdirs
+from lrat_jax import command_line, config_checks, files, judging, workdirs
 from lrat_jax.config_checks import ConfigError
+
+# What a comparison reads of results.json.
+_RESULTS = {"clean": float, "worst_case": float, "n": int, "warnings": list}
 
 _NAME = re.compile(r"(?P<file>[^:@]+)(:(?P<attacks>[^@]+))?(?P<fields>(@[^@=]+=[^@]*)*)")
 
@@ -35,6 +38,14 @@ class Arm(NamedTuple):
   def folder(self) -> str:
     """Its name as a folder's."""
     return re.sub(r"[^\w.+-]+", "_", self.name)
+
+
+def _is_whole(results: Mapping[str, Any]) -> bool:
+  """Whether all that a comparison reads of results.json is there, as it was written."""
+  if not all(isinstance(results.get(name), kind) for name, kind in _RESULTS.items()):
+    return False
+  shares = all(0 <= results[name] <= 1 for name in ("clean", "worst_case"))
+  return shares and all(isinstance(line, str) for line in results["warnings"])
 
 
 class Run(NamedTuple):
@@ -66,12 +77,25 @@ class Run(NamedTuple):
     return judging.results_folder(self.workdir, self.config.eval.split)
 
   def results(self) -> dict[str, Any] | None:
-    """The content of results.json, if it is of this very configuration; else None."""
+    """The content of results.json, if it is whole and of this very configuration; else None."""
     try:
-      found = json.loads((self.results_folder / "results.json").read_text())
-    except (OSError, ValueError):
+      found = files.read_json(self.results_folder / "results.json")
+    except files.DamagedError:
       return None
-    return found if found.get("configuration") == workdirs.portable(self.config) else None
+    return found if _is_whole(found) and found.get("configuration") == workdirs.portable(self.config) else None
+
+  def per_example(self) -> dict[str, np.ndarray]:
+    """The arrays of per_example.npz.
+
+    Raises:
+      files.DamagedError: it is not there, not whole, or lacks an attack of the suite.
+    """
+    path = self.results_folder / "per_example.npz"
+    attacked = [f"{field}/{name}" for name in self.config.eval.suite for field in ("robust", "vulnerability")]
+    try:
+      return files.read_arrays(path, ("clean_correct", "robust", *attacked))
+    except files.DamagedError as error:
+      raise files.DamagedError(f"{error} Remove {path.with_name('results.json')}, and it is judged again.") from None
 
 
 def parse(text: str) -> Arm:
@@ -124,4 +148,15 @@ def plan(
       except ConfigError as error:
         raise ConfigError(f"{arm.name}: {error}") from None
       runs.append(Run(arm, seed, folder, arguments, config))
+  _check_folders(runs)
   return runs
+
+
+def _check_folders(runs: Sequence[Run]) -> None:
+  """Refuses arms whose names make one folder, and names that are too long for one."""
+  arms: dict[Path, str] = {}
+  for run in runs:
+    if len(run.arm.folder.encode()) > 200:
+      raise ConfigError(f"--configs: {run.arm.name!r} is too long; put its fields in a file of configs/.")
+    if arms.setdefault(run.workdir, run.arm.name) != run.arm.name:
+      raise ConfigError(f"--configs: {arms[run.workdir]!r} and {run.arm.name!r} would share {run.workdir}.")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 
@@ -18,7 +19,9 @@ class CallableError(ValueError):
 
 def _reason(error: BaseException) -> str:
   lines = str(error).strip().splitlines()
-  return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+  # JAX quotes the whole traceback of a callback, whose own words come last.
+  place = -1 if isinstance(error, jax.errors.JaxRuntimeError) else 0
+  return f"{type(error).__name__}: {lines[place]}" if lines else type(error).__name__
 
 
 def _takes_nothing(found: Any) -> bool:
@@ -41,7 +44,7 @@ def find(name: str) -> LogitsFn:
     raise CallableError(f"{name!r} is not understood; write package.module:function.")
   try:
     found = importlib.import_module(module_name)
-  except Exception as error:  # whatever the user's code raises
+  except (Exception, SystemExit) as error:  # whatever the user's code raises; scripts end by sys.exit
     raise CallableError(f"{name!r}: module {module_name!r} cannot be imported ({_reason(error)}).") from error
   try:
     for part in path.split("."):
@@ -58,19 +61,41 @@ def find(name: str) -> LogitsFn:
   return found
 
 
-def check(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int) -> None:
-  """Asks for the logits of a few images float32 [n, h, w, c].
+def _guarded(name: str, function: LogitsFn, num_classes: int) -> LogitsFn:
+  """The function with float32 logits, whose exceptions and wrong shapes are CallableErrors wherever it is called."""
+
+  def call(*arguments: Any, **named: Any) -> jax.Array:
+    images = arguments[-1]
+    try:
+      logits = function(*arguments, **named)
+    except Exception as error:  # whatever the user's code raises
+      raise CallableError(f"{name!r} failed on images {images.shape} under jax.jit ({_reason(error)}).") from error
+    expected = (len(images), num_classes)
+    if not isinstance(logits, jax.Array) or logits.shape != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
+      got = f"{logits.dtype} {logits.shape}" if isinstance(logits, jax.Array) else type(logits).__name__
+      raise CallableError(f"{name!r} returns {got} for images {images.shape}; it must return float logits {expected}.")
+    return logits.astype(jnp.float32)
+
+  return call
+
+
+def checked(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int) -> LogitsFn:
+  """The function, asked for the logits of a few images float32 [n, h, w, c], and watched from then on.
+
+  A model may fail on batches of another size only, so what is returned raises the same one-line errors later.
 
   Raises:
     CallableError: it fails, cannot be compiled, or returns no finite floats [n, num_classes].
   """
+  is_partial = isinstance(logits_fn, Partial)  # whose parameters stay arguments of what is compiled
+  guarded = _guarded(name, logits_fn.func if is_partial else logits_fn, num_classes)
+  guarded = Partial(guarded, *logits_fn.args, **logits_fn.keywords) if is_partial else guarded
   try:
-    logits = jax.jit(logits_fn)(jnp.asarray(images))
-  except Exception as error:  # whatever the user's code raises
+    logits = jax.jit(guarded)(jnp.asarray(images))
+  except CallableError:
+    raise
+  except Exception as error:  # what JAX says of a model that it cannot compile or run
     raise CallableError(f"{name!r} failed on images {images.shape} under jax.jit ({_reason(error)}).") from error
-  expected = (len(images), num_classes)
-  if not isinstance(logits, jax.Array) or logits.shape != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
-    got = f"{logits.dtype} {logits.shape}" if isinstance(logits, jax.Array) else type(logits).__name__
-    raise CallableError(f"{name!r} returns {got} for images {images.shape}; it must return float logits {expected}.")
   if not bool(jnp.all(jnp.isfinite(logits))):
     raise CallableError(f"{name!r} returns logits that are NaN or infinite.")
+  return guarded

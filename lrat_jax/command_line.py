@@ -7,7 +7,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lrat_jax.config_checks import ConfigError
+from lrat_jax.config_checks import ConfigError, check_form
 
 MODES = ("train_and_evaluate", "train", "evaluate")
 # An override of a configuration's field: its path, and "=" where a value follows.
@@ -27,6 +27,13 @@ class Options(NamedTuple):
   coordinator: str | None = None
   num_processes: int | None = None
   process_id: int | None = None
+
+
+def check_characters(arguments: Sequence[str]) -> None:
+  """Refuses what no file can be named. Raises ConfigError."""
+  for argument in arguments:
+    if "\0" in argument:
+      raise ConfigError(f"{argument!r} holds a null character.")
 
 
 def _define(arguments: list[str]) -> flags.FlagValues:
@@ -55,8 +62,10 @@ def _parse(arguments: list[str]) -> flags.FlagValues:
   except flags.IllegalFlagValueError as error:
     flag = str(error).splitlines()[0].removeprefix("flag --").partition(": ")[0]
     raise ConfigError(f"--{flag}: {reason(error)}") from None
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+  except (flags.Error, AttributeError, TypeError, ValueError) as error:
     raise ConfigError(reason(error)) from None
+  except Exception as error:  # whatever the code of the user's file raises
+    raise ConfigError(f"--config: the file failed with {type(error).__name__}: {reason(error)}") from None
   if rest:
     raise ConfigError(f"{rest[0]!r} is not understood; options are written --name=value.")
   return values
@@ -66,9 +75,12 @@ def _load(values: flags.FlagValues) -> ConfigDict:
   if values.config is None:
     raise ConfigError("--config is missing; try --config=configs/lrat.py.")
   try:
-    values.config.keys()  # a file that failed to load says so only when it is used
-  except OSError as error:
+    is_config = hasattr(values.config, "keys") and isinstance(values.config, ConfigDict)
+  except OSError as error:  # a file that failed to load says so only when it is used
     raise ConfigError(f"--config: {reason(error)}; try --config=configs/lrat.py.") from None
+  if not is_config:
+    raise ConfigError(f"--config: the file returns {type(values.config).__name__}, no ConfigDict.")
+  check_form(values.config)
   return values.config
 
 
@@ -92,9 +104,10 @@ def _check_override(config: ConfigDict, argument: str) -> None:
 
 def parse(arguments: Sequence[str]) -> Options:
   """Reads the command line, the configuration and its overrides. Raises ConfigError with one line of what is wrong."""
+  check_characters(arguments)
   overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
   values = _parse([argument for argument in arguments if argument not in overrides])
-  mode = values.mode or ("evaluate" if values.model else MODES[0])
+  mode = values.mode or ("evaluate" if values.model is not None else MODES[0])
   if values.help:
     return Options(None, None, mode, None)
   if mode not in MODES:

@@ -21,6 +21,7 @@ import contextlib
 import datetime
 import os
 import queue
+import re
 import shlex
 import signal
 import subprocess
@@ -40,6 +41,7 @@ from lrat_jax.config_checks import ConfigError
 from lrat_jax.suites import SUITES
 
 FAILED, BAD_INPUT, NOT_FINITE = 1, 2, 3
+_MOST_JOBS = 1000
 
 
 class Options(NamedTuple):
@@ -68,6 +70,7 @@ def _flags() -> flags.FlagValues:
 
 def parse(arguments: Sequence[str]) -> Options | None:
   """Reads the command line; None where help was asked for. Raises ConfigError with one line of what is wrong."""
+  command_line.check_characters(arguments)
   overrides = [argument for argument in arguments if command_line.OVERRIDE.match(argument)]
   values = _flags()
   try:
@@ -83,14 +86,14 @@ def parse(arguments: Sequence[str]) -> Options | None:
   for name, value, choices in (("data", values.data, PRESETS), ("suite", values.suite, SUITES)):
     if value not in choices:
       raise ConfigError(f"--{name}={value!r} is unknown; choose from {sorted(choices)}.")
-  if not values.seeds or not all(seed.isdigit() for seed in values.seeds):
+  if not values.seeds or not all(re.fullmatch("[0-9]{1,10}", seed) for seed in values.seeds):
     raise ConfigError(f"--seeds={','.join(values.seeds)!r} must be whole numbers, as 0,1,2.")
   if any(argument.lstrip("-").startswith("config.seed") for argument in overrides):
     raise ConfigError("--config.seed is not for a comparison; give --seeds=0,1,2.")
-  if values.jobs < 1:
-    raise ConfigError(f"--jobs={values.jobs} must be 1 or more.")
-  for name in ("configs", "seeds"):
-    if len(set(values[name].value)) < len(values[name].value):
+  if not 1 <= values.jobs <= _MOST_JOBS:
+    raise ConfigError(f"--jobs={values.jobs} must be 1 or more, and {_MOST_JOBS} at most.")
+  for name, given in (("configs", values.configs), ("seeds", [seed.lstrip("0") for seed in values.seeds])):
+    if len(set(given)) < len(given):
       raise ConfigError(f"--{name}={','.join(values[name].value)!r} names one twice.")
   workdir = Path(values.workdir or f"runs/compare_{values.data}")
   chosen = [arms.parse(text) for text in values.configs]
@@ -197,7 +200,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
     )
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)
-    return max(failed)
+    return max(failed, default=BAD_INPUT)
   text = comparison.markdown(summary)
   reports.write_json(options.workdir / "comparison.json", summary)
   with files.replacing(options.workdir / "comparison.md") as file:
@@ -212,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the program on command-line arguments and returns its exit code; bad input is one line on stderr."""
   try:
     return run(sys.argv[1:] if arguments is None else arguments, Console())
-  except ConfigError as error:
+  except (ConfigError, files.DamagedError) as error:
     print(f"error: {error}", file=sys.stderr)
     return BAD_INPUT
 

@@ -60,12 +60,12 @@ def _columns(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 def _robust(run: Run, columns: Mapping[str, list[str]]) -> dict[str, np.ndarray]:
   """For each column of the table float [images], in the order of the table: 1 where the model holds."""
-  with np.load(run.results_folder / "per_example.npz") as arrays:
-    attacks = {name: arrays[f"robust/{name}"].astype(float) for group in columns.values() for name in group}
-    robust = {CLEAN: arrays["clean_correct"].astype(float), **attacks}
-    if len(columns["unseen"]) > 1:
-      robust[UNSEEN_MEAN] = np.mean([attacks[name] for name in columns["unseen"]], axis=0)
-    return robust | {WORST: arrays["robust"].astype(float)}
+  arrays = run.per_example()
+  attacks = {name: arrays[f"robust/{name}"].astype(float) for group in columns.values() for name in group}
+  robust = {CLEAN: arrays["clean_correct"].astype(float), **attacks}
+  if len(columns["unseen"]) > 1:
+    robust[UNSEEN_MEAN] = np.mean([attacks[name] for name in columns["unseen"]], axis=0)
+  return robust | {WORST: arrays["robust"].astype(float)}
 
 
 def _training_seconds(run: Run) -> float:
@@ -109,8 +109,7 @@ def _inconsistency(runs: Sequence[Run]) -> dict[str, Any] | None:
   """How far the attacks disagree on one arm's runs (`inspection.inconsistency`); None with fewer than two attacks."""
   found = []
   for run in runs:
-    with np.load(run.results_folder / "per_example.npz") as arrays:
-      per_example = dict(arrays)
+    per_example = run.per_example()
     if len(inspection.attack_names(per_example)) < 2:
       return None
     found.append(inspection.inconsistency(per_example))
@@ -130,7 +129,7 @@ def summarise(runs: Sequence[Run], title: str) -> dict[str, Any]:
     "difference": {column: {"mean", "low", "high"}}}}}, accuracies and differences as shares.
 
   Raises:
-    ValueError: no run has results.
+    ValueError: no run has results, or a file of one is damaged.
   """
   groups = _columns(runs)
   results = {run.name: run.results() for run in runs}

@@ -1,6 +1,7 @@
 """Whether a configuration makes sense, before anything is built or written. One clear line if it does not."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -8,10 +9,73 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lrat_jax import attacks, data, models, objectives, optim, reports, reweighting, suites
+from lrat_jax import config as config_lib
+
+# Far beyond use, and far from where float32, int32 or memory end.
+_LARGEST = 1e6
+_MOST = 10**9
+_LARGEST_BATCH = 2**20
+
+# Groups whose members are attacks, by names that also name files.
+_ATTACK_GROUPS = ("train_attacks", "eval.suite")
+_NAME = re.compile(r"\w[\w.+-]{0,199}")
 
 
 class ConfigError(ValueError):
   """Something that the user asked for cannot be; the message is one line that names the field and the value."""
+
+  def __str__(self) -> str:
+    return " ".join(super().__str__().splitlines())  # a value that was given may hold a line's end
+
+
+def _is_like(value: Any, like: Any) -> bool:
+  """Whether a value is of a field's type: a whole number serves as a float, a list of numbers as a tuple of them."""
+  if isinstance(like, tuple):
+    return isinstance(value, tuple | list) and all(_is_like(entry, 0.0) for entry in value)
+  if isinstance(like, float):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+  return type(value) is type(like)
+
+
+def _check_group(config: Any, like: ConfigDict, path: str) -> None:
+  """Refuses fields that are missing, unknown or of another type than in `like`, in groups too."""
+  if not isinstance(config, ConfigDict):
+    raise ConfigError(f"config{path}={config!r} must be a group of the fields {sorted(like)}.")
+  for name in sorted({*like, *config}, key=str):
+    field = f"{path}.{name}"
+    if name not in config:
+      raise ConfigError(f"config{field} is missing.")
+    if name not in like:
+      raise ConfigError(f"config{field} is unknown; config{path}: choose from {sorted(like)}.")
+    if field[1:] in (*_ATTACK_GROUPS, "validation_attack"):
+      continue
+    if isinstance(like[name], ConfigDict):
+      _check_group(config[name], like[name], field)
+    elif not _is_like(config[name], like[name]):
+      raise ConfigError(f"config{field}={config[name]!r} must be of the type {type(like[name]).__name__}.")
+
+
+def check_form(config: Any) -> None:
+  """Refuses what is no configuration: other fields than `config.default` has, or values of other types.
+
+  The command line cannot make such a one, but a file can. Names must serve as those of files, and lead nowhere else.
+
+  Raises:
+    ConfigError: with the field.
+  """
+  _check_group(config, config_lib.default("any"), "")
+  for path in _ATTACK_GROUPS:
+    group = _field(config, path)
+    if not isinstance(group, ConfigDict) or not len(group):
+      raise ConfigError(f"config.{path}={group!r} must be a group of one attack or more.")
+    for name in group:
+      if not _NAME.fullmatch(str(name)):
+        raise ConfigError(f"config.{path} names an attack {name!r}; a name is of letters, digits and _ . + - alone.")
+  for path in _attack_paths(config):
+    if not isinstance(_field(config, path), ConfigDict):
+      raise ConfigError(f"config.{path}={_field(config, path)!r} must be a group of an attack's fields.")
+  if not _NAME.fullmatch(config.name):
+    raise ConfigError(f"config.name={config.name!r} must be of letters, digits and _ . + - alone.")
 
 
 def _field(config: ConfigDict, path: str) -> Any:
@@ -25,15 +89,15 @@ def _choice(config: ConfigDict, path: str, choices: Collection[str]) -> None:
     raise ConfigError(f"config.{path}={value!r} is unknown; choose from {sorted(choices)}.")
 
 
-def _range(config: ConfigDict, path: str, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
+def _range(config: ConfigDict, path: str, low: float, high: float = _LARGEST, *, open_low: bool = False) -> None:
   value = _field(config, path)
   if not (low < value if open_low else low <= value) or not value <= high:
     raise ConfigError(f"config.{path}={value!r} is outside {'(' if open_low else '['}{low:g}, {high:g}].")
 
 
-def _attack_paths(config: ConfigDict) -> list[str]:
-  suites = ("train_attacks", "eval.suite")
-  return ["validation_attack", *(f"{suite}.{name}" for suite in suites for name in _field(config, suite))]
+def _attack_paths(config: ConfigDict) -> Iterator[str]:
+  yield "validation_attack"
+  yield from (f"{group}.{name}" for group in _ATTACK_GROUPS for name in _field(config, group))
 
 
 def _check_attacks(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
@@ -47,12 +111,15 @@ def _check_attacks(config: ConfigDict, image_shape: tuple[int, ...], num_classes
   for path in _attack_paths(config):
     try:
       if path.startswith("eval.suite.") and suites.is_autoattack(_field(config, path)):
-        suites.check_entry(_field(config, path).to_dict(), image_shape, num_classes)
-        continue
-      attack = attacks.from_config(_field(config, path))
-      jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
+        traced = suites.changed_stages(_field(config, path).to_dict(), image_shape, num_classes)
+      else:
+        traced = [attacks.from_config(_field(config, path))]
+      for attack in traced:
+        jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
     except ValueError as error:
       raise ConfigError(f"config.{path}.{error}") from None
+    except (TypeError, AttributeError) as error:  # only a file can give an attack values of other types
+      raise ConfigError(f"config.{path} holds a value of the wrong type: {error}") from None
 
 
 def check(config: ConfigDict) -> None:
@@ -65,12 +132,12 @@ def check(config: ConfigDict) -> None:
   _choice(config, "eval.split", data.SPLITS)
   _choice(config, "train.attack_mode", ("eval", "train"))
   _range(config, "seed", 0, 2**32 - 1)
-  for path in ("data.batch_size", "eval.batch_size", "train.epochs", "train.log_every", "train.checkpoint_every"):
-    _range(config, path, 1)
-  _range(config, "data.validation_size", 1)
-  for path in ("data.crop_padding", "data.train_size", "eval.num_images", "eval.check_images"):
-    _range(config, path, 0)
-  _range(config, "train.weights_sample", 0)
+  for path in ("data.batch_size", "eval.batch_size"):
+    _range(config, path, 1, _LARGEST_BATCH)
+  for path in ("train.epochs", "train.log_every", "train.checkpoint_every", "data.validation_size"):
+    _range(config, path, 1, _MOST)
+  for path in ("data.crop_padding", "data.train_size", "eval.num_images", "eval.check_images", "train.weights_sample"):
+    _range(config, path, 0, _MOST)
   for path in ("train.epsilon_ramp", "local_weights.begin", "global_weights.begin", "awp.begin", "optimizer.warmup"):
     _range(config, path, 0, 1)
   _range(config, "train.ema_decay", 0, 0.999999)
@@ -81,17 +148,20 @@ def check(config: ConfigDict) -> None:
   _range(config, "optimizer.momentum", 0, 1)
   _range(config, "optimizer.factor", 0, 1)
   boundaries = tuple(config.optimizer.boundaries)
-  if list(boundaries) != sorted(boundaries) or not all(0 < b < 1 for b in boundaries):
+  if list(boundaries) != sorted(set(boundaries)) or not all(0 < b < 1 for b in boundaries):
     raise ConfigError(f"config.optimizer.boundaries={boundaries} must be rising shares of the steps in (0, 1).")
   _range(config, "local_weights.total", 0, open_low=True)
   _range(config, "local_weights.minimum_natural", 0, config.local_weights.total)
   for path in ("local_weights", "global_weights.gairat", "global_weights.mail"):
     _range(config, f"{path}.slope", 0)
+    _range(config, f"{path}.bias", -_LARGEST)
   _choice(config, "model.dtype", ("auto", *models.DTYPES))
   try:
     models.create(config.model.name, 2, mean=config.model.mean, std=config.model.std)
   except ValueError as error:
     raise ConfigError(f"config.model.{error}") from None
+  if not config.compilation_cache:
+    raise ConfigError("config.compilation_cache='' names no folder; it is auto, off or a folder.")
   if "clean" in config.eval.suite:
     raise ConfigError("config.eval.suite.clean: 'clean' is the name of the clean accuracy; give the attack another.")
   if config.eval.robustbench and reports.robustbench_name(config.eval.suite) is None:
@@ -101,12 +171,18 @@ def check(config: ConfigDict) -> None:
 
 
 def check_for_data(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, num_train: int) -> None:
-  """What only the data can tell: channels, classes, l2 radii, whether an epoch holds a batch. Raises ConfigError."""
+  """What only the data can tell: channels, classes, sizes, l2 radii, how many batches there are. Raises ConfigError."""
   channels, given = image_shape[-1], len(config.model.mean)
   if given not in (1, channels):
     raise ConfigError(f"config.model.mean={config.model.mean} has {given} entries, the images {channels} channels.")
   if config.data.batch_size > num_train:
     raise ConfigError(f"config.data.batch_size={config.data.batch_size} is more than the {num_train} training images.")
+  if config.train.epochs * (num_train // config.data.batch_size) >= 2**31:  # steps are counted in int32
+    raise ConfigError(f"config.train.epochs={config.train.epochs} makes more than {2**31 - 1:,} steps.")
+  if config.data.crop_padding > min(image_shape[:2]):
+    raise ConfigError(
+      f"config.data.crop_padding={config.data.crop_padding} is more than the side of images {image_shape}."
+    )
   _check_attacks(config, image_shape, num_classes)
 
 

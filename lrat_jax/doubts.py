@@ -22,6 +22,24 @@ def _with_autoattack(findings: checks.Findings, report: attacks.AutoAttackReport
   return findings._replace(robust=robust, square_gain=square[0] if square else None)
 
 
+def silence(per_example: Mapping[str, np.ndarray], lost: Mapping[str, int]) -> list[str]:
+  """Lines on where the model gave no answer or no gradient, and on one that answers alike to everything.
+
+  Args:
+    per_example: as of `evaluate.run_suite`, with an answer of -1 where the logits were not finite.
+    lost: by attack, on how many images it ended in NaN.
+  """
+  lines = []
+  if np.mean(per_example["clean_correct"]) <= np.bincount(per_example["labels"]).max() / len(per_example["labels"]):
+    lines.append("one answer to all clean images would be right as often: does the model take images in [0, 1]?")
+  for name, count in lost.items():
+    if silent := int(np.sum(per_example[f"answer/{name}"] < 0)):
+      lines.append(f"{name}: the logits are NaN or infinite on {silent} attacked images, which count as broken.")
+    if count:
+      lines.append(f"{name} ended in NaN on {count} images, which were judged as they are: gradients are not finite.")
+  return lines
+
+
 def warnings(
   logits_fn: Partial, split: data.Split, suite: suites.Suite, reports: Mapping[str, attacks.AutoAttackReport]
 ) -> list[str]:

@@ -24,6 +24,8 @@ JudgeBatch = Callable[[Partial, Array, dict[str, Array]], dict[str, Array]]
 Arrays = dict[str, np.ndarray]
 
 CLEAN = "clean"
+# In place of a class, where logits are NaN or infinite.
+NO_ANSWER = -1
 # Of each attack, so many of the images that it broke are kept for the picture.
 _EXAMPLES = 8
 
@@ -75,20 +77,27 @@ class _Job(NamedTuple):
 
 
 def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> JudgeBatch:
-  """(logits_fn, key, batch) -> logits, answers, vulnerabilities, distances and images [batch, ...] under an attack."""
+  """(logits_fn, key, batch) -> logits, answers, vulnerabilities, distances and images [batch, ...] under an attack.
+
+  An image that the attack left NaN is judged as it was, and "lost" [batch]. Logits that are not finite are no answer.
+  """
 
   def judge_shard(logits_fn: Partial, key: Array, batch: dict[str, Array]) -> dict[str, Array]:
     originals, labels = data.to_float(batch["images"]), batch["labels"]
-    images = originals
+    found = originals
     if attack is not None:
-      images = attack(attacks.example_keys(key, batch["indices"]), logits_fn, originals, labels).images
+      found = attack(attacks.example_keys(key, batch["indices"]), logits_fn, originals, labels).images
+    lost = ~threat_model.finite(found)
+    images = jnp.where(lost[:, None, None, None], originals, found)
     logits = logits_fn(images)
+    answered = jnp.isfinite(logits).all(axis=-1)
     return {
       "logits": logits,
-      "answers": jnp.argmax(logits, axis=-1).astype(jnp.int32),
-      "vulnerabilities": reweighting.vulnerability(logits, labels),
+      "answers": jnp.where(answered, jnp.argmax(logits, axis=-1), NO_ANSWER).astype(jnp.int32),
+      "vulnerabilities": jnp.where(answered, reweighting.vulnerability(logits, labels), 1.0),
       "distances": threat_model.get_norm(norm).length(images - originals),
       "images": images,
+      "lost": lost,
     }
 
   specs = (sharding.REPLICATED, sharding.REPLICATED, sharding.BATCHED)
@@ -134,12 +143,7 @@ def _clean(job: _Job, split: data.Split) -> tuple[Arrays, str]:
     kept = {name: result[name] for name in ("logits", "answers", "vulnerabilities")}
     piece, mask = sharding.fetch((kept, batch["mask"]))
     piece = {name: array[mask] for name, array in piece.items()}
-    logits = piece.pop("logits")
-    if not np.isfinite(logits).all():
-      raise JudgingError(
-        f"the model's logits are NaN or infinite on {(~np.isfinite(logits)).any(axis=1).sum()} images."
-      )
-    digest.update(logits.tobytes())
+    digest.update(piece.pop("logits").tobytes())
     pieces.append(piece)
   return _joined(pieces), digest.hexdigest()
 
@@ -159,7 +163,7 @@ def _run_batch(job: _Job, judge_batch: JudgeBatch, batch: dict[str, Any], first:
   start = time.perf_counter()
   batch = sharding.shard_batch(job.mesh, batch)
   result, mask, labels = sharding.fetch((judge_batch(job.logits_fn, job.key, batch), batch["mask"], batch["labels"]))
-  piece = {name: result[name][mask] for name in ("answers", "vulnerabilities", "distances")}
+  piece = {name: result[name][mask] for name in ("answers", "vulnerabilities", "distances", "lost")}
   fallen = right[first : first + len(piece["answers"])] & (piece["answers"] != labels[mask])
   kept = np.arange(len(fallen)) if job.keep_images else _most_vulnerable(piece["vulnerabilities"], fallen)
   seconds = np.array([time.perf_counter() - start])
@@ -282,11 +286,12 @@ def run_suite(
     [stage, ...]}} is plain data, and so is `timings` {"seconds", "attack_seconds": {name: seconds}, "stage_seconds":
     {name: {stage: seconds}}}; `per_example` maps names to arrays [n]: "indices",
     "labels", "clean_ok" (also "clean_correct"), "robust" and "broken_by" over the suite (an index into "stages"; -1
-    robust), "robust/NAME" (bool), "vulnerability/NAME", "answer/NAME", "distance/NAME" (of what the attack returned, in
+    robust), "robust/NAME" (bool), "vulnerability/NAME", "answer/NAME" (-1 where the logits were not finite, which
+    is no answer and not robust), "distance/NAME" (of what the attack returned, in
     its norm, or l2), and for AutoAttack "broken_by/NAME" and "stages/NAME".
 
   Raises:
-    JudgingError: logits that are not finite, or a directory that holds an evaluation of something else.
+    JudgingError: logits of clean images that are not finite, or a directory that holds an evaluation of something else.
   """
   suite = {name: dict(entry) for name, entry in suite.items()}
   logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
@@ -304,6 +309,8 @@ def _run(job: _Job, suite: suites.Suite, seed: int, check_images: int, on_attack
   """The clean images, then each attack; then the checks."""
   start = time.perf_counter()
   clean, digest = _clean(job, job.split)
+  if silent := int(np.sum(clean["answers"] == NO_ANSWER)):
+    raise JudgingError(f"the model's logits are NaN or infinite on {silent} images.")
   try:
     job.store().open(_fingerprint(job, suite, seed, digest))
   except ValueError as error:
@@ -311,7 +318,7 @@ def _run(job: _Job, suite: suites.Suite, seed: int, check_images: int, on_attack
   clean_correct = clean["answers"] == job.split.labels
   per_example = {"indices": job.split.indices, "labels": job.split.labels, "clean_correct": clean_correct}
   per_example |= {f"answer/{CLEAN}": clean["answers"], f"vulnerability/{CLEAN}": clean["vulnerabilities"]}
-  robust, seconds, examples, images, reports = {}, {CLEAN: time.perf_counter() - start}, {}, {}, {}
+  robust, lost, seconds, examples, images, reports = {}, {}, {CLEAN: time.perf_counter() - start}, {}, {}, {}
   on_attack(CLEAN, float(np.mean(clean_correct)), seconds[CLEAN])
   for name, entry in suite.items():
     if suites.is_autoattack(entry):
@@ -321,6 +328,7 @@ def _run(job: _Job, suite: suites.Suite, seed: int, check_images: int, on_attack
       result = _run_attack(job, name, entry, clean_correct)
     per_example |= _columns(name, result, clean_correct)
     robust[name], seconds[name] = float(np.mean(per_example[f"robust/{name}"])), float(result["seconds"].sum())
+    lost[name] = int(np.sum(result.get("lost", 0)))  # AutoAttack mends its own, and warns
     examples[name] = _examples(result, clean_correct & ~per_example[f"robust/{name}"])
     if job.keep_images:
       images[name] = result["images"]
@@ -334,7 +342,7 @@ def _run(job: _Job, suite: suites.Suite, seed: int, check_images: int, on_attack
     "robust": robust,
     "worst_case": float(np.mean(per_example["robust"])),
     "n": len(job.split.labels),
-    "warnings": doubts.warnings(on_one, few, suite, reports),
+    "warnings": [*doubts.silence(per_example, lost), *doubts.warnings(on_one, few, suite, reports)],
     "autoattack": {name: [_untimed(stage) for stage in report.per_attack] for name, report in reports.items()},
   }
   timings = {

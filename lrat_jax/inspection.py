@@ -1,7 +1,6 @@
 """What a run's records say: where its weights went, and whether attacks agree on which instances are vulnerable."""
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from lrat_jax import config as config_lib
-from lrat_jax import data, evaluate, sharding, train
+from lrat_jax import config_checks, data, evaluate, files, sharding, train
 from lrat_jax.suites import SUITES, Suite
 
 # The quantiles that describe a distribution: the median, and the ends of the middle 50 % and 90 %.
@@ -90,8 +89,8 @@ class Inconsistency(NamedTuple):
 
 
 def _epoch_files(workdir: Path) -> dict[int, Path]:
-  files = {int(path.stem.removeprefix("epoch_")): path for path in (workdir / "weights").glob("epoch_*.npz")}
-  return dict(sorted(files.items()))
+  found = {path.stem.removeprefix("epoch_"): path for path in (workdir / "weights").glob("epoch_*.npz")}
+  return dict(sorted((int(epoch), path) for epoch, path in found.items() if epoch.isdecimal()))
 
 
 def has_weights(workdir: Path) -> bool:
@@ -103,12 +102,10 @@ def weight_history(workdir: Path) -> WeightHistory:
   """Reads weights/epoch_*.npz. Of an instance that was in several batches of an epoch, the last one counts.
 
   Raises:
-    ValueError: no weights were recorded there.
+    ValueError: no weights were recorded there, or a file is damaged.
   """
-  recorded = {}
-  for epoch, path in _epoch_files(workdir).items():
-    with np.load(path) as arrays:
-      recorded[epoch] = dict(arrays)
+  needed = ("indices", "labels", "variants", *_RECORDED.values())
+  recorded = {epoch: files.read_arrays(path, needed) for epoch, path in _epoch_files(workdir).items()}
   if not recorded:
     raise ValueError(
       f"workdir={str(workdir)!r} holds no weights/epoch_*.npz; train there, with config.train.weights_sample above 0."
@@ -284,12 +281,13 @@ def load_experiment(workdir: Path) -> train.Experiment:
   """What the config.json of a run built: data, model, optimiser, on all devices.
 
   Raises:
-    ValueError: no config.json there, or data that are gone.
+    ValueError: no config.json there, one that is damaged, or data that are gone.
   """
   path = workdir / "config.json"
   if not path.is_file():
     raise ValueError(f"workdir={str(workdir)!r} holds no config.json; train there first.")
-  config = ConfigDict(json.loads(path.read_text()))
+  config = ConfigDict(files.read_json(path))
+  config_checks.check_form(config)
   return train.build(config, data.load_for(config.data), sharding.make_mesh())
 
 

@@ -30,6 +30,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -114,12 +115,13 @@ def _judge_callable(config: ConfigDict, name: str, workdir: Path, console: Conso
   dataset, mesh = _load_data(config, workdir, name)
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
   try:
-    logits_fn = callables.find(name)
-    callables.check(name, logits_fn, images, dataset.num_classes)
+    logits_fn = callables.checked(name, callables.find(name), images, dataset.num_classes)
+    with workdirs.claimed(workdir):
+      judging.judge(config, logits_fn, dataset, mesh, workdir, console, stop=stop, name=name, model=name)
   except callables.CallableError as error:
     raise ConfigError(f"--model={error}") from error
-  with workdirs.claimed(workdir):
-    judging.judge(config, logits_fn, dataset, mesh, workdir, console, stop=stop, name=name, model=name)
+  except jax.errors.JaxRuntimeError as error:  # a callback of the model's, or memory that it took
+    raise ConfigError(f"--model={name!r} failed as it ran: {command_line.reason(error)}") from error
 
 
 def _run_config(config: ConfigDict, mode: str, workdir: Path, console: Console, stop: stopping.Watch) -> None:
@@ -173,23 +175,33 @@ def run(arguments: Sequence[str], console: Console) -> None:
   console.print(f"Everything is in {workdir}: {left}", soft_wrap=True)
 
 
-def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
-  """Runs the program: its exit code, and the line that says why where that is not 0."""
+class _Outcome(NamedTuple):
+  """How the program ended: its exit code, the line that says why, and whether all processes of the run end so."""
+
+  code: int = 0
+  line: str = ""
+  together: bool = True
+
+
+def _outcome(arguments: Sequence[str]) -> _Outcome:
   again = "the same command goes on there."
   try:
     run(arguments, Console())
   except ConfigError as error:
-    return BAD_INPUT, f"error: {error}"
+    return _Outcome(BAD_INPUT, f"error: {error}")
+  except files.DamagedError as error:
+    return _Outcome(BAD_INPUT, f"error: {error}", together=False)
   except metrics.NonFiniteError as error:
-    return NOT_FINITE, f"error: {error} The checkpoints before it are intact."
+    return _Outcome(NOT_FINITE, f"error: {error} The checkpoints before it are intact.")
   except checkpoints.SaveError as error:
-    return FILES_FAILED, f"error: {error} The checkpoints before it are intact; {again}"
+    return _Outcome(FILES_FAILED, f"error: {error} The checkpoints before it are intact; {again}", together=False)
   except OSError as error:
     where = f": {error.filename}" if error.filename else ""
-    return FILES_FAILED, f"error: {error.strerror or error}{where}. The checkpoints are intact; {again}"
+    line = f"error: {error.strerror or error}{where}. The checkpoints are intact; {again}"
+    return _Outcome(FILES_FAILED, line, together=False)
   except stopping.Stopped as stopped:
-    return STOPPED, f"{stopped}; {again}"
-  return 0, ""
+    return _Outcome(STOPPED, f"{stopped}; {again}")
+  return _Outcome()
 
 
 @contextlib.contextmanager
@@ -210,10 +222,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the program on command-line arguments and returns its exit code; what went wrong is one line on stderr."""
   logging.set_verbosity(logging.FATAL)  # Orbax and TFDS warn of their own defaults, and log what they raise anyway
   with _background_failures_in_a_line():
-    code, line = _outcome(sys.argv[1:] if arguments is None else arguments)
-  if line and (hosts.leads() or code == FILES_FAILED):
+    code, line, together = _outcome(sys.argv[1:] if arguments is None else arguments)
+  if line and (hosts.leads() or not together):
     print(line, file=sys.stderr, flush=True)
-  if code == FILES_FAILED and hosts.place().count > 1:
+  if not together and hosts.place().count > 1:
     os._exit(code)  # the others wait for this process in the middle of a step; its end is how they learn of it
   return code
 

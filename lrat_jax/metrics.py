@@ -15,6 +15,7 @@ Row = dict[str, Any]
 
 _QUANTILES = {"q05": 0.05, "median": 0.5, "q95": 0.95}
 _SCALARS = ("loss", "gradient_norm", "parameter_norm")
+_EVERY_ROW = {"split": str, "step": int, "epoch": int}
 _WEIGHTS = ("natural_weights", "adversarial_weights", "global_weights", "vulnerabilities")
 
 
@@ -51,9 +52,23 @@ def epoch_means(rows: Iterable[Row], epoch: int, names: Sequence[str]) -> dict[s
 
 
 def read_rows(path: Path) -> list[Row]:
-  """The rows of a metrics.jsonl; a last line that a killed run left half-written is passed over."""
-  lines = path.read_text().split("\n")[:-1] if path.exists() else []
-  return [json.loads(line) for line in lines]
+  """The rows of a metrics.jsonl; a last line that a killed run left half-written is passed over.
+
+  Raises:
+    files.DamagedError: another line is no row.
+  """
+  lines = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
+  return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _row(line: str, where: str) -> Row:
+  try:
+    row = json.loads(line)
+  except (ValueError, RecursionError):
+    row = None
+  if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in _EVERY_ROW.items()):
+    raise files.DamagedError(f"{where} is damaged; remove that line.")
+  return row
 
 
 class MetricWriter:
@@ -124,9 +139,9 @@ class WeightRecord:
     """Starts an epoch with what an earlier try saved of it up to the checkpoint."""
     self._epoch, self._rows = epoch, []
     if self._file(epoch).exists():
-      with np.load(self._file(epoch)) as saved:
-        kept = saved["step"] <= self._resume_step
-        self._rows = [{name: saved[name][kept] for name in saved.files if name != "variants"}]
+      saved = files.read_arrays(self._file(epoch), ("step", "indices", "labels", *_WEIGHTS))
+      kept = saved["step"] <= self._resume_step
+      self._rows = [{name: array[kept] for name, array in saved.items() if name != "variants"}]
 
   def add(self, epoch: int, first_step: int, outputs: Sequence[StepOutput]) -> None:
     """Keeps the sampled instances of some steps' outputs."""

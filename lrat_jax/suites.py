@@ -1,5 +1,6 @@
 """Which attacks judge a model: the suites that a configuration can name, and AutoAttack as an entry of one."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -122,15 +123,23 @@ def autoattack_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
   return arguments
 
 
-def check_entry(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_classes: int) -> None:
-  """Refuses an AutoAttack entry that cannot run on images [h, w, c] of that many classes. Raises ValueError."""
+def changed_stages(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_classes: int) -> list[attacks.Attack]:
+  """The attacks of an AutoAttack entry whose arguments are not the version's own, for a closer look.
+
+  Raises:
+    ValueError: an entry that cannot run on images [h, w, c] of that many classes.
+  """
   arguments = autoattack_arguments(entry)
   threat_model.check_epsilon(arguments["epsilon"], arguments["norm"], image_shape)
   parts, changes = arguments.get("parts"), arguments.get("changes") or {}
   planned, _ = stages.stages(arguments["version"], arguments["norm"], num_classes, parts, changes)
-  for stage in planned:
-    attack = {"name": stage.attack, "norm": arguments["norm"], "epsilon": arguments["epsilon"]}
-    attacks.from_config(attack | dict(stage.arguments))
+  threat = {"norm": arguments["norm"], "epsilon": arguments["epsilon"]}
+  built = [attacks.from_config({"name": stage.attack} | threat | dict(stage.arguments)) for stage in planned]
+  return [
+    functools.partial(attack, target_rank=1) if stage.targeted else attack
+    for stage, attack in zip(planned, built, strict=True)
+    if stage.name in changes
+  ]
 
 
 def radius(entry: Mapping[str, Any]) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 import filelock
 from ml_collections import ConfigDict
 
-from lrat_jax import hosts
+from lrat_jax import files, hosts
 from lrat_jax.config_checks import ConfigError
 
 # Where this machine keeps things: they change no result.
@@ -29,8 +29,9 @@ def _without(config: dict[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:
     *parents, leaf = path.split(".")
     node = plain
     for key in parents:
-      node = node.get(key, {})
-    node.pop(leaf, None)
+      node = node.get(key)
+    if isinstance(node, dict):
+      node.pop(leaf, None)
   return plain
 
 
@@ -57,15 +58,17 @@ def check(workdir: Path, config: ConfigDict) -> None:
   Raises:
     ConfigError: with the fields that differ and their values.
   """
-  if workdir.exists() and not workdir.is_dir():
-    raise ConfigError(f"--workdir={workdir} is a file, not a directory.")
-  saved_file = workdir / "config.json"
-  if not saved_file.exists():
-    return
   try:
-    saved = json.loads(saved_file.read_text())
-  except ValueError:
-    raise ConfigError(f"{saved_file} is no JSON; give another --workdir or remove this one.") from None
+    if workdir.exists() and not workdir.is_dir():
+      raise ConfigError(f"--workdir={workdir} is a file, not a directory.")
+    saved_file = workdir / "config.json"
+    if not saved_file.exists():
+      return
+    saved = files.read_json(saved_file)
+  except OSError as error:  # a name that is too long, or a folder that may not be looked into
+    raise ConfigError(f"--workdir={workdir} cannot be: {error.strerror}.") from None
+  except files.DamagedError as error:
+    raise ConfigError(f"{error} Give another --workdir or remove this one.") from None
   lines = _difference(_without(saved, _FREE_FIELDS), _without(config.to_dict(), _FREE_FIELDS))
   if lines:
     raise ConfigError(

@@ -69,9 +69,10 @@ def test_results_count_only_for_their_own_configuration(tmp_path):
   assert run.results() is None
   run.workdir.mkdir(parents=True)
   file = run.workdir / "results.json"
+  measured = {"clean": 0.5, "worst_case": 0.25, "n": 4, "warnings": []}
   file.write_text("{")
   assert run.results() is None
-  file.write_text(json.dumps({"configuration": workdirs.portable(run.config), "clean": 0.5}))
+  file.write_text(json.dumps({"configuration": workdirs.portable(run.config), **measured}))
   assert run.results()["clean"] == 0.5
   more = ["--config.eval.num_images=5"]
   (other,) = arms.plan([arms.parse("at")], [0], data="digits", suite="quick", overrides=more, workdir=tmp_path)

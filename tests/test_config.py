@@ -68,20 +68,20 @@ def test_a_wrong_argument_is_named(argument):
   ("field", "value", "message"),
   [
     ("objective", "hinge", r"config.objective='hinge' is unknown; choose from \['ce', 'mart', 'trades'\]"),
-    ("beta", -1.0, r"config.beta=-1.0 is outside \[0, inf\]"),
+    ("beta", -1.0, r"config.beta=-1.0 is outside \[0, 1e\+06\]"),
     ("awp.gamma", 2.0, r"config.awp.gamma=2.0 is outside \[0, 1\]"),
     ("awp.begin", 1.5, r"config.awp.begin=1.5 is outside \[0, 1\]"),
     ("eval.split", "all", r"config.eval.split='all' is unknown; choose from \['test', 'train', 'validation'\]"),
-    ("data.train_size", -1, r"config.data.train_size=-1 is outside \[0, inf\]"),
+    ("data.train_size", -1, r"config.data.train_size=-1 is outside \[0, 1e\+09\]"),
     ("local_weights.kind", "global", r"config.local_weights.kind='global' is unknown; choose from \['lrat', 'none'\]"),
     ("global_weights.kind", "x", r"choose from \['gairat', 'mail', 'none'\]"),
     ("optimizer.schedule", "step", r"choose from \['constant', 'cosine', 'one_cycle', 'piecewise'\]"),
     ("train.attack_mode", "test", r"choose from \['eval', 'train'\]"),
-    ("train.epochs", 0, r"config.train.epochs=0 is outside \[1, inf\]"),
+    ("train.epochs", 0, r"config.train.epochs=0 is outside \[1, 1e\+09\]"),
     ("train.ema_decay", 1.0, "config.train.ema_decay=1.0 is outside"),
     ("train.epsilon_ramp", 1.5, r"config.train.epsilon_ramp=1.5 is outside \[0, 1\]"),
     ("data.batch_size", -4, "config.data.batch_size=-4 is outside"),
-    ("local_weights.total", 0.0, r"config.local_weights.total=0.0 is outside \(0, inf\]"),
+    ("local_weights.total", 0.0, r"config.local_weights.total=0.0 is outside \(0, 1e\+06\]"),
     ("local_weights.minimum_natural", 2.0, r"config.local_weights.minimum_natural=2.0 is outside \[0, 1\]"),
     ("local_weights.slope", -1.0, "config.local_weights.slope=-1.0 is outside"),
     ("optimizer.learning_rate", float("nan"), "config.optimizer.learning_rate=nan is outside"),
@@ -95,6 +95,14 @@ def test_a_wrong_argument_is_named(argument):
     ("eval.suite.pgd20.norm", "l0", "config.eval.suite.pgd20.norm='l0' is unknown; choose from"),
     ("validation_attack.num_steps", -1, "config.validation_attack.num_steps=-1 must be an integer"),
     ("seed", -1, "config.seed=-1 is outside"),
+    ("beta", float("inf"), r"config.beta=inf is outside \[0, 1e\+06\]"),
+    ("local_weights.bias", float("nan"), "config.local_weights.bias=nan is outside"),
+    ("eval.batch_size", 2**21, "config.eval.batch_size=2097152 is outside"),
+    ("model.std", (1e-300,), "config.model.mean=.* must be as many, none beyond 1e6, every std above 1e-6"),
+    ("model.name", "cnn_99999", "config.model.name='cnn_99999' is no model"),
+    ("compilation_cache", "", "config.compilation_cache='' names no folder"),
+    ("train_attacks.pgd.num_steps", 10**7, "num_steps=10000000 must be an integer of 0 or more, and 1,000,000 at most"),
+    ("train_attacks.pgd.epsilon", "8/", "config.train_attacks.pgd.epsilon='8/' is no number"),
   ],
 )
 def test_values_that_no_run_can_use_are_named(field, value, message):
@@ -113,9 +121,24 @@ def test_what_only_the_data_can_tell():
   config_checks.check(config)
   with pytest.raises(ConfigError, match=r"config.train_attacks.pgd_l2.epsilon=9 is outside \[0, 8\]"):
     config_checks.check_for_data(config, (8, 8, 1), 10, 1000)
+  for field, value, message in (
+    ("data__crop_padding", 9, r"config.data.crop_padding=9 is more than the side of images \(8, 8, 1\)"),
+    ("train__epochs", 10**9, "config.train.epochs=1000000000 makes more than 2,147,483,647 steps"),
+  ):
+    with pytest.raises(ConfigError, match=message):
+      config_checks.check_for_data(make_config(**{field: value}), (8, 8, 1), 10, 1000)
   dlr = make_config("digits,dlr")
   with pytest.raises(ConfigError, match="config.train_attacks.dlr.loss='dlr' needs 3 classes or more"):
     config_checks.check_for_data(dlr, (8, 8, 1), 2, 1000)
+
+
+@pytest.mark.parametrize("path", ["train_attacks", "eval.suite"])
+def test_attacks_there_must_be(path):
+  config = make_config()
+  with config.unlocked():
+    (config if path == "train_attacks" else config.eval)[path.split(".")[-1]] = {}
+  with pytest.raises(ConfigError, match=f"config.{path}=.* must be a group of one attack or more"):
+    config_checks.check_form(config)
 
 
 def test_batches_must_split_over_the_devices():

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
@@ -92,6 +93,60 @@ def test_an_attack_cannot_make_a_wrong_image_count_as_robust(model, variables):
   helped = (per_example["vulnerability/helpful"] < 0) & ~per_example["clean_correct"]
   assert helped.any() and not per_example["robust/helpful"][helped].any()
   assert summary["robust"]["helpful"] <= summary["clean"]
+
+
+def _off_grid(images):
+  """Whether an attack has moved an image [batch, 1]: those of the split were rounded to 64ths."""
+  return (jnp.abs(images * 64 - jnp.round(images * 64)) > 1e-3).any(axis=(1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize(
+  "entry",
+  [
+    SUITE["pgd"],
+    {"name": "fgsm", "epsilon": "0.05"},
+    {"name": "square", "epsilon": "0.05", "num_queries": 3},
+    {"name": "apgd", "epsilon": "0.05", "num_steps": 3},
+    {"name": "corruption", "kind": "gaussian_noise", "severity": 1},
+    {"name": "autoattack", "epsilon": "0.05", "parts": ["square"], "changes": {"square": {"num_queries": 3}}},
+  ],
+  ids=lambda entry: entry["name"],
+)
+def test_an_image_on_which_an_attack_makes_the_model_fail_is_not_robust(entry):
+  """Of class 0, which is where an argmax finds the first NaN."""
+  split = SPLIT._replace(images=np.round(SPLIT.images * 64) / np.float32(64), labels=np.zeros(40, np.int32))
+  slope = lambda images: 0.01 * images.mean(axis=(1, 2, 3))[:, None]
+  fails = lambda images: jnp.where(_off_grid(images), jnp.nan, jnp.array([1.0, 0, 0, 0]) - slope(images))
+  summary, per_example = evaluate.run_suite(
+    fails, split, {"it": entry}, batch_size=8, mesh=sharding.make_mesh(1), seed=0
+  )[:2]
+  assert summary["clean"] == 1.0
+  failed = per_example["answer/it"] == evaluate.NO_ANSWER
+  assert not per_example["robust/it"][failed].any() and (per_example["vulnerability/it"][failed] == 1).all()
+  assert np.isfinite(per_example["distance/it"]).all()
+  said = [line for line in summary["warnings"] if "NaN or infinite" in line]
+  assert failed.any() == bool(said)
+  if entry["name"] != "fgsm":  # whose gradient has one sign, and whose step ends on the grid of some images
+    assert failed.all() and f"on {failed.sum()} attacked images" in said[0]
+
+
+def test_an_attack_whose_gradients_are_not_finite_leaves_images_as_they_were_and_is_warned_of():
+  slopeless = lambda images: jnp.sqrt(0.0 * images).sum(axis=(1, 2, 3))[:, None]  # 0, of slope NaN
+  model = lambda images: images.reshape(images.shape[0], 4, -1).mean(axis=-1) + slopeless(images)
+  summary, per_example = evaluate.run_suite(model, SPLIT, SUITE, batch_size=8, mesh=sharding.make_mesh(1), seed=0)[:2]
+  assert summary["robust"] == {"fgsm": summary["clean"], "pgd": summary["clean"]}
+  assert [line for line in summary["warnings"] if "ended in NaN on 40 images" in line]
+  assert (per_example["distance/pgd"] == 0).all()
+
+
+def test_a_model_that_answers_alike_to_everything_is_warned_of():
+  suite = {"fgsm": SUITE["fgsm"]}
+  for model, expected in (
+    (lambda images: jnp.tile(jnp.arange(4.0), (images.shape[0], 1)), True),
+    (lambda images: images.reshape(images.shape[0], 4, -1).mean(axis=-1), False),
+  ):
+    summary = evaluate.run_suite(model, SPLIT, suite, batch_size=8, mesh=sharding.make_mesh(1), seed=0).summary
+    assert any("one answer to all clean images" in line for line in summary["warnings"]) == expected
 
 
 def test_results_are_strict_json_and_arrays(tmp_path, results):

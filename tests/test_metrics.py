@@ -61,12 +61,12 @@ def test_the_first_step_that_is_not_finite_is_named(field, value):
 def test_a_writer_opened_at_a_step_drops_what_came_after_it(tmp_path):
   with metrics.MetricWriter(tmp_path, 0) as writer:
     for step in (1, 2, 3):
-      writer.write({"split": "train", "step": step, "loss": float(step)})
+      writer.write({"split": "train", "step": step, "epoch": 0, "loss": float(step)})
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"split": "train", "st')  # killed while writing
   with metrics.MetricWriter(tmp_path, 2) as writer:
     assert [row["step"] for row in writer.rows] == [1, 2]
-    writer.write({"split": "train", "step": 3, "loss": 30.0})
+    writer.write({"split": "train", "step": 3, "epoch": 0, "loss": 30.0})
   rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 2.0), (3, 30.0)]
   assert list((tmp_path / "tensorboard").iterdir())

@@ -63,7 +63,7 @@ def test_a_wrong_suite_is_named(argument):
 )
 def test_an_autoattack_that_cannot_run_is_named(entry, message):
   with pytest.raises(ValueError, match=message):
-    suites.check_entry(AUTOATTACK | entry, (8, 8, 1), 10)
+    suites.changed_stages(AUTOATTACK | entry, (8, 8, 1), 10)
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,16 @@ def test_threats_are_told_as_they_were_given():
   assert suites.threat(AUTOATTACK | {"version": "fast"}) == "linf 8/255, fast version"
   assert suites.threat({"name": "corruption", "kind": "jpeg", "severity": 3}) == "jpeg, severity 3"
   assert suites.radius(pgd) == 8 / 255 and suites.radius({"name": "spatial"}) is None
+
+
+def test_a_stage_whose_arguments_are_changed_is_checked_with_them():
+  config = config_lib.default("at", "digits,suite=standard")
+  entry = config.eval.suite.autoattack
+  for queries, steps in ((10, 5), (-3, 5), (10, "many")):
+    with entry.unlocked(), entry.ignore_type():
+      entry.changes = {"square": {"num_queries": queries}, "apgd-t": {"num_steps": steps}}
+    if (queries, steps) == (10, 5):
+      config_checks.check(config)
+      continue
+    with pytest.raises(ConfigError, match="config.eval.suite.autoattack.num_.*must be an integer"):
+      config_checks.check(config)

@@ -180,7 +180,8 @@ def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Arr
   def total_loss(points, *draw):
     logits = logits_fn(points, *draw)
     loss = surrogate(logits)
-    return jnp.sum(loss), (loss, (jnp.argmax(logits, axis=-1) != labels).astype(loss.dtype))
+    wrong = ~losses.right(logits, labels) & threat_model.finite(points)
+    return jnp.sum(loss), (loss, wrong.astype(loss.dtype))
 
   def once(points, *draw) -> _Answer:
     gradient, (loss, wrong) = jax.grad(total_loss, has_aux=True)(points, *draw)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from lrat_jax.attacks import chunks, threat_model
+from lrat_jax.attacks import chunks, losses, threat_model
 from lrat_jax.attacks.pgd import LogitsFn, check_batch, example_keys
 from lrat_jax.attacks.progress import Nowhere, Store
 from lrat_jax.attacks.registry import from_config
@@ -94,16 +94,16 @@ class _Job(NamedTuple):
 def _verdict(logits_fn: LogitsFn, keys: Array, images: Array, labels: Array, random: bool) -> Array:
   """bool [batch], whether the model is right; a random one by the majority of its answers."""
   if not random:
-    return jnp.argmax(logits_fn(images), axis=-1) == labels
+    return losses.right(logits_fn(images), labels)
   draw = lambda index: jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-  right = lambda index: (jnp.argmax(logits_fn(images, draw(index)), axis=-1) == labels).astype(jnp.int32)
+  right = lambda index: losses.right(logits_fn(images, draw(index)), labels).astype(jnp.int32)
   return 2 * jax.lax.fori_loop(1, _VOTES, lambda index, total: total + right(index), right(0)) > _VOTES
 
 
 def _repair(found: Array, images: Array, epsilon: float, norm: str) -> tuple[Array, Array]:
   """The images found, brought back where they are outside the ball or the range, and which were: bool [batch]."""
   ball = threat_model.get_norm(norm)
-  outside = ~jnp.isfinite(found).all(axis=(1, 2, 3)) | (jnp.abs(found - 0.5) > 0.5).any(axis=(1, 2, 3))
+  outside = ~threat_model.finite(found) | (jnp.abs(found - 0.5) > 0.5).any(axis=(1, 2, 3))
   outside |= ball.length(found - images) > epsilon * (1 + _SLACK[0]) + _SLACK[1]
   back = threat_model.project(jnp.where(jnp.isfinite(found), found, images), images, epsilon, ball)
   return jnp.where(outside[:, None, None, None], back, found), outside

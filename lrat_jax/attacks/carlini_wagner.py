@@ -49,7 +49,7 @@ def _descend(logits_fn, images, labels, constants, found: _Found, num_steps: int
   def step(_, carry):
     free, moments, found, fell = carry
     gradient, (points, logits, margin) = jax.grad(objective, has_aux=True)(free)
-    right = jnp.argmax(logits, axis=-1) == labels
+    right = losses.right(logits, labels)
     success = ~right & (margin >= confidence)
     distance = length(points - images)
     nearer = success & (distance < found.distance)
@@ -73,10 +73,10 @@ def _check(epsilon, norm: str, images: Array, learning_rate: float, initial_cons
   radius = 0.0 if not isinstance(epsilon, jax.core.Tracer) and epsilon == math.inf else epsilon
   check_budget(radius, norm, images, **counts)
   for name, value in (("learning_rate", learning_rate), ("initial_const", initial_const)):
-    if not value > 0:
-      raise ValueError(f"{name}={value} must be above 0.")
-  if not confidence >= 0:
-    raise ValueError(f"confidence={confidence} must be 0 or more.")
+    if not 0 < value < math.inf:
+      raise ValueError(f"{name}={value} must be above 0 and finite.")
+  if not 0 <= confidence < math.inf:
+    raise ValueError(f"confidence={confidence} must be 0 or more and finite.")
 
 
 def carlini_wagner(
@@ -133,7 +133,7 @@ def carlini_wagner(
     constants = jnp.where(jnp.isinf(high), _GROWTH * constants, 0.5 * (low + high))
     return constants, low, high, found
 
-  wrong = jnp.argmax(logits_fn(images), axis=-1) != labels
+  wrong = ~losses.right(logits_fn(images), labels)
   zeros = 0.0 * images[:, 0, 0, 0]
   found = _Found(images, jnp.where(wrong, zeros, jnp.inf), 0 * labels.astype(jnp.int32))
   carry = (zeros + initial_const, zeros, zeros + jnp.inf, found)

@@ -91,7 +91,7 @@ def vanishing_gradients(
   """
   keys, ball = prepare(keys, images, labels, epsilon, norm, num_steps=(num_steps, 0))
   noise = jax.vmap(lambda key: ball.sample(key, images.shape[1:]))(keys).astype(images.dtype)
-  right = lambda points: jnp.argmax(logits_fn(points), axis=-1) == labels
+  right = lambda points: losses.right(logits_fn(points), labels)
   gradient_of = jax.grad(lambda points: jnp.sum(losses.cross_entropy(logits_fn(points), labels)))
 
   def step(_, carry):
@@ -106,8 +106,7 @@ def vanishing_gradients(
 
 
 def _robust_accuracy(logits_fn: LogitsFn, images: Array, labels: Array, result: AttackResult) -> Array:
-  answers = jnp.stack([jnp.argmax(logits_fn(points), axis=-1) for points in (images, result.images)])
-  return jnp.mean(jnp.all(answers == labels, axis=0))
+  return jnp.mean(losses.right(logits_fn(images), labels) & losses.right(logits_fn(result.images), labels))
 
 
 def scaled_accuracies(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lrat_jax.attacks import losses
 from lrat_jax.attacks.jpeg import jpeg
 from lrat_jax.attacks.pgd import AttackResult, LogitsFn, check_batch, per_image_keys
 
@@ -116,5 +117,5 @@ def corruption(
     raise ValueError(f"severity={severity!r} is outside 1..5.")
   corrupt, strengths = _KINDS[kind]
   corrupted = jnp.clip(corrupt(per_image_keys(keys, images), images, strengths[severity - 1]), 0.0, 1.0)
-  right = jnp.argmax(logits_fn(images), axis=-1) == labels
+  right = losses.right(logits_fn(images), labels)
   return jax.lax.stop_gradient(AttackResult(corrupted, right.astype(jnp.int32)))

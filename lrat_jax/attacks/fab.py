@@ -1,5 +1,6 @@
 """FAB: short steps along the decision boundary, biased towards the clean image, until one lies in the epsilon ball."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -97,8 +98,8 @@ def _make_step(logits_fn, images, labels, targets, epsilon, norm, alpha_max, ove
     else:
       values, gradients, logits = _targeted_boundary(logits_fn, state.points, labels, targets)
     points = _advance(state.points, images, values, gradients, norm, alpha_max, overshoot)
-    right = jnp.argmax(logits, axis=-1) == labels
-    wrong = jnp.argmax(logits_fn(points), axis=-1) != labels
+    right = losses.right(logits, labels)
+    wrong = ~losses.right(logits_fn(points), labels)
     found = wrong & (length(points - images) <= epsilon) & ~state.fooled
     return index + 1, _State(
       jnp.where(_per_image(wrong), images + backward * (points - images), points),
@@ -108,6 +109,14 @@ def _make_step(logits_fn, images, labels, targets, epsilon, norm, alpha_max, ove
     )
 
   return step
+
+
+def _check_shares(alpha_max: float, overshoot: float, backward: float) -> None:
+  for name, value in (("alpha_max", alpha_max), ("backward", backward)):
+    if not 0 <= value <= 1:
+      raise ValueError(f"{name}={value} is outside [0, 1].")
+  if not 1 <= overshoot < math.inf:
+    raise ValueError(f"overshoot={overshoot} must be 1 or more and finite.")
 
 
 def fab(
@@ -160,9 +169,10 @@ def fab(
   """
   counts = {"num_steps": (num_steps, 0), "num_restarts": (num_restarts, 1)}
   keys, _ = prepare(keys, images, labels, epsilon, norm, **counts)
+  _check_shares(alpha_max, overshoot, backward)
   clean_logits = logits_fn(images)
   targets = losses.choose_targets(clean_logits, labels, targets, target_rank)
-  start = _State(images, images, jnp.argmax(clean_logits, axis=-1) != labels, 0 * labels.astype(jnp.int32))
+  start = _State(images, images, ~losses.right(clean_logits, labels), 0 * labels.astype(jnp.int32))
   step = _make_step(logits_fn, images, labels, targets, epsilon, norm, alpha_max, overshoot, backward)
   unfinished = lambda carry: (carry[0] < num_steps) & ~jnp.all(carry[1].fooled)
 

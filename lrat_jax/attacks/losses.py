@@ -13,6 +13,11 @@ from jax import Array
 CW_CONFIDENCE = 50.0
 
 
+def right(logits: Array, labels: Array) -> Array:
+  """Whether the model's answer is the label, bool [batch]; logits that are NaN or infinite are no answer."""
+  return jnp.all(jnp.isfinite(logits), axis=-1) & (jnp.argmax(logits, axis=-1) == labels)
+
+
 def cross_entropy(logits: Array, labels: Array) -> Array:
   """-log p_y, in nats. float [batch]."""
   return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]

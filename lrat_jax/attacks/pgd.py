@@ -1,6 +1,7 @@
 """Projected gradient ascent: the one attack loop behind FGSM, PGD, CW-infinity and the TRADES attack."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -16,6 +17,8 @@ T = TypeVar("T")
 RANDOM_STARTS = ("none", "uniform", "gaussian")
 # TRADES, MART and MAIL start from x + 0.001 * N(0, 1).
 _GAUSSIAN_START = 0.001
+# Of steps, restarts, queries: far beyond use, and far from overflow.
+_MOST = 10**6
 
 
 class AttackResult(NamedTuple):
@@ -60,16 +63,21 @@ def check_batch(images: Array, labels: Array) -> None:
     )
 
 
+def check_count(value: int, name: str, least: int) -> None:
+  """Refuses what is no integer from `least` to a million, more than any run would end with. Raises ValueError."""
+  if not isinstance(value, int) or not least <= value <= _MOST:
+    raise ValueError(f"{name}={value!r} must be an integer of {least} or more, and {_MOST:,} at most.")
+
+
 def check_budget(epsilon, norm: str, images: Array, **counts: tuple[int, int]) -> None:
-  """Refuses a radius that images do not allow, unless it is traced, and counts (value, least) below their least.
+  """Refuses a radius that images do not allow, unless it is traced, and counts (value, least) below it or past all use.
 
   Raises ValueError with the name.
   """
   if not isinstance(epsilon, jax.core.Tracer):
     threat_model.check_epsilon(epsilon, norm, images.shape[1:])
   for name, (value, least) in counts.items():
-    if not isinstance(value, int) or value < least:
-      raise ValueError(f"{name}={value!r} must be an integer of {least} or more.")
+    check_count(value, name, least)
 
 
 def prepare(
@@ -85,8 +93,8 @@ def prepare(
 
 
 def _check_step_size(step_size) -> None:
-  if not isinstance(step_size, jax.core.Tracer) and not step_size >= 0:
-    raise ValueError(f"step_size={step_size} must be 0 or more.")
+  if not isinstance(step_size, jax.core.Tracer) and not 0 <= step_size < math.inf:
+    raise ValueError(f"step_size={step_size} must be 0 or more and finite.")
 
 
 def _check_start(random_start: str, loss: str) -> None:
@@ -180,7 +188,7 @@ def pgd(
   def ascend(_, carry):
     points, survived = carry
     gradient, logits = jax.grad(total_loss, has_aux=True)(points)
-    survived += (jnp.argmax(logits, axis=-1) == labels).astype(jnp.int32)
+    survived += losses.right(logits, labels).astype(jnp.int32)
     return threat_model.project(points + step_size * ball.steepest(gradient), images, epsilon, ball), survived
 
   def run(run_keys) -> AttackResult:
@@ -191,8 +199,9 @@ def pgd(
 
   def score(result: AttackResult) -> Array:
     logits = logits_fn(result.images)
-    fooled = jnp.argmax(logits, axis=-1) != labels
-    return jnp.where(fooled, jnp.inf, surrogate(logits))
+    fooled = ~losses.right(logits, labels)
+    score = jnp.where(fooled, jnp.inf, surrogate(logits))
+    return jnp.where(threat_model.finite(result.images), score, -jnp.inf)
 
   return jax.lax.stop_gradient(best_run(run, score, keys, num_restarts))
 

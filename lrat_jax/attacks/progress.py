@@ -1,7 +1,6 @@
 """Finished pieces of a long evaluation in a directory, so that it can stop at any moment and goes on there."""
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -50,7 +49,10 @@ class FileStore:
     if not path.exists():
       self._replace(path, json.dumps(dict(fingerprint), indent=2).encode())
       return
-    kept = json.loads(path.read_text())
+    try:
+      kept = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+      raise ValueError(f"{path} is damaged; remove {self._directory}, and what it holds is done again.") from None
     different = sorted(name for name in {*kept, *fingerprint} if kept.get(name) != fingerprint.get(name))
     if different:
       raise ValueError(
@@ -62,7 +64,7 @@ class FileStore:
     try:
       with np.load(self._directory / f"{piece}.npz") as arrays:
         return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # what NumPy says of a missing or a cut file
+    except Exception:  # a damaged file can make zipfile and NumPy raise almost anything; the piece is done again
       return None
 
   def save(self, piece: str, arrays: Mapping[str, np.ndarray]) -> None:

@@ -2,8 +2,8 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from typing import Any
 
 from jax import Array
@@ -37,10 +37,13 @@ _LENGTHS = ("epsilon", "step_size")
 def as_number(value: str | float, field: str) -> float:
   """A length from a number or from text such as "8/255" or "0.031". Raises ValueError naming the field."""
   try:
-    numerator, _, denominator = value.partition("/") if isinstance(value, str) else (value, "", "")
-    return float(Fraction(numerator) / Fraction(denominator or 1))
-  except (ValueError, ZeroDivisionError, OverflowError):
-    raise ValueError(f"{field}={value!r} is no number; write it as 8/255 or 0.031.") from None
+    numerator, slash, denominator = value.partition("/") if isinstance(value, str) else (value, "", "")
+    number = float(numerator) / float(denominator if slash else 1)
+  except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+    number = math.nan
+  if not math.isfinite(number):
+    raise ValueError(f"{field}={value!r} is no number; write it as 8/255 or 0.031.")
+  return number
 
 
 def _parameters(attack: Attack) -> dict[str, inspect.Parameter]:

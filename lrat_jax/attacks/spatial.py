@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jax.scipy import ndimage
 
-from lrat_jax.attacks.pgd import AttackResult, LogitsFn, check_batch, per_image_keys
+from lrat_jax.attacks.pgd import AttackResult, LogitsFn, check_batch, check_count, per_image_keys
 from lrat_jax.attacks.search import search
 
 
@@ -70,8 +70,8 @@ def spatial(
   if not 0 <= max_translation < math.inf:
     raise ValueError(f"max_translation={max_translation} must be 0 pixels or more.")
   for name, count in (("num_rotations", num_rotations), ("num_translations", num_translations)):
-    if not isinstance(count, int) or count < 1:
-      raise ValueError(f"{name}={count!r} must be an integer of 1 or more.")
+    check_count(count, name, 1)
+  check_count(num_rotations * num_translations**2, "num_rotations * num_translations ** 2", 1)
   spread = lambda most, count: np.linspace(-most, most, count) if count > 1 else np.zeros(1)
   shifts = spread(max_translation, num_translations)
   grid = np.stack(np.meshgrid(spread(max_rotation, num_rotations), shifts, shifts, indexing="ij"), axis=-1)

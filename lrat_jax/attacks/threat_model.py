@@ -130,6 +130,11 @@ def check_epsilon(epsilon: float, norm: str, image_shape: tuple[int, ...]) -> No
     raise ValueError(f"epsilon={epsilon:g} is outside [0, {widest:g}], the {norm} distances between images in [0, 1].")
 
 
+def finite(images: Array) -> Array:
+  """Whether each of the images [batch, h, w, c] is one at all, bool [batch]; gradients that are NaN make others."""
+  return jnp.isfinite(images).all(axis=_axes(images))
+
+
 def project(images: Array, originals: Array, epsilon: Array | float, norm: Norm) -> Array:
   """The images [batch, h, w, c] brought into the ball around `originals`, then into [0, 1].
 

@@ -4,22 +4,21 @@ A data set is three splits of uint8 images (or floats in [0, 1]) with integer la
 the training split by a fixed permutation, so that runs with different seeds hold out the same images.
 """
 
-import gzip
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lrat_jax.data import archives, prepared
+from lrat_jax.data.archives import DataError
+
 SPLITS = ("test", "validation", "train")
 
 _SPLIT_SEED = 0
 _DIGITS_TEST_SIZE = 500
-
-
-class DataError(ValueError):
-  """A data set that is missing or malformed; the message is one line that says what and where."""
+# What int32 holds.
+_MOST_LABELS = 2**31 - 1
 
 
 class Split(NamedTuple):
@@ -79,7 +78,7 @@ def _check_labels(labels: np.ndarray, count: int, num_classes: int | None, where
     raise DataError(f"{where} has shape {labels.shape} where there are {count} images.")
   if not np.issubdtype(labels.dtype, np.integer):
     raise DataError(f"{where} is {labels.dtype}; labels are integers.")
-  top = num_classes - 1 if num_classes is not None else labels.max()
+  top = num_classes - 1 if num_classes is not None else min(int(labels.max()), _MOST_LABELS)
   if labels.min() < 0 or labels.max() > top:
     raise DataError(f"{where} holds labels from {labels.min()} to {labels.max()}; the classes are 0..{max(top, 0)}.")
   return labels.astype(np.int32)
@@ -94,7 +93,12 @@ def _split(images: np.ndarray, labels: np.ndarray, num_classes: int | None, wher
 def _train_and_test(train, test, num_classes: int | None, where: str) -> tuple[Split, Split, int]:
   """Two checked splits of arrays (images, labels); without a class count, the training labels say how many."""
   train = _split(*train, num_classes, f"{where}: training")
-  num_classes = num_classes or int(train.labels.max()) + 1
+  most = int(train.labels.max())
+  if num_classes is None and most >= len(train.labels):
+    raise DataError(
+      f"{where}: training labels reach {most} in {len(train.labels)} images; classes are numbered from 0."
+    )
+  num_classes = num_classes or most + 1
   if num_classes < 2:
     raise DataError(f"{where}: training labels hold one class; a classifier needs two or more.")
   test = _split(*test, num_classes, f"{where}: test")
@@ -115,36 +119,19 @@ def _digits(_: str, __: str) -> tuple[Split, Split, int]:
 
 
 def _tfds(name: str, data_dir: str) -> tuple[Split, Split, int]:
-  import tensorflow_datasets as tfds  # slow to import, and only this source needs it
-
-  place = f", data_dir={data_dir!r}" if data_dir else ""
-  prepare = (
-    'pip install tensorflow && python -c "import tensorflow_datasets as tfds; '
-    f"tfds.builder({name!r}{place}, file_format='array_record').download_and_prepare()\""
-  )
+  where = f"data.source={f'tfds:{name}'!r}"
   try:
-    builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
-  except tfds.core.registered.DatasetNotFoundError:
-    raise DataError(f"data.source='tfds:{name}': TFDS knows no data set {name!r}.") from None
-  missing = f"data.source='tfds:{name}' is not prepared in {builder.data_dir}; prepare it once with: {prepare}"
-  if not Path(builder.data_dir).is_dir():
-    raise DataError(missing)
-  features = builder.info.features
-  if not {"image", "label"} <= set(features) or not {"train", "test"} <= set(builder.info.splits):
-    raise DataError(f"data.source='tfds:{name}' lacks image and label features or a train and a test split.")
+    *arrays, num_classes = prepared.read(name, data_dir)
+  except DataError as error:
+    raise DataError(f"{where}: {error}") from None
+  return _train_and_test(*arrays, num_classes, where)
 
-  def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
-    examples = list(builder.as_data_source(split))
-    shapes = {example["image"].shape for example in examples}
-    if len(shapes) > 1:
-      raise DataError(f"data.source='tfds:{name}' holds images of {len(shapes)} sizes; lrat_jax takes one size.")
-    return np.stack([e["image"] for e in examples]), np.asarray([e["label"] for e in examples])
 
+def _is_file(path: Path) -> bool:
   try:
-    train, test = arrays("train"), arrays("test")
-  except (FileNotFoundError, NotImplementedError):  # prepared in no form that can be read without TensorFlow
-    raise DataError(missing) from None
-  return _train_and_test(train, test, features["label"].num_classes, f"data.source='tfds:{name}'")
+    return path.is_file()
+  except OSError:  # a name that is too long, or a folder that may not be looked into
+    return False
 
 
 # (training images, training labels, test images, test labels), the second as Keras names them
@@ -155,52 +142,30 @@ _NPZ_NAMES = (
 
 
 def _npz(path: str, _: str) -> tuple[Split, Split, int]:
-  where = f"data.source='npz:{path}'"
-  if not Path(path).is_file():
+  where = f"data.source={f'npz:{path}'!r}"
+  if not _is_file(Path(path)):
     raise DataError(f"{where}: there is no such file.")
   try:
-    with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-      names = next((names for names in _NPZ_NAMES if set(names) <= set(archive.files)), None)
-      if names is None:
-        raise DataError(f"{where} holds {sorted(archive.files)}; it needs the arrays {list(_NPZ_NAMES[0])}.")
-      arrays = [archive[name] for name in names]
-  except DataError:
-    raise
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-    raise DataError(f"{where} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
+    arrays = archives.read_npz(Path(path), _NPZ_NAMES)
+  except DataError as error:
+    raise DataError(f"{where}: {error}") from None
   return _train_and_test(arrays[:2], arrays[2:], None, where)
 
 
 _IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-_IDX_UNSIGNED_BYTE = 8
-
-
-def _read_idx(path: Path) -> np.ndarray:
-  """An array of the MNIST family's format: 0, 0, type, rank, then the sizes (big-endian 32 bit), then the bytes."""
-  try:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-      content = file.read()
-  except (OSError, EOFError, gzip.zlib.error) as error:
-    raise DataError(f"{path} cannot be read: {error}") from None
-  if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _IDX_UNSIGNED_BYTE:
-    raise DataError(f"{path} is no idx file of unsigned bytes: it begins with {content[:4].hex(' ')!r}.")
-  rank = content[3]
-  shape = tuple(np.frombuffer(content[4 : 4 + 4 * rank], ">u4").tolist())
-  body = len(content) - 4 - 4 * rank
-  expected = int(np.prod(shape, dtype=object)) if len(shape) == rank else -1
-  if body != expected:
-    raise DataError(f"{path} holds {max(body, 0)} bytes where its header says {shape}; it is cut short or damaged.")
-  return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
 def _idx(directory: str, _: str) -> tuple[Split, Split, int]:
-  where = f"data.source='idx:{directory}'"
+  where = f"data.source={f'idx:{directory}'!r}"
   arrays = []
   for name in _IDX_FILES:
-    found = [p for p in (Path(directory, name), Path(directory, name + ".gz")) if p.is_file()]
+    found = [p for p in (Path(directory, name), Path(directory, name + ".gz")) if _is_file(p)]
     if not found:
       raise DataError(f"{where}: {name} (or {name}.gz) is not there; the four files are {list(_IDX_FILES)}.")
-    arrays.append(_read_idx(found[0]))
+    try:
+      arrays.append(archives.read_idx(found[0]))
+    except DataError as error:
+      raise DataError(f"{where}: {found[0].name}: {error}") from None
   return _train_and_test(arrays[:2], arrays[2:], None, where)
 
 

@@ -37,11 +37,11 @@ class Classifier(nn.Module):
 
 def _network(name: str, **options: Any) -> nn.Module:
   """The network that `name` spells, width and depth included. Raises ValueError with the choices."""
-  if match := re.fullmatch(r"cnn(?:_([1-9]\d*))?", name):
+  if match := re.fullmatch(r"cnn(?:_([1-9]\d{0,3}))?", name):
     return CNN(width=int(match[1] or 32), **options)
-  if match := re.fullmatch(r"resnet18(?:_([1-9]\d*))?", name):
+  if match := re.fullmatch(r"resnet18(?:_([1-9]\d{0,3}))?", name):
     return ResNet(width=int(match[1] or 64), **options)
-  if match := re.fullmatch(r"wide_resnet_(\d+)_([1-9]\d*)", name):
+  if match := re.fullmatch(r"wide_resnet_(\d{1,3})_([1-9]\d{0,2})", name):
     depth = int(match[1])
     if depth < 10 or (depth - 4) % 6:
       raise ValueError(f"name={name!r}: the depth of a WideResNet is 6 n + 4 with n >= 1, such as 28 or 34.")
@@ -73,13 +73,13 @@ def create(
     axis_name: mesh axis over which batch norm averages in train mode; None for one device.
 
   Raises:
-    ValueError: an unknown name or dtype, fewer than two classes, or a standard deviation that is not positive.
+    ValueError: an unknown name or dtype, fewer than two classes, or a mean or standard deviation that cannot normalise.
   """
   if num_classes < 2:
     raise ValueError(f"num_classes={num_classes} must be 2 or more.")
   if dtype not in DTYPES:
     raise ValueError(f"dtype={dtype!r} is unknown; choose from {list(DTYPES)}.")
-  if not all(s > 0 for s in std) or len(mean) != len(std):
-    raise ValueError(f"mean={tuple(mean)} and std={tuple(std)} must be as many, and every std above 0.")
+  if len(mean) != len(std) or not all(1e-6 <= s <= 1e6 for s in std) or not all(-1e6 <= m <= 1e6 for m in mean):
+    raise ValueError(f"mean={tuple(mean)} and std={tuple(std)} must be as many, none beyond 1e6, every std above 1e-6.")
   network = _network(name, num_classes=num_classes, dtype=jnp.dtype(dtype), axis_name=axis_name)
   return Classifier(network, tuple(mean), tuple(std))

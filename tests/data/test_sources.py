@@ -143,7 +143,7 @@ def test_the_same_images_are_held_out_every_time(tmp_path):
     ({"train_labels": np.arange(12) - 1}, "training labels holds labels from -1 to 10"),
     ({"test_labels": np.array([0, 1, 2, 3])}, r"test labels holds labels from 0 to 3; the classes are 0..2"),
     ({"train_labels": np.zeros(12, int), "test_labels": np.zeros(4, int)}, "hold one class"),
-    ({"train_images": np.array([{}] * 12)}, "cannot be read: Object arrays cannot be loaded"),
+    ({"train_images": np.array([{}] * 12)}, "train_images.npy holds Python objects, which are never loaded"),
   ],
 )
 def test_wrong_arrays_are_named(tmp_path, changes, message):
@@ -185,6 +185,8 @@ def test_a_gzip_that_breaks_off_is_named(tmp_path):
     ("digits:x", "is unknown; choose from"),
     ("npz:/nowhere/x.npz", "there is no such file"),
     ("idx:/nowhere", "train-images-idx3-ubyte .* is not there"),
+    ("tfds:huggingface:x/y", "a data set of TFDS is named NAME, NAME/CONFIG or NAME:1.0.0"),
+    ("tfds:../mnist", "a data set of TFDS is named NAME"),
     ("tfds:no_such_set", "TFDS knows no data set 'no_such_set'"),
   ],
 )

@@ -1,0 +1,117 @@
+"""Arrays from npz and idx files, whoever made them: no size is believed that the file cannot hold, and nothing is run.
+
+Pickled objects are refused, names inside an archive are looked up and never written to, and sizes are checked against
+the file before memory is taken for them.
+"""
+
+import gzip
+import math
+import reprlib
+import textwrap
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+# Images and labels shrink to a tenth at the most; what claims to be so much more than its file is no data set.
+_PLAUSIBLE_RATIO = 200
+_SMALL = 2**26
+
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ENCRYPTED = 0x1
+_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+_IDX_UNSIGNED_BYTE = 8
+_IDX_MOST_AXES = 4
+
+
+class DataError(ValueError):
+  """A data set that is missing or malformed; the message is one line that says what and where."""
+
+
+def reason(error: Exception) -> str:
+  """What an exception says, in one line of bounded length."""
+  return textwrap.shorten(str(error), 200) or type(error).__name__
+
+
+def _check_inflation(claimed: int, stored: int) -> None:
+  if claimed > max(_SMALL, _PLAUSIBLE_RATIO * stored):
+    raise DataError(f"{stored:,} bytes claim to hold arrays of {claimed:,}; if they do, store them uncompressed.")
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+  """One array of an npz, whole and with its checksum right. Raises DataError for what `np.savez` does not write."""
+  if info.compress_type not in _COMPRESSIONS or info.flag_bits & _ENCRYPTED:
+    raise DataError(f"{info.filename} is encrypted or compressed in a way that np.savez does not use.")
+  with archive.open(info) as file:
+    version = np.lib.format.read_magic(file)
+    if version not in _NPY_HEADERS:
+      raise DataError(
+        f"{info.filename} is of version {version} of the npy format; it must be one of {[*_NPY_HEADERS]}."
+      )
+    shape, fortran_order, dtype = _NPY_HEADERS[version](file)
+    if dtype.hasobject:
+      raise DataError(f"{info.filename} holds Python objects, which are never loaded.")
+    if (needed := math.prod(shape) * dtype.itemsize) != (there := info.file_size - file.tell()):
+      raise DataError(f"{info.filename} holds {there:,} bytes where its header, {dtype} {shape}, says {needed:,}.")
+    return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _read_npz(path: Path, choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
+  with zipfile.ZipFile(path) as archive:
+    infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+    found = [info.filename.removesuffix(".npy") for info in infos]
+    names = next((names for names in choices if set(names) <= set(found)), None)
+    if names is None:
+      raise DataError(f"it holds {reprlib.repr(sorted(found))}; it needs the arrays {list(choices[0])}.")
+    wanted = [[info for info, name in zip(infos, found, strict=True) if name == wanted] for wanted in names]
+    if any(len(same) > 1 for same in wanted):
+      raise DataError(f"it holds one of the arrays {list(names)} twice.")
+    _check_inflation(sum(info.file_size for (info,) in wanted), path.stat().st_size)
+    return [_read_member(archive, info) for (info,) in wanted]
+
+
+def read_npz(path: Path, choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
+  """The arrays of the first of some lists of names that the archive has, as `np.savez` and its like wrote them.
+
+  Raises:
+    DataError: a file that is damaged, lacks them, holds Python objects, or claims more than it can hold.
+  """
+  try:
+    return _read_npz(path, choices)
+  except DataError:
+    raise
+  except Exception as error:  # damaged bytes make zipfile and NumPy's reader of headers raise almost anything
+    raise DataError(f"it cannot be read: {reason(error)}") from None
+
+
+def _read_idx(path: Path, file: BinaryIO) -> np.ndarray:
+  magic = file.read(4)
+  if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != _IDX_UNSIGNED_BYTE or not 1 <= magic[3] <= _IDX_MOST_AXES:
+    raise DataError(f"it is no idx file of unsigned bytes: it begins with {magic.hex(' ')!r}.")
+  sizes = file.read(4 * magic[3])
+  shape = tuple(np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4").tolist())
+  needed = math.prod(shape) if len(shape) == magic[3] else -1
+  _check_inflation(needed, path.stat().st_size)
+  content = file.read(max(needed, 0) + 1)  # one more, so that what is too long is seen, and a gzip's checksum
+  if len(content) != needed:
+    there = f"more than {needed:,}" if len(content) > needed else f"{len(content):,}"
+    raise DataError(f"it holds {there} bytes where its header says {shape}; it is cut short or damaged.")
+  return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def read_idx(path: Path) -> np.ndarray:
+  """A uint8 array of the MNIST family's format: 0, 0, type, rank, then the sizes (big-endian 32 bit), then the bytes.
+
+  A name that ends in ".gz" is read through gzip.
+
+  Raises:
+    DataError: a file that is damaged, of another type, or claims more than it can hold.
+  """
+  try:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+      return _read_idx(path, file)
+  except (OSError, EOFError, gzip.zlib.error, MemoryError) as error:
+    raise DataError(f"it cannot be read: {reason(error)}") from None
