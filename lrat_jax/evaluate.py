@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from lrat_jax import attacks, data, doubts, reweighting, sharding, suites
+from lrat_jax import attacks, data, doubts, reweighting, sharding, suites, worst_examples
 from lrat_jax.attacks import placement, progress, threat_model
 from lrat_jax.train_step import Variables
 
@@ -26,19 +26,10 @@ Arrays = dict[str, np.ndarray]
 CLEAN = "clean"
 # In place of a class, where logits are NaN or infinite.
 NO_ANSWER = -1
-# Of each attack, so many of the images that it broke are kept for the picture.
-_EXAMPLES = 8
 
 
 class JudgingError(ValueError):
   """A model or a half-done evaluation that cannot be judged; the message is one line that says why."""
-
-
-class Examples(NamedTuple):
-  """Images that one attack broke, the most vulnerable first: rows of the split [k], and adversarials [k, h, w, c]."""
-
-  rows: np.ndarray
-  images: np.ndarray
 
 
 class Judgement(NamedTuple):
@@ -51,7 +42,7 @@ class Judgement(NamedTuple):
 
   summary: dict[str, Any]
   per_example: Arrays
-  examples: dict[str, Examples]
+  examples: dict[str, worst_examples.Examples]
   images: Arrays
   timings: dict[str, Any]
 
@@ -152,12 +143,6 @@ def _joined(pieces: list[Arrays]) -> Arrays:
   return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def _most_vulnerable(vulnerabilities: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-  """Up to `_EXAMPLES` of the candidates bool [n], those of the highest vulnerability first, as positions."""
-  order = np.argsort(-vulnerabilities, kind="stable")
-  return order[candidates[order]][:_EXAMPLES]
-
-
 def _run_batch(job: _Job, judge_batch: JudgeBatch, batch: dict[str, Any], first: int, right: np.ndarray) -> Arrays:
   """One batch of one attack, with the adversarials that are to be kept and their rows of the split."""
   start = time.perf_counter()
@@ -165,7 +150,7 @@ def _run_batch(job: _Job, judge_batch: JudgeBatch, batch: dict[str, Any], first:
   result, mask, labels = sharding.fetch((judge_batch(job.logits_fn, job.key, batch), batch["mask"], batch["labels"]))
   piece = {name: result[name][mask] for name in ("answers", "vulnerabilities", "distances", "lost")}
   fallen = right[first : first + len(piece["answers"])] & (piece["answers"] != labels[mask])
-  kept = np.arange(len(fallen)) if job.keep_images else _most_vulnerable(piece["vulnerabilities"], fallen)
+  kept = np.arange(len(fallen)) if job.keep_images else worst_examples.most_vulnerable(piece["vulnerabilities"], fallen)
   seconds = np.array([time.perf_counter() - start])
   return piece | {"rows": first + kept, "images": result["images"][mask][kept], "seconds": seconds}
 
@@ -204,7 +189,7 @@ def _run_autoattack(job: _Job, name: str, entry: Mapping[str, Any]) -> tuple[Arr
   judged, _ = _clean(job, split._replace(images=report.images))
   kept = np.arange(len(images))
   if not job.keep_images:
-    kept = _most_vulnerable(judged["vulnerabilities"], report.broken_by > 0)
+    kept = worst_examples.most_vulnerable(judged["vulnerabilities"], report.broken_by > 0)
   seconds = sum(summary.seconds for summary in report.per_attack) or time.perf_counter() - start
   result = {"correct": report.robust, "distances": report.distances, "rows": kept, "images": report.images[kept]}
   return judged | result | {"seconds": np.array([seconds])}, report
@@ -231,13 +216,6 @@ def _columns(name: str, result: Arrays, clean_correct: np.ndarray) -> Arrays:
   fields = {"vulnerability": "vulnerabilities", "answer": "answers", "distance": "distances"}
   columns = {f"robust/{name}": result["correct"] & clean_correct}
   return columns | {f"{field}/{name}": result[source] for field, source in fields.items()}
-
-
-def _examples(result: Arrays, broken: np.ndarray) -> Examples:
-  """The most vulnerable of the images that an attack kept and broke (bool [n])."""
-  rows = result["rows"]
-  shown = _most_vulnerable(result["vulnerabilities"][rows], broken[rows])
-  return Examples(rows[shown], result["images"][shown])
 
 
 def _worst_case(per_example: Arrays, names: list[str]) -> Arrays:
@@ -329,7 +307,7 @@ def _run(job: _Job, suite: suites.Suite, seed: int, check_images: int, on_attack
     per_example |= _columns(name, result, clean_correct)
     robust[name], seconds[name] = float(np.mean(per_example[f"robust/{name}"])), float(result["seconds"].sum())
     lost[name] = int(np.sum(result.get("lost", 0)))  # AutoAttack mends its own, and warns
-    examples[name] = _examples(result, clean_correct & ~per_example[f"robust/{name}"])
+    examples[name] = worst_examples.choose(result, clean_correct & ~per_example[f"robust/{name}"])
     if job.keep_images:
       images[name] = result["images"]
     on_attack(name, robust[name], seconds[name])
