@@ -98,7 +98,7 @@ def test_a_wrong_argument_is_named(argument):
     ("beta", float("inf"), r"config.beta=inf is outside \[0, 1e\+06\]"),
     ("local_weights.bias", float("nan"), "config.local_weights.bias=nan is outside"),
     ("eval.batch_size", 2**21, "config.eval.batch_size=2097152 is outside"),
-    ("model.std", (1e-300,), "config.model.mean=.* must be as many, none beyond 1e6, every std above 1e-6"),
+    ("model.std", (1e-300,), "config.model.mean=.* must be as many, none beyond 1e6, every std above 0"),
     ("model.name", "cnn_99999", "config.model.name='cnn_99999' is no model"),
     ("compilation_cache", "", "config.compilation_cache='' names no folder"),
     ("train_attacks.pgd.num_steps", 10**7, "num_steps=10000000 must be an integer of 0 or more, and 1,000,000 at most"),

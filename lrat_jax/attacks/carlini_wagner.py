@@ -15,6 +15,8 @@ from lrat_jax.attacks.pgd import AttackResult, LogitsFn, check_batch, check_budg
 _SHRINK = 0.999999
 # The factor on a constant that was too small, while no large enough one is known.
 _GROWTH = 10.0
+# Far beyond use, and far from overflow.
+_LARGEST = 1e6
 
 
 class _Found(NamedTuple):
@@ -73,10 +75,10 @@ def _check(epsilon, norm: str, images: Array, learning_rate: float, initial_cons
   radius = 0.0 if not isinstance(epsilon, jax.core.Tracer) and epsilon == math.inf else epsilon
   check_budget(radius, norm, images, **counts)
   for name, value in (("learning_rate", learning_rate), ("initial_const", initial_const)):
-    if not 0 < value < math.inf:
-      raise ValueError(f"{name}={value} must be above 0 and finite.")
-  if not 0 <= confidence < math.inf:
-    raise ValueError(f"confidence={confidence} must be 0 or more and finite.")
+    if not 0 < value <= _LARGEST:
+      raise ValueError(f"{name}={value} must be above 0, and {_LARGEST:g} at most.")
+  if not 0 <= confidence <= _LARGEST:
+    raise ValueError(f"confidence={confidence} must be 0 or more, and {_LARGEST:g} at most.")
 
 
 def carlini_wagner(

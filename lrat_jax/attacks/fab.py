@@ -1,6 +1,5 @@
 """FAB: short steps along the decision boundary, biased towards the clean image, until one lies in the epsilon ball."""
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -13,6 +12,8 @@ from lrat_jax.attacks.pgd import AttackResult, LogitsFn, prepare
 # Keeps 0 / 0 out of the bias and of the distances to boundaries.
 _TINY_STEP = 1e-8
 _TINY_SLOPE = 1e-12
+# A step that goes ten times too far shortens nothing.
+_LARGEST_OVERSHOOT = 10
 # Random starts lie this share of epsilon away from the image.
 _START_SHARE = 0.5
 
@@ -115,8 +116,8 @@ def _check_shares(alpha_max: float, overshoot: float, backward: float) -> None:
   for name, value in (("alpha_max", alpha_max), ("backward", backward)):
     if not 0 <= value <= 1:
       raise ValueError(f"{name}={value} is outside [0, 1].")
-  if not 1 <= overshoot < math.inf:
-    raise ValueError(f"overshoot={overshoot} must be 1 or more and finite.")
+  if not 1 <= overshoot <= _LARGEST_OVERSHOOT:
+    raise ValueError(f"overshoot={overshoot} is outside [1, {_LARGEST_OVERSHOOT}].")
 
 
 def fab(

@@ -1,7 +1,6 @@
 """Projected gradient ascent: the one attack loop behind FGSM, PGD, CW-infinity and the TRADES attack."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -17,7 +16,7 @@ T = TypeVar("T")
 RANDOM_STARTS = ("none", "uniform", "gaussian")
 # TRADES, MART and MAIL start from x + 0.001 * N(0, 1).
 _GAUSSIAN_START = 0.001
-# Of steps, restarts, queries: far beyond use, and far from overflow.
+# Of steps, restarts, queries, and lengths: far beyond use, and far from overflow.
 _MOST = 10**6
 
 
@@ -93,8 +92,8 @@ def prepare(
 
 
 def _check_step_size(step_size) -> None:
-  if not isinstance(step_size, jax.core.Tracer) and not 0 <= step_size < math.inf:
-    raise ValueError(f"step_size={step_size} must be 0 or more and finite.")
+  if not isinstance(step_size, jax.core.Tracer) and not 0 <= step_size <= _MOST:
+    raise ValueError(f"step_size={step_size} must be 0 or more, and {_MOST:,} at most.")
 
 
 def _check_start(random_start: str, loss: str) -> None:

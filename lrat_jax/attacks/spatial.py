@@ -1,7 +1,5 @@
 """Rotations and translations: the worst of a grid for each image."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,8 +65,8 @@ def spatial(
   per_image_keys(keys, images)
   if not 0 <= max_rotation <= 180:
     raise ValueError(f"max_rotation={max_rotation} is outside [0, 180] degrees.")
-  if not 0 <= max_translation < math.inf:
-    raise ValueError(f"max_translation={max_translation} must be 0 pixels or more.")
+  if not 0 <= max_translation <= max(images.shape[1:3]):
+    raise ValueError(f"max_translation={max_translation} must be 0 pixels or more, and no more than the image has.")
   for name, count in (("num_rotations", num_rotations), ("num_translations", num_translations)):
     check_count(count, name, 1)
   check_count(num_rotations * num_translations**2, "num_rotations * num_translations ** 2", 1)

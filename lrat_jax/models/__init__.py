@@ -80,6 +80,8 @@ def create(
   if dtype not in DTYPES:
     raise ValueError(f"dtype={dtype!r} is unknown; choose from {list(DTYPES)}.")
   if len(mean) != len(std) or not all(1e-6 <= s <= 1e6 for s in std) or not all(-1e6 <= m <= 1e6 for m in mean):
-    raise ValueError(f"mean={tuple(mean)} and std={tuple(std)} must be as many, none beyond 1e6, every std above 1e-6.")
+    raise ValueError(
+      f"mean={tuple(mean)} and std={tuple(std)} must be as many, none beyond 1e6, every std above 0 (1e-6 at least)."
+    )
   network = _network(name, num_classes=num_classes, dtype=jnp.dtype(dtype), axis_name=axis_name)
   return Classifier(network, tuple(mean), tuple(std))

@@ -80,6 +80,8 @@ def test_confidence_asks_for_a_margin(problem, keys):
     ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
     ({"initial_const": -1.0}, "initial_const=-1.0 must be above 0"),
     ({"confidence": -1.0}, "confidence=-1.0 must be 0 or more"),
+    ({"confidence": float("inf")}, "confidence=inf must be 0 or more"),
+    ({"learning_rate": float("nan")}, "learning_rate=nan must be above 0"),
     ({"binary_search_steps": 0}, "binary_search_steps=0 must be an integer of 1 or more"),
   ],
 )
