@@ -24,10 +24,10 @@ ARGUMENTS = (
 _PATIENCE_S = 300
 
 
-def start(workdir, *more, devices=2, cwd=ROOT, **environment):
-  """The program on `ARGUMENTS` and `more`; its output is kept for `end`."""
+def start(workdir, *more, devices=2, cwd=ROOT, arguments=ARGUMENTS, **environment):
+  """The program on `arguments` and `more`; its output is kept for `end`."""
   return subprocess.Popen(
-    [sys.executable, "-m", "lrat_jax.main", *ARGUMENTS, f"--workdir={workdir}", *more],
+    [sys.executable, "-m", "lrat_jax.main", *arguments, f"--workdir={workdir}", *more],
     cwd=cwd,
     env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)} | environment,
     stdout=subprocess.PIPE,

@@ -9,22 +9,51 @@ being written. A run that reaches its end is compared, bit for bit, and the next
 import argparse
 import collections
 import json
+import multiprocessing
+import os
 import random
 import shutil
 import sys
 import tempfile
 import time
 from concurrent import futures
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
 
+from lrat_jax import main as program
 from tests import programs
 
-_ARGUMENTS = ("--mode=train", "--config.train.epochs=12")
-# A killed run has to find compiled what the one before it compiled, or it never comes to train.
-_ENVIRONMENT = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+_ARGUMENTS = (*programs.ARGUMENTS, "--mode=train", "--config.train.epochs=12")
+_ENVIRONMENT = {
+  "JAX_NUM_CPU_DEVICES": "2",
+  # A killed run has to find compiled what the one before it compiled, or it never comes to train.
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  "XLA_FLAGS": "--xla_backend_optimization_level=0",
+}
+
+
+def _run_program(workdir):
+  """The program in a process of its own, without a word."""
+  with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    sys.exit(program.main([*_ARGUMENTS, f"--workdir={workdir}"]))
+
+
+def _start(workdir):
+  """Starts the program in a process that finds all modules loaded; imports alone would take most of a short life."""
+  context = multiprocessing.get_context("forkserver")
+  process = context.Process(target=_run_program, args=(workdir,))
+  process.start()
+  return process
+
+
+def _finish(workdir):
+  process = _start(workdir)
+  process.join()
+  assert process.exitcode == 0, f"{workdir} ended with {process.exitcode}"
 
 
 def assert_same(workdir, other, *, rows=True):
@@ -48,15 +77,15 @@ def _kill(process, workdir, generator, latest):
   moment = time.monotonic() + generator.uniform(0, latest)
   in_a_save = generator.random() < 0.5
   rows = (workdir / "metrics.jsonl").stat().st_size if (workdir / "metrics.jsonl").exists() else 0
-  while process.poll() is None and time.monotonic() < moment + 30 * in_a_save:
+  while process.is_alive() and time.monotonic() < moment + 30 * in_a_save:
     if in_a_save and _is_saving(workdir):
       time.sleep(generator.uniform(0, 0.05))
       break
     time.sleep(0.001)
   saving = _is_saving(workdir)
   process.kill()
-  process.communicate()
-  if process.returncode >= 0:
+  process.join()
+  if process.exitcode >= 0:
     return None
   if saving:
     return "while saving"
@@ -70,14 +99,14 @@ def _lane(folder, kills, seed, latest):
   left, number = kills, 0
   while left or number == 0 or (folder / f"run{number}").exists():
     workdir = folder / f"run{number}"
-    process = programs.start(workdir, *_ARGUMENTS, **_ENVIRONMENT)
+    process = _start(workdir)
     part = _kill(process, workdir, generator, latest) if left else None
     if part is not None:
       report[part] += 1
       left -= 1
       continue
-    process.communicate()
-    assert process.returncode == 0, f"{workdir} ended with {process.returncode}"
+    process.join()
+    assert process.exitcode == 0, f"{workdir} ended with {process.exitcode}"
     report["runs"] += 1
     try:
       assert_same(folder.parent / "whole", workdir)
@@ -90,12 +119,14 @@ def _lane(folder, kills, seed, latest):
   return report
 
 
+@mock.patch.dict(os.environ, _ENVIRONMENT)
 def run(folder, *, kills, seed, jobs=1):
   """{"kills": {part of a run's life: count}, "runs", "runs that differ", "seconds"} of so many kills."""
   start = time.monotonic()
+  multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
   for name in ("first", "whole"):  # the first compiles
     began = time.monotonic()
-    programs.finish(folder / name, *_ARGUMENTS, **_ENVIRONMENT)
+    _finish(folder / name)
     seconds = time.monotonic() - began
   shares = [kills // jobs + (index < kills % jobs) for index in range(jobs)]
   with futures.ThreadPoolExecutor(jobs) as pool:

@@ -1,6 +1,7 @@
 """Several processes: one run of theirs is the run of one process, and what is wrong on one ends all of them."""
 
 import json
+import shutil
 import socket
 
 import jax
@@ -11,8 +12,10 @@ from lrat_jax import hosts
 from lrat_jax.config_checks import ConfigError
 from tests import programs
 
-# The suite holds both ways to judge: an attack by batches, and AutoAttack by chunks.
 SUITE = ["--config.eval.num_images=256", "--config.eval.check_images=8"]
+# The same run, judged by AutoAttack.
+AUTOATTACK = [argument for argument in programs.ARGUMENTS if ".suite." not in argument]
+AUTOATTACK[0] += ":digits,suite=fast"
 
 
 def _free_port():
@@ -90,6 +93,26 @@ def test_one_process_then_two_are_the_run_of_one(whole, tmp_path):
   _assert_same_run(whole, tmp_path / "run")
   results = json.loads((tmp_path / "run" / "results.json").read_text())
   assert results["environment"]["num_devices"] == 2
+
+
+def test_autoattack_by_two_processes_is_that_of_one(whole, tmp_path):
+  for name in ("one", "two"):
+    shutil.copytree(whole, tmp_path / name)
+  options = {"arguments": [*AUTOATTACK, "--config.eval.num_images=100", "--mode=evaluate"]}
+  programs.finish(tmp_path / "one", devices=4, **options)
+  ended = [programs.end(process) for process in _start_together([tmp_path / "two"] * 2, devices=1, **options)]
+  assert [code for code, *_ in ended] == [0, 0], ended
+  one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+  assert one.pop("environment")["num_devices"] == 4 and two.pop("environment")["num_devices"] == 2
+  assert one == two and set(one["robust"]) == {"autoattack"} and one["n"] == 100
+  with np.load(tmp_path / "one" / "per_example.npz") as arrays, np.load(tmp_path / "two" / "per_example.npz") as others:
+    for (
+      name
+    ) in arrays.files:  # adversarials to the bit; what the model says of them, asked in other batches, to the last
+      if name.startswith("vulnerability"):
+        np.testing.assert_allclose(arrays[name], others[name], atol=1e-6)
+      else:
+        np.testing.assert_array_equal(arrays[name], others[name])
 
 
 def test_what_is_wrong_on_one_process_ends_all_with_its_line(tmp_path):
