@@ -6,6 +6,7 @@ differs from its list is moved aside before Orbax reads anything of it, and the 
 
 import hashlib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -152,6 +153,11 @@ class Checkpoints:
     if not scored:
       return self.latest_step()
     return max(scored, key=lambda step: (self._manager.metrics(step)["robust"], -step))
+
+  def best_robust(self) -> float:
+    """The highest robust validation accuracy among the checkpoints; minus infinity without any."""
+    scored = [self._manager.metrics(step) for step in self._manager.all_steps()]
+    return max((metrics["robust"] for metrics in scored if metrics is not None), default=-math.inf)
 
   def save(self, step: int, state: TrainState, progress: Progress, validation: dict[str, float] | None) -> None:
     """Saves in the background; `validation` {"clean", "robust"} where the model was validated at this step.

@@ -162,7 +162,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         attack_mode="eval",  # eval | train: which batch-norm statistics the training attacks see
         ema_decay=0.0,  # of the weights that are validated and judged; 0 is off
         log_every=20,  # steps between two rows of metrics
-        checkpoint_every=500,  # steps between two checkpoints, besides the one after every epoch
+        checkpoint_every=500,  # steps between two checkpoints; the best epoch since the last is saved with the next
         weights_sample=2048,  # training images whose weights are kept for every epoch
       ),
       train_attacks={name: attacks[name] for name in attack_names or [attack]},  # one variant in the pair for each

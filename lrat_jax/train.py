@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
@@ -99,6 +100,8 @@ class _Loop:
       self.state, progress = saved.restore(self.step, self.state)
       self._batches.set_state(progress.data)
       self.finished = progress.finished
+    self._best_robust = saved.best_robust()
+    self._held: tuple | None = None
     self._pending: list[train_step.StepOutput] = []
     self._compiled = functools.cache(
       lambda phase: train_step.make_train_step(
@@ -149,17 +152,22 @@ class _Loop:
       self._pending.append(output)
       self.step += 1
       stopped = self._stop()
-      due_to_save = (stopped or self.step % config.train.checkpoint_every == 0) and self.step < end
+      last = self.step == experiment.total_steps
+      due_to_save = stopped or last or self.step % config.train.checkpoint_every == 0
       if self.step % config.train.log_every == 0 or due_to_save or self.step == end:
         show(self._log(epoch))
-      if due_to_save:
+      if due_to_save and self.step < end:
         self._save(None)
     if self.step < end:
       return stopped
     training_seconds = time.perf_counter() - start_time
     validation = self._validate(self.state.judged)
     self._writer.write({"split": "validation", "step": self.step, "epoch": epoch, **validation})
-    self._save(validation)
+    self._weights.save()
+    if due_to_save:
+      self._save(validation)
+    else:
+      self._hold(validation)
     self._print_epoch(epoch, phase, validation, training_seconds, self.step - start_step)
     return stopped
 
@@ -176,12 +184,25 @@ class _Loop:
     self._pending, self._row_start = [], time.perf_counter()
     return f"{len(outputs) / seconds:.2f} steps/s, {row['images_per_second']:,.0f} images/s"
 
+  def _progress(self) -> checkpoints_lib.Progress:
+    return checkpoints_lib.Progress(self._batches.get_state(), finished=self.step == self._experiment.total_steps)
+
+  def _hold(self, validation: dict[str, float]) -> None:
+    """Keeps a copy of the best state in memory until the next save: epochs may be shorter than a save is worth."""
+    if validation["robust"] > self._best_robust:
+      self._best_robust = validation["robust"]
+      self._held = (self.step, jax.tree.map(jnp.copy, self.state), self._progress(), validation)
+
   def _save(self, validation: dict[str, float] | None) -> None:
+    """Saves the best state since the last save, if it is better than all before, and the current one."""
     self._writer.flush()
     self._weights.save()
-    finished = self.step == self._experiment.total_steps
-    progress = checkpoints_lib.Progress(self._batches.get_state(), finished)
-    self._saved.save(self.step, self.state, progress, validation)
+    if self._held is not None:
+      self._saved.save(*self._held)
+      self._held = None
+    self._saved.save(self.step, self.state, self._progress(), validation)
+    if validation is not None:
+      self._best_robust = max(self._best_robust, validation["robust"])
 
   def _print_epoch(self, epoch: int, phase, validation, seconds: float, steps: int) -> None:
     names = ("loss", "natural_accuracy", "adversarial_accuracy")
