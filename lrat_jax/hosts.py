@@ -12,6 +12,8 @@ from lrat_jax.config_checks import ConfigError
 Result = TypeVar("Result")
 
 _TIMEOUT_S = 300
+# Between processes that have met: one may read its data from a slow disk.
+_PATIENCE_S = 3600
 
 
 class Place(NamedTuple):
@@ -95,7 +97,7 @@ def _tell_all(name: str, text: str) -> list[str]:
   if count == 1:
     return [text]
   client.key_value_set(f"lrat_jax/{name}/{index:06d}", text)
-  client.wait_at_barrier(f"lrat_jax/{name}", _TIMEOUT_S * 1000)
+  client.wait_at_barrier(f"lrat_jax/{name}", _PATIENCE_S * 1000)
   return [said for _, said in sorted(client.key_value_dir_get(f"lrat_jax/{name}"))]
 
 

@@ -91,6 +91,8 @@ def test_one_process_then_two_are_the_run_of_one(whole, tmp_path):
   ended = [programs.end(process) for process in _start_together([tmp_path / "run"] * 2, *SUITE, devices=1)]
   assert [code for code, *_ in ended] == [0, 0], ended
   _assert_same_run(whole, tmp_path / "run")
+  rows, others = (programs.outcome(path)[2] for path in (whole, tmp_path / "run"))
+  assert [row["step"] for row in others] == [row["step"] for row in rows]  # one process wrote each of them, once
   results = json.loads((tmp_path / "run" / "results.json").read_text())
   assert results["environment"]["num_devices"] == 2
 
