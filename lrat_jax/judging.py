@@ -82,9 +82,18 @@ def judge(
     )
   except evaluate.JudgingError as error:
     raise ConfigError(str(error)) from error
-  results = {
-    **more,
-    **judgement.summary,
+  results = more | judgement.summary | _circumstances(config, suite)
+  if not hosts.leads():
+    return results
+  _write(config, workdir, results, judgement, split, more)
+  shutil.rmtree(progress, ignore_errors=True)
+  reports.print_table(console, results, judgement.timings["attack_seconds"])
+  return results
+
+
+def _circumstances(config: ConfigDict, suite: dict[str, Any]) -> dict[str, Any]:
+  """What results.json says of how it came about."""
+  return {
     "suite": suite,
     "epsilons": reports.radii(suite),
     "seed": config.seed,
@@ -92,12 +101,6 @@ def judge(
     "split": config.eval.split,
     "environment": reports.environment(),
   }
-  if not hosts.leads():
-    return results
-  _write(config, workdir, results, judgement, split, more)
-  shutil.rmtree(progress, ignore_errors=True)
-  reports.print_table(console, results, judgement.timings["attack_seconds"])
-  return results
 
 
 def _write(

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from concurrent import futures
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from unittest import mock
 
@@ -67,9 +67,11 @@ def assert_same(workdir, other, *, rows=True):
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
-def _is_saving(workdir):
-  folder = workdir / "checkpoints"
-  return folder.is_dir() and any("tmp" in path.name for path in folder.iterdir())
+def _unfinished(workdir):
+  """The checkpoints that are being written, or that a kill left so: names and inodes."""
+  with suppress(FileNotFoundError):
+    return {(entry.name, entry.inode()) for entry in os.scandir(workdir / "checkpoints") if "tmp" in entry.name}
+  return set()
 
 
 def _kill(process, workdir, generator, latest):
@@ -77,12 +79,13 @@ def _kill(process, workdir, generator, latest):
   moment = time.monotonic() + generator.uniform(0, latest)
   in_a_save = generator.random() < 0.5
   rows = (workdir / "metrics.jsonl").stat().st_size if (workdir / "metrics.jsonl").exists() else 0
+  left_before = _unfinished(workdir)
   while process.is_alive() and time.monotonic() < moment + 30 * in_a_save:
-    if in_a_save and _is_saving(workdir):
+    if in_a_save and time.monotonic() >= moment and _unfinished(workdir) - left_before:
       time.sleep(generator.uniform(0, 0.05))
       break
     time.sleep(0.001)
-  saving = _is_saving(workdir)
+  saving = bool(_unfinished(workdir) - left_before)
   process.kill()
   process.join()
   if process.exitcode >= 0:
