@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +84,9 @@ def _lock(workdir: Path) -> filelock.BaseFileLock | None:
     return filelock.FileLock(workdir / _LOCK).acquire(timeout=0).lock
   except filelock.Timeout:
     raise ConfigError(f"--workdir={workdir} is in use by another process; wait for it, or give another.") from None
-  except NotImplementedError:
+  except NotImplementedError:  # some network file systems; a run there should not be impossible, only unguarded
+    line = f"warning: --workdir={workdir} is on a file system without locks; let no other process work in it."
+    print(line, file=sys.stderr)
     return None
   except OSError as error:
     raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}.") from None

@@ -32,3 +32,13 @@ def test_what_is_judged_and_where_things_are_kept_may_differ(tmp_path):
 def test_a_portable_configuration_says_nothing_of_the_machine():
   here, there = make_config(data__data_dir="/here"), make_config(data__data_dir="/there", data__placement="host")
   assert workdirs.portable(here) == workdirs.portable(there) != workdirs.portable(make_config(eval__num_images=3))
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys):
+  def refuse(*_, **__):
+    raise NotImplementedError
+
+  monkeypatch.setattr(workdirs.filelock.FileLock, "acquire", refuse)
+  with workdirs.claimed(tmp_path / "run"):
+    assert (tmp_path / "run").is_dir()
+  assert capsys.readouterr().err.startswith(f"warning: --workdir={tmp_path}/run is on a file system without locks")
