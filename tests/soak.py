@@ -118,6 +118,7 @@ def _lane(folder, kills, seed, latest):
       print(f"{workdir} differs: {error}", file=sys.stderr)
     else:
       shutil.rmtree(workdir)
+    print(f"{workdir.name} of {folder.name} ended; {left} kills left there", file=sys.stderr, flush=True)
     number += 1
   return report
 
