@@ -17,13 +17,16 @@ OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)")
 class Options(NamedTuple):
   """What was asked for; `config` is None where only help was, `model` where a run's own checkpoint is judged.
 
-  The last three say how to find the run's other processes (`hosts.join`).
+  `track` names the services that follow the run (`trackers`). The last three say how to find the run's other processes
+  (`hosts.join`).
   """
 
   config: ConfigDict | None
   workdir: str | None
   mode: str
   model: str | None
+  track: tuple[str, ...] = ()
+  dry_run: bool = False
   coordinator: str | None = None
   num_processes: int | None = None
   process_id: int | None = None
@@ -42,6 +45,8 @@ def _define(arguments: list[str]) -> flags.FlagValues:
   flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
   flags.DEFINE_string("model", None, "package.module:function, a model to judge", flag_values=values)
   flags.DEFINE_string("mode", None, "what to do", flag_values=values)
+  flags.DEFINE_list("track", [], "wandb, mlflow", flag_values=values)
+  flags.DEFINE_bool("dry_run", False, "says what the run would take", flag_values=values)
   flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
   flags.DEFINE_integer("num_processes", None, "of this run", flag_values=values)
   flags.DEFINE_integer("process_id", None, "which of them this is", flag_values=values)
@@ -114,10 +119,13 @@ def parse(arguments: Sequence[str]) -> Options:
     raise ConfigError(f"--mode={mode!r} is unknown; choose from {list(MODES)}.")
   if values.model is not None and mode != "evaluate":
     raise ConfigError(f"--mode={mode} is not for --model, which is only judged; use --mode=evaluate.")
+  for name in ("track", "dry_run"):
+    if values.model is not None and values[name].value:
+      raise ConfigError(f"--{name} is for a run of a configuration, not for --model.")
   config = _load(values)
   for argument in overrides:
     _check_override(config, argument)
   if overrides:
     config = _load(_parse(list(arguments)))
   others = (values.coordinator, values.num_processes, values.process_id)
-  return Options(config, values.workdir, mode, values.model, *others)
+  return Options(config, values.workdir, mode, values.model, tuple(values.track), values.dry_run, *others)

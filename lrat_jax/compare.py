@@ -11,6 +11,7 @@
   --config.FIELD=VALUE     any field, for every arm
   --workdir=DIR            where the runs and the result live; runs/compare_PRESET if not given
   --jobs=N                 runs at a time, which share the CPU's cores; 1 if not given
+  --track=wandb,mlflow     where the runs can be followed; nowhere else if not given
 
 What is there already is not run again; the same command goes on where it was stopped. The result is comparison.md,
 comparison.json and comparison.png in the workdir.
@@ -35,7 +36,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from rich.console import Console
 
-from lrat_jax import arms, command_line, comparison, figures, files, metrics, reports, workdirs
+from lrat_jax import arms, command_line, comparison, figures, files, metrics, reports, trackers, workdirs
 from lrat_jax.config import PRESETS
 from lrat_jax.config_checks import ConfigError
 from lrat_jax.suites import SUITES
@@ -54,6 +55,7 @@ class Options(NamedTuple):
   overrides: list[str]
   workdir: Path
   jobs: int
+  track: list[str]
 
 
 def _flags() -> flags.FlagValues:
@@ -64,6 +66,7 @@ def _flags() -> flags.FlagValues:
   flags.DEFINE_string("suite", "compare", "what judges", flag_values=values)
   flags.DEFINE_string("workdir", None, "where everything lives", flag_values=values)
   flags.DEFINE_integer("jobs", 1, "runs at a time", flag_values=values)
+  flags.DEFINE_list("track", [], "wandb, mlflow", flag_values=values)
   flags.DEFINE_bool("help", False, "shows help", short_name="h", flag_values=values)
   return values
 
@@ -98,7 +101,8 @@ def parse(arguments: Sequence[str]) -> Options | None:
   workdir = Path(values.workdir or f"runs/compare_{values.data}")
   chosen = [arms.parse(text) for text in values.configs]
   seeds = [int(seed) for seed in values.seeds]
-  return Options(chosen, seeds, values.data, values.suite, overrides, workdir, values.jobs)
+  trackers.find(values.track)
+  return Options(chosen, seeds, values.data, values.suite, overrides, workdir, values.jobs, values.track)
 
 
 def _core_shares(jobs: int) -> list[set[int]]:
@@ -109,19 +113,19 @@ def _core_shares(jobs: int) -> list[set[int]]:
   return [set(cores[job::jobs]) or {cores[job % len(cores)]} for job in range(jobs)]
 
 
-def _execute(run: arms.Run, cores: set[int], processes: list[subprocess.Popen]) -> int:
+def _execute(run: arms.Run, more: Sequence[str], cores: set[int], processes: list[subprocess.Popen]) -> int:
   """Runs one program to its end, with its output in the workdir's log.txt, and returns its exit code."""
   run.workdir.mkdir(parents=True, exist_ok=True)
   with (run.workdir / "log.txt").open("ab") as log:
-    process = subprocess.Popen(run.process, stdout=log, stderr=subprocess.STDOUT)
+    process = subprocess.Popen([*run.process, *more], stdout=log, stderr=subprocess.STDOUT)
   processes.append(process)
   if cores:
     os.sched_setaffinity(process.pid, cores)
   return process.wait()
 
 
-def _run_all(runs: Sequence[arms.Run], jobs: int, console: Console) -> list[int]:
-  """Runs what is missing, `jobs` at a time, and returns the exit codes of those that failed."""
+def _run_all(runs: Sequence[arms.Run], jobs: int, more: Sequence[str], console: Console) -> list[int]:
+  """Runs what is missing with `more` options, `jobs` at a time, and returns the exit codes of those that failed."""
   missing = [run for run in runs if run.results() is None]
   console.print(f"{len(runs)} runs, {len(runs) - len(missing)} of them done before.")
   shares: queue.Queue[set[int]] = queue.Queue()
@@ -132,7 +136,7 @@ def _run_all(runs: Sequence[arms.Run], jobs: int, console: Console) -> list[int]
   def execute(run: arms.Run) -> None:
     share, start = shares.get(), time.perf_counter()
     try:
-      code = _execute(run, share, processes)
+      code = _execute(run, more, share, processes)
     finally:
       shares.put(share)
     results = run.results()
@@ -193,7 +197,8 @@ def run(arguments: Sequence[str], console: Console) -> int:
   )
   for planned in runs:
     workdirs.check(planned.workdir, planned.config)
-  failed = _run_all(runs, options.jobs, console)
+  track = [f"--track={','.join(options.track)}"] if options.track else []
+  failed = _run_all(runs, options.jobs, track, console)
   try:
     summary = comparison.summarise(runs, f"{options.data}, suite {options.suite}") | _provenance(
       arguments, options.jobs

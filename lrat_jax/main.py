@@ -1,26 +1,23 @@
-"""Trains a robust classifier and judges it.
+"""Trains a robust classifier and judges it: one command, resumed by giving it again.
 
   python -m lrat_jax.main --config=configs/lrat.py                 digits, a minute on a laptop
-  python -m lrat_jax.main --config=configs/lrat.py:cifar10         another data set, model, schedule
-  python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw  two variants in every pair
-  python -m lrat_jax.main --config=configs/at.py --config.seed=1   any field of the configuration
+  python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw  data set, attacks in every pair
+  python -m lrat_jax.main --config=configs/at.py --config.seed=1   any field; lrat_jax/config.py
   python -m lrat_jax.main --config=configs/at.py:digits,suite=fast --mode=evaluate  other attacks
-  python -m lrat_jax.main --config=configs/at.py --model=examples.flax_nnx:make_model  yours
+  python -m lrat_jax.main --config=configs/at.py --model=examples.flax_nnx:make_model  your model
+  python -m lrat_jax.compare --help                                several methods, one table
 
   --config=FILE[:DATA_SET[,ATTACK...][,suite=SUITE]]
-                                        the method: configs/at.py, irat.py, lrat.py, lrat_irat.py,
-                                        trades.py, mart.py; what judges it: quick (if not given),
-                                        fast, standard, unseen, compare
-  --config.FIELD=VALUE                  any field; lrat_jax/config.py names and explains them all
-  --workdir=DIR                         where the run lives; runs/NAME_seedSEED if not given
-  --mode=MODE                           train_and_evaluate (if not given), train, or evaluate
-  --model=PACKAGE.MODULE:FUNCTION       judges a function from images to logits
+                 FILE: configs/ at lrat irat lrat_irat trades mart; DATA_SET: digits fashion_mnist
+                 cifar10 svhn; SUITE: quick (if not given) fast standard compare unseen
+  --mode=MODE    train_and_evaluate (if not given), train, or evaluate
+  --workdir=DIR  where the run lives; runs/NAME_seedSEED if not given
+  --dry_run      says shapes, parameters, steps, memory and time, and writes nothing
+  --track=LIST   follow the run on wandb, mlflow
   --coordinator=HOST:PORT --num_processes=N --process_id=I
-                                        one run of several processes; found without on TPU and Slurm
+                 one run of several processes; found without on TPU and Slurm
 
-The same command again resumes, or evaluates a finished run.
-Exit codes: 0 done, 2 bad input, 3 a metric was not finite, 4 a file could not be written or read,
-75 stopped by SIGTERM or Ctrl-C, with everything saved.
+Exit codes: 0 done, 2 bad input, 3 a metric not finite, 4 a file not written or read, 75 stopped.
 """
 
 import contextlib
@@ -30,7 +27,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -46,6 +43,7 @@ from lrat_jax import (
   command_line,
   config_checks,
   data,
+  dry_run,
   evaluate,
   figures,
   files,
@@ -55,6 +53,7 @@ from lrat_jax import (
   models,
   sharding,
   stopping,
+  trackers,
   train,
   workdirs,
 )
@@ -95,8 +94,10 @@ def _load_data(config: ConfigDict, workdir: Path, model_name: str) -> tuple[data
   return dataset, mesh
 
 
-def _judge_checkpoint(experiment: train.Experiment, workdir: Path, console: Console, stop: stopping.Watch) -> None:
-  """Judges the best checkpoint."""
+def _judge_checkpoint(
+  experiment: train.Experiment, workdir: Path, console: Console, stop: stopping.Watch
+) -> dict[str, Any]:
+  """Judges the best checkpoint, and returns the content of results.json."""
   best = train.load_best(experiment, workdir, console)
   if best is None:
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
@@ -105,7 +106,7 @@ def _judge_checkpoint(experiment: train.Experiment, workdir: Path, console: Cons
   logits_fn = Partial(evaluate.apply_function(experiment.model), state.judged)
   config = experiment.config
   more = {"name": config.name, "step": step, "configuration": workdirs.portable(config)}
-  judging.judge(config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, stop=stop, **more)
+  return judging.judge(config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, stop=stop, **more)
 
 
 def _judge_callable(config: ConfigDict, name: str, workdir: Path, console: Console, stop: stopping.Watch) -> None:
@@ -124,18 +125,30 @@ def _judge_callable(config: ConfigDict, name: str, workdir: Path, console: Conso
     raise ConfigError(f"--model={name!r} failed as it ran: {command_line.reason(error)}") from error
 
 
-def _run_config(config: ConfigDict, mode: str, workdir: Path, console: Console, stop: stopping.Watch) -> None:
-  """Trains, judges, or both."""
+def _run_config(options: command_line.Options, workdir: Path, console: Console, stop: stopping.Watch) -> None:
+  """Trains, judges, or both; or says what that would take."""
+  config, mode = options.config, options.mode
+  services = trackers.find(options.track) if hosts.leads() else []
+  if options.dry_run:
+    config.compilation_cache = "off"
   dataset, mesh = _load_data(config, workdir, config.model.name)
   experiment = train.build(config, dataset, mesh)
+  if options.dry_run:
+    dry_run.describe(experiment, console)
+    return
   if mode == "evaluate" and not (workdir / "checkpoints").is_dir():
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
-  with workdirs.claimed(workdir):
-    _run_experiment(experiment, mode, workdir, console, stop)
+  with workdirs.claimed(workdir), trackers.opened(services, workdir, config, console) as followers:
+    _run_experiment(experiment, mode, workdir, console, stop, followers)
 
 
 def _run_experiment(
-  experiment: train.Experiment, mode: str, workdir: Path, console: Console, stop: stopping.Watch
+  experiment: train.Experiment,
+  mode: str,
+  workdir: Path,
+  console: Console,
+  stop: stopping.Watch,
+  followers: Sequence[trackers.Tracker],
 ) -> None:
   config, dataset, mesh = experiment.config, experiment.dataset, experiment.mesh
   if hosts.leads():
@@ -149,28 +162,31 @@ def _run_experiment(
     soft_wrap=True,
   )
   if mode != "evaluate":
-    train.train(experiment, workdir, console, stop)
+    train.train(experiment, workdir, console, stop, followers)
     if hosts.leads():
       figures.draw_run(workdir, config.name, dataset.train)
   if mode != "train":
-    _judge_checkpoint(experiment, workdir, console, stop)
+    trackers.write_results(followers, _judge_checkpoint(experiment, workdir, console, stop))
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
   """The whole program. Raises ConfigError for bad input, and what `main` makes exit codes of."""
-  config, workdir_name, mode, model, *others = command_line.parse(arguments)
+  options = command_line.parse(arguments)
+  config, model = options.config, options.model
   if config is None:
     print(__doc__.strip())
     return
-  hosts.join(*others)
+  hosts.join(options.coordinator, options.num_processes, options.process_id)
   console.quiet = console.quiet or not hosts.leads()
   name = config.name if model is None else model.replace(":", ".")
-  workdir = Path(workdir_name or f"runs/{name}_seed{config.seed}")
+  workdir = Path(options.workdir or f"runs/{name}_seed{config.seed}")
   with stopping.Watch() as stop:
     if model is None:
-      _run_config(config, mode, workdir, console, stop)
+      _run_config(options, workdir, console, stop)
     else:
       _judge_callable(config, model, workdir, console, stop)
+  if options.dry_run:
+    return
   left = ", ".join(sorted(path.name for path in workdir.iterdir() if not path.name.startswith(".")))
   console.print(f"Everything is in {workdir}: {left}", soft_wrap=True)
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
-from lrat_jax import files
+from lrat_jax import files, trackers
 from lrat_jax.train_step import StepOutput
 
 Row = dict[str, Any]
@@ -74,11 +73,13 @@ def _row(line: str, where: str) -> Row:
 class MetricWriter:
   """Writes rows to metrics.jsonl and TensorBoard; opened at a step, it drops what an earlier try wrote after it.
 
-  Without `writes` it keeps its own rows in memory alone: of several processes one has the files.
+  Without `writes` it keeps its own rows in memory alone: of several processes one has the files. `followers` are told
+  every row as TensorBoard is; who opened them closes them.
   """
 
-  def __init__(self, workdir: Path, step: int, *, writes: bool = True):
-    self._file = self._events = None
+  def __init__(self, workdir: Path, step: int, *, writes: bool = True, followers: Sequence[trackers.Tracker] = ()):
+    self._file = self._board = None
+    self._trackers = list(followers)
     self.rows: list[Row] = []
     if writes:
       self._open(workdir, step)
@@ -89,7 +90,8 @@ class MetricWriter:
     with files.replacing(self._path) as file:
       file.write("".join(json.dumps(row) + "\n" for row in self.rows).encode())
     self._file = self._path.open("a")
-    self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, max_queue=1000)
+    self._board = trackers.TensorBoard(workdir / "tensorboard", step)
+    self._trackers.insert(0, self._board)
 
   def __enter__(self) -> "MetricWriter":
     return self
@@ -97,7 +99,7 @@ class MetricWriter:
   def __exit__(self, *_: Any) -> None:
     if self._file is not None:
       self._file.close()
-      self._events.close()
+      self._board.close(failed=False)
 
   def write(self, row: Row) -> None:
     self.rows.append(row)
@@ -105,13 +107,13 @@ class MetricWriter:
       return
     self._file.write(json.dumps(row, allow_nan=False) + "\n")
     self._file.flush()
-    for name, value in row.items():
-      if isinstance(value, float):
-        self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
+    values = {f"{row['split']}/{name}": value for name, value in row.items() if isinstance(value, float)}
+    for tracker in self._trackers:
+      tracker.write(row["step"], values)
 
   def flush(self) -> None:
-    if self._events is not None:
-      self._events.flush()
+    for tracker in self._trackers:
+      tracker.flush()
 
 
 class WeightRecord:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from lrat_jax import attacks
 from lrat_jax.attacks import corruptions, registry, stages, threat_model
@@ -11,6 +11,14 @@ AUTOATTACK = "autoattack"
 _AUTOATTACK_FIELDS = ("name", "norm", "epsilon", "version", "parts", "changes")
 # "rand" is for models that take keys, which no other attack of a suite can give.
 _VERSIONS = ("standard", "plus", "fast")
+
+
+class Cost(NamedTuple):
+  """What an attack takes of one image at most: gradients of the model, and queries without one."""
+
+  gradients: int = 0
+  queries: int = 0
+
 
 Budget = Mapping[str, Any]
 Suite = dict[str, dict[str, Any]]
@@ -140,6 +148,40 @@ def changed_stages(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_c
     for stage, attack in zip(planned, built, strict=True)
     if stage.name in changes
   ]
+
+
+def _autoattack_cost(entry: Mapping[str, Any], num_classes: int) -> Cost:
+  arguments = autoattack_arguments(entry)
+  changes = arguments.get("changes") or {}
+  planned, _ = stages.stages(arguments["version"], arguments["norm"], num_classes, arguments.get("parts"), changes)
+  queries = (cost({"name": "square"} | dict(stage.arguments)) for stage in planned if stage.attack == "square")
+  gradients = sum(stage.rounds * stage.gradient_calls() for stage in planned)
+  return Cost(gradients, sum(found.queries for found in queries))
+
+
+def cost(entry: Mapping[str, Any], num_classes: int = 10) -> Cost:
+  """What an entry of a suite, or a training attack, takes of one image that stays robust.
+
+  An attack ends in one or two queries more; those are not counted.
+  """
+  if is_autoattack(entry):
+    return _autoattack_cost(entry, num_classes)
+  given = registry.defaults(entry["name"]) | dict(entry)
+  steps = given.get("num_steps", 0) * given.get("num_restarts", 1)
+  match entry["name"]:
+    case "fgsm":
+      return Cost(1)
+    case "apgd":
+      return Cost(steps + given["num_restarts"])
+    case "fab":
+      return Cost(steps * num_classes)
+    case "carlini_wagner":
+      return Cost(steps * given["binary_search_steps"])
+    case "square":
+      return Cost(queries=given["num_queries"])
+    case "spatial":
+      return Cost(queries=given["num_rotations"] * given["num_translations"] ** 2)
+  return Cost(steps)
 
 
 def radius(entry: Mapping[str, Any]) -> float | None:

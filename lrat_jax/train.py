@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lrat_jax import attacks, data, evaluate, hosts, metrics, models, optim, sharding, stopping, train_step
+from lrat_jax import attacks, data, evaluate, hosts, metrics, models, optim, sharding, stopping, trackers, train_step
 from lrat_jax import checkpoints as checkpoints_lib
 
 
@@ -87,9 +87,10 @@ class _Loop:
     saved: checkpoints_lib.Checkpoints,
     console: Console,
     stop: Callable[[], bool],
+    followers: Sequence[trackers.Tracker],
   ):
     self._experiment, self._config = experiment, experiment.config
-    self._saved, self._console, self._stop = saved, console, stop
+    self._saved, self._console, self._stop, self._followers = saved, console, stop, followers
     self._validate = _Validator(experiment)
     place = data.placer(experiment.dataset.train, experiment.mesh, self._config.data.placement)
     self._batches = data.train_batches(experiment.dataset.train, self._config.data.batch_size, self._config.seed, place)
@@ -118,7 +119,8 @@ class _Loop:
     size = min(config.train.weights_sample, len(indices))
     leads = hosts.leads()
     self._weights = metrics.WeightRecord(self._workdir / "weights", indices, size, names, self.step, writes=leads)
-    with metrics.MetricWriter(self._workdir, self.step, writes=leads) as self._writer, self._progress_bar() as bar:
+    writer = metrics.MetricWriter(self._workdir, self.step, writes=leads, followers=self._followers)
+    with writer as self._writer, self._progress_bar() as bar:
       task = bar.add_task("", total=experiment.total_steps, completed=self.step, rate="compiling", epoch="")
       while self.step < experiment.total_steps:
         epoch = self.step // experiment.steps_per_epoch
@@ -228,11 +230,18 @@ def _mend(workdir: Path, console: Console) -> None:
   sharding.wait_for_all("damaged checkpoints are set aside")
 
 
-def train(experiment: Experiment, workdir: Path, console: Console, stop: Callable[[], bool] = lambda: False) -> None:
+def train(
+  experiment: Experiment,
+  workdir: Path,
+  console: Console,
+  stop: Callable[[], bool] = lambda: False,
+  followers: Sequence[trackers.Tracker] = (),
+) -> None:
   """Trains to the end in `workdir`, or says that an earlier try did.
 
   Args:
     stop: asked after every step, on every process; where it answers True, the step is saved and the run ends.
+    followers: told every row of metrics besides the workdir's files.
 
   Raises:
     checkpoints.SaveError: a checkpoint could not be written; those before it are intact.
@@ -241,7 +250,7 @@ def train(experiment: Experiment, workdir: Path, console: Console, stop: Callabl
   """
   _mend(workdir, console)
   with checkpoints_lib.Checkpoints(workdir / "checkpoints") as saved:
-    loop = _Loop(experiment, workdir, saved, console, stop)
+    loop = _Loop(experiment, workdir, saved, console, stop, followers)
     if loop.finished:
       console.print(
         f"Training in {workdir} is finished ({loop.step} steps); its best checkpoint is evaluated.", soft_wrap=True

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lrat_jax import command_line, config_checks, main
+from lrat_jax import command_line, config_checks, main, trackers
 from lrat_jax.checkpoints import Checkpoints
 from tests import programs
 from tests.helpers import SMALL, make_split
@@ -21,16 +21,86 @@ ROOT = Path(__file__).parent.parent
 ARGUMENTS = [f"--config={ROOT}/configs/lrat_irat.py", *(f"--config.{name}={value}" for name, value in SMALL.items())]
 RESULT_FILES = {
   ".lock", "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "results.json", "timings.json",
-  "per_example.npz", "plots", "weights",
+  "per_example.npz", "plots", "weights", "trackers.json",
 }  # fmt: skip
 
 
+class Follower:
+  """A service that keeps what it is told in a list of the test's."""
+
+  package, identity = "json", "1"
+
+  def __init__(self, told):
+    self._told = told
+
+  def __call__(self, module, workdir, name, config, known):
+    return self
+
+  def errors(self, module):
+    return ()
+
+  def write(self, step, values):
+    self._told.append((step, dict(values)))
+
+  def flush(self):
+    pass
+
+  def close(self, failed):
+    self._told.append(("closed", failed))
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def told():
+  """What a service that followed the small run was told."""
+  return []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, told):
   """The workdir of a small run that ended."""
   workdir = tmp_path_factory.mktemp("runs") / "finished"
-  assert main.main([*ARGUMENTS, f"--workdir={workdir}"]) == 0
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(trackers._SERVICES, "follower", Follower(told))
+    assert main.main([*ARGUMENTS, f"--workdir={workdir}", "--track=follower"]) == 0
   return workdir
+
+
+def test_a_service_that_follows_is_told_every_row_and_the_result(finished, told):
+  *rows, (step, judged), end = told
+  written = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+  assert [step for step, _ in rows] == [row["step"] for row in written]
+  assert rows[0][1]["train/loss"] == written[0]["loss"]
+  results = json.loads((finished / "results.json").read_text())
+  assert step == results["step"] and judged["test/worst_case"] == results["worst_case"]
+  assert set(judged) == {"test/clean", "test/fgsm", "test/pgd20", "test/cw20", "test/worst_case"}
+  assert end == ("closed", False)
+
+
+def test_a_dry_run_says_what_the_run_would_take_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert main.main([*ARGUMENTS, "--dry_run"]) == 0
+  said = capsys.readouterr().out
+  for words in (
+    "1,100 train, 197 validation, 500 test images 8x8x1, 10 classes",
+    "2 epochs of 17 = 34; batches [64, 8, 8, 1], 1 variant(s) a pair",
+    "pgd: linf 0.2, 2 steps of 0.05",
+    "5 gradients and 0 queries of an image at most",
+    "1 epochs plain: ",
+    "1 epochs weighs inside, weighs across: ",
+  ):
+    assert words in said, said
+  kernels = 9 * (4 + 16 + 32 + 64) + 32 * 16 + 16 * 10
+  biases = 4 + 4 + 8 + 8 + 16 + 10
+  assert f"cnn_4, {kernels + biases:,} parameters, computes in float32" in said
+  assert re.search(r"Conv_2 +4x4x8 +296\n", said)
+  assert re.search(r"time +about .+ of training, .+ of validation, .+ of judging at most, .+ of compilation", said)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--dry_run", "--track=wandb"])
+def test_what_is_for_a_run_is_not_for_a_model(option, capsys):
+  assert main.main([*ARGUMENTS, "--model=examples.flax_nnx:make_model", option]) == 2
+  assert f"error: {option.partition('=')[0]} is for a run of a configuration" in capsys.readouterr().err
 
 
 def test_a_run_leaves_what_the_design_says(finished):

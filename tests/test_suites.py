@@ -1,5 +1,8 @@
 """Suites: every one can run on every preset, and what cannot run is named."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from lrat_jax import config as config_lib
@@ -88,6 +91,34 @@ def test_threats_are_told_as_they_were_given():
   assert suites.threat(AUTOATTACK | {"version": "fast"}) == "linf 8/255, fast version"
   assert suites.threat({"name": "corruption", "kind": "jpeg", "severity": 3}) == "jpeg, severity 3"
   assert suites.radius(pgd) == 8 / 255 and suites.radius({"name": "spatial"}) is None
+
+
+def test_what_an_attack_costs_is_what_the_readme_says():
+  table = (Path(__file__).parent.parent / "README.md").read_text()
+  for name in suites.SUITES:
+    entries = config_lib.default("at", f"digits,suite={name}").eval.suite.values()
+    costs = [suites.cost(entry) for entry in entries]
+    gradients, queries = sum(c.gradients for c in costs), sum(c.queries for c in costs)
+    said = f"{gradients:,}" + (f", and {queries:,} queries" if queries else "")
+    assert re.search(rf"^\| `{name}` \|.*\| {said} \|$", table, re.MULTILINE), (name, said)
+
+
+@pytest.mark.parametrize(
+  ("entry", "cost"),
+  [
+    ({"name": "fgsm"}, (1, 0)),
+    ({"name": "pgd", "num_steps": 10, "num_restarts": 3}, (30, 0)),
+    ({"name": "apgd", "num_steps": 100, "num_restarts": 2}, (202, 0)),
+    ({"name": "fab", "num_steps": 10}, (40, 0)),
+    ({"name": "carlini_wagner", "num_steps": 50, "binary_search_steps": 3}, (150, 0)),
+    ({"name": "square"}, (0, 5000)),
+    ({"name": "spatial", "num_rotations": 3, "num_translations": 2}, (0, 12)),
+    ({"name": "corruption", "kind": "jpeg"}, (0, 0)),
+    (AUTOATTACK, (101 + 3 * 101 + 3 * 100, 5000)),
+  ],
+)
+def test_costs_of_an_image(entry, cost):
+  assert suites.cost(entry, num_classes=4) == cost
 
 
 def test_a_stage_whose_arguments_are_changed_is_checked_with_them():

@@ -51,6 +51,11 @@ def _parameters(attack: Attack) -> dict[str, inspect.Parameter]:
   return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
+def defaults(name: str) -> dict[str, Any]:
+  """The keyword arguments of the attack of that name that have a value of their own."""
+  return {key: p.default for key, p in _parameters(REGISTRY[name]).items() if p.default is not p.empty}
+
+
 def from_config(config: Mapping[str, Any]) -> Attack:
   """The attack that `config` describes: its `name`, and that attack's keyword arguments.
 
