@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from lrat_jax import data, objectives, suites, train, train_step
@@ -32,14 +33,6 @@ class _PhaseCost(NamedTuple):
 
 def _size(values: Any) -> int:
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(values))
-
-
-def _bytes_text(count: float) -> str:
-  for unit in ("B", "KiB", "MiB"):
-    if count < 1024:
-      return f"{count:.3g} {unit}"
-    count /= 1024
-  return f"{count:.3g} GiB"
 
 
 def _layers(model: Any, variables: Any, image_shape: tuple[int, ...]) -> list[tuple[str, str, int]]:
@@ -129,11 +122,11 @@ def describe(experiment: train.Experiment, console: Console) -> None:
   for cost in costs:
     active = ", ".join(name.replace("_", " ") for name, on in cost.phase._asdict().items() if on) or "plain"
     text = f"{seconds_text(cost.compiling)} to compile, {1000 * cost.step:,.0f} ms a step"
-    say("phase", f"{cost.epochs} epochs {active}: {text}, {_bytes_text(cost.memory)} on each device")
+    say("phase", f"{cost.epochs} epochs {active}: {text}, {decimal(cost.memory)} on each device")
   state_bytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
   most, limit = max(cost.memory for cost in costs), (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
-  of = f" of {_bytes_text(limit)}" if limit else ""
-  say("memory", f"{_bytes_text(state_bytes)} of state, {_bytes_text(most)}{of} on each device in a step")
+  of = f" of {decimal(limit)}" if limit else ""
+  say("memory", f"{decimal(state_bytes)} of state, {decimal(most)}{of} on each device in a step")
   training = sum(cost.epochs * experiment.steps_per_epoch * cost.step for cost in costs)
   validating, judging = _judging(experiment, _seconds_of_a_gradient(config, costs[-1]))
   compiling = sum(cost.compiling for cost in costs)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy import fft
 
 _BLOCK = 8
 # The example tables of the standard (ITU-T T.81, annex K.1), for quality 50.
@@ -26,14 +27,6 @@ def quantisation_table(text: str, quality: int) -> np.ndarray:
   return np.clip((base * scale + 50) // 100, 1, 255).astype(np.float32)
 
 
-def _cosines() -> np.ndarray:
-  """The orthonormal cosine transform of 8 values, [frequency, place]."""
-  frequency, place = np.arange(_BLOCK)[:, None], np.arange(_BLOCK)
-  basis = np.sqrt(2 / _BLOCK) * np.cos(np.pi * (2 * place + 1) * frequency / (2 * _BLOCK))
-  basis[0] /= np.sqrt(2)
-  return basis.astype(np.float32)
-
-
 def _padded(plane: Array, multiple: int) -> Array:
   """Planes [batch, h, w] continued at their lower and right edge to whole blocks."""
   extra = [-size % multiple for size in plane.shape[1:]]
@@ -46,7 +39,7 @@ def _code(plane: Array, table: np.ndarray) -> Array:
   whole = _padded(plane, _BLOCK)
   rows, columns = whole.shape[1] // _BLOCK, whole.shape[2] // _BLOCK
   blocks = whole.reshape(batch, rows, _BLOCK, columns, _BLOCK) - 128.0
-  basis = _cosines()
+  basis = fft.dct(np.eye(_BLOCK), axis=0, norm="ortho").astype(np.float32)  # [frequency, place]
   transform = lambda x, matrix: jnp.einsum("ui,brick,vk->brucv", matrix, x, matrix)
   place = table[:, None, :]
   coded = jnp.round(transform(blocks, basis) / place) * place
