@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lrat_jax.attacks.losses import cross_entropy, kl
+from lrat_jax.attacks.shapes import Labels, Logits, PerImage, PerVariant, VariantLogits
 
 # (logits of the member [batch, classes], natural logits or None, labels [batch], beta) -> losses [batch], in nats
 MemberLoss = Callable[[Array, Array | None, Array, float], Array]
@@ -52,14 +53,14 @@ def compares_with_natural(objective: str) -> bool:
 
 def pair_losses(
   objective: str,
-  natural_logits: Array | None,
-  adversarial_logits: Array,
-  labels: Array,
-  natural_weights: Array,
-  adversarial_weights: Array,
+  natural_logits: Logits | None,
+  adversarial_logits: VariantLogits,
+  labels: Labels,
+  natural_weights: PerImage,
+  adversarial_weights: PerVariant,
   *,
   beta: float = 0.0,
-) -> Array:
+) -> PerImage:
   """omega_i0 L(x_i) + sum_j omega_ij L(x~_ij), with the loss L of a member that the objective says.
 
   Gradients flow through natural and adversarial logits alike, as in the papers' code.

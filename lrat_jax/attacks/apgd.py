@@ -10,7 +10,8 @@ import numpy as np
 from jax import Array
 
 from lrat_jax.attacks import l1, losses, threat_model
-from lrat_jax.attacks.pgd import AttackResult, LogitsFn, best_run, prepare
+from lrat_jax.attacks.pgd import AttackResult, best_run, prepare
+from lrat_jax.attacks.shapes import Images, Keys, Labels, LogitsFn, Rank, Scalar
 
 LOSSES = ("ce", "cw", "margin", "dlr", *losses.TARGETED_LOSSES)
 
@@ -238,18 +239,18 @@ def _surrogate(loss: str, logits_fn, images, labels, keys, eot_samples: int, tar
 
 
 def apgd(
-  keys: Array,
+  keys: Keys,
   logits_fn: LogitsFn,
-  images: Array,
-  labels: Array,
+  images: Images,
+  labels: Labels,
   *,
-  epsilon: float | Array,
+  epsilon: Scalar,
   norm: str = "linf",
   loss: str = "ce",
   num_steps: int = 100,
   num_restarts: int = 1,
-  targets: Array | None = None,
-  target_rank: int | Array | None = None,
+  targets: Labels | None = None,
+  target_rank: Rank | None = None,
   eot_samples: int = 0,
   stop_early: bool = False,
 ) -> AttackResult:

@@ -13,9 +13,10 @@ from jax import Array
 from jax.tree_util import Partial
 
 from lrat_jax.attacks import chunks, losses, threat_model
-from lrat_jax.attacks.pgd import LogitsFn, check_batch, example_keys
+from lrat_jax.attacks.pgd import check_batch, example_keys
 from lrat_jax.attacks.progress import Nowhere, Store
 from lrat_jax.attacks.registry import from_config
+from lrat_jax.attacks.shapes import LogitsFn
 from lrat_jax.attacks.stages import Stage, stages
 
 # Floating point may carry a projected image this far outside its ball, relative and absolute.

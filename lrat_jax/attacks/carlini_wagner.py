@@ -9,7 +9,8 @@ import optax
 from jax import Array, lax
 
 from lrat_jax.attacks import losses, threat_model
-from lrat_jax.attacks.pgd import AttackResult, LogitsFn, check_batch, check_budget, per_image_keys
+from lrat_jax.attacks.pgd import AttackResult, check_batch, check_budget, per_image_keys
+from lrat_jax.attacks.shapes import Images, Keys, Labels, LogitsFn, Scalar
 
 # Keeps images at 0 and 1 inside the range of tanh.
 _SHRINK = 0.999999
@@ -82,12 +83,12 @@ def _check(epsilon, norm: str, images: Array, learning_rate: float, initial_cons
 
 
 def carlini_wagner(
-  keys: Array,
+  keys: Keys,
   logits_fn: LogitsFn,
-  images: Array,
-  labels: Array,
+  images: Images,
+  labels: Labels,
   *,
-  epsilon: float | Array = math.inf,
+  epsilon: Scalar = math.inf,
   norm: str = "l2",
   binary_search_steps: int = 9,
   num_steps: int = 1000,

@@ -10,7 +10,8 @@ from scipy import ndimage
 
 from lrat_jax.attacks import losses
 from lrat_jax.attacks.jpeg import jpeg
-from lrat_jax.attacks.pgd import AttackResult, LogitsFn, check_batch, per_image_keys
+from lrat_jax.attacks.pgd import AttackResult, check_batch, per_image_keys
+from lrat_jax.attacks.shapes import Images, Keys, Labels, LogitsFn
 
 
 def _gaussian_noise(keys: Array, images: Array, deviation: float) -> Array:
@@ -78,7 +79,7 @@ CORRUPTIONS = tuple(_KINDS)
 
 
 def corruption(
-  keys: Array, logits_fn: LogitsFn, images: Array, labels: Array, *, kind: str, severity: int
+  keys: Keys, logits_fn: LogitsFn, images: Images, labels: Labels, *, kind: str, severity: int
 ) -> AttackResult:
   """A common corruption (Hendrycks & Dietterich, arXiv:1903.12261), of the strengths of CIFAR-10-C.
 

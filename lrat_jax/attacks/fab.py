@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lrat_jax.attacks import hyperplane, losses, threat_model
-from lrat_jax.attacks.pgd import AttackResult, LogitsFn, prepare
+from lrat_jax.attacks.pgd import AttackResult, prepare
+from lrat_jax.attacks.shapes import Images, Keys, Labels, LogitsFn, Rank, Scalar
 
 # Keeps 0 / 0 out of the bias and of the distances to boundaries.
 _TINY_STEP = 1e-8
@@ -121,17 +122,17 @@ def _check_shares(alpha_max: float, overshoot: float, backward: float) -> None:
 
 
 def fab(
-  keys: Array,
+  keys: Keys,
   logits_fn: LogitsFn,
-  images: Array,
-  labels: Array,
+  images: Images,
+  labels: Labels,
   *,
-  epsilon: float | Array,
+  epsilon: Scalar,
   norm: str = "linf",
   num_steps: int = 100,
   num_restarts: int = 1,
-  targets: Array | None = None,
-  target_rank: int | Array | None = None,
+  targets: Labels | None = None,
+  target_rank: Rank | None = None,
   alpha_max: float = 0.1,
   overshoot: float = 1.05,
   backward: float = 0.9,

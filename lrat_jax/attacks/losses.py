@@ -7,35 +7,36 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+
+from lrat_jax.attacks.shapes import Answers, Images, Labels, Logits, LogitsFn, PerImage, Rank
 
 # The margin at which GAIRAT and MAIL stop pushing; their "CW-infinity" is PGD on this loss.
 CW_CONFIDENCE = 50.0
 
 
-def right(logits: Array, labels: Array) -> Array:
+def right(logits: Logits, labels: Labels) -> Answers:
   """Whether the model's answer is the label, bool [batch]; logits that are NaN or infinite are no answer."""
   return jnp.all(jnp.isfinite(logits), axis=-1) & (jnp.argmax(logits, axis=-1) == labels)
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
+def cross_entropy(logits: Logits, labels: Labels) -> PerImage:
   """-log p_y, in nats. float [batch]."""
   return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
 
 
-def margin(logits: Array, labels: Array) -> Array:
+def margin(logits: Logits, labels: Labels) -> PerImage:
   """max_{k != y} z_k - z_y, in logits; positive exactly when misclassified. float [batch]."""
   true = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
   best_other = jnp.max(jnp.where(true, -jnp.inf, logits), axis=-1)
   return best_other - jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
 
 
-def cw(logits: Array, labels: Array) -> Array:
+def cw(logits: Logits, labels: Labels) -> PerImage:
   """The Carlini-Wagner margin loss -max(z_y - max_{k != y} z_k + 50, 0) (arXiv:1608.04644, f_6), in logits."""
   return -jnp.maximum(CW_CONFIDENCE - margin(logits, labels), 0.0)
 
 
-def dlr(logits: Array, labels: Array) -> Array:
+def dlr(logits: Logits, labels: Labels) -> PerImage:
   """Difference of logits ratio, max_{k != y}(z_k - z_y) / (z_1st - z_3rd) (AutoAttack, arXiv:2003.01690, eq. 6).
 
   Invariant to shift and scale of the logits; at most 1. Raises ValueError below three classes, where it is undefined.
@@ -49,13 +50,13 @@ def dlr(logits: Array, labels: Array) -> Array:
   return jnp.where(third, 1.0, lead / (gap + 1e-12))
 
 
-def margin_targeted(logits: Array, labels: Array, targets: Array) -> Array:
+def margin_targeted(logits: Logits, labels: Labels, targets: Labels) -> PerImage:
   """z_t - z_y for targets t [batch], in logits; positive only when misclassified. float [batch]."""
   rows = jnp.arange(logits.shape[0])
   return logits[rows, targets] - logits[rows, labels]
 
 
-def dlr_targeted(logits: Array, labels: Array, targets: Array) -> Array:
+def dlr_targeted(logits: Logits, labels: Labels, targets: Labels) -> PerImage:
   """(z_t - z_y) / (z_1st - (z_3rd + z_4th) / 2) (AutoAttack, arXiv:2003.01690, eq. 7).
 
   Raises ValueError below four classes, where it is undefined.
@@ -69,8 +70,8 @@ def dlr_targeted(logits: Array, labels: Array, targets: Array) -> Array:
 
 
 def choose_targets(
-  clean_logits: Array, labels: Array, targets: Array | None, target_rank: int | Array | None
-) -> Array | None:
+  clean_logits: Logits, labels: Labels, targets: Labels | None, target_rank: Rank | None
+) -> Labels | None:
   """The classes to head for, int [batch]: `targets` as they are, or those of a rank; None where neither is given.
 
   `target_rank` counts the wrong classes by their logit on the clean image, 1 = the most likely. Where a model is right
@@ -92,7 +93,7 @@ def choose_targets(
   return jnp.take(jnp.argsort(-label_first, axis=-1), target_rank, axis=-1)
 
 
-def kl(logits: Array, clean_logits: Array) -> Array:
+def kl(logits: Logits, clean_logits: Logits) -> PerImage:
   """KL(p(x) || p(x_adv)) in nats, what TRADES maximises (arXiv:1901.08573, eq. 5). float [batch]."""
   log_clean = jax.nn.log_softmax(clean_logits)
   return jnp.sum(jnp.exp(log_clean) * (log_clean - jax.nn.log_softmax(logits)), axis=-1)
@@ -104,7 +105,7 @@ LOSSES = (*_WITH_LABELS, "kl")
 TARGETED_LOSSES = tuple(_WITH_TARGETS)
 
 
-def surrogate(name: str, logits_fn: Callable[[Array], Array], images: Array, labels: Array) -> Callable[[Array], Array]:
+def surrogate(name: str, logits_fn: LogitsFn, images: Images, labels: Labels) -> Callable[[Logits], PerImage]:
   """The loss of that name as a function of logits alone: [batch, classes] -> [batch].
 
   "kl" compares with the model's own answer on the clean `images`, which costs one forward here.
@@ -118,7 +119,7 @@ def surrogate(name: str, logits_fn: Callable[[Array], Array], images: Array, lab
   return lambda logits: _WITH_LABELS[name](logits, labels)
 
 
-def targeted(name: str, labels: Array, targets: Array) -> Callable[[Array], Array]:
+def targeted(name: str, labels: Labels, targets: Labels) -> Callable[[Logits], PerImage]:
   """The targeted loss of that name as a function of logits alone. Raises ValueError, with the choices."""
   if name not in _WITH_TARGETS:
     raise ValueError(f"loss={name!r} takes no targets; choose from {list(TARGETED_LOSSES)}.")

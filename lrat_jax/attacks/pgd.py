@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from lrat_jax.attacks import losses, threat_model
+from lrat_jax.attacks.shapes import Counts, Images, KeyPerImage, Keys, Labels, LogitsFn, OneKey, Scalar
 
-LogitsFn = Callable[[Array], Array]
 T = TypeVar("T")
 
 RANDOM_STARTS = ("none", "uniform", "gaussian")
@@ -29,11 +29,11 @@ class AttackResult(NamedTuple):
       point not) the model still gets right, in 0..K: GAIRAT's kappa (arXiv:2010.01736).
   """
 
-  images: Array
-  surviving_steps: Array
+  images: Images
+  surviving_steps: Counts
 
 
-def example_keys(key: Array, example_indices: Array) -> Array:
+def example_keys(key: OneKey, example_indices: Counts) -> KeyPerImage:
   """One key per image from one key and the images' indices [batch] in their data set.
 
   An image's key, and so its adversarial, then depends on which image it is, not on the batch that it came in.
@@ -41,7 +41,7 @@ def example_keys(key: Array, example_indices: Array) -> Array:
   return jax.vmap(lambda index: jax.random.fold_in(key, index))(example_indices)
 
 
-def per_image_keys(keys: Array, images: Array) -> Array:
+def per_image_keys(keys: Keys, images: Images) -> KeyPerImage:
   """Keys [batch]: as given, or a single key split over the batch. Raises ValueError for any other number."""
   if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
     raise ValueError(f"keys must be typed keys as jax.random.key makes them, not an array of {keys.dtype}.")
@@ -136,13 +136,13 @@ def best_run(run: Callable[[Array], T], score: Callable[[T], Array], keys: Array
 
 
 def pgd(
-  keys: Array,
+  keys: Keys,
   logits_fn: LogitsFn,
-  images: Array,
-  labels: Array,
+  images: Images,
+  labels: Labels,
   *,
-  epsilon: float | Array,
-  step_size: float | Array,
+  epsilon: Scalar,
+  step_size: Scalar,
   num_steps: int,
   norm: str = "linf",
   loss: str = "ce",
@@ -206,12 +206,12 @@ def pgd(
 
 
 def fgsm(
-  keys: Array,
+  keys: Keys,
   logits_fn: LogitsFn,
-  images: Array,
-  labels: Array,
+  images: Images,
+  labels: Labels,
   *,
-  epsilon: float | Array,
+  epsilon: Scalar,
   norm: str = "linf",
   loss: str = "ce",
 ) -> AttackResult:

@@ -6,8 +6,9 @@ import numpy as np
 from jax import Array
 from jax.scipy import ndimage
 
-from lrat_jax.attacks.pgd import AttackResult, LogitsFn, check_batch, check_count, per_image_keys
+from lrat_jax.attacks.pgd import AttackResult, check_batch, check_count, per_image_keys
 from lrat_jax.attacks.search import search
+from lrat_jax.attacks.shapes import Images, Keys, Labels, LogitsFn
 
 
 def transform(images: Array, angle: float | Array, down: float | Array, right: float | Array) -> Array:
@@ -29,10 +30,10 @@ def transform(images: Array, angle: float | Array, down: float | Array, right: f
 
 
 def spatial(
-  keys: Array,
+  keys: Keys,
   logits_fn: LogitsFn,
-  images: Array,
-  labels: Array,
+  images: Images,
+  labels: Labels,
   *,
   max_rotation: float = 30.0,
   max_translation: float = 3.0,

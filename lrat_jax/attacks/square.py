@@ -9,7 +9,8 @@ import numpy as np
 from jax import Array
 
 from lrat_jax.attacks import l1, search, threat_model
-from lrat_jax.attacks.pgd import AttackResult, LogitsFn, prepare
+from lrat_jax.attacks.pgd import AttackResult, prepare
+from lrat_jax.attacks.shapes import Images, Keys, Labels, LogitsFn, Scalar
 
 # The windows' share of the image halves after each of these queries, however many queries there are.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -167,12 +168,12 @@ def _pattern_proposal(images: Array, epsilon, p_init: float, norm: str) -> tuple
 
 
 def square(
-  keys: Array,
+  keys: Keys,
   logits_fn: LogitsFn,
-  images: Array,
-  labels: Array,
+  images: Images,
+  labels: Labels,
   *,
-  epsilon: float | Array,
+  epsilon: Scalar,
   norm: str = "linf",
   num_queries: int = 5000,
   p_init: float = 0.8,
