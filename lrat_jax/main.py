@@ -11,7 +11,9 @@
                                         the method: configs/at.py, irat.py, lrat.py, lrat_irat.py,
                                         trades.py, mart.py; what judges it: quick (if not given),
                                         fast, standard, unseen, compare
-  --config.FIELD=VALUE                  any field; lrat_jax/config.py names and explains them all
+  --config.FIELD=VALUE                  any field; lrat_jax/config.py names and explains them all. An
+                                        attack, model, weighting or data set of yours is named
+                                        PACKAGE.MODULE:FUNCTION, as in examples/own_config.py
   --workdir=DIR                         where the run lives; runs/NAME_seedSEED if not given
   --mode=MODE                           train_and_evaluate (if not given), train, or evaluate
   --model=PACKAGE.MODULE:FUNCTION       judges a function from images to logits
@@ -58,6 +60,7 @@ from lrat_jax import (
   train,
   workdirs,
 )
+from lrat_jax.attacks import own_code
 from lrat_jax.config_checks import ConfigError
 
 BAD_INPUT, NOT_FINITE, FILES_FAILED, STOPPED = 2, 3, 4, 75
@@ -187,7 +190,7 @@ def _outcome(arguments: Sequence[str]) -> _Outcome:
   again = "the same command goes on there."
   try:
     run(arguments, Console())
-  except ConfigError as error:
+  except (ConfigError, own_code.OwnCodeError) as error:
     return _Outcome(BAD_INPUT, f"error: {error}")
   except files.DamagedError as error:
     return _Outcome(BAD_INPUT, f"error: {error}", together=False)

@@ -5,6 +5,8 @@ pair. Local weights share out a pair's weight inside it (LRAT, arXiv:2106.15776)
 or less weight than others (IRAT: GAIRAT, arXiv:2010.01736, and MAIL, arXiv:2106.07928). No weight carries a gradient.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -72,8 +74,25 @@ def uniform_local_weights(vulnerabilities: Array, *, total: float) -> tuple[Arra
   return jnp.zeros_like(vulnerabilities[:, 0]), adversarial
 
 
+def own_local_weights(function: Callable[..., tuple[Array, Array]], vulnerabilities: Array, **options: float):
+  """The weights of a function that takes and returns what `local_weights` does, safe to train with.
+
+  Whatever the function does, no gradient flows through them, and one below 0 becomes NaN, which stops a run.
+  """
+  weights = function(jax.lax.stop_gradient(vulnerabilities), **options)
+  return tuple(_raw(part, vulnerabilities) for part in weights)
+
+
+def _raw(weights: Array, vulnerabilities: Array) -> Array:
+  """Weights of any function [batch, ...] without gradient, in float32; NaN where one is below 0."""
+  weights = jax.lax.stop_gradient(jnp.asarray(weights, jnp.float32))
+  # A constant must vary over devices as the vulnerabilities do.
+  zeros = 0 * jax.lax.stop_gradient(vulnerabilities[:, 0]).reshape(-1, *(1,) * (weights.ndim - 1))
+  return jnp.where(weights >= 0, weights, jnp.nan) + zeros
+
+
 def global_weights(
-  kind: str,
+  kind: str | Callable[..., Array],
   *,
   vulnerabilities: Array,
   surviving_fractions: Array,
@@ -89,10 +108,11 @@ def global_weights(
   whole pairs under every objective, where MAIL's own TRADES and MART weigh one term of the loss.
 
   Args:
-    kind: "none" (ones), "gairat" or "mail".
+    kind: "none" (ones), "gairat", "mail", or a function (*, vulnerabilities, surviving_fractions) -> [batch], raw
+      weights of 0 or more, which are brought to mean 1; one below 0 becomes NaN, and where all are 0 all weigh alike.
     vulnerabilities: float [batch, m] in [-1, 1].
     surviving_fractions: float [batch, m] in [0, 1], kappa / K.
-    slope, bias: of `increasing_weight`, which says what the two papers' own constants are.
+    slope, bias: of `increasing_weight`, which says what the two papers' own constants are; a function takes none.
     axis_name: mesh axis over which the batch is sharded, so that the device count changes nothing; None for one device.
 
   Returns:
@@ -100,17 +120,18 @@ def global_weights(
   """
   if kind == "none":
     return jnp.ones_like(vulnerabilities[:, 0])
-  if kind not in GLOBAL_KINDS:
+  across = lambda reduce, value: value if axis_name is None else reduce(value, axis_name)
+  if callable(kind):
+    scores = {"vulnerabilities": vulnerabilities, "surviving_fractions": surviving_fractions}
+    raw = _raw(kind(**jax.lax.stop_gradient(scores)), vulnerabilities)
+    largest = across(jax.lax.pmax, jnp.max(raw))
+    weights = jnp.where(largest == 0, 1.0, raw / jnp.where(largest == 0, 1.0, largest))
+  elif kind in GLOBAL_KINDS:
+    scores = vulnerabilities if kind == "mail" else 1.0 - 2.0 * surviving_fractions
+    scores = jnp.mean(jax.lax.stop_gradient(scores), axis=-1)
+    # Only ratios matter, so take the largest out: all scores far below the bias must not underflow to 0 / 0.
+    logs = jax.nn.log_sigmoid(2.0 * slope * (scores - bias))
+    weights = jnp.exp(logs - across(jax.lax.pmax, jnp.max(logs)))
+  else:
     raise ValueError(f"global_weights.kind={kind!r} is unknown; choose from {list(GLOBAL_KINDS)}.")
-  scores = vulnerabilities if kind == "mail" else 1.0 - 2.0 * surviving_fractions
-  scores = jnp.mean(jax.lax.stop_gradient(scores), axis=-1)
-  # Only ratios matter, so take the largest out: all scores far below the bias must not underflow to 0 / 0.
-  logs = jax.nn.log_sigmoid(2.0 * slope * (scores - bias))
-  largest = jnp.max(logs)
-  if axis_name is not None:
-    largest = jax.lax.pmax(largest, axis_name)
-  weights = jnp.exp(logs - largest)
-  mean = jnp.mean(weights)
-  if axis_name is not None:
-    mean = jax.lax.pmean(mean, axis_name)
-  return weights / mean
+  return weights / across(jax.lax.pmean, jnp.mean(weights))
