@@ -22,7 +22,7 @@ import torch
 from jax.tree_util import Partial
 
 from benchmarks import torch_models
-from lrat_jax import attacks, data, inspection, sharding, train
+from lrat_jax import attacks, data, sharding, train, workdirs
 from lrat_jax.attacks.registry import as_number
 
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -31,7 +31,7 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 def _load(workdir: Path, num_images: int):
   """(logits_fn, PyTorch model, images [n, h, w, c], labels [n], epsilons by norm) of a workdir's best checkpoint."""
-  config = inspection.load_config(workdir)
+  config = workdirs.load_config(workdir)
   dataset = data.load_for(config.data)
   experiment = train.build(config, dataset, sharding.make_mesh(1))
   _, state = train.load_best(experiment, workdir)

@@ -155,7 +155,7 @@ def _try_own_code(config: ConfigDict, image_shape: tuple[int, ...], num_classes:
 
 
 def _check_attacks(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
-  """Traces every attack of this project's as the run will, on a stand-in for the model, so that its own checks speak."""
+  """Traces the attacks that are not the user's as the run will, on a stand-in for the model: their own checks speak."""
 
   def logits_fn(x: jax.Array) -> jax.Array:
     return jnp.mean(x, axis=(1, 2, 3))[:, None] * jnp.arange(num_classes)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from lrat_jax import config as config_lib
-from lrat_jax import config_checks, data, evaluate, files, own_checks, sharding, train
+from lrat_jax import data, evaluate, files, sharding, train, workdirs
 from lrat_jax.suites import SUITES, Suite
 
 # The quantiles that describe a distribution: the median, and the ends of the middle 50 % and 90 %.
@@ -277,34 +277,13 @@ def _suite(config: ConfigDict, suite: str | Mapping[str, Mapping[str, Any]] | No
   )
 
 
-def load_config(workdir: Path, *, own_code: bool = False) -> ConfigDict:
-  """The config.json of a run.
-
-  Args:
-    own_code: whether it may name code of its author's (an attack, model, weighting or data set "package.module:function"),
-      which what is built of it imports and runs. Say True for configurations of people whose programs you would run.
-
-  Raises:
-    ValueError: no config.json there, one that is damaged, or one that names such code without leave.
-  """
-  path = workdir / "config.json"
-  if not path.is_file():
-    raise ValueError(f"workdir={str(workdir)!r} holds no config.json; train there first.")
-  config = ConfigDict(files.read_json(path))
-  config_checks.check_form(config)
-  names = list(own_checks.named(config.to_dict()))
-  if names and not own_code:
-    raise ValueError(f"{path} names code that would be run, {names[0]}; give own_code=True if you trust its author.")
-  return config
-
-
 def load_experiment(workdir: Path, *, own_code: bool = False) -> train.Experiment:
   """What the config.json of a run built: data, model, optimiser, on all devices.
 
   Raises:
-    ValueError: as `load_config`, for which `own_code` is, or data that are gone.
+    ValueError: as `workdirs.load_config`, where `own_code` is explained, or data that are gone.
   """
-  config = load_config(workdir, own_code=own_code)
+  config = workdirs.load_config(workdir, own_code=own_code)
   return train.build(config, data.load_for(config.data), sharding.make_mesh())
 
 
@@ -324,7 +303,7 @@ def judge(
       config.eval.suite.
     split: "train", "validation" or "test".
     num_images: judges the first so many; 0 is all.
-    own_code: whether the run's configuration may name code of its author's, as `load_config` says.
+    own_code: whether the run's configuration may name code of its author's, as `workdirs.load_config` says.
 
   Returns:
     The arrays [n] of a per_example.npz, as `evaluate.run_suite` says; `vulnerabilities` and `inconsistency` take them.

@@ -47,7 +47,7 @@ def _tried(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
   """The same for a function that calls code of the user's, in NumPy arrays; whatever is wrong is an OwnCodeError."""
   try:
     return jax.tree.map(np.asarray, _sharded(function, *arguments))
-  except (OwnCodeError, ValueError):
+  except OwnCodeError:
     raise
   except Exception as error:  # what JAX says of code that it cannot trace, compile or run
     raise OwnCodeError(f"{name!r} failed ({own_code.reason(error)}).") from error
@@ -75,6 +75,8 @@ def check_attack(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_cla
     ValueError: a field that no attack can use.
   """
   attack, name = attacks.from_config(entry), entry["name"]
+  epsilon, norm = attack.keywords.get("epsilon", 0.0), attack.keywords.get("norm", "linf")
+  threat_model.check_epsilon(epsilon, norm, image_shape)
   weights = jnp.cos(jnp.arange(float(np.prod(image_shape) * num_classes))).reshape(-1, num_classes)
 
   def run(keys: Array, images: Array, labels: Array, factor: Array) -> attacks.AttackResult:
@@ -92,11 +94,9 @@ def check_attack(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_cla
       f"{name!r} returns surviving_steps from {survived.min()} to {survived.max()}; "
       f"they are in 0..num_steps, here 0..{most}."
     )
-  if "epsilon" in attack.keywords:
-    norm, epsilon = attack.keywords.get("norm", "linf"), attack.keywords["epsilon"]
-    farthest = float(threat_model.get_norm(norm).length(found - images).max())
-    if farthest > epsilon * (1 + _ROUNDING) + _ROUNDING:
-      raise OwnCodeError(f"{name!r} leaves the {norm} ball of epsilon={epsilon:g}: an image is {farthest:g} away.")
+  farthest = float(threat_model.get_norm(norm).length(found - images).max())
+  if "epsilon" in attack.keywords and farthest > epsilon * (1 + _ROUNDING) + _ROUNDING:
+    raise OwnCodeError(f"{name!r} leaves the {norm} ball of epsilon={epsilon:g}: an image is {farthest:g} away.")
 
 
 def _check_logits(name: str, model: nn.Module, variables: Any, image_shape: tuple[int, ...], num_classes: int) -> None:
@@ -144,7 +144,11 @@ def _check_weights(name: str, what: str, weights: Any) -> None:
 
 
 def check_local(name: str, options: Mapping[str, float], num_variants: int) -> None:
-  """Tries an own local weighting. Raises OwnCodeError: it fails or returns no weights (natural [b], variants [b, m])."""
+  """Tries an own local weighting.
+
+  Raises:
+    OwnCodeError: it fails, or returns no weights (natural [b], adversarial [b, m]) of 0 or more.
+  """
   function, scores = own_code.function(name), _scores(num_variants)
   expected = f"({(_BATCH,)}, {scores.shape})"
 
@@ -160,7 +164,7 @@ def check_local(name: str, options: Mapping[str, float], num_variants: int) -> N
 
 
 def check_global(name: str, num_variants: int) -> None:
-  """Tries an own global weighting. Raises OwnCodeError: it fails or returns no raw weights [b]."""
+  """Tries an own global weighting. Raises OwnCodeError: it fails, or returns no raw weights [b] of 0 or more."""
   function, scores = own_code.function(name), _scores(num_variants)
 
   def run(scores: Array) -> Array:

@@ -15,7 +15,17 @@ from lrat_jax.attacks.apgd import apgd
 from lrat_jax.attacks.carlini_wagner import carlini_wagner
 from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.attacks.fab import fab
-from lrat_jax.attacks.pgd import AttackResult, LogitsFn, check_batch, check_budget, cw, fgsm, per_image_keys, pgd
+from lrat_jax.attacks.pgd import (
+  AttackResult,
+  LogitsFn,
+  check_batch,
+  check_budget,
+  check_count,
+  cw,
+  fgsm,
+  per_image_keys,
+  pgd,
+)
 from lrat_jax.attacks.spatial import spatial
 from lrat_jax.attacks.square import square
 
@@ -59,9 +69,7 @@ def _own(name: str) -> tuple[Attack, dict[str, inspect.Parameter]]:
 
   def run(keys: Array, logits_fn: LogitsFn, images: Array, labels: Array, **fields: Any) -> AttackResult:
     check_batch(images, labels)
-    norm = fields.get("norm", "linf")
-    threat_model.get_norm(norm)  # in which distances are measured and radii understood
-    check_budget(fields.get("epsilon", 0.0), norm, images)
+    check_budget(fields.get("epsilon", 0.0), fields.get("norm", "linf"), images)
     result = attack(per_image_keys(keys, images), logits_fn, images, labels, **fields)
     return jax.lax.stop_gradient(_checked(name, result, images))
 
@@ -126,6 +134,8 @@ def from_config(config: Mapping[str, Any]) -> Attack:
   if own_code.is_name(name):  # lengths that it has by default are ramped as well
     defaults = {key: p.default for key, p in parameters.items() if p.default is not p.empty and p.default is not None}
     arguments = defaults | arguments
+    threat_model.get_norm(arguments.get("norm", "linf"))  # in which distances are measured
+    check_count(arguments.get("num_steps", 0), "num_steps", 0)  # of which steps are survived
   for field in _LENGTHS:
     if field in arguments:
       arguments[field] = as_number(arguments[field], field)
