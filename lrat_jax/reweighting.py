@@ -80,15 +80,13 @@ def own_local_weights(function: Callable[..., tuple[Array, Array]], vulnerabilit
   Whatever the function does, no gradient flows through them, and one below 0 becomes NaN, which stops a run.
   """
   weights = function(jax.lax.stop_gradient(vulnerabilities), **options)
-  return tuple(_raw(part, vulnerabilities) for part in weights)
+  return tuple(_raw(part) for part in weights)
 
 
-def _raw(weights: Array, vulnerabilities: Array) -> Array:
-  """Weights of any function [batch, ...] without gradient, in float32; NaN where one is below 0."""
+def _raw(weights: Array) -> Array:
+  """Weights of any function in float32, without gradient; NaN where one is below 0."""
   weights = jax.lax.stop_gradient(jnp.asarray(weights, jnp.float32))
-  # A constant must vary over devices as the vulnerabilities do.
-  zeros = 0 * jax.lax.stop_gradient(vulnerabilities[:, 0]).reshape(-1, *(1,) * (weights.ndim - 1))
-  return jnp.where(weights >= 0, weights, jnp.nan) + zeros
+  return jnp.where(weights >= 0, weights, jnp.nan)
 
 
 def global_weights(
@@ -123,9 +121,8 @@ def global_weights(
   across = lambda reduce, value: value if axis_name is None else reduce(value, axis_name)
   if callable(kind):
     scores = {"vulnerabilities": vulnerabilities, "surviving_fractions": surviving_fractions}
-    raw = _raw(kind(**jax.lax.stop_gradient(scores)), vulnerabilities)
-    largest = across(jax.lax.pmax, jnp.max(raw))
-    weights = jnp.where(largest == 0, 1.0, raw / jnp.where(largest == 0, 1.0, largest))
+    raw = _raw(kind(**jax.lax.stop_gradient(scores)))
+    weights = jnp.where(across(jax.lax.pmax, jnp.max(raw)) == 0, 1.0, raw)
   elif kind in GLOBAL_KINDS:
     scores = vulnerabilities if kind == "mail" else 1.0 - 2.0 * surviving_fractions
     scores = jnp.mean(jax.lax.stop_gradient(scores), axis=-1)

@@ -9,7 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrat_jax import attacks, config_checks, data, inspection, main, own_checks, reweighting, sharding, workdirs
+from lrat_jax import (
+  attacks,
+  config_checks,
+  data,
+  inspection,
+  main,
+  own_checks,
+  reweighting,
+  sharding,
+  train_step,
+  workdirs,
+)
 from lrat_jax.config_checks import ConfigError
 from tests import own_functions
 from tests.helpers import make_config
@@ -38,6 +49,7 @@ def test_functions_that_serve_pass():
   config.model.name = f"{OWN}linear"
   config.data.source = f"{OWN}arrays"
   _check(config)
+  own_checks.check_global(f"{OWN}nothing", 2)
   assert list(own_checks.named(config.to_dict())) == [
     f"config.data.source='{OWN}arrays'",
     f"config.eval.suite.own.name='{OWN}too_far'",
@@ -149,6 +161,16 @@ def test_lengths_by_default_are_parsed_and_ramped(keys, images, labels):
   np.testing.assert_array_equal(one_key.images, per_image.images)
 
 
+def test_surviving_steps_are_shares_of_the_steps_that_an_attack_has_by_default(keys, images, labels):
+  config = make_config(train__epsilon_ramp=1.0)
+  config.train_attacks = {"own": {"name": f"{OWN}noise"}}
+  variants, fractions = train_step._attack_all(
+    config, jax.random.key(0), jnp.array(0), 4, None, images, labels, jnp.arange(16)
+  )
+  assert jnp.max(jnp.abs(variants[:, 0] - images)) == pytest.approx(2 / 255, rel=1e-4)  # a quarter of 8 / 255
+  assert fractions.tolist() == [[1.0]] * 16
+
+
 def test_no_gradient_flows_whatever_a_function_does():
   scores = jnp.linspace(0.2, 0.9, 6).reshape(3, 2)
 
@@ -165,7 +187,7 @@ def test_no_gradient_flows_whatever_a_function_does():
   np.testing.assert_allclose(gradient, np.stack([weights, np.zeros(3)], axis=1), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("scale", "devices"), [(1.0, 2), (1e-30, 1), (1e30, 8)])
+@pytest.mark.parametrize(("scale", "devices"), [(1e-30, 1), (1.0, 2), (1e30, 8)])
 def test_own_global_weights_have_mean_1_on_any_number_of_devices(scale, devices):
   scores = jnp.linspace(-0.9, 0.7, 8).reshape(8, 1)
   raw = lambda vulnerabilities, surviving_fractions: scale * vulnerabilities[:, 0] ** 2
