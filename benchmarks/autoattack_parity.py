@@ -20,10 +20,9 @@ import jax
 import numpy as np
 import torch
 from jax.tree_util import Partial
-from ml_collections import ConfigDict
 
 from benchmarks import torch_models
-from lrat_jax import attacks, data, sharding, train
+from lrat_jax import attacks, data, sharding, train, workdirs
 from lrat_jax.attacks.registry import as_number
 
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -32,7 +31,7 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 def _load(workdir: Path, num_images: int):
   """(logits_fn, PyTorch model, images [n, h, w, c], labels [n], epsilons by norm) of a workdir's best checkpoint."""
-  config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+  config = workdirs.load_config(workdir)
   dataset = data.load_for(config.data)
   experiment = train.build(config, dataset, sharding.make_mesh(1))
   _, state = train.load_best(experiment, workdir)

@@ -1,6 +1,5 @@
 """A model that the user brings: a Python object found by its name, and whether it answers as a classifier does."""
 
-import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -10,18 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from lrat_jax.attacks import own_code
+from lrat_jax.attacks.own_code import reason
+
 LogitsFn = Callable[[jax.Array], jax.Array]
 
 
 class CallableError(ValueError):
   """A named object that is no model; the message is one line that says what is wrong with it."""
-
-
-def _reason(error: BaseException) -> str:
-  lines = str(error).strip().splitlines()
-  # JAX quotes the whole traceback of a callback, whose own words come last.
-  place = -1 if isinstance(error, jax.errors.JaxRuntimeError) else 0
-  return f"{type(error).__name__}: {lines[place]}" if lines else type(error).__name__
 
 
 def _takes_nothing(found: Any) -> bool:
@@ -39,23 +34,15 @@ def find(name: str) -> LogitsFn:
   Raises:
     CallableError: no such module or name, a module that fails, or an object that cannot be called.
   """
-  module_name, colon, path = name.partition(":")
-  if not (module_name and colon and path):
-    raise CallableError(f"{name!r} is not understood; write package.module:function.")
   try:
-    found = importlib.import_module(module_name)
-  except (Exception, SystemExit) as error:  # whatever the user's code raises; scripts end by sys.exit
-    raise CallableError(f"{name!r}: module {module_name!r} cannot be imported ({_reason(error)}).") from error
-  try:
-    for part in path.split("."):
-      found = getattr(found, part)
-  except AttributeError:
-    raise CallableError(f"{name!r}: module {module_name!r} has no {path!r}.") from None
+    found = own_code.find(name)
+  except own_code.OwnCodeError as error:
+    raise CallableError(str(error)) from error
   if callable(found) and _takes_nothing(found):
     try:
       found = found()
     except Exception as error:  # whatever the user's code raises
-      raise CallableError(f"{name!r} failed when it was called for its model ({_reason(error)}).") from error
+      raise CallableError(f"{name!r} failed when it was called for its model ({reason(error)}).") from error
   if not callable(found):
     raise CallableError(f"{name!r} is {type(found).__name__}, no function from images to logits.")
   return found
@@ -69,7 +56,7 @@ def _guarded(name: str, function: LogitsFn, num_classes: int) -> LogitsFn:
     try:
       logits = function(*arguments, **named)
     except Exception as error:  # whatever the user's code raises
-      raise CallableError(f"{name!r} failed on images {images.shape} under jax.jit ({_reason(error)}).") from error
+      raise CallableError(f"{name!r} failed on images {images.shape} under jax.jit ({reason(error)}).") from error
     expected = (len(images), num_classes)
     if not isinstance(logits, jax.Array) or logits.shape != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
       got = f"{logits.dtype} {logits.shape}" if isinstance(logits, jax.Array) else type(logits).__name__
@@ -95,7 +82,7 @@ def checked(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int
   except CallableError:
     raise
   except Exception as error:  # what JAX says of a model that it cannot compile or run
-    raise CallableError(f"{name!r} failed on images {images.shape} under jax.jit ({_reason(error)}).") from error
+    raise CallableError(f"{name!r} failed on images {images.shape} under jax.jit ({reason(error)}).") from error
   if not bool(jnp.all(jnp.isfinite(logits))):
     raise CallableError(f"{name!r} returns logits that are NaN or infinite.")
   return guarded

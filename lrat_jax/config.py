@@ -2,7 +2,8 @@
 
 Plain data only: everything is built from it in code. The files in `configs/` change a few fields of `default(arg)`, and
 the command line changes more (`--config.train.epochs=5`). Lengths in the image range (`epsilon`, `step_size`) are text,
-so that "8/255" stays what it was given as; shares are of the whole training, in [0, 1].
+so that "8/255" stays what it was given as; shares are of the whole training, in [0, 1]. Where an attack, a model, a
+weighting or a data set is named, "package.module:function" names one of the user's own (examples/own_config.py).
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from lrat_jax.suites import SUITES, iterated
 
 def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padding: int = 0, flip: bool = False):
   return dict(
-    source=source,  # digits | tfds:NAME | npz:PATH | idx:DIR
+    source=source,  # digits | tfds:NAME | npz:PATH | idx:DIR | package.module:function
     data_dir="",  # where TFDS keeps its data sets; empty is TFDS's own default
     batch_size=batch_size,  # of all devices and hosts together
     placement="auto",  # auto | device | host: where training images wait; auto is the device if they fit in a quarter

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lrat_jax import attacks, data, models, objectives, optim, reports, reweighting, suites
+from lrat_jax import attacks, data, models, objectives, optim, own_checks, reports, reweighting, suites
 from lrat_jax import config as config_lib
+from lrat_jax.attacks import own_code
 
 # Far beyond use, and far from where float32, int32 or memory end.
 _LARGEST = 1e6
@@ -100,15 +101,69 @@ def _attack_paths(config: ConfigDict) -> Iterator[str]:
   yield from (f"{group}.{name}" for group in _ATTACK_GROUPS for name in _field(config, group))
 
 
+def _check_kind(config: ConfigDict, group: str, kinds: Collection[str]) -> None:
+  """One of the weightings that there are, or the user's own, which is found."""
+  path = f"{group}.kind"
+  try:
+    if own_code.is_name(name := _field(config, path)):
+      own_code.function(name)
+    elif name not in kinds:
+      choices = f"choose from {sorted(kinds)}, or write package.module:function"
+      raise ConfigError(f"config.{path}={name!r} is unknown; {choices}.")
+  except own_code.OwnCodeError as error:
+    raise ConfigError(f"config.{path}={error}") from error
+
+
+def _find_own_attacks(config: ConfigDict) -> None:
+  """Finds the user's own attacks, and compares the fields that they have with those that they take."""
+  for path in _attack_paths(config):
+    entry = _field(config, path).to_dict()
+    if own_code.is_name(entry.get("name")):
+      try:
+        own_checks.check_fields(entry)
+        attacks.from_config(entry)
+      except own_code.OwnCodeError as error:
+        raise ConfigError(f"config.{path}.name={error}") from error
+      except ValueError as error:
+        raise ConfigError(f"config.{path}.{error}") from error
+
+
+def _try_own_code(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
+  """Tries what a configuration names of the user's own functions, as the run will. Raises ConfigError."""
+  path, num_variants = "model.name", len(config.train_attacks)
+  options = {name: config.local_weights[name] for name in ("total", "minimum_natural", "slope", "bias")}
+  try:
+    if own_code.is_name(name := config.model.name):
+      own_checks.check_model(name, config.model.mean, config.model.std, image_shape, num_classes)
+    path = "local_weights.kind"
+    if own_code.is_name(name := config.local_weights.kind):
+      own_checks.check_local(name, options, num_variants)
+    path = "global_weights.kind"
+    if own_code.is_name(name := config.global_weights.kind):
+      own_checks.check_global(name, num_variants)
+  except own_code.OwnCodeError as error:
+    raise ConfigError(f"config.{path}={error}") from error
+  for path in _attack_paths(config):
+    entry = _field(config, path).to_dict()
+    try:
+      if own_code.is_name(entry.get("name")):
+        own_checks.check_attack(entry, image_shape, num_classes, ramped=path.startswith("train_attacks"))
+    except own_code.OwnCodeError as error:
+      raise ConfigError(f"config.{path}.name={error}") from error
+    except ValueError as error:
+      raise ConfigError(f"config.{path}.{error}") from error
+
+
 def _check_attacks(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
-  """Traces every attack as the run will, on a stand-in for the model, so that its own checks speak."""
+  """Traces the attacks that are not the user's as the run will, on a stand-in for the model: their own checks speak."""
 
   def logits_fn(x: jax.Array) -> jax.Array:
     return jnp.mean(x, axis=(1, 2, 3))[:, None] * jnp.arange(num_classes)
 
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   labels = jax.ShapeDtypeStruct((1,), jnp.int32)
-  for path in _attack_paths(config):
+  ours = [path for path in _attack_paths(config) if not own_code.is_name(_field(config, path).get("name"))]
+  for path in ours:
     try:
       if path.startswith("eval.suite.") and suites.is_autoattack(_field(config, path)):
         traced = suites.changed_stages(_field(config, path).to_dict(), image_shape, num_classes)
@@ -125,8 +180,8 @@ def _check_attacks(config: ConfigDict, image_shape: tuple[int, ...], num_classes
 def check(config: ConfigDict) -> None:
   """Refuses values that no run can use. Raises ConfigError naming the field, the value and the choices."""
   _choice(config, "objective", objectives.OBJECTIVES)
-  _choice(config, "local_weights.kind", reweighting.LOCAL_KINDS)
-  _choice(config, "global_weights.kind", reweighting.GLOBAL_KINDS)
+  _check_kind(config, "local_weights", reweighting.LOCAL_KINDS)
+  _check_kind(config, "global_weights", reweighting.GLOBAL_KINDS)
   _choice(config, "optimizer.schedule", optim.SCHEDULES)
   _choice(config, "data.placement", data.PLACEMENTS)
   _choice(config, "eval.split", data.SPLITS)
@@ -158,6 +213,8 @@ def check(config: ConfigDict) -> None:
   _choice(config, "model.dtype", ("auto", *models.DTYPES))
   try:
     models.create(config.model.name, 2, mean=config.model.mean, std=config.model.std)
+  except own_code.OwnCodeError as error:
+    raise ConfigError(f"config.model.name={error}") from error
   except ValueError as error:
     raise ConfigError(f"config.model.{error}") from None
   if not config.compilation_cache:
@@ -168,6 +225,7 @@ def check(config: ConfigDict) -> None:
     raise ConfigError("config.eval.robustbench=True needs AutoAttack's standard version, whole; take suite=standard.")
   # Before the data is loaded, images so large that only the data's own shape can make an l2 radius too wide.
   _check_attacks(config, (1024, 1024, 3), 10)
+  _find_own_attacks(config)
 
 
 def check_for_data(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, num_train: int) -> None:
@@ -184,6 +242,7 @@ def check_for_data(config: ConfigDict, image_shape: tuple[int, ...], num_classes
       f"config.data.crop_padding={config.data.crop_padding} is more than the side of images {image_shape}."
     )
   _check_attacks(config, image_shape, num_classes)
+  _try_own_code(config, image_shape, num_classes)
 
 
 def check_for_devices(config: ConfigDict, num_devices: int) -> None:

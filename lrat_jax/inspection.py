@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from lrat_jax import config as config_lib
-from lrat_jax import config_checks, data, evaluate, files, sharding, train
+from lrat_jax import data, evaluate, files, sharding, train, workdirs
 from lrat_jax.suites import SUITES, Suite
 
 # The quantiles that describe a distribution: the median, and the ends of the middle 50 % and 90 %.
@@ -277,17 +277,13 @@ def _suite(config: ConfigDict, suite: str | Mapping[str, Mapping[str, Any]] | No
   )
 
 
-def load_experiment(workdir: Path) -> train.Experiment:
+def load_experiment(workdir: Path, *, own_code: bool = False) -> train.Experiment:
   """What the config.json of a run built: data, model, optimiser, on all devices.
 
   Raises:
-    ValueError: no config.json there, one that is damaged, or data that are gone.
+    ValueError: as `workdirs.load_config`, where `own_code` is explained, or data that are gone.
   """
-  path = workdir / "config.json"
-  if not path.is_file():
-    raise ValueError(f"workdir={str(workdir)!r} holds no config.json; train there first.")
-  config = ConfigDict(files.read_json(path))
-  config_checks.check_form(config)
+  config = workdirs.load_config(workdir, own_code=own_code)
   return train.build(config, data.load_for(config.data), sharding.make_mesh())
 
 
@@ -297,6 +293,7 @@ def judge(
   *,
   split: str = "test",
   num_images: int = 0,
+  own_code: bool = False,
 ) -> dict[str, np.ndarray]:
   """Attacks a run's best checkpoint; nothing is written.
 
@@ -306,16 +303,18 @@ def judge(
       config.eval.suite.
     split: "train", "validation" or "test".
     num_images: judges the first so many; 0 is all.
+    own_code: whether the run's configuration may name code of its author's, as `workdirs.load_config` says.
 
   Returns:
     The arrays [n] of a per_example.npz, as `evaluate.run_suite` says; `vulnerabilities` and `inconsistency` take them.
 
   Raises:
-    ValueError: a workdir without a run or checkpoint, or an unknown split, suite or attack.
+    ValueError: a workdir without a run or checkpoint, a configuration that names code without leave, or an unknown
+      split, suite or attack.
   """
   if split not in data.SPLITS:
     raise ValueError(f"split={split!r} is unknown; choose from {list(data.SPLITS)}.")
-  experiment = load_experiment(workdir)
+  experiment = load_experiment(workdir, own_code=own_code)
   entries = _suite(experiment.config, suite)
   best = train.load_best(experiment, workdir)
   if best is None:

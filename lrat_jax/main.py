@@ -1,23 +1,26 @@
-"""Trains a robust classifier and judges it: one command, resumed by giving it again.
+"""Trains a robust classifier and judges it; the same command again resumes.
 
-  python -m lrat_jax.main --config=configs/lrat.py                 digits, a minute on a laptop
-  python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw  data set, attacks in every pair
-  python -m lrat_jax.main --config=configs/at.py --config.seed=1   any field; lrat_jax/config.py
-  python -m lrat_jax.main --config=configs/at.py:digits,suite=fast --mode=evaluate  other attacks
-  python -m lrat_jax.main --config=configs/at.py --model=examples.flax_nnx:make_model  your model
-  python -m lrat_jax.compare --help                                several methods, one table
+  python -m lrat_jax.main --config=configs/lrat.py     digits, a minute or two
+  python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw  pairs of three
+  python -m lrat_jax.main --config=configs/at.py:digits,suite=fast --mode=evaluate
+  python -m lrat_jax.main --config=configs/at.py --model=weights.pt  judges yours
+  python -m lrat_jax.compare --help    methods and seeds in one table; also report
+                                       (a page of runs), convert (PyTorch's files)
 
   --config=FILE[:DATA_SET[,ATTACK...][,suite=SUITE]]
-                 FILE: configs/ at lrat irat lrat_irat trades mart; DATA_SET: digits fashion_mnist
-                 cifar10 svhn; SUITE: quick (if not given) fast standard compare unseen
-  --mode=MODE    train_and_evaluate (if not given), train, or evaluate
+                 FILE: configs/ at lrat irat lrat_irat trades mart .py; DATA_SET:
+                 digits fashion_mnist cifar10 svhn; SUITE: quick fast standard
+                 compare unseen
+  --config.X=Y   any field, as config.seed; lrat_jax/config.py explains them
+  --mode=MODE    train_and_evaluate (if not given), train or evaluate
   --workdir=DIR  where the run lives; runs/NAME_seedSEED if not given
-  --dry_run      says shapes, parameters, steps, memory and time, and writes nothing
-  --track=LIST   follow the run on wandb, mlflow
-  --coordinator=HOST:PORT --num_processes=N --process_id=I
-                 one run of several processes; found without on TPU and Slurm
+  --model=MODEL  FILE.pt, FILE.safetensors, or PACKAGE.MODULE:FUNCTION
+  --dry_run      says steps, memory and time; writes nothing
+  --track=LIST   follows the run on wandb, mlflow
+  --coordinator=HOST:PORT --num_processes=N --process_id=I    several processes
 
-Exit codes: 0 done, 2 bad input, 3 a metric not finite, 4 a file not written or read, 75 stopped.
+Exit codes: 0 done, 2 bad input, 3 a metric was not finite, 4 a file could not
+be written or read, 75 stopped with everything saved.
 """
 
 import contextlib
@@ -57,6 +60,7 @@ from lrat_jax import (
   train,
   workdirs,
 )
+from lrat_jax.attacks import own_code
 from lrat_jax.config_checks import ConfigError
 
 BAD_INPUT, NOT_FINITE, FILES_FAILED, STOPPED = 2, 3, 4, 75
@@ -203,7 +207,7 @@ def _outcome(arguments: Sequence[str]) -> _Outcome:
   again = "the same command goes on there."
   try:
     run(arguments, Console())
-  except ConfigError as error:
+  except (ConfigError, own_code.OwnCodeError) as error:
     return _Outcome(BAD_INPUT, f"error: {error}")
   except files.DamagedError as error:
     return _Outcome(BAD_INPUT, f"error: {error}", together=False)

@@ -5,15 +5,23 @@ pair. Local weights share out a pair's weight inside it (LRAT, arXiv:2106.15776)
 or less weight than others (IRAT: GAIRAT, arXiv:2010.01736, and MAIL, arXiv:2106.07928). No weight carries a gradient.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Integer
+
+PerPair = Float[Array, "batch"]
+PerVariant = Float[Array, "batch variants"]
+_AnyLogits, _AnyScores = Float[Array, "*any classes"], Float[Array, "*any"]
+_AnyLabels = Integer[Array, "*any"]
 
 LOCAL_KINDS = ("none", "lrat")
 GLOBAL_KINDS = ("none", "gairat", "mail")
 
 
-def vulnerability(logits: Array, labels: Array) -> Array:
+def vulnerability(logits: _AnyLogits, labels: _AnyLabels) -> _AnyScores:
   """How clearly a variant fools the model: max_{k != y} p_k - p_y, p the softmax.
 
   It needs only the output on the variant, not how the attack got there, so any two attacks compare. It is also MAIL's
@@ -43,8 +51,8 @@ def increasing_weight(score: Array, *, slope: float, bias: float) -> Array:
 
 
 def local_weights(
-  vulnerabilities: Array, *, total: float, minimum_natural: float, slope: float, bias: float
-) -> tuple[Array, Array]:
+  vulnerabilities: PerVariant, *, total: float, minimum_natural: float, slope: float, bias: float
+) -> tuple[PerPair, PerVariant]:
   """Shares each pair's weight out inside the pair (LRAT): the more a variant fools the model, the more it gets.
 
   omega_ij = (C / m) h(v_ij) for the variants, omega_i0 = max(C - sum_j omega_ij, omega_min) for the natural image. A
@@ -66,21 +74,36 @@ def local_weights(
   return natural, adversarial
 
 
-def uniform_local_weights(vulnerabilities: Array, *, total: float) -> tuple[Array, Array]:
+def uniform_local_weights(vulnerabilities: PerVariant, *, total: float) -> tuple[PerPair, PerVariant]:
   """The weights of plain adversarial training: (zeros [batch], C / m everywhere [batch, m])."""
   adversarial = jnp.full_like(vulnerabilities, total / vulnerabilities.shape[-1])
   return jnp.zeros_like(vulnerabilities[:, 0]), adversarial
 
 
+def own_local_weights(function: Callable[..., tuple[Array, Array]], vulnerabilities: Array, **options: float):
+  """The weights of a function that takes and returns what `local_weights` does, safe to train with.
+
+  Whatever the function does, no gradient flows through them, and one below 0 becomes NaN, which stops a run.
+  """
+  weights = function(jax.lax.stop_gradient(vulnerabilities), **options)
+  return tuple(_raw(part) for part in weights)
+
+
+def _raw(weights: Array) -> Array:
+  """Weights of any function in float32, without gradient; NaN where one is below 0."""
+  weights = jax.lax.stop_gradient(jnp.asarray(weights, jnp.float32))
+  return jnp.where(weights >= 0, weights, jnp.nan)
+
+
 def global_weights(
-  kind: str,
+  kind: str | Callable[..., Array],
   *,
-  vulnerabilities: Array,
-  surviving_fractions: Array,
+  vulnerabilities: PerVariant,
+  surviving_fractions: PerVariant,
   slope: float = 1.0,
   bias: float = 0.0,
   axis_name: str | None = None,
-) -> Array:
+) -> PerPair:
   """Weights across instances (IRAT): one per pair, with mean 1 over the global batch.
 
   h of a score that says how much attention an instance wants: for "gairat" 1 - 2 kappa / K, from how many iterates the
@@ -89,10 +112,11 @@ def global_weights(
   whole pairs under every objective, where MAIL's own TRADES and MART weigh one term of the loss.
 
   Args:
-    kind: "none" (ones), "gairat" or "mail".
+    kind: "none" (ones), "gairat", "mail", or a function (*, vulnerabilities, surviving_fractions) -> [batch], raw
+      weights of 0 or more, which are brought to mean 1; one below 0 becomes NaN, and where all are 0 all weigh alike.
     vulnerabilities: float [batch, m] in [-1, 1].
     surviving_fractions: float [batch, m] in [0, 1], kappa / K.
-    slope, bias: of `increasing_weight`, which says what the two papers' own constants are.
+    slope, bias: of `increasing_weight`, which says what the two papers' own constants are; a function takes none.
     axis_name: mesh axis over which the batch is sharded, so that the device count changes nothing; None for one device.
 
   Returns:
@@ -100,17 +124,17 @@ def global_weights(
   """
   if kind == "none":
     return jnp.ones_like(vulnerabilities[:, 0])
-  if kind not in GLOBAL_KINDS:
+  across = lambda reduce, value: value if axis_name is None else reduce(value, axis_name)
+  if callable(kind):
+    scores = {"vulnerabilities": vulnerabilities, "surviving_fractions": surviving_fractions}
+    raw = _raw(kind(**jax.lax.stop_gradient(scores)))
+    weights = jnp.where(across(jax.lax.pmax, jnp.max(raw)) == 0, 1.0, raw)
+  elif kind in GLOBAL_KINDS:
+    scores = vulnerabilities if kind == "mail" else 1.0 - 2.0 * surviving_fractions
+    scores = jnp.mean(jax.lax.stop_gradient(scores), axis=-1)
+    # Only ratios matter, so take the largest out: all scores far below the bias must not underflow to 0 / 0.
+    logs = jax.nn.log_sigmoid(2.0 * slope * (scores - bias))
+    weights = jnp.exp(logs - across(jax.lax.pmax, jnp.max(logs)))
+  else:
     raise ValueError(f"global_weights.kind={kind!r} is unknown; choose from {list(GLOBAL_KINDS)}.")
-  scores = vulnerabilities if kind == "mail" else 1.0 - 2.0 * surviving_fractions
-  scores = jnp.mean(jax.lax.stop_gradient(scores), axis=-1)
-  # Only ratios matter, so take the largest out: all scores far below the bias must not underflow to 0 / 0.
-  logs = jax.nn.log_sigmoid(2.0 * slope * (scores - bias))
-  largest = jnp.max(logs)
-  if axis_name is not None:
-    largest = jax.lax.pmax(largest, axis_name)
-  weights = jnp.exp(logs - largest)
-  mean = jnp.mean(weights)
-  if axis_name is not None:
-    mean = jax.lax.pmean(mean, axis_name)
-  return weights / mean
+  return weights / across(jax.lax.pmean, jnp.mean(weights))

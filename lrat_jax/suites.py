@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lrat_jax import attacks
-from lrat_jax.attacks import corruptions, registry, stages, threat_model
+from lrat_jax.attacks import corruptions, own_code, registry, stages, threat_model
 
 AUTOATTACK = "autoattack"
 _AUTOATTACK_FIELDS = ("name", "norm", "epsilon", "version", "parts", "changes")
@@ -97,8 +97,11 @@ SUITES: dict[str, Callable[[Budget], Suite]] = {
 def kind(entry: Mapping[str, Any]) -> tuple[str, str] | None:
   """What an attack maximises in which norm, the same for FGSM, PGD and APGD; None where it follows no loss in a ball.
 
-  Two attacks of one kind differ in steps and radius alone, so training on the one is training on the other.
+  Two attacks of one kind differ in steps and radius alone, so training on the one is training on the other. One of the
+  user's own is a kind of its own.
   """
+  if own_code.is_name(entry["name"]):
+    return entry["name"], entry.get("norm", "linf")
   losses = {"cw": "cw", "fgsm": "ce", "pgd": "ce", "apgd": "ce"}
   if entry["name"] not in losses:
     return None
@@ -162,7 +165,8 @@ def _autoattack_cost(entry: Mapping[str, Any], num_classes: int) -> Cost:
 def cost(entry: Mapping[str, Any], num_classes: int = 10) -> Cost:
   """What an entry of a suite, or a training attack, takes of one image that stays robust.
 
-  An attack ends in one or two queries more; those are not counted.
+  An attack ends in one or two queries more; those are not counted. One of the user's own is taken for one gradient a
+  step.
   """
   if is_autoattack(entry):
     return _autoattack_cost(entry, num_classes)
@@ -191,9 +195,11 @@ def radius(entry: Mapping[str, Any]) -> float | None:
 
 def threat(entry: Mapping[str, Any]) -> str:
   """What an entry allows an attacker, for people: "linf 8/255, 20 steps of 2/255", "jpeg, severity 3"."""
+  words = [f"{entry.get('norm', 'linf')} {entry['epsilon']}"] if "epsilon" in entry else []
+  if own_code.is_name(entry["name"]):  # whose fields mean what its author says
+    return ", ".join(words + [f"{k} {v}" for k, v in entry.items() if k not in ("name", "norm", "epsilon")])
   if "kind" in entry:
     return f"{entry['kind']}, severity {entry['severity']}"
-  words = [f"{entry.get('norm', 'linf')} {entry['epsilon']}"] if "epsilon" in entry else []
   if "step_size" in entry:
     words.append(f"{entry['num_steps']} steps of {entry['step_size']}")
   elif "num_steps" in entry:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lrat_jax import attacks, awp, data, objectives, reweighting, sharding
+from lrat_jax.attacks import own_code
 
 # Streams of random keys under the seed; numbers are never reused, so that old runs keep their noise.
 _STREAMS = {"init": 0, "augment": 1, "attack": 2}
@@ -119,24 +120,21 @@ def logits_fn(model: nn.Module, variables: Variables, mode: str = "eval") -> Cal
 
 def _weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, surviving_fractions: Array):
   """(natural [b], adversarial [b, m], global [b]) weights of this phase."""
-  options = config.local_weights
-  if phase.weighs_inside:
-    local = reweighting.local_weights(
-      vulnerabilities,
-      total=options.total,
-      minimum_natural=options.minimum_natural,
-      slope=options.slope,
-      bias=options.bias,
-    )
+  fields = config.local_weights
+  options = {name: fields[name] for name in ("total", "minimum_natural", "slope", "bias")}
+  if not phase.weighs_inside:
+    local = reweighting.uniform_local_weights(vulnerabilities, total=fields.total)
+  elif own_code.is_name(fields.kind):
+    local = reweighting.own_local_weights(own_code.function(fields.kind), vulnerabilities, **options)
   else:
-    local = reweighting.uniform_local_weights(vulnerabilities, total=options.total)
+    local = reweighting.local_weights(vulnerabilities, **options)
   kind = config.global_weights.kind if phase.weighs_across else "none"
   across = reweighting.global_weights(
-    kind,
+    own_code.function(kind) if own_code.is_name(kind) else kind,
     vulnerabilities=vulnerabilities,
     surviving_fractions=surviving_fractions,
     axis_name=sharding.AXIS,
-    **(config.global_weights[kind].to_dict() if kind != "none" else {}),
+    **config.global_weights.get(kind, ConfigDict()).to_dict(),
   )
   return *local, across
 
@@ -161,7 +159,7 @@ def _attack_all(
     variant_keys = jax.vmap(lambda key, j=j: jax.random.fold_in(key, j))(keys)
     result = attack(variant_keys, model_logits, images, labels)
     variants.append(result.images)
-    surviving.append(result.surviving_steps / max(attack_config.get("num_steps", 1), 1))
+    surviving.append(result.surviving_steps / max(attack.keywords.get("num_steps", 1), 1))
   return jnp.stack(variants, axis=1), jnp.stack(surviving, axis=1)
 
 

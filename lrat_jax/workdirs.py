@@ -11,7 +11,7 @@ from typing import Any
 import filelock
 from ml_collections import ConfigDict
 
-from lrat_jax import files, hosts
+from lrat_jax import config_checks, files, hosts, own_checks
 from lrat_jax.config_checks import ConfigError
 
 # Where this machine keeps things: they change no result.
@@ -75,6 +75,27 @@ def check(workdir: Path, config: ConfigDict) -> None:
     raise ConfigError(
       f"--workdir={workdir} holds a run of another configuration ({'; '.join(lines)}); give another --workdir."
     )
+
+
+def load_config(workdir: Path, *, own_code: bool = False) -> ConfigDict:
+  """The config.json of a run that may be another's.
+
+  Args:
+    own_code: whether it may name functions of its author's ("package.module:function"), which are imported and run when
+      the run is built. Say True only of people whose programs you would run.
+
+  Raises:
+    ValueError: no config.json there, one that is damaged, or one that names such functions without leave.
+  """
+  path = workdir / "config.json"
+  if not path.is_file():
+    raise ValueError(f"workdir={str(workdir)!r} holds no config.json; train there first.")
+  config = ConfigDict(files.read_json(path))
+  config_checks.check_form(config)
+  names = list(own_checks.named(config.to_dict()))
+  if names and not own_code:
+    raise ValueError(f"{path} names code that would be run, {names[0]}; give own_code=True if you trust its author.")
+  return config
 
 
 def _lock(workdir: Path) -> filelock.BaseFileLock | None:

@@ -16,6 +16,7 @@ EXAMPLES = {
   "flax_linen": "make_model",
   "flax_nnx": "make_model",
   "equinox_mlp": "make_model",
+  "haiku_mlp": "make_model",
 }
 FAST = [f"--config={ROOT}/configs/at.py", "--config.eval.batch_size=128", "--config.eval.suite.cw20.num_steps=2"]
 FAST += ["--config.eval.suite.pgd20.num_steps=2", "--config.eval.num_images=60", "--config.eval.check_images=0"]

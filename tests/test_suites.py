@@ -132,3 +132,11 @@ def test_a_stage_whose_arguments_are_changed_is_checked_with_them():
       continue
     with pytest.raises(ConfigError, match="config.eval.suite.autoattack.num_.*must be an integer"):
       config_checks.check(config)
+
+
+def test_an_attack_of_ones_own_is_told_by_its_name_and_fields():
+  own = {"name": "mine.attacks:bend", "norm": "l2", "epsilon": "1/2", "kind": "soft", "step_size": 0.1, "severity": [2]}
+  assert suites.threat(own) == "l2 1/2, kind soft, step_size 0.1, severity [2]"
+  assert suites.threat({"name": "mine.attacks:turn", "max_rotation": "far"}) == "max_rotation far"
+  assert suites.kind(own) == suites.kind(own | {"epsilon": "3"}) == ("mine.attacks:bend", "l2")
+  assert suites.kind(own) != suites.kind(own | {"name": "mine.attacks:turn"})

@@ -3,19 +3,22 @@
     result = attacks.pgd(keys, logits_fn, images, labels, epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
 Images are float [batch, h, w, c] in [0, 1], labels int [batch]; normalisation belongs inside `logits_fn`.
+An attack of one's own is made of `starting_points`, `losses`, `get_norm` and `project` (examples/own_attack.py).
 This package imports nothing else of lrat_jax.
 """
 
+from lrat_jax.attacks import losses
 from lrat_jax.attacks.apgd import apgd
 from lrat_jax.attacks.autoattack import AutoAttackReport, StageSummary, autoattack
 from lrat_jax.attacks.carlini_wagner import carlini_wagner
 from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.attacks.fab import fab
-from lrat_jax.attacks.pgd import AttackResult, cw, example_keys, fgsm, pgd
+from lrat_jax.attacks.pgd import AttackResult, cw, example_keys, fgsm, pgd, starting_points
 from lrat_jax.attacks.progress import FileStore
 from lrat_jax.attacks.registry import Attack, from_config, scaled
 from lrat_jax.attacks.spatial import spatial
 from lrat_jax.attacks.square import square
+from lrat_jax.attacks.threat_model import get_norm, project
 
 __all__ = [
   "Attack",
@@ -32,8 +35,12 @@ __all__ = [
   "fab",
   "fgsm",
   "from_config",
+  "get_norm",
+  "losses",
   "pgd",
+  "project",
   "scaled",
   "spatial",
   "square",
+  "starting_points",
 ]

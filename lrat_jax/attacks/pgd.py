@@ -96,15 +96,19 @@ def _check_step_size(step_size) -> None:
     raise ValueError(f"step_size={step_size} must be 0 or more, and {_MOST:,} at most.")
 
 
-def _check_start(random_start: str, loss: str) -> None:
-  if random_start not in RANDOM_STARTS:
-    raise ValueError(f"random_start={random_start!r} is unknown; choose from {list(RANDOM_STARTS)}.")
-  if loss == "kl" and random_start == "none":
-    raise ValueError("loss='kl' has no gradient at the clean image; use random_start='gaussian' or 'uniform'.")
+def starting_points(kind: str, keys: Array, images: Array, epsilon: float | Array, norm: threat_model.Norm) -> Array:
+  """Where attacks of many steps begin: images [batch, h, w, c] in [0, 1], inside the epsilon ball.
 
+  Args:
+    kind: "uniform" in the ball, "gaussian" (0.001 * N(0, 1), as TRADES and MAIL), or "none", the images themselves.
+    keys: one per image [batch].
+    norm: of `get_norm`.
 
-def _start(kind: str, keys: Array, images: Array, epsilon, norm: threat_model.Norm) -> Array:
-  """The first iterate x^0, inside the ball."""
+  Raises:
+    ValueError: another kind, with the choices.
+  """
+  if kind not in RANDOM_STARTS:
+    raise ValueError(f"random_start={kind!r} is unknown; choose from {list(RANDOM_STARTS)}.")
   if kind == "none":
     return images
   shape = images.shape[1:]
@@ -177,7 +181,8 @@ def pgd(
   counts = {"num_steps": (num_steps, 0), "num_restarts": (num_restarts, 1)}
   keys, ball = prepare(keys, images, labels, epsilon, norm, **counts)
   _check_step_size(step_size)
-  _check_start(random_start, loss)
+  if loss == "kl" and random_start == "none":
+    raise ValueError("loss='kl' has no gradient at the clean image; use random_start='gaussian' or 'uniform'.")
   surrogate = losses.surrogate(loss, logits_fn, images, labels)
 
   def total_loss(points):
@@ -191,7 +196,7 @@ def pgd(
     return threat_model.project(points + step_size * ball.steepest(gradient), images, epsilon, ball), survived
 
   def run(run_keys) -> AttackResult:
-    start = _start(random_start, run_keys, images, epsilon, ball)
+    start = starting_points(random_start, run_keys, images, epsilon, ball)
     # From the labels, not from a constant: under shard_map a carry must vary over devices from the start.
     survived = 0 * labels.astype(jnp.int32)
     return AttackResult(*jax.lax.fori_loop(0, num_steps, ascend, (start, survived)))

@@ -1,4 +1,4 @@
-"""Attacks by name: from plain configuration data to a function of (keys, logits_fn, images, labels)."""
+"""Attacks by name, ours and the user's: from plain data to a function of (keys, logits_fn, images, labels)."""
 
 import functools
 import inspect
@@ -6,13 +6,26 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
+from lrat_jax.attacks import own_code, threat_model
 from lrat_jax.attacks.apgd import apgd
 from lrat_jax.attacks.carlini_wagner import carlini_wagner
 from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.attacks.fab import fab
-from lrat_jax.attacks.pgd import AttackResult, cw, fgsm, pgd
+from lrat_jax.attacks.pgd import (
+  AttackResult,
+  LogitsFn,
+  check_batch,
+  check_budget,
+  check_count,
+  cw,
+  fgsm,
+  per_image_keys,
+  pgd,
+)
 from lrat_jax.attacks.spatial import spatial
 from lrat_jax.attacks.square import square
 
@@ -46,14 +59,52 @@ def as_number(value: str | float, field: str) -> float:
   return number
 
 
-def _parameters(attack: Attack) -> dict[str, inspect.Parameter]:
-  parameters = inspect.signature(attack).parameters
-  return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+_FORM = "(keys, logits_fn, images, labels, *, ...)"
+
+
+def _own(name: str) -> tuple[Attack, dict[str, inspect.Parameter]]:
+  """The user's attack that a name stands for, behind the checks that all attacks begin with, and its parameters."""
+  attack = own_code.function(name)
+  parameters = own_code.parameters(name, attack, 4, _FORM)
+
+  def run(keys: Array, logits_fn: LogitsFn, images: Array, labels: Array, **fields: Any) -> AttackResult:
+    check_batch(images, labels)
+    check_budget(fields.get("epsilon", 0.0), fields.get("norm", "linf"), images)
+    result = attack(per_image_keys(keys, images), logits_fn, images, labels, **fields)
+    return jax.lax.stop_gradient(_checked(name, result, images))
+
+  return run, parameters
+
+
+def _checked(name: str, result: Any, images: Array) -> AttackResult:
+  """What the user's attack returned, in the form of every attack's. Raises OwnCodeError for anything else."""
+  if not isinstance(result, tuple) or len(result) != 2 or not all(hasattr(part, "dtype") for part in result):
+    raise own_code.OwnCodeError(f"{name!r} returns {type(result).__name__}; it must return an AttackResult of arrays.")
+  (found, survived), batch = result, images.shape[:1]
+  if found.shape != images.shape or not jnp.issubdtype(found.dtype, jnp.floating):
+    raise own_code.OwnCodeError(
+      f"{name!r} returns images {found.dtype} {found.shape}; they must be float {images.shape}."
+    )
+  if survived.shape != batch or not jnp.issubdtype(survived.dtype, jnp.integer):
+    raise own_code.OwnCodeError(
+      f"{name!r} returns surviving_steps {survived.dtype} {survived.shape}; they must be integers {batch}."
+    )
+  return AttackResult(found.astype(images.dtype), survived.astype(jnp.int32))
+
+
+def _look_up(name: Any) -> tuple[Attack, dict[str, inspect.Parameter]]:
+  """The attack of that name, and the parameters that fields may set."""
+  if own_code.is_name(name):
+    return _own(name)
+  if not isinstance(name, str) or name not in REGISTRY:
+    raise ValueError(f"name={name!r} is no attack; choose from {sorted(REGISTRY)}, or write package.module:function.")
+  parameters = inspect.signature(REGISTRY[name]).parameters
+  return REGISTRY[name], {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
 def defaults(name: str) -> dict[str, Any]:
   """The keyword arguments of the attack of that name that have a value of their own."""
-  return {key: p.default for key, p in _parameters(REGISTRY[name]).items() if p.default is not p.empty}
+  return {key: p.default for key, p in _look_up(name)[1].items() if p.default is not p.empty}
 
 
 def from_config(config: Mapping[str, Any]) -> Attack:
@@ -61,31 +112,39 @@ def from_config(config: Mapping[str, Any]) -> Attack:
 
   Args:
     config: a mapping (an ml_collections.ConfigDict serves) such as
-      {"name": "pgd", "norm": "linf", "epsilon": "8/255", "step_size": "2/255", "num_steps": 10}.
+      {"name": "pgd", "norm": "linf", "epsilon": "8/255", "step_size": "2/255", "num_steps": 10}. A name of the form
+      "package.module:function" is the user's own attack: a function (keys, logits_fn, images, labels, *, ...) ->
+      AttackResult, whose module is imported. It gets a key for each image, and the mapping's other fields.
 
   Returns:
     A `functools.partial`: (keys, logits_fn, images, labels) -> AttackResult.
 
   Raises:
     ValueError: an unknown name or argument (with the choices), a missing argument, or no number where one belongs.
+    own_code.OwnCodeError: a ValueError too; an own attack that is not there or takes something else.
   """
   arguments = dict(config)
   name = arguments.pop("name", None)
-  if name not in REGISTRY:
-    raise ValueError(f"name={name!r} is no attack; choose from {sorted(REGISTRY)}.")
-  parameters = _parameters(REGISTRY[name])
+  attack, parameters = _look_up(name)
+  takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+  parameters = {key: p for key, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
   unknown = sorted(set(arguments) - set(parameters))
-  if unknown:
+  if unknown and not takes_any:
     raise ValueError(
       f"{unknown[0]}={arguments[unknown[0]]!r} is no argument of {name!r}; choose from {sorted(parameters)}."
     )
   missing = [key for key, p in parameters.items() if p.default is p.empty and key not in arguments]
   if missing:
     raise ValueError(f"{missing[0]} is missing for {name!r}.")
+  if own_code.is_name(name):  # lengths that it has by default are ramped as well
+    defaults = {key: p.default for key, p in parameters.items() if p.default is not p.empty and p.default is not None}
+    arguments = defaults | arguments
+    threat_model.get_norm(arguments.get("norm", "linf"))  # in which distances are measured
+    check_count(arguments.get("num_steps", 0), "num_steps", 0)  # of which steps are survived
   for field in _LENGTHS:
     if field in arguments:
       arguments[field] = as_number(arguments[field], field)
-  return functools.partial(REGISTRY[name], **arguments)
+  return functools.partial(attack, **arguments)
 
 
 def scaled(attack: Attack, factor: float | Array) -> Attack:

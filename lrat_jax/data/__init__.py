@@ -3,7 +3,7 @@
 from lrat_jax.data.augment import augment, to_float
 from lrat_jax.data.feed import PLACEMENTS, placer
 from lrat_jax.data.loader import eval_batches, steps_per_epoch, train_batches
-from lrat_jax.data.sources import SPLITS, DataError, Dataset, Split, load, load_for
+from lrat_jax.data.sources import SPLITS, DataError, Dataset, Split, is_own, load, load_for
 
 __all__ = [
   "PLACEMENTS",
@@ -13,6 +13,7 @@ __all__ = [
   "Split",
   "augment",
   "eval_batches",
+  "is_own",
   "load",
   "load_for",
   "placer",

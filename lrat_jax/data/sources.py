@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, TFDS, npz archives and idx files, as arrays held in memory.
+"""Where images come from: digits, TFDS, npz archives, idx files, the user's function; arrays held in memory.
 
 A data set is three splits of uint8 images (or floats in [0, 1]) with integer labels. The validation split is cut from
 the training split by a fixed permutation, so that runs with different seeds hold out the same images.
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lrat_jax.attacks import own_code
 from lrat_jax.data import archives, prepared
 from lrat_jax.data.archives import DataError
 
@@ -169,20 +170,44 @@ def _idx(directory: str, _: str) -> tuple[Split, Split, int]:
   return _train_and_test(arrays[:2], arrays[2:], None, where)
 
 
+def _own(name: str) -> tuple[Split, Split, int]:
+  """The arrays that the user's function returns, under the names of an npz."""
+  where = f"data.source={name!r}"
+  try:
+    found = own_code.function(name)()
+  except own_code.OwnCodeError as error:
+    raise DataError(f"data.source={error}") from error
+  names = next((names for names in _NPZ_NAMES if isinstance(found, Mapping) and set(names) <= set(found)), None)
+  if names is None:
+    got = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+    raise DataError(f"{where} returns {got}; it must return a mapping with the arrays {list(_NPZ_NAMES[0])}.")
+  try:
+    arrays = [np.asarray(found[name]) for name in names]
+  except (TypeError, ValueError) as error:  # lists of unequal lengths
+    raise DataError(f"{where} returns what is no array: {archives.reason(error)}") from None
+  return _train_and_test(arrays[:2], arrays[2:], None, where)
+
+
 SOURCES: dict[str, Callable[[str, str], tuple[Split, Split, int]]] = {
   "digits": _digits,
   "tfds": _tfds,
   "npz": _npz,
   "idx": _idx,
 }
-_SPELLINGS = ("digits", "tfds:NAME", "npz:PATH", "idx:DIR")
+_SPELLINGS = ("digits", "tfds:NAME", "npz:PATH", "idx:DIR", "package.module:function")
+
+
+def is_own(source: str) -> bool:
+  """Whether a source is a function of the user's, "package.module:function", whose module `load` would import."""
+  return own_code.is_name(source) and source.partition(":")[0] not in SOURCES
 
 
 def load(source: str, *, data_dir: str = "", validation_size: int, train_size: int = 0) -> Dataset:
   """Loads a data set and holds a validation split out of its training split.
 
   Args:
-    source: "digits", "tfds:NAME", "npz:PATH" or "idx:DIR".
+    source: "digits", "tfds:NAME", "npz:PATH", "idx:DIR", or "package.module:function", a function without arguments
+      that returns a mapping of the arrays of an npz; its module is imported.
     data_dir: where TFDS keeps its data; empty is its own default.
     validation_size: number of training images to hold out, 1 or more.
     train_size: number of the others to train on, drawn by a fixed permutation; 0 is all.
@@ -192,9 +217,9 @@ def load(source: str, *, data_dir: str = "", validation_size: int, train_size: i
       or arrays of the wrong shape, type or range.
   """
   kind, _, argument = source.partition(":")
-  if kind not in SOURCES or bool(argument) == (kind == "digits"):
+  if not is_own(source) and (kind not in SOURCES or bool(argument) == (kind == "digits")):
     raise DataError(f"data.source={source!r} is unknown; choose from {list(_SPELLINGS)}.")
-  whole, test, num_classes = SOURCES[kind](argument, data_dir)
+  whole, test, num_classes = _own(source) if is_own(source) else SOURCES[kind](argument, data_dir)
   count = len(whole.labels)
   if not 1 <= validation_size < count:
     raise DataError(

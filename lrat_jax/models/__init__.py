@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from lrat_jax.attacks import own_code
 from lrat_jax.models.cnn import CNN
 from lrat_jax.models.resnet import ResNet
 from lrat_jax.models.wide_resnet import WideResNet
@@ -37,6 +38,8 @@ class Classifier(nn.Module):
 
 def _network(name: str, **options: Any) -> nn.Module:
   """The network that `name` spells, width and depth included. Raises ValueError with the choices."""
+  if own_code.is_name(name):
+    return _own_network(name, **options)
   if match := re.fullmatch(r"cnn(?:_([1-9]\d{0,3}))?", name):
     return CNN(width=int(match[1] or 32), **options)
   if match := re.fullmatch(r"resnet18(?:_([1-9]\d{0,3}))?", name):
@@ -46,7 +49,16 @@ def _network(name: str, **options: Any) -> nn.Module:
     if depth < 10 or (depth - 4) % 6:
       raise ValueError(f"name={name!r}: the depth of a WideResNet is 6 n + 4 with n >= 1, such as 28 or 34.")
     return WideResNet(depth=depth, width=int(match[2]), **options)
-  raise ValueError(f"name={name!r} is no model; choose from {list(NAMES)}, such as 'wide_resnet_34_10'.")
+  choices = f"choose from {list(NAMES)}, such as 'wide_resnet_34_10', or write package.module:function"
+  raise ValueError(f"name={name!r} is no model; {choices}.")
+
+
+def _own_network(name: str, *, num_classes: int, **options: Any) -> nn.Module:
+  """What the user's function makes. Raises OwnCodeError where it is not there, fails or makes something else."""
+  network = own_code.function(name)(num_classes, **options)
+  if not isinstance(network, nn.Module):
+    raise own_code.OwnCodeError(f"{name!r} returns {type(network).__name__}; it must return a flax.linen.Module.")
+  return network
 
 
 def images_in_cache(name: str, height: int, width: int) -> int | None:
@@ -67,13 +79,16 @@ def create(
 
   Args:
     name: "cnn", "resnet18", "wide_resnet_DEPTH_WIDTH" ("wide_resnet_34_10"); "cnn_8" and "resnet18_16" are narrow ones.
+      "package.module:function" is the user's own: (num_classes, *, dtype, axis_name) -> a Flax Linen module of
+      (normalised images, train) -> logits, with no variables but params and batch_stats. Its module is imported.
     num_classes: 2 or more.
     dtype: what the network computes in, "float32" or "bfloat16"; parameters and logits are float32 always.
     mean, std: per channel (or one for all) of the training images, subtracted and divided by inside the model.
     axis_name: mesh axis over which batch norm averages in train mode; None for one device.
 
   Raises:
-    ValueError: an unknown name or dtype, fewer than two classes, or a mean or standard deviation that cannot normalise.
+    ValueError: an unknown name or dtype, a function of the user's that is not there or fails, fewer than two classes,
+      or a mean or standard deviation that cannot normalise.
   """
   if num_classes < 2:
     raise ValueError(f"num_classes={num_classes} must be 2 or more.")

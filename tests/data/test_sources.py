@@ -180,7 +180,7 @@ def test_a_gzip_that_breaks_off_is_named(tmp_path):
 @pytest.mark.parametrize(
   ("source", "message"),
   [
-    ("mnist", r"data.source='mnist' is unknown; choose from \['digits', 'tfds:NAME', 'npz:PATH', 'idx:DIR'\]"),
+    ("mnist", r"data.source='mnist' is unknown; choose from \['digits', 'tfds:NAME', 'npz:PATH', 'idx:DIR', 'package"),
     ("npz:", "is unknown; choose from"),
     ("digits:x", "is unknown; choose from"),
     ("npz:/nowhere/x.npz", "there is no such file"),

@@ -2,6 +2,7 @@
 
 import ast
 import pickle
+import re
 from pathlib import Path
 
 import jax
@@ -36,6 +37,11 @@ def test_no_code_of_the_project_runs_what_it_loads():
   assert len(SOURCES) > 50
   for path in SOURCES:
     assert not any(map(_runs_what_it_loads, ast.walk(ast.parse(path.read_text())))), path
+
+
+def test_one_file_imports_what_a_name_says():
+  means = re.compile("import_module|resolve_name|__import__|runpy|exec_module|entry_points")
+  assert {path.name for path in SOURCES if means.search(path.read_text())} == {"own_code.py"}
 
 
 @pytest.fixture
