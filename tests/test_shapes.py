@@ -103,5 +103,5 @@ def test_the_method_takes_and_returns_the_shapes_that_it_says(function):
 
 def test_every_public_attack_says_its_shapes():
   functions = [found for name in attacks.__all__ if inspect.isfunction(found := getattr(attacks, name))]
-  takes_images = {function for function in functions if "images" in inspect.signature(function).parameters}
-  assert takes_images - {attacks.autoattack} == set(ATTACKS)  # which takes arrays in host memory
+  attacking = {function for function in functions if "logits_fn" in inspect.signature(function).parameters}
+  assert attacking - {attacks.autoattack} == set(ATTACKS)  # which takes arrays in host memory
