@@ -230,8 +230,20 @@ def test_a_command_is_understood(page, module, arguments, monkeypatch):
     config_checks.check(options.config)
 
 
+def _inline(path):
+  """The pieces of code in a page's running text."""
+  text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+  return re.findall(r"`([^`\n]+)`", text)
+
+
 OPTIONS = sorted(
-  {option for path in PAGES for option in re.findall(r"`[^`]*?(--config\.[a-z][\w.]*=[^\s`]+)[^`]*`", path.read_text())}
+  {
+    word
+    for path in PAGES
+    for code in _inline(path)
+    for word in code.split()
+    if re.match(r"--config\.[a-z][\w.]*=", word)
+  }
 )
 
 
@@ -244,8 +256,9 @@ def test_an_option_in_the_text_names_a_field(option, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_path_in_the_text_exists(name):
   folders = "lrat_jax|configs|launch|examples|tests|benchmarks|results|notebooks|docs"
-  for path in re.findall(rf"`((?:{folders})/[\w/.]*)`", (ROOT / name).read_text()):
-    assert (ROOT / path).exists(), path
+  for code in _inline(ROOT / name):
+    if re.fullmatch(rf"(?:{folders})/[\w/.]*", code):
+      assert (ROOT / code).exists(), code
 
 
 def test_the_pages_are_read_as_they_are_meant():
