@@ -6,7 +6,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 project = "lrat_jax"
-author = "the authors of lrat_jax"
 root_doc = "docs/index"
 include_patterns = ["docs/**", "*.md", "launch/*.md", "results/*.md", "results/**/*.md", "benchmarks/*.md"]
 exclude_patterns = ["**/.*", ".*", "build", "runs"]
@@ -34,6 +33,7 @@ add_module_names = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 # Nothing is fetched when a page is read: system fonts, formulas as MathML, an index that the search reads from disk.
 html_theme = "furo"
@@ -44,3 +44,4 @@ templates_path = ["templates"]
 html_additional_pages = {"index": "redirect.html"}
 html_math_renderer = "mathml"
 html_copy_source = False
+html_show_copyright = False
