@@ -139,6 +139,8 @@ def default(method):
 
 
 def test_a_docstring_keeps_its_characters():
+  several = "Attributes:\n  a, b: both\n    of them\n  c: one"
+  assert docstrings.as_rst(several) == "Attributes:\n  a: both\n    of them\n  b: both\n    of them\n  c: one"
   text = "Of |w| and x_ and `f(a, *b)`:\n- one\n- two\n\n  y = a | b\n\nArgs:\n  x: first\n\n  y: second"
   assert docstrings.as_rst(text) == (
     "Of \\|w\\| and x\\_ and ``f(a, *b)``:\n\n- one\n- two\n\n::\n\n  y = a | b\n\nArgs:\n  x: first\n\n  y: second"

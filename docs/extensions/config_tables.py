@@ -46,14 +46,16 @@ def _fields_text() -> str:
     rows = [
       (
         f"`{field.path}`",
-        field.kind,
-        _by_preset({p: _code(v) for p, v in field.defaults.items()}),
         _plain(field.explanation),
+        _by_preset({p: _code(v) for p, v in field.defaults.items()}),
+        field.kind,
       )
       for field in found
       if field.path.rpartition(".")[0] == group and field.path not in config_fields.ATTACK_GROUPS
     ]
-    text += f"### {f'`{group}`' if group else 'The run'}\n\n{_table(('field', 'type', 'default', ''), rows)}\n"
+    text += (
+      f"### {f'`{group}`' if group else 'The run'}\n\n{_table(('field', 'what it is', 'default', 'type'), rows)}\n"
+    )
   return text
 
 
@@ -86,10 +88,10 @@ def _arguments_text() -> str:
   text = ""
   for name in [*registry.REGISTRY, suites.AUTOATTACK]:
     rows = [
-      (f"`{key}`", "" if default is inspect.Parameter.empty else _code(default), _plain(explanation))
+      (f"`{key}`", _plain(explanation), "" if default is inspect.Parameter.empty else _code(default))
       for key, (default, explanation) in config_fields.attack_arguments(name).items()
     ]
-    text += f"### `name={name}`\n\n{_table(('argument', 'default', ''), rows)}\n"
+    text += f"### `name={name}`\n\n{_table(('argument', 'what it is', 'default'), rows)}\n"
   return text
 
 
@@ -124,7 +126,10 @@ class ConfigTables(SphinxDirective):
 
   def run(self) -> list[nodes.Node]:
     self.env.note_reread()  # the code may have changed where the page has not
-    return self.parse_text_to_nodes(_TABLES[self.arguments[0]](), allow_section_headings=True)
+    parsed = self.parse_text_to_nodes(_TABLES[self.arguments[0]](), allow_section_headings=True)
+    for table in (table for node in parsed for table in node.findall(nodes.table)):
+      table["classes"].append(self.arguments[0])
+    return parsed
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

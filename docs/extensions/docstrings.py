@@ -18,6 +18,12 @@ def _escaped(text: str) -> str:
   return "".join(part for pair in zip(plain, [*code, ""], strict=True) for part in pair)
 
 
+def _one_by_one(paragraph: str) -> str:
+  """Attributes that share an explanation, `a, b: text`, as one each."""
+  entry = re.compile(r"^  (\w+(?:, \w+)+)(:.*(?:\n    .*)*)", re.MULTILINE)
+  return entry.sub(lambda m: "\n".join(f"  {name}{m[2]}" for name in m[1].split(", ")), paragraph)
+
+
 def _lists_apart(text: str) -> str:
   """A blank line before a list's first item."""
   lines: list[str] = []
@@ -45,6 +51,8 @@ def as_rst(docstring: str) -> str:
   for paragraph in docstring.split("\n\n"):
     if not paragraph.startswith(" "):
       in_section = _SECTION.match(paragraph) is not None
+    if paragraph.startswith("Attributes:"):
+      paragraph = _one_by_one(paragraph)
     shown = paragraph.startswith("  ") and not in_section
     paragraphs.append(f"::\n\n{paragraph}" if shown else _lists_apart(_escaped(paragraph)))
   return "\n\n".join(paragraphs)
