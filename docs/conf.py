@@ -35,8 +35,8 @@ python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
-# As text: a colon in it does not end a type.
-napoleon_custom_sections = [("Returns", "text")]
+# As text, in which a colon does not end a type.
+napoleon_custom_sections = ["Returns"]
 
 # Nothing is fetched when a page is read: system fonts, formulas as MathML, an index that the search reads from disk.
 html_theme = "furo"
