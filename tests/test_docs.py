@@ -50,7 +50,7 @@ class _Addresses(HTMLParser):
 def site(tmp_path_factory):
   """The site, built by the README's command, but elsewhere; every warning is an error."""
   folder = tmp_path_factory.mktemp("site")
-  (line,) = re.findall(r"^python (-m sphinx .*) build/docs", (ROOT / "README.md").read_text(), re.MULTILINE)
+  (line,) = re.findall(r"^python (-m sphinx .*?) build/docs", (ROOT / "README.md").read_text(), re.MULTILINE)
   command = [sys.executable, *line.split(), str(folder), "-W", "--keep-going", "-q"]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
