@@ -82,7 +82,7 @@ def test_the_pages_of_the_api_hold_the_public_names(site):
   page = (site / "docs/api/attacks.html").read_text()
   for name in attacks.__all__:
     assert re.search(rf'id="(?:module-)?lrat_jax\.attacks\.{name}"', page), name
-  assert "Alias for field number" not in page and "partial(func" not in page
+  assert "Alias for field number" not in page and "partial application" not in page
 
 
 @pytest.mark.parametrize("preset", sorted(config_lib.PRESETS))
