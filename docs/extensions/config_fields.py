@@ -61,8 +61,7 @@ def explanations(source: str) -> dict[str, str]:
   def walk(call: ast.Call, path: str, inherited: str) -> Iterable[tuple[str, str]]:
     for keyword in call.keywords:
       name, value = f"{path}{keyword.arg}", keyword.value
-      own = comments.get(keyword.lineno, "") or comments.get(value.end_lineno or 0, "")
-      yield name, own or inherited
+      yield name, comments.get(keyword.lineno, "") or inherited
       group = value if isinstance(value, ast.Call) and getattr(value.func, "id", "") == "dict" else None
       if isinstance(value, ast.Subscript) and f"_{keyword.arg}" in functions:
         group = dict_of(functions[f"_{keyword.arg}"])
