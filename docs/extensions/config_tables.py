@@ -126,10 +126,7 @@ class ConfigTables(SphinxDirective):
 
   def run(self) -> list[nodes.Node]:
     self.env.note_reread()  # the code may have changed where the page has not
-    parsed = self.parse_text_to_nodes(_TABLES[self.arguments[0]](), allow_section_headings=True)
-    for table in (table for node in parsed for table in node.findall(nodes.table)):
-      table["classes"].append(self.arguments[0])
-    return parsed
+    return self.parse_text_to_nodes(_TABLES[self.arguments[0]](), allow_section_headings=True)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
