@@ -30,17 +30,17 @@ def _model(name: str, mean: tuple[float, ...], std: tuple[float, ...]):
   return dict(
     name=name,  # cnn | cnn_WIDTH | resnet18 | resnet18_WIDTH | wide_resnet_DEPTH_WIDTH
     dtype="auto",  # auto | float32 | bfloat16: what the network computes in; auto is float32 on CPU, else bfloat16
-    mean=mean,
-    std=std,
+    mean=mean,  # of the training images, for each channel or one for all: subtracted inside the model
+    std=std,  # their standard deviations: divided by inside the model
   )
 
 
 def _optimizer(learning_rate: float, schedule: str, weight_decay: float = 5e-4):
   return dict(
     learning_rate=learning_rate,  # the peak
-    momentum=0.9,
-    nesterov=False,
-    weight_decay=weight_decay,
+    momentum=0.9,  # SGD's
+    nesterov=False,  # whether the momentum is Nesterov's
+    weight_decay=weight_decay,  # added to the gradient, that many times the weights
     schedule=schedule,  # constant | piecewise | cosine | one_cycle
     warmup=0.3 if schedule == "one_cycle" else 0.0,  # cosine, one_cycle: share of the steps before the peak
     boundaries=(0.5, 0.75),  # piecewise: shares of the steps after which the rate falls
@@ -151,14 +151,14 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
   attacks = _training_attacks(preset["budget"])
   return ConfigDict(
     dict(
-      name="_".join([method, preset_name, *attack_names]),
-      seed=0,
+      name="_".join([method, preset_name, *attack_names]),  # of the run, and with the seed of its workdir
+      seed=0,  # of all that is random in the run
       compilation_cache="auto",  # auto | off | DIR: where compiled programs are kept; auto is beside the workdir
       data=preset["data"],
       model=preset["model"],
       optimizer=preset["optimizer"],
       train=dict(
-        epochs=preset["epochs"],
+        epochs=preset["epochs"],  # passes over the training images
         epsilon_ramp=preset["epsilon_ramp"],  # share of the steps over which epsilon and step size grow from 0
         attack_mode="eval",  # eval | train: which batch-norm statistics the training attacks see
         ema_decay=0.0,  # of the weights that are validated and judged; 0 is off
@@ -173,27 +173,29 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         kind="none",  # none | lrat
         begin=0.5,  # share of the epochs that train as plain adversarial training first
         total=1.0,  # C, a pair's weight
-        minimum_natural=0.1,  # omega_min
-        slope=5.0,  # slope and bias: by validation on digits, results/README.md
-        bias=-1.0,
+        minimum_natural=0.1,  # omega_min, the least weight of a natural image
+        slope=5.0,  # of the curve h; this and the bias were chosen by validation on digits, results/README.md
+        bias=-1.0,  # the vulnerability at which h is 1/2
       ),
       global_weights=dict(
         kind="none",  # none | gairat | mail
-        begin=0.5,
-        # The papers' own constants, in the terms of reweighting.increasing_weight.
-        gairat=dict(slope=5.0, bias=0.2),
-        mail=dict(slope=5.0, bias=0.5),
+        begin=0.5,  # share of the epochs in which all pairs count alike first
+        gairat=dict(slope=5.0, bias=0.2),  # the paper's own constants, in the terms of reweighting.increasing_weight
+        mail=dict(slope=5.0, bias=0.5),  # the paper's own, in the same terms
       ),
-      awp=dict(gamma=0.0, begin=0.0),  # adversarial weight perturbation of that relative length; 0 is off
+      awp=dict(
+        gamma=0.0,  # adversarial weight perturbation of that relative length; 0 is off
+        begin=0.0,  # share of the epochs without it first
+      ),
       validation_attack=dict(SUITES["quick"](preset["budget"])["pgd20"], num_steps=10),  # chooses the best checkpoint
       eval=dict(
-        batch_size=256,
+        batch_size=256,  # images judged at a time, on all devices and hosts together
         split="test",  # test | validation | train: what is judged; choose on validation, report on test, once
         num_images=0,  # judges the first so many images of the split; 0 is all
         check_images=64,  # images on which the checks look for signs that a robust accuracy is too high; 0 is off
         save_images=False,  # whether every adversarial is written, a file for each attack
         robustbench=False,  # whether RobustBench's model JSON is written; needs the suite "standard"
-        suite=SUITES[suite_name](preset["budget"]),
+        suite=SUITES[suite_name](preset["budget"]),  # the attacks that judge, by name
       ),
     )
   )
