@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -185,3 +186,11 @@ class Checkpoints:
       args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()),
     )
     return restored["state"], Progress(**restored["progress"])
+
+  def read(self, step: int) -> dict[str, Any]:
+    """The state at `step` as nested dictionaries of NumPy arrays, whatever configuration and devices it came from."""
+    path = self._directory / str(step) / "state"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      tree = reader.metadata(path).item_metadata.tree
+      as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+      return reader.restore(path, ocp.args.PyTreeRestore(restore_args=as_numpy))
