@@ -40,13 +40,9 @@ def _load(workdir: Path, num_images: int):
   split = dataset.test.take(np.arange(min(num_images, len(dataset.test.labels))))
   model = experiment.model
   logits_fn = Partial(lambda variables, images: model.apply(variables, images), variables)
-  torch_model = torch_models.Classifier(variables, tuple(config.model.mean), tuple(config.model.std)).eval()
+  torch_model = torch_models.classifier(model, variables).eval()
   images = np.asarray(data.to_float(split.images))
   return logits_fn, torch_model, images, np.asarray(split.labels)
-
-
-def _to_torch(images):
-  return torch.tensor(images).permute(0, 3, 1, 2).contiguous()
 
 
 def _original(auto_attack, model, images, labels, part, norm, epsilon, batch_size):
@@ -54,7 +50,9 @@ def _original(auto_attack, model, images, labels, part, norm, epsilon, batch_siz
   start = time.perf_counter()
   attack = auto_attack(model, norm=NORMS[norm], eps=epsilon, seed=0, verbose=False, version="standard", device="cpu")
   attack.attacks_to_run = [part]
-  adversarial = attack.run_standard_evaluation(_to_torch(images), torch.tensor(labels).long(), bs=batch_size)
+  adversarial = attack.run_standard_evaluation(
+    torch_models.to_torch(images), torch.tensor(labels).long(), bs=batch_size
+  )
   with torch.no_grad():
     right = model(adversarial).argmax(dim=1).numpy() == labels
   return right, time.perf_counter() - start
@@ -87,7 +85,7 @@ def main() -> None:
   sharding.use_cpu_cores(options.batch_size - options.batch_size % 2)
   logits_fn, model, images, labels = _load(options.workdir, options.num_images)
   with torch.no_grad():
-    theirs = model(_to_torch(images)).numpy()
+    theirs = model(torch_models.to_torch(images)).numpy()
   print(f"logits differ by {np.abs(theirs - np.asarray(logits_fn(images))).max():.2g} of {np.abs(theirs).max():.3g}")
   right = theirs.argmax(axis=1) == labels
   epsilon = as_number(options.epsilon, "--epsilon")

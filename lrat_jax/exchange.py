@@ -122,9 +122,12 @@ def _numbers(source: str, metadata: Mapping[str, Any], field: str) -> tuple[floa
   """Numbers from metadata: a list, or one as text."""
   value = metadata[field]
   try:
-    return tuple(float(number) for number in (json.loads(value) if isinstance(value, str) else value))
+    numbers = json.loads(value) if isinstance(value, str) else value
+    if isinstance(numbers, Sequence) and len(numbers):
+      return tuple(float(number) for number in numbers)
   except (TypeError, ValueError, RecursionError):
-    raise WeightsError(f"{source}: its metadata say {field}={value!r}, which is no list of numbers.") from None
+    pass
+  raise WeightsError(f"{source}: its metadata say {field}={value!r}, which is no list of numbers.")
 
 
 def _choose(

@@ -1,8 +1,11 @@
-"""The networks of this field in PyTorch, under the names by which TRADES, RobustBench and Rice et al. know their tensors.
+"""The networks of this field in PyTorch, with tensors named as TRADES, RobustBench and Rice et al. name them.
 
 Stages end in a mean over the whole image, which at 32x32 is their pooling and which small test images fit too.
 """
 
+import functools
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -179,3 +182,30 @@ def spread(network, images, seed=0):
       norm.running_mean += 0.1 * uniform(norm.running_mean, -1, 1)
       norm.running_var *= uniform(norm.running_var, 0.8, 1.25)
   return network.eval()
+
+
+# By our names: seven classes, three channels, images of 8x8.
+SMALL = {
+  "resnet18_4": lambda: ResNet18(4, 7),
+  "preact_resnet18_4": lambda: PreActResNet18(4, 7),
+  "wide_resnet_10_1": lambda: WideResNet(10, 1, 7),
+  "wide_resnet_16_2": lambda: WideResNet(16, 2, 7),
+  "cnn_4": lambda: cnn(4, 7, 3, 8),
+}
+
+
+def pictures():
+  """float32 [16, 8, 8, 3] in [0, 1]."""
+  return np.random.default_rng(0).uniform(size=(16, 8, 8, 3)).astype(np.float32)
+
+
+@functools.cache
+def trained(name):
+  """A network of SMALL as `spread` leaves it; not to be changed."""
+  return spread(SMALL[name](), pictures())
+
+
+def logits(network, images):
+  """float32 [n, classes] for images [n, h, w, c]."""
+  with torch.no_grad():
+    return network(to_torch(images)).numpy()
