@@ -45,6 +45,10 @@ def _load(workdir: Path, num_images: int):
   return logits_fn, torch_model, images, np.asarray(split.labels)
 
 
+def _to_torch(images):
+  return torch_models.to_torch(images).contiguous()
+
+
 def _original(auto_attack, model, images, labels, part, norm, epsilon, batch_size):
   """(bool [n] still right, seconds) of one part of the original in its standard version."""
   start = time.perf_counter()
@@ -85,7 +89,7 @@ def main() -> None:
   sharding.use_cpu_cores(options.batch_size - options.batch_size % 2)
   logits_fn, model, images, labels = _load(options.workdir, options.num_images)
   with torch.no_grad():
-    theirs = model(torch_models.to_torch(images)).numpy()
+    theirs = model(_to_torch(images)).numpy()
   print(f"logits differ by {np.abs(theirs - np.asarray(logits_fn(images))).max():.2g} of {np.abs(theirs).max():.3g}")
   right = theirs.argmax(axis=1) == labels
   epsilon = as_number(options.epsilon, "--epsilon")

@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   try:
     run(sys.argv[1:] if arguments is None else arguments, Console())
   except (ConfigError, exchange.WeightsError, files.DamagedError) as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)
     return BAD_INPUT
   except OSError as error:
     print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror or error}.", file=sys.stderr)

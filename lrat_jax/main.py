@@ -15,7 +15,7 @@
   --workdir=DIR                         where the run lives; runs/NAME_seedSEED if not given
   --mode=MODE                           train_and_evaluate (if not given), train, or evaluate
   --model=PACKAGE.MODULE:FUNCTION       judges a function from images to logits
-  --model=FILE                          judges weights of PyTorch's (.pt, .safetensors; lrat_jax.convert)
+  --model=FILE                          judges weights of PyTorch's: .pt, .safetensors
   --coordinator=HOST:PORT --num_processes=N --process_id=I
                                         one run of several processes; found without on TPU and Slurm
 

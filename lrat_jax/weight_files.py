@@ -28,6 +28,9 @@ _OLDEST_TORCH = (2, 6)
 class WeightsError(ValueError):
   """A file that holds no weights that can be used; the message is one line that names it."""
 
+  def __str__(self) -> str:
+    return " ".join(super().__str__().splitlines())  # a tensor's name may hold a line's end
+
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
   reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__

@@ -126,6 +126,23 @@ def test_a_run_without_a_checkpoint_or_with_a_damaged_one_is_one_line(run, tmp_p
 
 
 @pytest.mark.parametrize(
+  ("name", "stored", "short"),
+  [
+    ("a/b.safetensors", True, "b"),
+    ("a/b.PTH", True, "b"),
+    ("tests", True, "tests"),
+    ("examples.flax_nnx:make_model", False, "examples.flax_nnx.make_model"),
+    ("package.module:weights.pt", False, "package.module.weights.pt"),
+    ("package.module", False, "package.module"),
+    ("x" * 5000 + ".pt", False, "x" * 5000 + ".pt"),
+  ],
+)
+def test_weights_and_functions_are_told_apart_by_their_names(name, stored, short, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  assert exchange.is_stored(name) == stored and exchange.label(name) == short
+
+
+@pytest.mark.parametrize(
   ("make", "message"),
   [
     (lambda: definitions.cnn(4, 7, 1, 8), r"must return float logits \(2, 10\)"),
@@ -145,6 +162,13 @@ def test_a_file_that_does_not_fit_the_data_is_one_line(make, message, run, tmp_p
 def test_a_workdir_is_no_file_of_weights(run, tmp_path, capsys):
   assert main.main([*run[1], f"--model={run[0]}", f"--workdir={tmp_path}/judged"]) == 2
   assert "is a run's workdir; judge it by --mode=evaluate --workdir=" in capsys.readouterr().err
+
+
+def test_every_command_that_we_print_is_understood():
+  for text in ((ROOT / "README.md").read_text(), convert.__doc__):
+    commands = re.findall(r"python -m lrat_jax\.convert ([^\n`]*)", text)
+    assert len(commands) > 1
+    assert all(convert.parse(re.split(" {2,}", command)[0].split()) for command in commands)
 
 
 def test_help(capsys):

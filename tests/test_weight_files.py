@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lrat_jax import exchange
 from lrat_jax.exchange import WeightsError
+from lrat_jax.models import torch_names
 from tests import torch_definitions as definitions
 
 ROOT = Path(__file__).parent.parent
@@ -101,6 +104,26 @@ BAD_FILES = {
 def test_what_does_not_fit_is_one_line(message, tmp_path):
   torch.save(BAD_FILES[message](_tensors("wide_resnet_10_1")), tmp_path / "a.pt")
   _fail(tmp_path / "a.pt", message)
+
+
+_NAMES = st.sampled_from(
+  ["conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "linear.weight", "block1.layer.0.conv1.weight", "fc.weight",
+   "0.weight", "9.weight", "11.weight", "1.11.weight", "module.conv1.weight", "module.layer1.0.conv1.weight"]
+)  # fmt: skip
+
+
+@given(st.dictionaries(_NAMES | st.text(), st.lists(st.integers(0, 99), max_size=5).map(tuple)))
+def test_any_names_and_shapes_are_a_network_or_refused(shapes):
+  try:
+    found = torch_names.recognise(shapes)
+  except torch_names.UnknownNetworkError:
+    return
+  assert found.num_classes > 0 and found.channels > 0 and min(found.image_size) > 0
+
+
+def test_a_tensors_name_with_line_ends_makes_no_lines(tmp_path):
+  torch.save(_tensors() | {"a\nb\rc": torch.ones(1)}, tmp_path / "a.pt")
+  _fail(tmp_path / "a.pt", "left over: a b c")
 
 
 @pytest.mark.parametrize("name", ["resnet18_4", "preact_resnet18_4"])
