@@ -66,7 +66,7 @@ def _digests(folder: Path) -> dict[str, str]:
   return found
 
 
-def _damage(folder: Path) -> str | None:
+def damage(folder: Path) -> str | None:
   """What is wrong with a checkpoint's files; None where they are as they were saved."""
   try:
     listed = json.loads((folder / _DIGESTS).read_text())
@@ -93,7 +93,7 @@ def set_damaged_aside(directory: Path) -> list[str]:
   lines = []
   steps = [path for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
   for folder in sorted(steps, key=lambda path: int(path.name)):
-    reason = _damage(folder)
+    reason = damage(folder)
     if reason is not None:
       moved = _move_aside(folder)
       lines.append(f"The checkpoint of step {folder.name} is damaged: {reason}. It is in {moved} now.")

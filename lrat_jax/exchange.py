@@ -168,19 +168,22 @@ def _store(
   return Stored(source, recognised, own, mean, std, notes, details)
 
 
-def _best_checkpoint(workdir: Path) -> tuple[int, dict[str, Any], list[str]]:
-  """(step, state as arrays, a line for each checkpoint that was damaged) of a run."""
-  damaged = checkpoints.set_damaged_aside(workdir / "checkpoints")
+def _best_checkpoint(workdir: Path) -> tuple[int, dict[str, Any]]:
+  """(step, state as arrays) of a run, which is left as it is."""
   with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
     step = saved.best_step()
     if step is None:
-      raise WeightsError(" ".join([f"{workdir} holds no finished checkpoint; train there first.", *damaged]))
-    return step, saved.read(step), damaged
+      raise WeightsError(f"{workdir} holds no finished checkpoint; train there first.")
+    if reason := checkpoints.damage(workdir / "checkpoints" / str(step)):
+      raise WeightsError(
+        f"{workdir}: the checkpoint of step {step} is damaged, {reason}; --mode=evaluate there sets it aside."
+      )
+    return step, saved.read(step)
 
 
 def _read_run(workdir: Path, given: Any) -> Stored:
   """A run's best checkpoint, without its data set."""
-  step, state, damaged = _best_checkpoint(workdir)
+  step, state = _best_checkpoint(workdir)
   try:
     config = files.read_json(workdir / "config.json")
     variables = state["ema"] or state["variables"]
@@ -194,8 +197,7 @@ def _read_run(workdir: Path, given: Any) -> Stored:
     raise WeightsError(str(error)) from None
   except (KeyError, TypeError, AttributeError, ValueError) as error:
     raise WeightsError(f"{workdir}: config.json and checkpoint do not fit ({type(error).__name__}: {error}).") from None
-  stored = _store(str(workdir), tensors, config["model"], given, details)
-  return stored._replace(notes=[*damaged, *stored.notes])
+  return _store(str(workdir), tensors, config["model"], given, details)
 
 
 def read(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,15 @@ def test_a_run_without_a_checkpoint_or_with_a_damaged_one_is_one_line(run, tmp_p
   (tmp_path / "other" / "config.json").write_text(json.dumps(config))
   assert "config.json and checkpoint do not fit" in _fail(capsys, tmp_path / "other", tmp_path / "a")
   assert "holds a training run" in _fail(capsys, workdir, tmp_path / "other")
+  shutil.copytree(workdir, tmp_path / "damaged")
+  saved = tmp_path / "damaged" / "checkpoints"
+  for digests in saved.glob("*/sha256.json"):
+    digests.unlink()
+  line = _fail(capsys, tmp_path / "damaged", tmp_path / "a")
+  assert "is damaged, its sha256.json is missing" in line
+  assert sorted(path.name for path in saved.iterdir()) == sorted(
+    path.name for path in (workdir / "checkpoints").iterdir()
+  )
 
 
 @pytest.mark.parametrize(
