@@ -40,7 +40,7 @@ def _torchattacks(name: str, in_memory_order: bool):
   model, variables, images, labels, _ = common.classifier(name, sharding.make_mesh())
   expected = jax.jit(model.apply)(variables, images)
   images, labels = torch_models.to_torch(images), torch.tensor(np.array(labels)).long()
-  twin = torch_models.Classifier(variables, in_memory_order=in_memory_order).eval()
+  twin = torch_models.classifier(model, variables, in_memory_order).eval()
   twin = twin.to(memory_format=torch.channels_last)
   np.testing.assert_allclose(twin(images).detach().numpy(), expected, atol=1e-3 * float(abs(expected).max()))
   attack = torchattacks.PGD(twin, eps=EPSILON, alpha=STEP_SIZE, steps=NUM_STEPS, random_start=True)

@@ -39,13 +39,13 @@ def _load(workdir: Path, num_images: int):
   split = dataset.test.take(np.arange(min(num_images, len(dataset.test.labels))))
   model = experiment.model
   logits_fn = Partial(lambda variables, images: model.apply(variables, images), variables)
-  torch_model = torch_models.Classifier(variables, tuple(config.model.mean), tuple(config.model.std)).eval()
+  torch_model = torch_models.classifier(model, variables).eval()
   images = np.asarray(data.to_float(split.images))
   return logits_fn, torch_model, images, np.asarray(split.labels)
 
 
 def _to_torch(images):
-  return torch.tensor(images).permute(0, 3, 1, 2).contiguous()
+  return torch_models.to_torch(images).contiguous()
 
 
 def _original(auto_attack, model, images, labels, part, norm, epsilon, batch_size):
@@ -53,7 +53,9 @@ def _original(auto_attack, model, images, labels, part, norm, epsilon, batch_siz
   start = time.perf_counter()
   attack = auto_attack(model, norm=NORMS[norm], eps=epsilon, seed=0, verbose=False, version="standard", device="cpu")
   attack.attacks_to_run = [part]
-  adversarial = attack.run_standard_evaluation(_to_torch(images), torch.tensor(labels).long(), bs=batch_size)
+  adversarial = attack.run_standard_evaluation(
+    torch_models.to_torch(images), torch.tensor(labels).long(), bs=batch_size
+  )
   with torch.no_grad():
     right = model(adversarial).argmax(dim=1).numpy() == labels
   return right, time.perf_counter() - start

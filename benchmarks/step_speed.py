@@ -75,8 +75,8 @@ def _torch_step(name: str):
 
   from benchmarks import torch_models
 
-  _, variables, images, labels, _ = common.classifier(name, sharding.make_mesh())
-  model = torch_models.Classifier(variables).to(memory_format=torch.channels_last)
+  ours, variables, images, labels, _ = common.classifier(name, sharding.make_mesh())
+  model = torch_models.classifier(ours, variables).to(memory_format=torch.channels_last)
   optimizer = torch.optim.SGD(model.parameters(), common.LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
   images, labels = torch_models.to_torch(images), torch.tensor(np.array(labels)).long()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -65,7 +66,7 @@ def _digests(folder: Path) -> dict[str, str]:
   return found
 
 
-def _damage(folder: Path) -> str | None:
+def damage(folder: Path) -> str | None:
   """What is wrong with a checkpoint's files; None where they are as they were saved."""
   try:
     listed = json.loads((folder / _DIGESTS).read_text())
@@ -92,7 +93,7 @@ def set_damaged_aside(directory: Path) -> list[str]:
   lines = []
   steps = [path for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
   for folder in sorted(steps, key=lambda path: int(path.name)):
-    reason = _damage(folder)
+    reason = damage(folder)
     if reason is not None:
       moved = _move_aside(folder)
       lines.append(f"The checkpoint of step {folder.name} is damaged: {reason}. It is in {moved} now.")
@@ -185,3 +186,11 @@ class Checkpoints:
       args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()),
     )
     return restored["state"], Progress(**restored["progress"])
+
+  def read(self, step: int) -> dict[str, Any]:
+    """The state at `step` as nested dictionaries of NumPy arrays, whatever configuration and devices it came from."""
+    path = self._directory / str(step) / "state"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      tree = reader.metadata(path).item_metadata.tree
+      as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+      return reader.restore(path, ocp.args.PyTreeRestore(restore_args=as_numpy))

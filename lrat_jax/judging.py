@@ -116,7 +116,8 @@ def _write(
     reports.write_images(workdir, judgement.images, split.indices)
   if config.eval.robustbench:
     dataset = config.data.source.partition(":")[2] or config.data.source
-    reports.write_robustbench(workdir, results, dataset=dataset, architecture=more.get("model", config.model.name))
+    architecture = more.get("architecture", more.get("model", config.model.name))
+    reports.write_robustbench(workdir, results, dataset=dataset, architecture=architecture)
   figures.draw_judgement(workdir, str(more["name"]), split, judgement)
   reports.write_results(workdir, results, judgement.timings, judgement.per_example)
 

@@ -48,6 +48,7 @@ from lrat_jax import (
   data,
   dry_run,
   evaluate,
+  exchange,
   figures,
   files,
   hosts,
@@ -113,17 +114,36 @@ def _judge_checkpoint(
   return judging.judge(config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, stop=stop, **more)
 
 
-def _judge_callable(config: ConfigDict, name: str, workdir: Path, console: Console, stop: stopping.Watch) -> None:
-  """Judges a function of the user's."""
+def _read_stored(name: str) -> exchange.Stored | None:
+  """What `--model` names where that is a file or directory of weights."""
+  if not exchange.is_stored(name):
+    return None
+  if (Path(name) / "checkpoints").exists():
+    raise ConfigError(f"--model={name} is a run's workdir; judge it by --mode=evaluate --workdir={name}.")
+  try:
+    return exchange.read(name)
+  except exchange.WeightsError as error:
+    raise ConfigError(f"--model={error}") from None
+
+
+def _judge_model(config: ConfigDict, name: str, workdir: Path, console: Console, stop: stopping.Watch) -> None:
+  """Judges a function or a file of weights of the user's."""
   if (workdir / "checkpoints").exists():
     raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
-  dataset, mesh = _load_data(config, workdir, name)
+  stored = hosts.together("model", lambda: _read_stored(name))
+  dataset, mesh = _load_data(config, workdir, stored.recognised.name if stored else name)
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
+  about = {"name": name, "model": name}
+  if stored:
+    about |= {"name": exchange.label(name), "architecture": stored.recognised.name}
+    console.print(stored.summary(), highlight=False, markup=False, soft_wrap=True)
   try:
-    logits_fn = callables.checked(name, callables.find(name), images, dataset.num_classes)
+    dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
+    found = stored.build(dtype).logits_fn if stored else callables.find(name)
+    logits_fn = callables.checked(name, found, images, dataset.num_classes)
     with workdirs.claimed(workdir):
-      judging.judge(config, logits_fn, dataset, mesh, workdir, console, stop=stop, name=name, model=name)
-  except callables.CallableError as error:
+      judging.judge(config, logits_fn, dataset, mesh, workdir, console, stop=stop, **about)
+  except (callables.CallableError, exchange.WeightsError) as error:
     raise ConfigError(f"--model={error}") from error
   except jax.errors.JaxRuntimeError as error:  # a callback of the model's, or memory that it took
     raise ConfigError(f"--model={name!r} failed as it ran: {command_line.reason(error)}") from error
@@ -182,13 +202,13 @@ def run(arguments: Sequence[str], console: Console) -> None:
     return
   hosts.join(options.coordinator, options.num_processes, options.process_id)
   console.quiet = console.quiet or not hosts.leads()
-  name = config.name if model is None else model.replace(":", ".")
+  name = config.name if model is None else exchange.label(model)
   workdir = Path(options.workdir or f"runs/{name}_seed{config.seed}")
   with stopping.Watch() as stop:
     if model is None:
       _run_config(options, workdir, console, stop)
     else:
-      _judge_callable(config, model, workdir, console, stop)
+      _judge_model(config, model, workdir, console, stop)
   if options.dry_run:
     return
   left = ", ".join(sorted(path.name for path in workdir.iterdir() if not path.name.startswith(".")))

@@ -7,9 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from lrat_jax.checkpoints import Checkpoints
 from tests.helpers import SMALL
@@ -70,12 +68,7 @@ def outcome(workdir):
   """All that a run is: its last step, that checkpoint's arrays, the rows without their timing, the recorded weights."""
   with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
     step = checkpoints.latest_step()
-  path = workdir / "checkpoints" / str(step) / "state"
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:  # as arrays of NumPy, whatever devices wrote them
-    as_numpy = jax.tree.map(
-      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
-    )
-    state = reader.restore(path, ocp.args.PyTreeRestore(restore_args=as_numpy))
+    state = checkpoints.read(step)
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   for row in rows:
     row.pop("images_per_second", None)

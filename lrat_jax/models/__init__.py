@@ -10,6 +10,7 @@ from jax import Array
 
 from lrat_jax.attacks import own_code
 from lrat_jax.models.cnn import CNN
+from lrat_jax.models.preact_resnet import PreActResNet
 from lrat_jax.models.resnet import ResNet
 from lrat_jax.models.wide_resnet import WideResNet
 
@@ -17,7 +18,10 @@ DTYPES = ("float32", "bfloat16")
 # Pixels of input whose activations stay in the cache of a CPU core. The other networks gain nothing from small batches:
 # their kernels are larger than the cache and are read anew for each.
 _CNN_PIXELS_IN_CACHE = 16 * 28 * 28
-NAMES = ("cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "wide_resnet_DEPTH_WIDTH")
+NAMES = (
+  "cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "preact_resnet18", "preact_resnet18_WIDTH",
+  "wide_resnet_DEPTH_WIDTH",
+)  # fmt: skip
 
 
 class Classifier(nn.Module):
@@ -42,8 +46,8 @@ def _network(name: str, **options: Any) -> nn.Module:
     return _own_network(name, **options)
   if match := re.fullmatch(r"cnn(?:_([1-9]\d{0,3}))?", name):
     return CNN(width=int(match[1] or 32), **options)
-  if match := re.fullmatch(r"resnet18(?:_([1-9]\d{0,3}))?", name):
-    return ResNet(width=int(match[1] or 64), **options)
+  if match := re.fullmatch(r"(preact_)?resnet18(?:_([1-9]\d{0,3}))?", name):
+    return (PreActResNet if match[1] else ResNet)(width=int(match[2] or 64), **options)
   if match := re.fullmatch(r"wide_resnet_(\d{1,3})_([1-9]\d{0,2})", name):
     depth = int(match[1])
     if depth < 10 or (depth - 4) % 6:
@@ -78,9 +82,10 @@ def create(
   """A Flax classifier by name.
 
   Args:
-    name: "cnn", "resnet18", "wide_resnet_DEPTH_WIDTH" ("wide_resnet_34_10"); "cnn_8" and "resnet18_16" are narrow ones.
-      "package.module:function" is the user's own: (num_classes, *, dtype, axis_name) -> a Flax Linen module of
-      (normalised images, train) -> logits, with no variables but params and batch_stats. Its module is imported.
+    name: "cnn", "resnet18", "preact_resnet18", "wide_resnet_DEPTH_WIDTH" ("wide_resnet_34_10"); "cnn_8" and
+      "resnet18_16" are narrow ones. "package.module:function" is the user's own: (num_classes, *, dtype, axis_name) ->
+      a Flax Linen module of (normalised images, train) -> logits, with no variables but params and batch_stats. Its
+      module is imported.
     num_classes: 2 or more.
     dtype: what the network computes in, "float32" or "bfloat16"; parameters and logits are float32 always.
     mean, std: per channel (or one for all) of the training images, subtracted and divided by inside the model.

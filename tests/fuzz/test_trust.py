@@ -25,10 +25,16 @@ def _runs_what_it_loads(node):
     return any(module.partition(".")[0] in LOADERS for module in modules)
   if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
     return not (isinstance(node.value, ast.Constant) and node.value.value is False)
+  if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+    return not any(keyword.arg == "weights_only" and ast.unparse(keyword.value) == "True" for keyword in node.keywords)
   return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")
 
 
-@pytest.mark.parametrize("text", ["import pickle", "np.load(f, allow_pickle=x)", "eval(text)", "from dill import load"])
+@pytest.mark.parametrize(
+  "text",
+  ["import pickle", "np.load(f, allow_pickle=x)", "eval(text)", "from dill import load", "torch.load(f)",
+   "torch.load(f, weights_only=False)"],
+)  # fmt: skip
 def test_the_search_below_finds_what_it_looks_for(text):
   assert any(map(_runs_what_it_loads, ast.walk(ast.parse(text))))
 

@@ -7,7 +7,7 @@ import pytest
 
 from lrat_jax import models
 
-SMALL = ["cnn_4", "resnet18_4", "wide_resnet_10_1"]
+SMALL = ["cnn_4", "resnet18_4", "preact_resnet18_4", "wide_resnet_10_1"]
 
 
 def _shapes(name, image_shape=(32, 32, 3), num_classes=10):
@@ -18,7 +18,12 @@ def _shapes(name, image_shape=(32, 32, 3), num_classes=10):
 @pytest.mark.parametrize(
   ("name", "count"),
   # As the PyTorch definitions of TRADES, GAIRAT and RobustBench count them for CIFAR-10.
-  [("resnet18", 11_173_962), ("wide_resnet_28_10", 36_479_194), ("wide_resnet_34_10", 46_160_474)],
+  [
+    ("resnet18", 11_173_962),
+    ("preact_resnet18", 11_172_170),
+    ("wide_resnet_28_10", 36_479_194),
+    ("wide_resnet_34_10", 46_160_474),
+  ],
 )
 def test_parameter_counts_are_the_published_ones(name, count):
   assert sum(p.size for p in jax.tree.leaves(_shapes(name)["params"])) == count
