@@ -6,11 +6,13 @@ import inspect
 import jax
 import jax.numpy as jnp
 import jaxtyping
+import numpy as np
 import pytest
 from beartype import beartype
 from beartype.door import is_bearable
+from flax import linen as nn
 
-from lrat_jax import attacks, objectives, reweighting
+from lrat_jax import attacks, models, objectives, reweighting
 from lrat_jax.attacks import losses
 
 KEYS, LABELS = jax.random.split(jax.random.key(0), 3), jnp.array([0, 1, 2])
@@ -101,7 +103,28 @@ def test_the_method_takes_and_returns_the_shapes_that_it_says(function):
     checked(function)(**arguments | {name: wrong})
 
 
+def test_autoattack_takes_and_returns_arrays_in_host_memory():
+  images, labels = np.asarray(IMAGES), np.asarray(LABELS)
+  wrong = np.argmin(logits_fn(IMAGES), axis=1)  # nothing to attack
+  call = functools.partial(checked(attacks.autoattack), KEYS[0], logits_fn, epsilon=0.1)
+  for given in ((images, wrong), (IMAGES, jnp.asarray(wrong))):
+    report = call(*given)
+    for field, annotation in attacks.AutoAttackReport.__annotations__.items():
+      assert is_bearable(getattr(report, field), annotation), field
+  with pytest.raises(jaxtyping.TypeCheckError):
+    call(images[0], labels)
+
+
+def test_a_model_takes_images_and_returns_logits():
+  model = models.create("cnn_1", 5)
+  variables = jax.eval_shape(model.init, KEYS[0], IMAGES)
+  apply = functools.partial(jax.eval_shape, nn.apply(checked(models.Classifier.__call__), model), variables)
+  assert apply(IMAGES).shape == (3, 5)
+  with pytest.raises(jaxtyping.TypeCheckError):
+    apply(IMAGES[..., 0])
+
+
 def test_every_public_attack_says_its_shapes():
   functions = [found for name in attacks.__all__ if inspect.isfunction(found := getattr(attacks, name))]
   attacking = {function for function in functions if "logits_fn" in inspect.signature(function).parameters}
-  assert attacking - {attacks.autoattack} == set(ATTACKS)  # which takes arrays in host memory
+  assert attacking - {attacks.autoattack} == set(ATTACKS)

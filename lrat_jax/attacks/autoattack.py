@@ -16,7 +16,7 @@ from lrat_jax.attacks import chunks, losses, threat_model
 from lrat_jax.attacks.pgd import check_batch, example_keys
 from lrat_jax.attacks.progress import Nowhere, Store
 from lrat_jax.attacks.registry import from_config
-from lrat_jax.attacks.shapes import LogitsFn
+from lrat_jax.attacks.shapes import HostAnswers, HostFloats, HostImages, HostIntegers, LogitsFn, OneKey
 from lrat_jax.attacks.stages import Stage, stages
 
 # Floating point may carry a projected image this far outside its ball, relative and absolute.
@@ -66,13 +66,13 @@ class AutoAttackReport(NamedTuple):
     warnings: lines to read before the number is believed.
   """
 
-  robust: np.ndarray
+  robust: HostAnswers
   robust_accuracy: float
   clean_accuracy: float
-  images: np.ndarray
-  broken_by: np.ndarray
+  images: HostImages
+  broken_by: HostIntegers
   stages: tuple[str, ...]
-  distances: np.ndarray
+  distances: HostFloats
   per_attack: tuple[StageSummary, ...]
   warnings: tuple[str, ...]
 
@@ -232,10 +232,10 @@ def _check_data(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> 
 
 
 def autoattack(
-  key: Array,
+  key: OneKey,
   logits_fn: LogitsFn,
-  images: np.ndarray,
-  labels: np.ndarray,
+  images: HostImages,
+  labels: HostIntegers,
   *,
   epsilon: float,
   norm: str = "linf",
@@ -243,7 +243,7 @@ def autoattack(
   batch_size: int = 256,
   chunk_size: int | None = None,
   devices: Sequence[jax.Device] | None = None,
-  example_indices: np.ndarray | None = None,
+  example_indices: HostIntegers | None = None,
   parts: Sequence[str] | None = None,
   changes: Mapping[str, Mapping[str, Any]] | None = None,
   on_stage: Callable[[StageSummary], None] = lambda summary: None,

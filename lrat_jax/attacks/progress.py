@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 
+@runtime_checkable
 class Store(Protocol):
   """What `autoattack` asks of a place for finished work; a piece is one batch of one round of a stage."""
 

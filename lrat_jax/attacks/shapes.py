@@ -6,6 +6,7 @@ They are annotations alone: nothing is checked as a program runs, where attacks 
 
 from collections.abc import Callable
 
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Integer, Key, Real
 
@@ -23,6 +24,11 @@ Keys = KeyPerImage | OneKey
 Scalar = float | int | Real[Array, ""]
 Rank = int | Integer[Array, ""]
 LogitsFn = Callable[[Images], Logits]
+# In host memory, or brought there.
+HostImages = Float[np.ndarray, "batch height width channel"] | Images
+HostIntegers = Integer[np.ndarray, "batch"] | Integer[Array, "batch"]
+HostFloats = Float[np.ndarray, "batch"]
+HostAnswers = Bool[np.ndarray, "batch"]
 # Of pairs: one entry for each adversarial variant.
 PerVariant = Float[Array, "batch variants"]
 VariantLogits = Float[Array, "batch variants classes"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
 
 from lrat_jax.attacks import own_code
+from lrat_jax.attacks.shapes import Images, Logits
 from lrat_jax.models.cnn import CNN
 from lrat_jax.models.preact_resnet import PreActResNet
 from lrat_jax.models.resnet import ResNet
@@ -35,7 +35,7 @@ class Classifier(nn.Module):
   mean: tuple[float, ...]
   std: tuple[float, ...]
 
-  def __call__(self, images: Array, train: bool = False) -> Array:
+  def __call__(self, images: Images, train: bool = False) -> Logits:
     normalised = (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
     return self.network(normalised, train).astype(jnp.float32)
 
