@@ -68,7 +68,8 @@ def _robust(run: Run, columns: Mapping[str, list[str]]) -> dict[str, np.ndarray]
   return robust | {WORST: arrays["robust"].astype(float)}
 
 
-def _training_seconds(run: Run) -> float:
+def training_seconds(run: Run) -> float:
+  """How long a run's steps took, by its metrics.jsonl: compilation and no validation included."""
   rows = [row for row in metrics.read_rows(run.workdir / "metrics.jsonl") if row["split"] == "train"]
   return sum(row["steps"] * run.config.data.batch_size / row["images_per_second"] for row in rows)
 
@@ -80,7 +81,7 @@ def _arm_summary(runs: Sequence[Run], robust: Mapping[str, Mapping[str, np.ndarr
   return {
     "commands": [run.command for run in runs],
     "trained_on": _seen(runs[0]),
-    "training_seconds": [_training_seconds(run) for run in done],
+    "training_seconds": [training_seconds(run) for run in done],
     "seeds": {str(seed): scores for seed, scores in per_seed.items()},
     "mean": {name: float(np.mean(values)) for name, values in table.items()},
     "std": {name: float(np.std(values, ddof=1)) for name, values in table.items() if len(values) > 1},
