@@ -24,12 +24,17 @@ class Arm(NamedTuple):
   Attributes:
     name: the configuration's, with the fields that set it apart from other arms of that name.
     runs: one for each seed.
-    origin: where the first run's configuration comes from, if that can be told.
+    origins: where each run's configuration comes from, if that can be told.
   """
 
   name: str
   runs: list[Run]
-  origin: repeat.Origin | None
+  origins: list[repeat.Origin | None]
+
+  @property
+  def commands(self) -> list[str | None]:
+    """What repeats each run."""
+    return [repeat.command(run, origin) for run, origin in zip(self.runs, self.origins, strict=True)]
 
 
 class Judged(NamedTuple):
@@ -37,6 +42,7 @@ class Judged(NamedTuple):
 
   arm: Arm
   run: Run
+  command: str | None
   config: ConfigDict
   arrays: dict[str, np.ndarray]
 
@@ -51,10 +57,6 @@ class Judged(NamedTuple):
   @property
   def workdir(self) -> Path:
     return self.run.workdir
-
-  @property
-  def command(self) -> str:
-    return repeat.command(self.run, self.arm.origin) or ""
 
   def results(self) -> dict[str, Any]:
     return self.run.results
@@ -73,8 +75,8 @@ def _key(run: Run) -> str:
 def _told_apart(arms: Sequence[Arm]) -> list[Arm]:
   """With names that differ: by the fields that only some arms of a name have changed, or by their folders."""
   fields = [
-    {f"{c.field}={repeat.text(c.value)}" for c in arm.origin.changes if c.field.split(".")[0] not in _NOT_THE_ARM}
-    if arm.origin
+    {f"{c.field}={repeat.text(c.value)}" for c in arm.origins[0].changes if c.field.split(".")[0] not in _NOT_THE_ARM}
+    if arm.origins[0]
     else set()
     for arm in arms
   ]
@@ -95,23 +97,26 @@ def group(runs: Sequence[Run]) -> list[Arm]:
     if folders.count(folder) > 1:
       raise ConfigError(f"{run.workdir} is named twice.")
   found: dict[tuple[str, int], list[Run]] = {}
+  seen: list[tuple[str, int]] = []
   for run in runs:
     # A second run of one configuration and seed is an arm of its own.
-    copy = sum(run.seed == other.seed and _key(run) == _key(other) for other in runs[: runs.index(run)])
-    found.setdefault((_key(run), copy), []).append(run)
-  arms = [Arm(mine[0].name, mine, mine[0].config and repeat.origin(mine[0].config)) for mine in found.values()]
-  return _told_apart(arms)
+    found.setdefault((_key(run), seen.count((_key(run), run.seed))), []).append(run)
+    seen.append((_key(run), run.seed))
+  origin = lambda run: None if run.config is None else repeat.origin(run.config)
+  return _told_apart([Arm(mine[0].name, mine, [origin(run) for run in mine]) for mine in found.values()])
+
+
+def _images(run: Run) -> str:
+  return f"the first {run.results['n']} {run.results['split']} images of {run.results['data']}"
 
 
 def _check_same_images(runs: Sequence[Run]) -> None:
   first = runs[0]
   for run in runs[1:]:
-    place = lambda one: (one.results["data"], one.results["split"], one.results["n"])
     same = all(np.array_equal(run.per_example[name], first.per_example[name]) for name in ("indices", "labels"))
-    if not same or place(run) != place(first):
-      describe = lambda one: "the first {2} {1} images of {0}".format(*place(one))
+    if not same or _images(run) != _images(first):
       raise ConfigError(
-        f"{run.workdir} was judged on other images ({describe(run)}) than {first.workdir} ({describe(first)}); "
+        f"{run.workdir} was judged on other images ({_images(run)}) than {first.workdir} ({_images(first)}); "
         "runs are compared on the same."
       )
 
@@ -135,19 +140,20 @@ def judged(arms: Sequence[Arm]) -> list[Judged]:
   Raises:
     ConfigError: they were judged on other images, or have no attack in common.
   """
-  pairs = [(arm, run) for arm in arms for run in arm.runs if run.per_example is not None]
-  if not pairs:
+  whole = [entry for arm in arms for entry in zip(arm.runs, arm.commands, [arm] * len(arm.runs), strict=True)]
+  whole = [entry for entry in whole if entry[0].per_example is not None]
+  if not whole:
     return []
-  runs = [run for _, run in pairs]
+  runs = [run for run, *_ in whole]
   _check_same_images(runs)
   suite = shared_suite(runs)
   if not suite:
     raise ConfigError(f"{', '.join(str(run.workdir) for run in runs)} were judged by no attack in common.")
   found = []
-  for arm, run in pairs:
+  for run, command, arm in whole:
     columns = {name: run.per_example[f"robust/{name}"].astype(bool) for name in suite}
     worst = {"robust": np.logical_and.reduce([run.per_example["clean_correct"], *columns.values()])}
-    found.append(Judged(arm, run, _config(run, suite), {**run.per_example, **worst}))
+    found.append(Judged(arm, run, command, _config(run, suite), {**run.per_example, **worst}))
   return found
 
 

@@ -50,7 +50,7 @@ def _finished(title: str, note: str, chart: alt.Chart | alt.LayerChart, height: 
     axis=alt.AxisConfig(**quiet, **text, gridOpacity=0.7),
     legend=alt.LegendConfig(
       orient="top", title=None, labelColor=_INK, labelFontSize=12, labelLimit=320, columns=2, symbolStrokeWidth=2,
-      columnPadding=16,
+      columnPadding=16, symbolOpacity=1,
     ),
     view=alt.ViewConfig(stroke=None),
     range=alt.RangeConfig(category=_SERIES, symbol=_SHAPES),
@@ -71,13 +71,13 @@ def _dots(records: list[Record], attacks: list[str], arms: list[str], title: str
   """Estimates with their intervals: an attack a row, an arm a colour and a shape beside the others."""
   legend = {} if len(arms) > 1 else {"legend": None}
   encoding = {
-    "y": alt.Y("attack:N", sort=attacks, title=None, axis=alt.Axis(labelLimit=160, grid=len(arms) > 1)),
+    "y": alt.Y("attack:N", sort=attacks, title=None, axis=alt.Axis(labelLimit=160, grid=False)),
     "color": _names(arms, "arm", **legend),
   }
   if len(arms) > 1:
     encoding["yOffset"] = alt.YOffset("arm:N", sort=arms)
   tooltip = [alt.Tooltip(f"{name}:N") for name in ("attack", "arm", "value", "interval")]
-  axis = alt.X("at:Q", title=reach["title"], scale=alt.Scale(**reach["scale"]))
+  axis = alt.X("at:Q", title=reach["title"], scale=alt.Scale(**reach["scale"]), axis=alt.Axis(tickCount=8))
   base = alt.Chart(_data(records)).encode(**encoding, tooltip=tooltip)
   bars = base.mark_rule(strokeWidth=2, opacity=0.55).encode(x=alt.X("low:Q", title=reach["title"]), x2="high:Q")
   shape = alt.Shape("arm:N", scale=alt.Scale(domain=arms), **legend)
@@ -160,6 +160,13 @@ def _lines(records: list[Record], series: Sequence[str], what: str, percent: boo
   )
 
 
+def _chosen(run: Run) -> int:
+  """The epoch whose weights were judged, from 1; the first of the best where nothing was judged."""
+  rows = [row for row in run.rows if row["split"] == "validation"]
+  step = (run.results or {}).get("step")
+  return 1 + next((row for row in rows if row["step"] == step), max(rows, key=lambda row: row["robust"]))["epoch"]
+
+
 def training(run: Run) -> list[Chart]:
   """One run's accuracy in validation and in training, and its loss, over the epochs."""
   panels = {
@@ -177,17 +184,17 @@ def training(run: Run) -> list[Chart]:
       chart = _lines(records, list(fields), "accuracy (%)" if scale == 100 else "loss (nats)", scale == 100)
       note = ""
       if title.startswith("Validation"):
-        best = max((r for r in records if r["series"] == "robust"), key=lambda record: record["value"])
-        mark = alt.Chart(_data([best])).mark_point(filled=True, size=80, opacity=1)
-        colour = _names(list(fields), "series")
-        chart += mark.encode(x="epoch:Q", y="value:Q", color=colour)
-        note = f"The dot is epoch {best['epoch']}, the first of the best in robust validation: what is judged."
+        chosen = _chosen(run)
+        best = [record for record in records if record["series"] == "robust" and record["epoch"] == chosen]
+        mark = alt.Chart(_data(best)).mark_point(filled=True, size=80, opacity=1)
+        chart += mark.encode(x="epoch:Q", y="value:Q", color=_names(list(fields), "series"))
+        note = f"The dot: epoch {chosen}, whose weights are kept as the best."
       charts.append(_finished(title, note, chart))
   return charts
 
 
 def training_compared(arms: Sequence[Arm]) -> list[Chart]:
-  """All runs' accuracy in validation and loss in training over the epochs: a colour for each arm, a line for each run."""
+  """All runs' accuracy in validation and loss in training: a colour for each arm, a line for each run."""
   panels = {
     "Robust accuracy in validation": ("validation", "robust", 100),
     "Clean accuracy in validation": ("validation", "clean", 100),
@@ -232,18 +239,19 @@ def _bands(history: WeightHistory, fields: Mapping[str, str], title: str, note: 
 
 
 def weights(history: WeightHistory) -> list[Chart]:
-  """Local weights, global weights and vulnerabilities of the sampled training images over the epochs."""
+  """Local weights and global weights, where images differ in them, and vulnerabilities, over the epochs."""
   variants = [str(variant) for variant in history.variants]
-  note = "Line: median; bands: the middle 50 % and 90 % of the sampled training images."
   local = {"natural": "natural"} | {variant: f"adversarial/{variant}" for variant in variants}
   vulnerable = {variant: f"vulnerability/{variant}" for variant in variants}
   colours = [_SERIES[place % len(_SERIES)] for place in range(len(local))]
-  return [
-    _bands(history, local, "Local weights", note, colours),
-    _bands(history, {"pair": "across"}, "Global weights", note, _SERIES),
-    # A variant has one colour in both: the first is the natural image's.
-    _bands(history, vulnerable, "Vulnerability in training", f"{note} Above 0: fooled.", colours[1:]),
-  ]
+  differ = lambda field: inspection.first_difference(history, field) is not None
+  # A variant has one colour in both: the first is the natural image's.
+  charts = [_bands(history, vulnerable, "Vulnerability in training", "Above 0: fooled.", colours[1:])]
+  if differ("across"):
+    charts.insert(0, _bands(history, {"pair": "across"}, "Global weights", "Of the pair as a whole.", _SERIES))
+  if any(map(differ, local.values())):
+    charts.insert(0, _bands(history, local, "Local weights", "Inside the pair: the image and its variants.", colours))
+  return charts
 
 
 def by_class(history: WeightHistory, field: str, what: str) -> Chart | None:
@@ -278,17 +286,17 @@ def least_correlated(found: Inconsistency, per_example: Mapping[str, np.ndarray]
   scores = inspection.vulnerabilities(per_example, [across, upward])[right]
   shown = scores[:: -(-len(scores) // _MOST_POINTS)]
   records = [{"across": _plain(a), "upward": _plain(b)} for a, b in shown.tolist()]
-  whole = alt.Scale(domain=[-1, 1])
+  whole, few = alt.Scale(domain=[-1, 1]), alt.Axis(tickCount=5)
   points = alt.Chart(_data(records)).mark_circle(size=22, opacity=0.45, color=_SERIES[0])
   zero = alt.Chart(_data([{"at": 0}]))
   layers = [
     zero.mark_rule(color=_SOFT).encode(x="at:Q"),
     zero.mark_rule(color=_SOFT).encode(y="at:Q"),
     points.encode(
-      x=alt.X("across:Q", title=f"under {across}", scale=whole),
-      y=alt.Y("upward:Q", title=f"under {upward}", scale=whole),
+      x=alt.X("across:Q", title=f"under {across}", scale=whole, axis=few),
+      y=alt.Y("upward:Q", title=f"under {upward}", scale=whole, axis=few),
       tooltip=[alt.Tooltip("across:Q", title=across), alt.Tooltip("upward:Q", title=upward)],
     ),
   ]
   note = f"{len(shown):,} of {len(scores):,} images that are right when clean, a point each. Above 0: fooled."
-  return _finished("Vulnerability under the two attacks that agree least", note, alt.layer(*layers), height=300)
+  return _finished("Vulnerability under the two attacks that agree least", note, alt.layer(*layers), height=380)

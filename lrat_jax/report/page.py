@@ -46,8 +46,9 @@ class View(NamedTuple):
 
   arm: Arm
   run: Run
-  lines: dict[str, str]
+  method: str
   facts: dict[str, str]
+  changes: list[repeat.Change]
   commands: list[str]
   configuration: str
   missing: list[str]
@@ -55,7 +56,7 @@ class View(NamedTuple):
   accuracy_chart: charts.Chart | None
   training: list[charts.Chart]
   weights: list[charts.Chart]
-  same_weights: bool
+  same_weights: list[str]
   agreement: Agreement | None
   examples: list[pictures.Example]
   drawn: dict[str, str]
@@ -78,7 +79,7 @@ def _facts(arm: Arm, run: Run) -> dict[str, str]:
   facts = {}
   if run.config is not None:
     config = run.config
-    seconds = comparison.training_seconds(arms_lib.Judged(arm, run, config, {})) if run.rows else None
+    seconds = comparison.training_seconds(run) if run.rows else None
     epochs = 1 + max((row["epoch"] for row in run.rows), default=-1)
     facts |= {
       "Data": config.data.source,
@@ -98,7 +99,7 @@ def _facts(arm: Arm, run: Run) -> dict[str, str]:
       "Judged": f"{results['n']:,} {results['split']} images"
       + (f", the weights of step {results['step']:,}" if "step" in results else ""),
       "Judging time": "" if run.timings is None else metrics.seconds_text(run.timings["seconds"]),
-      "Device": f"{device} x {environment.pop('num_devices', 1)}",
+      "Device": f"{environment.pop('num_devices', 1)} x {device}",
       "Versions": ", ".join(f"{name} {version}" for name, version in environment.items()),
     }
   return {name: text for name, text in facts.items() if text}
@@ -116,19 +117,20 @@ def _agreement(run: Run) -> Agreement | None:
   return Agreement(found.names, found.count, tables.correlations(found), tables.crossed(found), chart)
 
 
-def _weight_charts(run: Run) -> tuple[list[charts.Chart], bool]:
-  """The charts of a run's weights, and whether all images weigh the same."""
+def _weight_charts(run: Run) -> tuple[list[charts.Chart], list[str]]:
+  """The charts of a run's weights, and lines on those that are the same for all images."""
   if run.weights is None:
-    return [], False
-  differing = [
-    (field, what)
-    for field, what in (("natural", "local weight of the natural image"), ("across", "global weight"))
-    if inspection.first_difference(run.weights, field) is not None
-  ]
-  found = charts.weights(run.weights)
-  if not differing:
-    return found[-1:], True
-  return [*found, *(chart for one in differing if (chart := charts.by_class(run.weights, *one)))], False
+    return [], []
+  found, same = charts.weights(run.weights), []
+  for field, what, plural in (
+    ("natural", "local weight of the natural image", "local weights"),
+    ("across", "global weight", "global weight"),
+  ):
+    if inspection.first_difference(run.weights, field) is None:
+      same.append(f"The {plural} of all images {'are' if plural.endswith('s') else 'is'} the same throughout.")
+    elif chart := charts.by_class(run.weights, field, what):
+      found.append(chart)
+  return found, same
 
 
 def _drawn(run: Run, examples: Sequence[pictures.Example]) -> dict[str, str]:
@@ -144,13 +146,13 @@ def _view(arm: Arm, *, alone: bool) -> View:
   rows = tables.accuracies(run) if run.results is not None else []
   weight_charts, same = _weight_charts(run)
   examples = pictures.worst(run)
-  commands = [(one, repeat.command(one, one.config and repeat.origin(one.config))) for one in arm.runs]
   return View(
     arm=arm,
     run=run,
-    lines={"method": words.method(run.config)} if run.config is not None else {},
+    method="" if run.config is None else words.method(run.config),
     facts=_facts(arm, run),
-    commands=[text for _, text in commands if text is not None],
+    changes=[change for change in arm.origins[0].changes if change.field != "seed"] if arm.origins[0] else [],
+    commands=[command for command in arm.commands if command is not None],
     configuration=runs.configuration_text(run),
     missing=_missing(run),
     rows=rows,
@@ -234,5 +236,4 @@ def render(workdirs: Sequence[Path]) -> str:
     script=script,
     hashes=" ".join(_hash(text) for text in (vega, script)),
     percent=tables.percent,
-    capital=words.capital,
   )

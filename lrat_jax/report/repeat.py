@@ -1,4 +1,4 @@
-"""How a run is repeated: the command that makes its configuration, and the fields in which it differs from the method's."""
+"""How a run is repeated: the command that makes its configuration, and the fields that are not the method's own."""
 
 import itertools
 import shlex

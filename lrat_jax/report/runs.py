@@ -146,7 +146,9 @@ def _read_rows(path: Path) -> list[metrics.Row]:
   for number, row in enumerate(rows, start=1):
     needed = _NEEDED_IN_ROWS.get(row["split"], set())
     properties = {name: _NUMBER for name in needed} | {"images_per_second": {"exclusiveMinimum": 0}}
-    _check(row, {"type": "object", "properties": properties, "required": sorted(needed)}, Path(f"{path}, line {number}"))
+    _check(
+      row, {"type": "object", "properties": properties, "required": sorted(needed)}, Path(f"{path}, line {number}")
+    )
   return rows
 
 
@@ -210,7 +212,9 @@ def read(workdir: Path) -> Run:
   if not workdir.is_dir():
     raise ConfigError(f"{workdir} is no folder; give the workdir of a run.")
   if not any((workdir / name).is_file() for name in ("config.json", "results.json")):
-    hint = f" It holds a comparison: give its runs, as {workdir}/*/seed*." if (workdir / "comparison.json").exists() else ""
+    hint = (
+      f" It holds a comparison: give its runs, as {workdir}/*/seed*." if (workdir / "comparison.json").exists() else ""
+    )
     raise ConfigError(f"{workdir} is no run: it holds neither config.json nor results.json.{hint}")
   config = _find_config(workdir)
   folder = workdir if config is None else judging.results_folder(workdir, config.eval.split)

@@ -14,6 +14,7 @@ from lrat_jax.report.runs import Run
 
 WILSON = "Wilson, over images"
 BOOTSTRAP = "bootstrap over seeds and images"
+_MINUS = "\u2212"
 
 
 class Estimate(NamedTuple):
@@ -65,14 +66,14 @@ class Cell(NamedTuple):
 
 
 def percent(share: float) -> str:
-  """"21.2" of 0.212."""
+  """ "21.2" of 0.212."""
   return f"{100 * share:.1f}"
 
 
 def signed(share: float) -> str:
-  """"+1.2", "−0.3" or "0.0", in points."""
+  """A difference in points, as "+1.2"; "0.0" has no sign."""
   text = f"{100 * share:+.1f}"
-  return "0.0" if float(text) == 0 else text.replace("-", "−")
+  return "0.0" if float(text) == 0 else text.replace("-", _MINUS)
 
 
 def wilson(accuracy: float, count: int) -> Estimate:
@@ -181,7 +182,9 @@ def compare(arms: Sequence[Arm], judged: Sequence[Judged], summary: Mapping[str,
 
 def correlations(found: inspection.Inconsistency) -> list[list[Cell]]:
   """Rank correlations, a row for each attack."""
-  cell = lambda value: Cell(f"{value:.2f}".replace("-", "−"), float(value)) if np.isfinite(value) else Cell("–", None)
+  cell = lambda value: (
+    Cell(f"{value:.2f}".replace("-", _MINUS), float(value)) if np.isfinite(value) else Cell("-", None)
+  )
   return [[cell(value) for value in row] for row in found.rank_correlation]
 
 

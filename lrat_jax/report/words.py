@@ -28,20 +28,16 @@ _TERMS = {
   "Robust accuracy": "The share that the model gets right clean and still gets right under an attack.",
   "Worst case": "The share that the model gets right clean and under every attack of the suite.",
   "Radius": "How far an attack may move an image; pixels run from 0 to 1.",
-  "L∞, L2, L1": "How that distance is measured: the largest change of a pixel, the root of the sum of squares, the sum.",
-  "Vulnerability": "The largest wrong probability minus the true one, from −1 to 1; positive: the attack fools the model.",
+  "L∞, L2, L1": "How that distance is measured: a pixel's largest change, the root of the sum of squares, the sum.",
+  "Vulnerability": "The largest wrong probability minus the true one, in [-1, 1]; above 0: fooled.",
   "Pair, variant": "A training image together with its adversarial variants, one for each training attack.",
   "Local weights": "How a pair's weight is shared inside it, between the image and its variants (LRAT).",
   "Global weight": "What a pair as a whole weighs against other pairs (GAIRAT, MAIL); 1 on average.",
   "Wilson interval": "Where the true share lies with 95 % confidence, if the images are a random sample.",
-  "Paired bootstrap": "The difference again and again on redrawn seeds and images, the same for both; its middle 95 %.",
-  "Rank correlation": "1 where two attacks rank the images alike by vulnerability, 0 where they have nothing in common.",
+  "Paired bootstrap": "The difference on seeds and images drawn again and again, the same for both; its middle 95 %.",
+  "Rank correlation": "1 where two attacks rank the images alike by vulnerability, 0 where there is no relation.",
   "Validation": "Training images held out to choose the best epoch; the test images have no part in it.",
 }
-
-
-def capital(sentence: str) -> str:
-  return sentence[:1].upper() + sentence[1:]
 
 
 def threat(entry: Mapping[str, Any]) -> str:
@@ -61,7 +57,14 @@ def _idle(config: ConfigDict) -> bool:
 
 
 def method(config: ConfigDict) -> str:
-  """The method in one sentence."""
+  """What was trained, and how, in two sentences."""
+  against = "" if _idle(config) else f" against {training_attacks(config)}"
+  return (
+    f"A {config.model.name} trained on {config.data.source} for {config.train.epochs} epochs{against}. {_how(config)}"
+  )
+
+
+def _how(config: ConfigDict) -> str:
   if _idle(config):
     return "Training on natural images: the training attacks have radius 0."
   sentence = _OBJECTIVES.get(config.objective, config.objective)
