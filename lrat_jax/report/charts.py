@@ -18,6 +18,7 @@ Record = dict[str, Any]
 _SERIES = [f"var(--series-{number})" for number in range(1, 8)]
 _INK, _SOFT, _RULE = "var(--ink)", "var(--soft)", "var(--rule)"
 _SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
+_DASHES = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2]]
 _HEIGHT = 220
 # Points in a scatter plot: more hide one another, and make the page large.
 _MOST_POINTS = 800
@@ -49,11 +50,10 @@ def _finished(title: str, note: str, chart: alt.Chart | alt.LayerChart, height: 
     autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
     axis=alt.AxisConfig(**quiet, **text, gridOpacity=0.7),
     legend=alt.LegendConfig(
-      orient="top", title=None, labelColor=_INK, labelFontSize=12, labelLimit=320, columns=2, symbolStrokeWidth=2,
-      columnPadding=16, symbolOpacity=1,
+      orient="top", title=None, labelColor=_INK, labelFontSize=12, labelLimit=300, symbolStrokeWidth=2, columnPadding=16,
+      symbolOpacity=1,
     ),
     view=alt.ViewConfig(stroke=None),
-    range=alt.RangeConfig(category=_SERIES, symbol=_SHAPES),
   )  # fmt: skip
   return Chart(title, note, styled.to_dict())
 
@@ -62,14 +62,27 @@ def _data(records: Iterable[Record]) -> alt.Data:
   return alt.Data(values=list(records))
 
 
+def colour(place: int) -> str:
+  """The colour of the name at a place, from 0. After the last colour they begin again, with other shapes and dashes."""
+  return _SERIES[place % len(_SERIES)]
+
+
 def _names(names: Sequence[str], column: str, **options: Any) -> alt.Color:
   """A colour for each name, in their order."""
-  return alt.Color(f"{column}:N", scale=alt.Scale(domain=list(names)), **options)
+  scale = alt.Scale(domain=list(names), range=[colour(place) for place in range(len(names))])
+  return alt.Color(f"{column}:N", scale=scale, **options)
+
+
+def _legend(names: Sequence[str]) -> dict[str, Any]:
+  """None for one name, and a column where names are long."""
+  if len(names) < 2:
+    return {"legend": None}
+  return {"legend": alt.Legend(columns=1 if max(map(len, names)) > 16 else 2)}
 
 
 def _dots(records: list[Record], attacks: list[str], arms: list[str], title: str, note: str, reach) -> Chart:
   """Estimates with their intervals: an attack a row, an arm a colour and a shape beside the others."""
-  legend = {} if len(arms) > 1 else {"legend": None}
+  legend = _legend(arms)
   encoding = {
     "y": alt.Y("attack:N", sort=attacks, title=None, axis=alt.Axis(labelLimit=160, grid=False)),
     "color": _names(arms, "arm", **legend),
@@ -80,7 +93,8 @@ def _dots(records: list[Record], attacks: list[str], arms: list[str], title: str
   axis = alt.X("at:Q", title=reach["title"], scale=alt.Scale(**reach["scale"]), axis=alt.Axis(tickCount=8))
   base = alt.Chart(_data(records)).encode(**encoding, tooltip=tooltip)
   bars = base.mark_rule(strokeWidth=2, opacity=0.55).encode(x=alt.X("low:Q", title=reach["title"]), x2="high:Q")
-  shape = alt.Shape("arm:N", scale=alt.Scale(domain=arms), **legend)
+  turned = [_SHAPES[(place + place // len(_SERIES)) % len(_SHAPES)] for place in range(len(arms))]
+  shape = alt.Shape("arm:N", scale=alt.Scale(domain=arms, range=turned), **legend)
   points = base.mark_point(filled=True, size=70, opacity=1).encode(x=axis, shape=shape)
   layers = [bars, points]
   if "zero" in reach:
@@ -145,9 +159,11 @@ def _epoch_records(rows: Sequence[metrics.Row], fields: Mapping[str, tuple[str, 
   return records
 
 
-def _lines(records: list[Record], series: Sequence[str], what: str, percent: bool) -> alt.Chart:
+def _lines(records: list[Record], series: Sequence[str], percent: bool, **legend: Any) -> alt.Chart:
+  """Records over the epochs, a colour for each of the series, a line for each "run" where records have one."""
   scale = alt.Scale(domain=[0, 100]) if percent else alt.Scale(zero=False)
-  legend = {} if len(series) > 1 else {"legend": None}
+  what = "accuracy (%)" if percent else "loss (nats)"
+  dashes = [_DASHES[place // len(_SERIES) % len(_DASHES)] for place in range(len(series))]
   axis = alt.Axis(tickMinStep=1, grid=False, format="d")
   chart = alt.Chart(_data(records)).mark_line(strokeWidth=2, point=len({r["epoch"] for r in records}) < 3)
   tooltip = [alt.Tooltip("series:N"), alt.Tooltip("epoch:Q"), alt.Tooltip("value:Q", title=what, format=".4~g")]
@@ -155,6 +171,7 @@ def _lines(records: list[Record], series: Sequence[str], what: str, percent: boo
     x=alt.X("epoch:Q", axis=axis, title="epoch", scale=alt.Scale(zero=False)),
     y=alt.Y("value:Q", title=what, scale=scale),
     color=_names(series, "series", **legend),
+    strokeDash=alt.StrokeDash("series:N", scale=alt.Scale(domain=list(series), range=dashes), **legend),
     detail=[alt.Detail("run:N")] if any("run" in record for record in records) else [],
     tooltip=tooltip,
   )
@@ -181,20 +198,20 @@ def training(run: Run) -> list[Chart]:
   for title, (fields, scale) in panels.items():
     records = _epoch_records(run.rows, fields, scale)
     if records:
-      chart = _lines(records, list(fields), "accuracy (%)" if scale == 100 else "loss (nats)", scale == 100)
+      chart = _lines(records, list(fields), scale == 100, **_legend(list(fields)))
       note = ""
       if title.startswith("Validation"):
         chosen = _chosen(run)
         best = [record for record in records if record["series"] == "robust" and record["epoch"] == chosen]
         mark = alt.Chart(_data(best)).mark_point(filled=True, size=80, opacity=1)
-        chart += mark.encode(x="epoch:Q", y="value:Q", color=_names(list(fields), "series"))
+        chart += mark.encode(x="epoch:Q", y="value:Q", color=_names(list(fields), "series", **_legend(list(fields))))
         note = f"The dot: epoch {chosen}, whose weights are kept as the best."
       charts.append(_finished(title, note, chart))
   return charts
 
 
 def training_compared(arms: Sequence[Arm]) -> list[Chart]:
-  """All runs' accuracy in validation and loss in training: a colour for each arm, a line for each run."""
+  """All runs' accuracy in validation and loss in training: a line for each run in its arm's colour, without a legend."""
   panels = {
     "Robust accuracy in validation": ("validation", "robust", 100),
     "Clean accuracy in validation": ("validation", "clean", 100),
@@ -209,9 +226,8 @@ def training_compared(arms: Sequence[Arm]) -> list[Chart]:
       for record in _epoch_records(run.rows, {arm.name: (split, field)}, scale)
     ]
     if records:
-      names = [arm.name for arm in arms]
-      chart = _lines(records, names, "accuracy (%)" if scale == 100 else "loss (nats)", scale == 100)
-      charts.append(_finished(title, "A line for each run.", chart))
+      chart = _lines(records, [arm.name for arm in arms], scale == 100, legend=None)
+      charts.append(_finished(title, "", chart))
   return charts
 
 
@@ -226,7 +242,7 @@ def _bands(history: WeightHistory, fields: Mapping[str, str], title: str, note: 
   axis = alt.Axis(tickMinStep=1, grid=False, format="d")
   base = alt.Chart(_data(records)).encode(
     x=alt.X("epoch:Q", title="epoch", axis=axis, scale=alt.Scale(zero=False)),
-    color=alt.Color("of:N", scale=scale),
+    color=alt.Color("of:N", scale=scale, **_legend(list(fields))),
     tooltip=["of:N", "epoch:Q", *(alt.Tooltip(f"{name}:Q", format=".3~g") for name in ("low", "median", "high"))],
   )
   value = alt.Y("median:Q", title=None)

@@ -121,21 +121,20 @@ def _weight_charts(run: Run) -> tuple[list[charts.Chart], list[str]]:
   """The charts of a run's weights, and lines on those that are the same for all images."""
   if run.weights is None:
     return [], []
-  found, same = charts.weights(run.weights), []
-  for field, what, plural in (
-    ("natural", "local weight of the natural image", "local weights"),
-    ("across", "global weight", "global weight"),
-  ):
-    if inspection.first_difference(run.weights, field) is None:
-      same.append(f"The {plural} of all images {'are' if plural.endswith('s') else 'is'} the same throughout.")
-    elif chart := charts.by_class(run.weights, field, what):
+  found = charts.weights(run.weights)
+  for field, what in (("natural", "local weight of the natural image"), ("across", "global weight")):
+    if inspection.first_difference(run.weights, field) is not None and (
+      chart := charts.by_class(run.weights, field, what)
+    ):
       found.append(chart)
-  return found, same
+  shown = {chart.title for chart in found}
+  lines = {"Local weights": "Local weights are the same in all pairs.", "Global weights": "All pairs weigh the same."}
+  return found, [line for title, line in lines.items() if title not in shown]
 
 
-def _drawn(run: Run, examples: Sequence[pictures.Example]) -> dict[str, str]:
-  """What the run itself drew and the page cannot draw: for that the images are needed."""
-  stems = ["most_moved"] if examples else ["most_moved", "worst_examples"]
+def _drawn(run: Run, examples: Sequence[pictures.Example], alone: bool) -> dict[str, str]:
+  """What the run itself drew and the page cannot draw: for that the images are needed. Of several runs, less."""
+  stems = ["most_moved"] * alone + ["worst_examples"] * (not examples)
   found = {stem: runs.drawn(run, stem) for stem in stems}
   return {stem: pictures.file_uri(path) for stem, path in found.items() if path is not None}
 
@@ -162,7 +161,7 @@ def _view(arm: Arm, *, alone: bool) -> View:
     same_weights=same,
     agreement=_agreement(run),
     examples=examples,
-    drawn=_drawn(run, examples),
+    drawn=_drawn(run, examples, alone),
   )
 
 
@@ -208,6 +207,7 @@ def _context(found: Sequence[Run]) -> dict[str, Any]:
     "compared": compared,
     "compared_charts": charts.compared(compared) if compared else [],
     "training": charts.training_compared(grouped) if several else [],
+    "legend": {arm.name: charts.colour(place) for place, arm in enumerate(grouped)},
     "left_out": [str(run.workdir) for run in found if run.per_example is None] if several else [],
     "not_shared": sorted({name for suite in suites_of for name in suite} - set(compared.summary["suite"]))
     if compared

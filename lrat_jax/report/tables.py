@@ -1,5 +1,6 @@
 """The page's tables: numbers as they are read, with their intervals."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -194,11 +195,22 @@ def crossed(found: inspection.Inconsistency) -> list[list[Cell]]:
   return [[Cell(percent(value), float(value) / most) for value in row] for row in found.cross]
 
 
-def warnings(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
-  """Each warning once, with the runs that gave it."""
+class Doubt(NamedTuple):
+  """A line of the checks with the runs that gave it, and the lines that differ from it in their numbers alone."""
+
+  line: str
+  runs: list[str]
+  alike: list[tuple[str, list[str]]]
+
+
+def warnings(arms: Sequence[Arm]) -> list[Doubt]:
+  """Each warning once, those with the same words together."""
   runs: dict[str, list[str]] = {}
   for arm in arms:
     for run in arm.runs:
       for line in run.results["warnings"] if run.results else ():
         runs.setdefault(line, []).append(f"{arm.name} seed {run.seed}")
-  return list(runs.items())
+  together: dict[str, list[tuple[str, list[str]]]] = {}
+  for line, names in runs.items():
+    together.setdefault(re.sub(r"[0-9.]+", "", line), []).append((line, names))
+  return [Doubt(*first, more) for first, *more in together.values()]
