@@ -50,8 +50,8 @@ def _finished(title: str, note: str, chart: alt.Chart | alt.LayerChart, height: 
     autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
     axis=alt.AxisConfig(**quiet, **text, gridOpacity=0.7),
     legend=alt.LegendConfig(
-      orient="top", title=None, labelColor=_INK, labelFontSize=12, labelLimit=300, symbolStrokeWidth=2, columnPadding=16,
-      symbolOpacity=1,
+      orient="top", title=None, labelColor=_INK, labelFontSize=12, labelLimit=300, symbolStrokeWidth=2,
+      symbolOpacity=1, columnPadding=16,
     ),
     view=alt.ViewConfig(stroke=None),
   )  # fmt: skip
@@ -211,7 +211,7 @@ def training(run: Run) -> list[Chart]:
 
 
 def training_compared(arms: Sequence[Arm]) -> list[Chart]:
-  """All runs' accuracy in validation and loss in training: a line for each run in its arm's colour, without a legend."""
+  """All runs' accuracy in validation and loss in training: a line for each run in its arm's colour; no legend."""
   panels = {
     "Robust accuracy in validation": ("validation", "robust", 100),
     "Clean accuracy in validation": ("validation", "clean", 100),
