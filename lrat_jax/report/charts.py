@@ -74,10 +74,10 @@ def _names(names: Sequence[str], column: str, **options: Any) -> alt.Color:
 
 
 def _legend(names: Sequence[str]) -> dict[str, Any]:
-  """None for one name, and a column where names are long."""
+  """None for one name, and fewer columns where names are long."""
   if len(names) < 2:
     return {"legend": None}
-  return {"legend": alt.Legend(columns=1 if max(map(len, names)) > 16 else 2)}
+  return {"legend": alt.Legend(columns=max(1, 36 // (4 + max(map(len, names)))))}
 
 
 def _dots(records: list[Record], attacks: list[str], arms: list[str], title: str, note: str, reach) -> Chart:

@@ -41,9 +41,9 @@ _TERMS = {
 
 
 def threat(entry: Mapping[str, Any]) -> str:
-  """What an attack may do, as `suites.threat` says it, with norms as people write them."""
+  """What an attack may do, as `suites.threat` says it, with norms as people write them, on one line with their radius."""
   first, space, rest = suites.threat(entry).partition(" ")
-  return _NORMS.get(first, first) + space + rest
+  return f"{_NORMS[first]}\u00a0{rest}" if first in _NORMS else first + space + rest
 
 
 def _share(share: float) -> str:
