@@ -41,7 +41,7 @@ _TERMS = {
 
 
 def threat(entry: Mapping[str, Any]) -> str:
-  """What an attack may do, as `suites.threat` says it, with norms as people write them, on one line with their radius."""
+  """What an attack may do, as `suites.threat` says it, with norms as people write them, beside their radius."""
   first, space, rest = suites.threat(entry).partition(" ")
   return f"{_NORMS[first]}\u00a0{rest}" if first in _NORMS else first + space + rest
 
