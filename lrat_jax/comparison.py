@@ -13,29 +13,34 @@ WORST, UNSEEN_MEAN = "worst case", "unseen, mean"
 _RESAMPLES, _CONFIDENCE = 2000, 0.95
 
 
-def paired_interval(difference: np.ndarray, seed: int = 0) -> tuple[float, float]:
-  """The 95 % bootstrap interval of the mean of a paired difference, over seeds and images.
+def paired_intervals(differences: np.ndarray, seed: int = 0) -> np.ndarray:
+  """The 95 % bootstrap intervals of the means of paired differences, over seeds and images.
 
   Both are drawn again, with replacement and independently, so the interval holds for other seeds and other images of
   the same kind; with one seed it holds for other images alone. A few seeds say little about all seeds: with so few it
   is rather too narrow than too wide.
 
   Args:
-    difference: float [seeds, images], for each seed and image what one arm has more than the other.
-    seed: of the resampling.
+    differences: float [k, seeds, images], for each seed and image what one arm has more than the other.
+    seed: of the resampling, which is the same for all k.
 
   Returns:
-    (low, high).
+    float [k, 2], low and high.
   """
   generator = np.random.default_rng(seed)
-  num_seeds, num_images = difference.shape
-  means = np.empty(_RESAMPLES)
+  _, num_seeds, num_images = differences.shape
+  means = np.empty((_RESAMPLES, len(differences)))
   for index in range(_RESAMPLES):
     seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds)) / num_seeds
     images = generator.multinomial(num_images, np.full(num_images, 1 / num_images)) / num_images
-    means[index] = seeds @ difference @ images
+    means[index] = seeds @ differences @ images
   tail = (1 - _CONFIDENCE) / 2
-  low, high = np.quantile(means, (tail, 1 - tail))
+  return np.quantile(means, (tail, 1 - tail), axis=0).T
+
+
+def paired_interval(difference: np.ndarray, seed: int = 0) -> tuple[float, float]:
+  """(low, high) of `paired_intervals`, for one difference float [seeds, images]."""
+  low, high = paired_intervals(difference[None], seed)[0]
   return float(low), float(high)
 
 
@@ -58,8 +63,13 @@ def _columns(runs: Sequence[Run]) -> dict[str, list[str]]:
   }
 
 
-def _robust(run: Run, columns: Mapping[str, list[str]]) -> dict[str, np.ndarray]:
-  """For each column of the table float [images], in the order of the table: 1 where the model holds."""
+def robust_columns(run: Run, columns: Mapping[str, list[str]]) -> dict[str, np.ndarray]:
+  """For each column of the table float [images], in the order of the table: 1 where the model holds.
+
+  Args:
+    run: with results.
+    columns: the attacks as "seen", "unseen" and "autoattack", as `summarise` groups them.
+  """
   arrays = run.per_example()
   attacks = {name: arrays[f"robust/{name}"].astype(float) for group in columns.values() for name in group}
   robust = {CLEAN: arrays["clean_correct"].astype(float), **attacks}
@@ -68,7 +78,8 @@ def _robust(run: Run, columns: Mapping[str, list[str]]) -> dict[str, np.ndarray]
   return robust | {WORST: arrays["robust"].astype(float)}
 
 
-def _training_seconds(run: Run) -> float:
+def training_seconds(run: Run) -> float:
+  """How long a run's steps took, by its metrics.jsonl: compilation and no validation included."""
   rows = [row for row in metrics.read_rows(run.workdir / "metrics.jsonl") if row["split"] == "train"]
   return sum(row["steps"] * run.config.data.batch_size / row["images_per_second"] for row in rows)
 
@@ -80,7 +91,7 @@ def _arm_summary(runs: Sequence[Run], robust: Mapping[str, Mapping[str, np.ndarr
   return {
     "commands": [run.command for run in runs],
     "trained_on": _seen(runs[0]),
-    "training_seconds": [_training_seconds(run) for run in done],
+    "training_seconds": [training_seconds(run) for run in done],
     "seeds": {str(seed): scores for seed, scores in per_seed.items()},
     "mean": {name: float(np.mean(values)) for name, values in table.items()},
     "std": {name: float(np.std(values, ddof=1)) for name, values in table.items() if len(values) > 1},
@@ -90,12 +101,12 @@ def _arm_summary(runs: Sequence[Run], robust: Mapping[str, Mapping[str, np.ndarr
 
 def _differences(ours: Sequence[Mapping[str, np.ndarray]], theirs: Sequence[Mapping[str, np.ndarray]]):
   """For each column {"mean", "low", "high"} of ours - theirs, seed by seed; nothing where no seed is paired."""
-  found = {}
-  for column in ours[0] if ours else ():
-    difference = np.stack([mine[column] - other[column] for mine, other in zip(ours, theirs, strict=True)])
-    low, high = paired_interval(difference)
-    found[column] = {"mean": float(difference.mean()), "low": low, "high": high}
-  return found
+  if not ours:
+    return {}
+  pairs = list(zip(ours, theirs, strict=True))
+  differences = np.array([[mine[column] - other[column] for mine, other in pairs] for column in ours[0]])
+  found = zip(ours[0], differences.mean(axis=(1, 2)).tolist(), paired_intervals(differences).tolist(), strict=True)
+  return {column: {"mean": mean, "low": low, "high": high} for column, mean, (low, high) in found}
 
 
 def _spread(tables: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -106,11 +117,11 @@ def _spread(tables: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 def _inconsistency(runs: Sequence[Run]) -> dict[str, Any] | None:
-  """How far the attacks disagree on one arm's runs (`inspection.inconsistency`); None with fewer than two attacks."""
+  """How far the attacks disagree on one arm's runs (`inspection.inconsistency`); None where they cannot be compared."""
   found = []
   for run in runs:
     per_example = run.per_example()
-    if len(inspection.attack_names(per_example)) < 2:
+    if len(inspection.attack_names(per_example)) < 2 or not per_example["clean_correct"].any():
       return None
     found.append(inspection.inconsistency(per_example))
   tables = {field: _spread([getattr(one, field) for one in found]) for field in ("rank_correlation", "cross")}
@@ -133,7 +144,7 @@ def summarise(runs: Sequence[Run], title: str) -> dict[str, Any]:
   """
   groups = _columns(runs)
   results = {run.name: run.results() for run in runs}
-  robust = {run.name: _robust(run, groups) for run in runs if results[run.name] is not None}
+  robust = {run.name: robust_columns(run, groups) for run in runs if results[run.name] is not None}
   if not robust:
     raise ValueError("no run has results.")
   arms = {run.arm.name: [other for other in runs if other.arm.name == run.arm.name] for run in runs}

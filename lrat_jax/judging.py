@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from lrat_jax import attacks, data, evaluate, figures, hosts, metrics, reports, stopping
+from lrat_jax import attacks, data, evaluate, figures, hosts, metrics, reports, stopping, worst_examples
 from lrat_jax.config_checks import ConfigError
 
 # Finished batches of an evaluation that goes on; it is removed when the evaluation ends.
@@ -118,6 +118,8 @@ def _write(
     dataset = config.data.source.partition(":")[2] or config.data.source
     architecture = more.get("architecture", more.get("model", config.model.name))
     reports.write_robustbench(workdir, results, dataset=dataset, architecture=architecture)
+  shown = worst_examples.to_arrays(split, judgement.examples, judgement.per_example)
+  reports.write_worst_examples(workdir, shown)
   figures.draw_judgement(workdir, str(more["name"]), split, judgement)
   reports.write_results(workdir, results, judgement.timings, judgement.per_example)
 

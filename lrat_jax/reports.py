@@ -55,6 +55,12 @@ def write_results(
   write_json(workdir / "results.json", results)
 
 
+def write_worst_examples(workdir: Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """worst_examples.npz, of `worst_examples.to_arrays`."""
+  with files.replacing(workdir / "worst_examples.npz") as file:
+    np.savez_compressed(file, **arrays)
+
+
 def write_images(workdir: Path, images: Mapping[str, np.ndarray], indices: np.ndarray) -> None:
   """adversarials/NAME.npz for each attack: "images" float32 [n, h, w, c] and "indices" [n] in the source's split."""
   (workdir / "adversarials").mkdir(exist_ok=True)

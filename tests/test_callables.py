@@ -76,7 +76,7 @@ def test_every_example_is_judged(module, tmp_path, capsys):
   assert results["name"] == results["model"] == name and results["n"] == 60 and "step" not in results
   assert results["clean"] > 0.85 > results["worst_case"]
   left = {path.name for path in (tmp_path / "mine").iterdir()}
-  assert left == {".lock", "results.json", "timings.json", "per_example.npz", "plots"}
+  assert left == {".lock", "results.json", "timings.json", "per_example.npz", "worst_examples.npz", "plots"}
   assert f"{name} on 60 test images" in capsys.readouterr().out
 
 

@@ -58,6 +58,20 @@ def test_means_spread_and_differences_are_over_seeds(runs):
   assert lrat["difference"]["fgsm"] == {"mean": 0.0, "low": 0.0, "high": 0.0} and at["difference"] == {}
 
 
+def test_intervals_of_several_columns_are_those_of_each(runs):
+  differences = np.random.default_rng(1).normal(size=(3, 2, 20))
+  together = comparison.paired_intervals(differences)
+  np.testing.assert_allclose(together, [comparison.paired_interval(one) for one in differences])
+  assert together.shape == (3, 2) and np.ptp(together[:, 0]) > 0.01
+
+
+def test_arms_of_which_no_image_is_right_are_compared_all_the_same(runs):
+  for run in runs:
+    arrays = dict(np.load(run.workdir / "per_example.npz"))
+    np.savez(run.workdir / "per_example.npz", **(arrays | {"clean_correct": np.zeros(10, bool)}))
+  assert comparison.summarise(runs, "title")["inconsistency"] is None
+
+
 def test_attacks_are_grouped_by_what_the_arms_trained_on(runs):
   summary = comparison.summarise(runs, "title")
   assert (summary["seen"], summary["unseen"], summary["autoattack"]) == (["cw20", "fgsm", "pgd20"], [], [])

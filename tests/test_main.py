@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 ARGUMENTS = [f"--config={ROOT}/configs/lrat_irat.py", *(f"--config.{name}={value}" for name, value in SMALL.items())]
 RESULT_FILES = {
   ".lock", "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "results.json", "timings.json",
-  "per_example.npz", "plots", "weights", "trackers.json",
+  "per_example.npz", "worst_examples.npz", "plots", "weights", "trackers.json",
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from lrat_jax import data, inspection
+from lrat_jax import data, inspection, worst_examples
 from lrat_jax.evaluate import CLEAN, Judgement
 from lrat_jax.figures.style import COLOURS, INK, blank, number_table, panels, replace, show_image
 from lrat_jax.inspection import Inconsistency
@@ -45,31 +45,18 @@ def plot_inconsistency(found: Inconsistency, per_example: Mapping[str, np.ndarra
   return figure
 
 
-def _worst(judgement: Judgement, most: int) -> list[tuple[str, int, np.ndarray]]:
-  """(attack, row of the split, adversarial) of the most vulnerable images, from each attack in turn, none twice."""
-  chosen: dict[int, tuple[str, int, np.ndarray]] = {}
-  deepest = max((len(examples.rows) for examples in judgement.examples.values()), default=0)
-  for place in range(deepest):
-    for name, (rows, images) in judgement.examples.items():
-      if place < len(rows) and len(chosen) < most:
-        chosen.setdefault(int(rows[place]), (name, int(rows[place]), images[place]))
-  order = list(judgement.examples)
-  return sorted(chosen.values(), key=lambda example: order.index(example[0]))
-
-
-def plot_worst_examples(name: str, split: data.Split, judgement: Judgement, most: int = 10) -> Figure | None:
+def plot_worst_examples(name: str, split: data.Split, judgement: Judgement) -> Figure | None:
   """The most vulnerable broken images, a column each: clean, adversarial, and their difference, amplified.
 
   Args:
     name: the model's, for the title.
     split: what was judged.
     judgement: of `evaluate.run_suite`.
-    most: columns at most.
 
   Returns:
     The figure; None where nothing was broken.
   """
-  worst = _worst(judgement, most)
+  worst = worst_examples.from_each(judgement.examples)
   if not worst:
     return None
   figure = blank(f"{name}: most vulnerable images that each attack broke", 1.35 * len(worst) + 1.0, 5.2)

@@ -1,0 +1,92 @@
+"""Writes one HTML page on what runs were and what came out; it opens from disk, without a network.
+
+  python -m lrat_jax.report runs/lrat_digits_seed0                     runs/lrat_digits_seed0/report.html
+  python -m lrat_jax.report runs/compare_digits/*/seed* --output=digits.html    several, beside one another
+
+  RUN...              workdirs; runs that differ in their seed alone are one arm, the first is what the
+                      others are compared with
+  --output=FILE.html  if not given, RUN/report.html for one run and report.html for several
+
+Exit codes: 0 done, 2 bad input, 4 the page could not be written.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+from rich.console import Console
+
+from lrat_jax import command_line, files
+from lrat_jax.config_checks import ConfigError
+from lrat_jax.report import page
+
+BAD_INPUT, FILES_FAILED = 2, 4
+
+
+class Options(NamedTuple):
+  """What was asked for."""
+
+  workdirs: list[Path]
+  output: Path
+
+
+def _flags() -> flags.FlagValues:
+  values = flags.FlagValues()
+  flags.DEFINE_string("output", None, "the page", flag_values=values)
+  flags.DEFINE_bool("help", False, "shows help", short_name="h", flag_values=values)
+  return values
+
+
+def parse(arguments: Sequence[str]) -> Options | None:
+  """Reads the command line; None where help was asked for. Raises ConfigError with one line of what is wrong."""
+  command_line.check_characters(arguments)
+  values = _flags()
+  try:
+    workdirs = [Path(name) for name in values(["report", *arguments])[1:]]
+  except flags.Error as error:
+    raise ConfigError(command_line.reason(error)) from None
+  if values.help:
+    return None
+  if not workdirs:
+    raise ConfigError("no run is named; try python -m lrat_jax.report runs/lrat_digits_seed0.")
+  default = workdirs[0] / "report.html" if len(workdirs) == 1 else Path("report.html")
+  output = default if values.output is None else Path(values.output)
+  if output.suffix.lower() not in (".html", ".htm"):
+    raise ConfigError(f"--output={output} must end in .html.")
+  return Options(workdirs, output)
+
+
+def run(arguments: Sequence[str], console: Console) -> None:
+  """The whole program. Raises ConfigError or files.DamagedError for bad input, OSError where it cannot write."""
+  options = parse(arguments)
+  if options is None:
+    print(__doc__.strip())
+    return
+  start = time.perf_counter()
+  content = page.render(options.workdirs).encode()
+  with files.replacing(options.output) as file:
+    file.write(content)
+  seconds = time.perf_counter() - start
+  console.print(
+    f"{options.output}: {len(content) / 1e6:.2f} MB in {seconds:.0f} s", highlight=False, markup=False, soft_wrap=True
+  )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the program on command-line arguments and returns its exit code; what went wrong is one line on stderr."""
+  try:
+    run(sys.argv[1:] if arguments is None else arguments, Console())
+  except (ConfigError, files.DamagedError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return BAD_INPUT
+  except OSError as error:
+    print(f"error: {error.strerror or error}: {error.filename}", file=sys.stderr)
+    return FILES_FAILED
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,239 @@
+"""The page: what the runs say, put into the template."""
+
+import base64
+import functools
+import hashlib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import altair as alt
+import jinja2
+import vl_convert
+from markupsafe import Markup
+
+from lrat_jax import comparison, inspection, metrics
+from lrat_jax.figures.style import COLOURS
+from lrat_jax.report import arms as arms_lib
+from lrat_jax.report import charts, pictures, repeat, runs, tables, words
+from lrat_jax.report.arms import Arm
+from lrat_jax.report.runs import Run
+
+# A run's folder may lack these; each is said in a line.
+_MISSING = {
+  "results": "No results.json: this run was trained and not judged. --mode=evaluate judges it.",
+  "per_example": "No per_example.npz: nothing is said of single images.",
+  "timings": "No timings.json: seconds of judging are not shown.",
+  "rows": "No metrics.jsonl: there are no training curves.",
+  "weights": "No weights/epoch_*.npz: there are no weights to show.",
+}
+_JUDGED_ONLY = "A function was judged here, and nothing trained: there are no training curves and no weights."
+
+
+class Agreement(NamedTuple):
+  """How far a run's attacks agree on which images are vulnerable."""
+
+  names: list[str]
+  count: int
+  correlations: list[list[tables.Cell]]
+  crossed: list[list[tables.Cell]]
+  chart: charts.Chart | None
+
+
+class View(NamedTuple):
+  """One run as the page shows it, in the place of its arm."""
+
+  arm: Arm
+  run: Run
+  method: str
+  facts: dict[str, str]
+  changes: list[repeat.Change]
+  commands: list[str]
+  configuration: str
+  missing: list[str]
+  rows: list[tables.Row]
+  accuracy_chart: charts.Chart | None
+  training: list[charts.Chart]
+  weights: list[charts.Chart]
+  same_weights: list[str]
+  agreement: Agreement | None
+  examples: list[pictures.Example]
+  drawn: dict[str, str]
+
+
+def _missing(run: Run) -> list[str]:
+  lines = dict(_MISSING)
+  if run.config is None:
+    lines = {name: line for name, line in lines.items() if name not in ("rows", "weights")}
+  if run.results is None:
+    lines = {name: line for name, line in lines.items() if name not in ("per_example", "timings")}
+  if run.config is not None and not run.config.train.weights_sample:
+    lines["weights"] = "No weights were recorded: train.weights_sample is 0."
+  found = [line for name, line in lines.items() if not getattr(run, name)]
+  return [_JUDGED_ONLY, *found] if run.config is None else found
+
+
+def _facts(arm: Arm, run: Run) -> dict[str, str]:
+  """What was trained and judged, by name."""
+  facts = {}
+  if run.config is not None:
+    config = run.config
+    seconds = comparison.training_seconds(run) if run.rows else None
+    epochs = 1 + max((row["epoch"] for row in run.rows), default=-1)
+    facts |= {
+      "Data": config.data.source,
+      "Model": f"{config.model.name}, {config.model.dtype} precision",
+      "Training attacks": words.training_attacks(config),
+      "Epochs": f"{config.train.epochs}" + (f", of which {epochs} are done" if epochs < config.train.epochs else ""),
+      "Batch": f"{config.data.batch_size} images",
+      "Optimiser": f"SGD, learning rate {config.optimizer.learning_rate:g}, {config.optimizer.schedule}",
+      "Training time": "" if seconds is None else metrics.seconds_text(seconds),
+    }
+  facts["Seed" if len(arm.runs) == 1 else "Seeds"] = ", ".join(str(one.seed) for one in arm.runs)
+  if run.results is not None:
+    results, environment = run.results, dict(run.results["environment"])
+    device = environment.pop("device", "unknown")
+    facts |= {
+      "Data": results["data"],
+      "Judged": f"{results['n']:,} {results['split']} images"
+      + (f", the weights of step {results['step']:,}" if "step" in results else ""),
+      "Judging time": "" if run.timings is None else metrics.seconds_text(run.timings["seconds"]),
+      "Device": f"{environment.pop('num_devices', 1)} x {device}",
+      "Versions": ", ".join(f"{name} {version}" for name, version in environment.items()),
+    }
+  return {name: text for name, text in facts.items() if text}
+
+
+def _agreement(run: Run) -> Agreement | None:
+  """None where attacks cannot be compared."""
+  if run.per_example is None:
+    return None
+  names = [name for name in inspection.attack_names(run.per_example) if name in run.results["robust"]]
+  if len(names) < 2 or not run.per_example["clean_correct"].any():
+    return None
+  found = inspection.inconsistency(run.per_example, names)
+  chart = charts.least_correlated(found, run.per_example)
+  return Agreement(found.names, found.count, tables.correlations(found), tables.crossed(found), chart)
+
+
+def _weight_charts(run: Run) -> tuple[list[charts.Chart], list[str]]:
+  """The charts of a run's weights, and lines on those that are the same for all images."""
+  if run.weights is None:
+    return [], []
+  found = charts.weights(run.weights)
+  for field, what in (("natural", "local weight of the natural image"), ("across", "global weight")):
+    if inspection.first_difference(run.weights, field) is not None and (
+      chart := charts.by_class(run.weights, field, what)
+    ):
+      found.append(chart)
+  shown = {chart.title for chart in found}
+  lines = {"Local weights": "Local weights are the same in all pairs.", "Global weights": "All pairs weigh the same."}
+  return found, [line for title, line in lines.items() if title not in shown]
+
+
+def _drawn(run: Run, examples: Sequence[pictures.Example], alone: bool) -> dict[str, str]:
+  """What the run itself drew and the page cannot draw: for that the images are needed. Of several runs, less."""
+  stems = ["most_moved"] * alone + ["worst_examples"] * (not examples)
+  found = {stem: runs.drawn(run, stem) for stem in stems}
+  return {stem: pictures.file_uri(path) for stem, path in found.items() if path is not None}
+
+
+def _view(arm: Arm, *, alone: bool) -> View:
+  """An arm by its first run; `alone` where the page is of this run and no other."""
+  run = arm.runs[0]
+  rows = tables.accuracies(run) if run.results is not None else []
+  weight_charts, same = _weight_charts(run)
+  examples = pictures.worst(run)
+  return View(
+    arm=arm,
+    run=run,
+    method="" if run.config is None else words.method(run.config),
+    facts=_facts(arm, run),
+    changes=[change for change in arm.origins[0].changes if change.field != "seed"] if arm.origins[0] else [],
+    commands=[command for command in arm.commands if command is not None],
+    configuration=runs.configuration_text(run),
+    missing=_missing(run),
+    rows=rows,
+    accuracy_chart=charts.accuracies(rows, arm.name) if rows and alone else None,
+    training=charts.training(run) if alone else [],
+    weights=weight_charts,
+    same_weights=same,
+    agreement=_agreement(run),
+    examples=examples,
+    drawn=_drawn(run, examples, alone),
+  )
+
+
+@functools.cache
+def _vega() -> str:
+  """Vega, Vega-Lite and Vega-Embed in one script, which reaches for nothing else."""
+  version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+  return vl_convert.javascript_bundle(vl_version=version)
+
+
+def _hash(script: str) -> str:
+  """What a content security policy knows a script by."""
+  return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _template() -> jinja2.Template:
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader("lrat_jax.report"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  return environment.get_template("report.html")
+
+
+def _own(name: str) -> Markup:
+  """A file of the package that goes into the page as it is."""
+  return Markup((Path(inspect.getfile(runs)).parent / "templates" / name).read_text(encoding="utf-8"))
+
+
+def _context(found: Sequence[Run]) -> dict[str, Any]:
+  grouped = arms_lib.group(found)
+  judged = arms_lib.judged(grouped)
+  several = len(found) > 1
+  compared = None
+  if several and judged:
+    compared = tables.compare(grouped, judged, arms_lib.summarise(judged))
+  suites_of = [run.results["suite"] for run in found if run.results]
+  return {
+    "several": several,
+    "views": [_view(arm, alone=not several) for arm in grouped],
+    "compared": compared,
+    "compared_charts": charts.compared(compared) if compared else [],
+    "training": charts.training_compared(grouped) if several else [],
+    "legend": {arm.name: charts.colour(place) for place, arm in enumerate(grouped)},
+    "left_out": [str(run.workdir) for run in found if run.per_example is None] if several else [],
+    "not_shared": sorted({name for suite in suites_of for name in suite} - set(compared.summary["suite"]))
+    if compared
+    else [],
+    "warnings": tables.warnings(grouped),
+    "num_results": sum(run.results is not None for run in found),
+    "checked": any(run.config is None or run.config.eval.check_images for run in found if run.results),
+    "glossary": words.glossary(entry["name"] for suite in suites_of for entry in suite.values()),
+  }
+
+
+def render(workdirs: Sequence[Path]) -> str:
+  """The whole page on one run or several. The same runs make the same page, to the byte.
+
+  Raises:
+    ConfigError: a folder is no run's, is named twice, or was judged on other images than the first.
+    files.DamagedError: a file is not as a run writes it.
+  """
+  context = _context([runs.read(workdir) for workdir in workdirs])
+  vega, script = Markup(_vega()), _own("report.js")
+  return _template().render(
+    **context,
+    colours=COLOURS,
+    style=_own("report.css"),
+    vega=vega,
+    script=script,
+    hashes=" ".join(_hash(text) for text in (vega, script)),
+    percent=tables.percent,
+  )

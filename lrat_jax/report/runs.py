@@ -1,0 +1,250 @@
+"""What a run's folder holds, read and checked before anything is said of it."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jsonschema
+import numpy as np
+from ml_collections import ConfigDict
+
+from lrat_jax import config as config_lib
+from lrat_jax import config_checks, files, inspection, judging, metrics, suites
+from lrat_jax.config_checks import ConfigError
+
+Found = TypeVar("Found")
+
+_SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+_COUNT = {"type": "integer", "minimum": 0}
+_TEXT = {"type": "string"}
+_STAGE = {
+  "type": "object",
+  "properties": {
+    "name": _TEXT, "robust_accuracy": _SHARE, "attacked": _COUNT, "broken": _COUNT, "gradient_calls": _COUNT,
+  },
+  "required": ["name", "robust_accuracy", "attacked", "broken", "gradient_calls"],
+}  # fmt: skip
+_RESULTS = {
+  "type": "object",
+  "properties": {
+    "name": _TEXT,
+    "model": _TEXT,
+    "step": _COUNT,
+    "configuration": {"type": "object"},
+    "clean": _SHARE,
+    "robust": {"type": "object", "additionalProperties": _SHARE, "minProperties": 1},
+    "worst_case": _SHARE,
+    "n": {"type": "integer", "minimum": 1},
+    "warnings": {"type": "array", "items": _TEXT},
+    "autoattack": {"type": "object", "additionalProperties": {"type": "array", "items": _STAGE}},
+    "suite": {"type": "object", "additionalProperties": {"type": "object", "required": ["name"]}},
+    "seed": _COUNT,
+    "data": _TEXT,
+    "split": _TEXT,
+    "environment": {"type": "object", "additionalProperties": {"type": ["string", "integer"]}},
+  },
+  "required": [
+    "name", "clean", "robust", "worst_case", "n", "warnings", "autoattack", "suite", "seed", "data", "split",
+    "environment",
+  ],
+}  # fmt: skip
+_SECONDS = {"type": "number", "minimum": 0}
+_TIMINGS = {
+  "type": "object",
+  "properties": {"seconds": _SECONDS, "attack_seconds": {"type": "object", "additionalProperties": _SECONDS}},
+  "required": ["seconds", "attack_seconds"],
+}
+_NUMBER = {"type": "number"}
+_NEEDED_IN_ROWS = {
+  "train": {"loss", "natural_accuracy", "adversarial_accuracy", "steps", "images_per_second"},
+  "validation": {"clean", "robust"},
+}
+_WORST = ("attacks", "indices", "labels", "answers", "originals", "adversarials")
+
+# Groups of attacks by names of one's own, which are not completed from the default's.
+_OWN_GROUPS = ("train_attacks", "suite", "validation_attack")
+
+
+class Run(NamedTuple):
+  """One run as it was found. What its folder lacks is None, or empty.
+
+  Attributes:
+    workdir: as it was given.
+    name: of its configuration, or of the function that was judged.
+    seed: of training and judging.
+    config: None where a function was judged.
+    results: of results.json.
+    per_example: of per_example.npz.
+    timings: of timings.json.
+    rows: of metrics.jsonl.
+    weights: of weights/epoch_*.npz, aligned.
+    worst: of worst_examples.npz.
+  """
+
+  workdir: Path
+  name: str
+  seed: int
+  config: ConfigDict | None
+  results: dict[str, Any] | None
+  per_example: dict[str, np.ndarray] | None
+  timings: dict[str, Any] | None
+  rows: list[metrics.Row]
+  weights: inspection.WeightHistory | None
+  worst: dict[str, np.ndarray] | None
+
+  @property
+  def batch_size(self) -> int:
+    """Of training; 0 where nothing was trained."""
+    return 0 if self.config is None else self.config.data.batch_size
+
+
+def _check(content: Mapping[str, Any], schema: Mapping[str, Any], path: Path) -> None:
+  error = next(jsonschema.Draft202012Validator(schema).iter_errors(content), None)
+  if error is not None:
+    where = ".".join(map(str, error.absolute_path)) or "the whole"
+    raise files.DamagedError(f"{path} is damaged ({where}: {error.message[:200]}).")
+
+
+def _if_there(path: Path, read: Callable[[Path], Found]) -> Found | None:
+  return read(path) if path.exists() else None
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+  results = files.read_json(path)
+  _check(results, _RESULTS, path)
+  for name in results["robust"]:
+    try:  # all that the page will ask of an attack, asked once
+      suites.threat(results["suite"][name])
+      suites.kind(results["suite"][name])
+      suites.radius(results["suite"][name])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+      raise files.DamagedError(f"{path} is damaged (suite.{name}: {type(error).__name__} {error}).") from None
+  if stray := sorted(set(results["autoattack"]) - set(results["robust"])):
+    raise files.DamagedError(f"{path} is damaged (autoattack.{stray[0]} is none of the attacks in robust).")
+  return results
+
+
+def _read_timings(path: Path) -> dict[str, Any]:
+  timings = files.read_json(path)
+  _check(timings, _TIMINGS, path)
+  return timings
+
+
+def _read_per_example(path: Path, results: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  names = [f"{field}/{name}" for name in results["robust"] for field in ("robust", "vulnerability")]
+  needed = ("indices", "labels", "clean_correct", "robust", *names)
+  arrays = files.read_arrays(path, needed)
+  for name in needed:
+    if arrays[name].shape != (results["n"],) or arrays[name].dtype.kind not in "biuf":
+      raise files.DamagedError(f"{path} is damaged ({name} is no column of {results['n']} numbers).")
+  return arrays
+
+
+def _read_rows(path: Path) -> list[metrics.Row]:
+  rows = metrics.read_rows(path)
+  for number, row in enumerate(rows, start=1):
+    needed = _NEEDED_IN_ROWS.get(row["split"], set())
+    properties = {name: _NUMBER for name in needed} | {"images_per_second": {"exclusiveMinimum": 0}}
+    _check(
+      row, {"type": "object", "properties": properties, "required": sorted(needed)}, Path(f"{path}, line {number}")
+    )
+  return rows
+
+
+def _read_weights(workdir: Path) -> inspection.WeightHistory | None:
+  if not inspection.has_weights(workdir):
+    return None
+  try:
+    return inspection.weight_history(workdir)
+  except files.DamagedError:
+    raise
+  except (ValueError, IndexError) as error:  # columns that do not fit one another
+    raise files.DamagedError(f"{workdir / 'weights'} is damaged ({error}).") from None
+
+
+def _read_worst(path: Path) -> dict[str, np.ndarray]:
+  arrays = files.read_arrays(path, _WORST)
+  counts = {len(arrays[name]) if arrays[name].ndim else None for name in _WORST}
+  images = [arrays[name] for name in ("originals", "adversarials")]
+  fitting = images[0].shape == images[1].shape and images[0].ndim == 4 and images[0].shape[-1] in (1, 3)
+  if len(counts) > 1 or not fitting or not all(np.all(np.isfinite(image)) for image in images):
+    raise files.DamagedError(f"{path} is damaged (its arrays do not fit one another).")
+  return arrays
+
+
+def _completed(content: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+  """With the default's values where there are none: results leave out what belongs to a machine."""
+  deeper = {
+    name: _completed(content[name], value)
+    for name, value in default.items()
+    if isinstance(value, dict) and isinstance(content.get(name), dict) and name not in _OWN_GROUPS
+  }
+  return {**default, **content, **deeper}
+
+
+def _read_config(content: Mapping[str, Any], path: Path) -> ConfigDict:
+  try:
+    config = ConfigDict(_completed(content, config_lib.default("any").to_dict()))
+    config_checks.check_form(config)
+  except (ConfigError, ValueError, TypeError) as error:
+    raise files.DamagedError(f"{path} holds no configuration of this version: {error}") from None
+  return config
+
+
+def _find_config(workdir: Path) -> ConfigDict | None:
+  """Of config.json, or of results.json where that alone was kept."""
+  if (workdir / "config.json").exists():
+    return _read_config(files.read_json(workdir / "config.json"), workdir / "config.json")
+  results = _if_there(workdir / "results.json", files.read_json) or {}
+  return _read_config(results["configuration"], workdir / "results.json") if "configuration" in results else None
+
+
+def read(workdir: Path) -> Run:
+  """Reads a run's folder.
+
+  The configuration is the one that the results were judged with, where there are results.
+
+  Raises:
+    ConfigError: it is no run's folder.
+    files.DamagedError: a file in it is not as a run writes it.
+  """
+  if not workdir.is_dir():
+    raise ConfigError(f"{workdir} is no folder; give the workdir of a run.")
+  if not any((workdir / name).is_file() for name in ("config.json", "results.json")):
+    hint = (
+      f" It holds a comparison: give its runs, as {workdir}/*/seed*." if (workdir / "comparison.json").exists() else ""
+    )
+    raise ConfigError(f"{workdir} is no run: it holds neither config.json nor results.json.{hint}")
+  config = _find_config(workdir)
+  folder = workdir if config is None else judging.results_folder(workdir, config.eval.split)
+  folder = folder if (folder / "results.json").exists() else workdir
+  results = _if_there(folder / "results.json", _read_results)
+  if results is not None and "configuration" in results:
+    config = _read_config(results["configuration"], folder / "results.json")
+  if config is None and results is None:
+    raise ConfigError(f"{workdir} is no run: it holds neither config.json nor results.json.")
+  read_per_example = lambda path: _read_per_example(path, results)
+  return Run(
+    workdir=workdir,
+    name=results["name"] if results is not None else config.name,
+    seed=results["seed"] if results is not None else config.seed,
+    config=config,
+    results=results,
+    per_example=None if results is None else _if_there(folder / "per_example.npz", read_per_example),
+    timings=None if results is None else _if_there(folder / "timings.json", _read_timings),
+    rows=_read_rows(workdir / "metrics.jsonl"),
+    weights=_read_weights(workdir),
+    worst=None if results is None else _if_there(folder / "worst_examples.npz", _read_worst),
+  )
+
+
+def drawn(run: Run, stem: str) -> Path | None:
+  """A picture that the run drew, if it is there: plots/STEM.png."""
+  path = run.workdir / "plots" / f"{stem}.png"
+  return path if path.is_file() else None
+
+
+def configuration_text(run: Run) -> str:
+  """The whole configuration, as JSON for people; empty where a function was judged."""
+  return "" if run.config is None else json.dumps(run.config.to_dict(), indent=2)

@@ -1,0 +1,216 @@
+"""The page's tables: numbers as they are read, with their intervals."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from lrat_jax import comparison, inspection, metrics, suites
+from lrat_jax.evaluate import CLEAN
+from lrat_jax.report import words
+from lrat_jax.report.arms import Arm, Judged
+from lrat_jax.report.runs import Run
+
+WILSON = "Wilson, over images"
+BOOTSTRAP = "bootstrap over seeds and images"
+_MINUS = "\u2212"
+
+
+class Estimate(NamedTuple):
+  """A share, or a difference of two, with the ends of its 95 % interval."""
+
+  value: float
+  low: float
+  high: float
+
+  @property
+  def text(self) -> str:
+    return percent(self.value)
+
+  @property
+  def interval(self) -> str:
+    return f"[{percent(self.low)}, {percent(self.high)}]"
+
+  @property
+  def points(self) -> str:
+    """As a difference."""
+    return signed(self.value)
+
+  @property
+  def points_interval(self) -> str:
+    return f"[{signed(self.low)}, {signed(self.high)}]"
+
+  @property
+  def clear(self) -> bool:
+    """Whether the interval leaves 0 out."""
+    return self.low > 0 or self.high < 0
+
+
+class Row(NamedTuple):
+  """An attack, or clean or worst case, in a run's own table."""
+
+  name: str
+  threat: str
+  accuracy: Estimate
+  broken: int
+  seconds: str
+  trained_on: bool
+
+
+class Cell(NamedTuple):
+  """A number in a shaded table, and how dark it is in [-1, 1]; None where there is none."""
+
+  text: str
+  heat: float | None
+
+
+def percent(share: float) -> str:
+  """ "21.2" of 0.212."""
+  return f"{100 * share:.1f}"
+
+
+def signed(share: float) -> str:
+  """A difference in points, as "+1.2"; "0.0" has no sign."""
+  text = f"{100 * share:+.1f}"
+  return "0.0" if float(text) == 0 else text.replace("-", _MINUS)
+
+
+def wilson(accuracy: float, count: int) -> Estimate:
+  """An accuracy on `count` images with its Wilson interval."""
+  found = stats.binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+  return Estimate(accuracy, float(found.low), float(found.high))
+
+
+def trained_on(run: Run) -> set[str]:
+  """The attacks of a run's suite that are of a kind that it trained on."""
+  if run.config is None:
+    return set()
+  kinds = {suites.kind(entry) for entry in run.config.train_attacks.to_dict().values()}
+  judged = {name: suites.kind(entry) for name, entry in run.results["suite"].items()}
+  return {name for name, kind in judged.items() if kind is not None and kind in kinds}
+
+
+def accuracies(run: Run) -> list[Row]:
+  """A run's own table: clean, each attack of its suite, the worst case."""
+  results, count = run.results, run.results["n"]
+  seconds = {} if run.timings is None else run.timings["attack_seconds"]
+  shares = {CLEAN: results["clean"], **results["robust"], comparison.WORST: results["worst_case"]}
+  threats = {name: words.threat(results["suite"][name]) for name in results["robust"]}
+  threats |= {CLEAN: "the images as they are", comparison.WORST: "right under all of the above"}
+  return [
+    Row(
+      name,
+      threats[name],
+      wilson(share, count),
+      round((results["clean"] - share) * count),
+      metrics.seconds_text(seconds[name]) if name in seconds else "",
+      name in trained_on(run),
+    )
+    for name, share in shares.items()
+  ]
+
+
+class Comparison(NamedTuple):
+  """Several arms side by side, a row for each column of `comparison.summarise`.
+
+  Attributes:
+    summary: of `comparison.summarise`.
+    names: of the arms, the first being the one that the others are compared with.
+    columns: clean, the attacks, the worst case.
+    threats: by column.
+    accuracies: by column and arm.
+    differences: by column and arm, of all arms but the first.
+    methods: by arm, what its intervals are.
+  """
+
+  summary: Mapping[str, Any]
+  names: list[str]
+  columns: list[str]
+  threats: dict[str, str]
+  accuracies: dict[str, dict[str, Estimate]]
+  differences: dict[str, dict[str, Estimate]]
+  methods: dict[str, str]
+
+  def groups(self, column: str) -> str:
+    """What is to be known of a column: whether an arm trained on its attack."""
+    return {"seen": "trained on by some", "unseen": "unseen"}.get(
+      next((group for group in ("seen", "unseen") if column in self.summary[group]), ""), ""
+    )
+
+
+def _arm_accuracies(runs: Sequence[Judged], groups: Mapping[str, list[str]], columns: list[str]) -> dict[str, Estimate]:
+  """By column; over one seed with Wilson intervals, over several with the bootstrap over seeds and images."""
+  held = [comparison.robust_columns(run, groups) for run in runs]
+  stacked = np.array([[one[column] for one in held] for column in columns])
+  means = stacked.mean(axis=(1, 2))
+  if len(runs) == 1:
+    estimates = [wilson(float(mean), stacked.shape[2]) for mean in means]
+  else:
+    intervals = comparison.paired_intervals(stacked)
+    estimates = [Estimate(float(mean), *map(float, ends)) for mean, ends in zip(means, intervals, strict=True)]
+  return dict(zip(columns, estimates, strict=True))
+
+
+def compare(arms: Sequence[Arm], judged: Sequence[Judged], summary: Mapping[str, Any]) -> Comparison:
+  """The tables of several arms, of their runs with results and the summary of these."""
+  groups = {name: summary[name] for name in ("seen", "unseen", "autoattack")}
+  columns, suite = summary["columns"], summary["suite"]
+  runs = {arm.name: [one for one in judged if one.arm.name == arm.name] for arm in arms}
+  runs = {name: mine for name, mine in runs.items() if mine}
+  by_arm = {name: _arm_accuracies(mine, groups, columns) for name, mine in runs.items()}
+  differences = {
+    column: {
+      name: Estimate(*(arm["difference"][column][key] for key in ("mean", "low", "high")))
+      for name, arm in summary["arms"].items()
+      if column in arm["difference"]
+    }
+    for column in columns
+  }
+  more = {CLEAN: "the images as they are", comparison.WORST: "right under all of the attacks"}
+  threats = {name: words.threat(entry) for name, entry in suite.items()} | more
+  return Comparison(
+    summary=summary,
+    names=list(runs),
+    columns=columns,
+    threats=threats,
+    accuracies={column: {name: found[column] for name, found in by_arm.items()} for column in columns},
+    differences=differences,
+    methods={name: WILSON if len(mine) == 1 else BOOTSTRAP for name, mine in runs.items()},
+  )
+
+
+def correlations(found: inspection.Inconsistency) -> list[list[Cell]]:
+  """Rank correlations, a row for each attack."""
+  cell = lambda value: (
+    Cell(f"{value:.2f}".replace("-", _MINUS), float(value)) if np.isfinite(value) else Cell("-", None)
+  )
+  return [[cell(value) for value in row] for row in found.rank_correlation]
+
+
+def crossed(found: inspection.Inconsistency) -> list[list[Cell]]:
+  """The share of images that the row's attack breaks and the column's does not; the darkest cell is the largest."""
+  most = max(float(found.cross.max()), 0.01)
+  return [[Cell(percent(value), float(value) / most) for value in row] for row in found.cross]
+
+
+class Doubt(NamedTuple):
+  """A line of the checks with the runs that gave it, and the lines that differ from it in their numbers alone."""
+
+  line: str
+  runs: list[str]
+  alike: list[tuple[str, list[str]]]
+
+
+def warnings(arms: Sequence[Arm]) -> list[Doubt]:
+  """Each warning once, those with the same words together."""
+  runs: dict[str, list[str]] = {}
+  for arm in arms:
+    for run in arm.runs:
+      for line in run.results["warnings"] if run.results else ():
+        runs.setdefault(line, []).append(f"{arm.name} seed {run.seed}")
+  together: dict[str, list[tuple[str, list[str]]]] = {}
+  for line, names in runs.items():
+    together.setdefault(re.sub(r"[0-9.]+", "", line), []).append((line, names))
+  return [Doubt(*first, more) for first, *more in together.values()]

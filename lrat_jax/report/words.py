@@ -1,0 +1,95 @@
+"""A configuration in words, and the terms of the page in a line each."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lrat_jax import suites
+
+_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+_OBJECTIVES = {"ce": "Adversarial training", "trades": "TRADES", "mart": "MART"}
+_GLOBAL = {"gairat": "GAIRAT", "mail": "MAIL"}
+
+_ATTACKS = {
+  "fgsm": "One gradient step to the edge of the ball.",
+  "pgd": "Projected gradient descent: gradient steps on a loss, each put back into the ball.",
+  "cw": "Projected gradient descent on the margin between the best wrong logit and the true one.",
+  "apgd": "PGD that adapts its own step size, with restarts from the best point found.",
+  "square": "A search by random squares that needs no gradients, only the model's outputs.",
+  "fab": "A search for the nearest point behind the decision boundary.",
+  "carlini_wagner": "A search for the smallest change (in L2) that fools the model.",
+  "spatial": "The worst of a grid of rotations and shifts.",
+  "corruption": "A fixed change such as blur, noise or JPEG, which no attacker chose.",
+  "autoattack": "A fixed ensemble of attacks (APGD-CE, APGD-T, FAB-T, Square), the usual standard; fast is APGD alone.",
+}
+_TERMS = {
+  "Clean accuracy": "The share of the images, unattacked, that the model gets right.",
+  "Robust accuracy": "The share that the model gets right clean and still gets right under an attack.",
+  "Worst case": "The share that the model gets right clean and under every attack of the suite.",
+  "Radius": "How far an attack may move an image; pixels run from 0 to 1.",
+  "L∞, L2, L1": "How that distance is measured: a pixel's largest change, the root of the sum of squares, the sum.",
+  "Vulnerability": "The largest wrong probability minus the true one, in [-1, 1]; above 0: fooled.",
+  "Pair, variant": "A training image together with its adversarial variants, one for each training attack.",
+  "Local weights": "How a pair's weight is shared inside it, between the image and its variants (LRAT).",
+  "Global weight": "What a pair as a whole weighs against other pairs (GAIRAT, MAIL); 1 on average.",
+  "Wilson interval": "Where the true share lies with 95 % confidence, if the images are a random sample.",
+  "Paired bootstrap": "The difference on seeds and images drawn again and again, the same for both; its middle 95 %.",
+  "Rank correlation": "1 where two attacks rank the images alike by vulnerability, 0 where there is no relation.",
+  "Validation": "Training images held out to choose the best epoch; the test images have no part in it.",
+}
+
+
+def threat(entry: Mapping[str, Any]) -> str:
+  """What an attack may do, as `suites.threat` says it, with norms as people write them, beside their radius."""
+  first, space, rest = suites.threat(entry).partition(" ")
+  return f"{_NORMS[first]}\u00a0{rest}" if first in _NORMS else first + space + rest
+
+
+def _share(share: float) -> str:
+  return f"{100 * share:.3g} % of the epochs"
+
+
+def _idle(config: ConfigDict) -> bool:
+  """Whether no training attack may change anything."""
+  entries = config.train_attacks.to_dict().values()
+  return all(suites.radius(entry) == 0 for entry in entries if "epsilon" in entry)
+
+
+def method(config: ConfigDict) -> str:
+  """What was trained, and how, in two sentences."""
+  against = "" if _idle(config) else f" against {training_attacks(config)}"
+  return (
+    f"A {config.model.name} trained on {config.data.source} for {config.train.epochs} epochs{against}. {_how(config)}"
+  )
+
+
+def _how(config: ConfigDict) -> str:
+  if _idle(config):
+    return "Training on natural images: the training attacks have radius 0."
+  sentence = _OBJECTIVES.get(config.objective, config.objective)
+  if config.objective != "ce":
+    sentence += f" (β = {config.beta:g})"
+  weights = []
+  if config.local_weights.kind != "none":
+    weights.append(f"local weights inside each pair (LRAT), after {_share(config.local_weights.begin)}")
+  if config.global_weights.kind != "none":
+    kind = _GLOBAL.get(config.global_weights.kind, config.global_weights.kind)
+    weights.append(f"global weights across pairs ({kind}), after {_share(config.global_weights.begin)}")
+  sentence += f" with {' and '.join(weights)}" if weights else ", all images and variants weighing the same"
+  if config.awp.gamma:
+    sentence += f"; adversarial weight perturbation of {config.awp.gamma:g}"
+  if config.train.ema_decay:
+    sentence += f"; an average of the weights is judged (decay {config.train.ema_decay:g})"
+  return f"{sentence}."
+
+
+def training_attacks(config: ConfigDict) -> str:
+  """The training attacks and what each may do."""
+  entries = config.train_attacks.to_dict()
+  return "; ".join(f"{name} ({threat(entry)})" for name, entry in entries.items())
+
+
+def glossary(attacks: Iterable[str]) -> dict[str, str]:
+  """The terms of the page, and the kinds of attack that it names."""
+  return _TERMS | {name: _ATTACKS[name] for name in sorted(set(attacks)) if name in _ATTACKS}

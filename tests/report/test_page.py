@@ -1,0 +1,265 @@
+"""The page without a browser: it parses, loads nothing, says every number and what is missing, and trusts no text."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+import shutil
+
+import html5lib
+import numpy as np
+import pytest
+from PIL import Image
+
+from lrat_jax import comparison, files
+from lrat_jax.config_checks import ConfigError
+from lrat_jax.report import page, pictures, runs, tables
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+
+
+def _parse(text):
+  """The tree of a page that has no parse error."""
+  return html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(text)
+
+
+def _text(node):
+  return " ".join(" ".join(node.itertext()).split())
+
+
+def _visible(tree):
+  """The text that a reader sees."""
+  for parent in list(tree.iter()):
+    for child in list(parent):
+      if child.tag in ("script", "style"):
+        parent.remove(child)
+  return _text(tree)
+
+
+@pytest.fixture(scope="module")
+def whole(finished):
+  return page.render([finished])
+
+
+def test_the_page_parses_and_loads_nothing(whole):
+  tree = _parse(whole)
+  for node in tree.iter():
+    for name in ("src", "href", "action", "data", "srcset"):
+      assert node.get(name, "#").startswith(("#", "data:")), (node.tag, node.get(name))
+    assert not any(name.startswith("on") for name in node.attrib)
+  assert not [node for node in tree.iter() if node.tag in ("link", "iframe", "object", "embed", "form")]
+  style = "".join(_text(node) for node in tree.iter("style"))
+  assert "url(" not in style and "@import" not in style
+
+
+def test_no_script_runs_but_the_two_of_the_page(whole):
+  tree = _parse(whole)
+  policy = next(node for node in tree.iter("meta") if node.get("http-equiv") == "Content-Security-Policy").get(
+    "content"
+  )
+  assert policy.startswith("default-src 'none';") and "unsafe-eval" not in policy
+  scripts = ["".join(node.itertext()) for node in tree.iter("script") if node.get("type") is None]
+  hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+  assert len(scripts) == 2
+  assert re.search("script-src ([^;]*);", policy)[1].split() == [f"'sha256-{digest}'" for digest in hashes]
+
+
+def test_every_number_of_the_results_is_on_the_page(whole, finished):
+  results = json.loads((finished / "results.json").read_text())
+  tree = _parse(whole)
+  rows = {_text(row[0]).removesuffix(" †"): [_text(cell) for cell in row] for row in tree.iter("tr") if len(row) == 6}
+  for name, share in {"clean": results["clean"], **results["robust"], "worst case": results["worst_case"]}.items():
+    assert rows[name][1] == f"{100 * share:.1f}"
+    found = tables.wilson(share, results["n"])
+    assert rows[name][2] == f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
+  text = _visible(tree)
+  for said in (f"{results['n']} test images", f"step {results['step']}", *results["environment"].values()):
+    assert str(said) in text
+  assert all(f"L∞ {entry['text']}" in text for entry in results["epsilons"].values())
+  assert f"{100 * results['worst_case']:.1f} % robust in the worst case" in text
+
+
+def test_stages_of_autoattack_are_shown(copy):
+  stage = {"name": "apgd-ce", "robust_accuracy": 0.321, "attacked": 1234, "broken": 77, "gradient_calls": 567890}
+  text = _visible(_parse(page.render([copy(results={"autoattack": {"pgd20": [stage]}})])))
+  assert "apgd-ce 32.1 1,234 77 567,890" in text
+
+
+def test_charts_hold_the_numbers_of_the_tables(whole, finished):
+  results = json.loads((finished / "results.json").read_text())
+  specs = [json.loads("".join(node.itertext())) for node in _parse(whole).iter("script") if node.get("type")]
+  layers = lambda spec: [spec, *spec.get("layer", [])]
+  values = {
+    spec["description"].split(".")[0]: [layer["data"]["values"] for layer in layers(spec) if "data" in layer]
+    for spec in specs
+  }
+  accuracy = {row["attack"]: row["at"] for row in values["Accuracy under each attack"][0]}
+  assert accuracy == pytest.approx({name: 100 * share for name, share in results["robust"].items()} | {
+    "clean": 100 * results["clean"], "worst case": 100 * results["worst_case"],
+  }, abs=0.01)  # fmt: skip
+  rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+  robust = [100 * row["robust"] for row in rows if row["split"] == "validation"]
+  series = next(data for data in values["Validation accuracy"] if len(data) > 2)
+  assert [row["value"] for row in series if row["series"] == "robust"] == pytest.approx(robust, abs=0.01)
+  assert {"Local weights", "Global weights", "Vulnerability in training", "Training loss"} <= set(values)
+
+
+def test_warnings_stand_before_the_numbers(copy):
+  lines = ["first: gradients vanish.", "second has 3 % left.", "second has 4 % left."]
+  tree = _parse(page.render([copy(results={"warnings": lines})]))
+  section = next(node for node in tree.iter("section") if "warnings" in node.get("class", ""))
+  assert all(line in _text(section) for line in lines) and "Read this before" in _text(section)
+  tree = _parse(page.render([copy("quiet", results={"warnings": []})]))
+  assert "the checks were off" in _visible(tree)  # eval.check_images is 0 in the small run
+
+
+def test_hostile_text_stays_text(copy):
+  workdir = copy(
+    "<img src=x onerror=alert(3)>",
+    results={"warnings": [HOSTILE], "data": HOSTILE, "environment": {"device": HOSTILE}},
+    config={"data.source": f"npz:{HOSTILE}"},
+  )
+  for path in (workdir / "weights").iterdir():
+    arrays = dict(np.load(path))
+    np.savez(path, **(arrays | {"variants": np.array([HOSTILE])}))
+  text = page.render([workdir])
+  tree = _parse(text)
+  assert not [node for node in tree.iter("img") if not node.get("src").startswith("data:image/png;base64,")]
+  assert all("alert" not in _text(node) for node in tree.iter("script") if node.get("type") is None)
+  specs = [json.loads("".join(node.itertext())) for node in tree.iter("script") if node.get("type")]
+  assert HOSTILE in json.dumps(specs, ensure_ascii=False).replace('\\"', '"')
+  assert _visible(tree).count(HOSTILE) >= 3
+
+
+@pytest.mark.parametrize(
+  ("gone", "said", "hidden"),
+  [
+    (["results.json"], "this run was trained and not judged", "Do attacks agree on which images are vulnerable? Of"),
+    (["per_example.npz"], "No per_example.npz", "Rank correlation of vulnerability"),
+    (["timings.json"], "No timings.json", "Judging time"),
+    (["metrics.jsonl"], "No metrics.jsonl", "Validation accuracy"),
+    (["weights"], "No weights/epoch_*.npz", "Vulnerability in training"),
+    (["worst_examples.npz"], "as the run drew them: above each the attack", "enlarged so that"),
+    (["worst_examples.npz", "plots"], "or the run kept no picture", "enlarged so that"),
+  ],
+)
+def test_what_is_missing_is_said(copy, whole, gone, said, hidden):
+  workdir = copy()
+  for name in gone:
+    shutil.rmtree(workdir / name) if (workdir / name).is_dir() else (workdir / name).unlink()
+  text = _visible(_parse(page.render([workdir])))
+  assert said in text and hidden not in text
+  assert said not in _visible(_parse(whole)) and hidden in _visible(_parse(whole))
+
+
+def test_a_judged_function_needs_no_configuration(copy):
+  workdir = copy()
+  results = json.loads((workdir / "results.json").read_text())
+  del results["configuration"], results["step"]
+  (workdir / "results.json").write_text(json.dumps(results | {"name": "mine.net:logits", "model": "mine.net:logits"}))
+  for name in ("config.json", "metrics.jsonl"):
+    (workdir / name).unlink()
+  shutil.rmtree(workdir / "weights")
+  text = _visible(_parse(page.render([workdir])))
+  assert "A function was judged here" in text and "mine.net:logits" in text and "Rank correlation of" in text
+
+
+def test_the_same_run_makes_the_same_page(whole, finished):
+  assert page.render([finished]) == whole
+
+
+def test_worst_examples_are_pictures_with_words(whole, finished):
+  kept = files.read_arrays(finished / "worst_examples.npz")
+  tree = _parse(whole)
+  triples = [node for node in tree.iter("div") if node.get("class") == "triple"]
+  assert len(triples) == len(kept["attacks"]) > 3
+  for row, triple in enumerate(triples):
+    images = [image.get("src").partition(",")[2] for image in triple]
+    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(image)))) / 255 for image in images]
+    original, adversarial = kept["originals"][row, ..., 0], kept["adversarials"][row, ..., 0]
+    np.testing.assert_allclose(shown[0], original, atol=0.5 / 255)
+    np.testing.assert_allclose(shown[1], adversarial, atol=0.5 / 255)
+    change = adversarial - original
+    np.testing.assert_allclose(shown[2] - 0.5, change / np.abs(change).max() / 2, atol=1 / 255)
+    assert f"class {kept['labels'][row]}" in triple[0].get("alt")
+    assert f"answers class {kept['answers'][row]}" in triple[1].get("alt")
+  assert all(image.get("alt") for image in tree.iter("img"))
+
+
+def test_kept_examples_are_those_that_broke(finished):
+  kept, found = (files.read_arrays(finished / f"{name}.npz") for name in ("worst_examples", "per_example"))
+  rows = [int(np.flatnonzero(found["indices"] == index)[0]) for index in kept["indices"]]
+  np.testing.assert_array_equal(kept["labels"], found["labels"][rows])
+  for row, name, answer in zip(rows, kept["attacks"], kept["answers"], strict=True):
+    assert found["clean_correct"][row] and not found[f"robust/{name}"][row]
+    assert found[f"answer/{name}"][row] == answer != found["labels"][row]
+  assert len(set(rows)) == len(rows)
+
+
+def test_nothing_changed_is_grey(finished):
+  run = runs.read(finished)
+  same = {**run.worst, "adversarials": run.worst["originals"]}
+  shown = pictures.worst(run._replace(worst=same))[0]
+  image = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown.difference.partition(",")[2]))))
+  assert set(image.ravel()) == {128} and shown.largest == 0
+
+
+def test_runs_side_by_side_are_compared_with_the_first(copy):
+  first = copy("first")
+  other = copy("other", config={"global_weights.kind": "mail"}, flip="pgd20")
+  text = page.render([first, other])
+  tree = _parse(text)
+  rows = [[_text(cell) for cell in row] for row in tree.iter("tr")]
+  arrays = [runs.read(path).per_example["robust/pgd20"].astype(float) for path in (first, other)]
+  change = arrays[1] - arrays[0]
+  low, high = comparison.paired_interval(change[None])
+  expected = f"{tables.signed(change.mean())} [{tables.signed(low)}, {tables.signed(high)}]"
+  assert change.mean() != 0 and [row[1] for row in rows if row[0] == "pgd20" and len(row) == 2] == [expected]
+  heads = [row for row in rows if row[0] == "Attack" and "What it may do" in row[-1]]
+  assert ["Attack", "lrat_irat_digits", "lrat_irat_digits, global_weights.kind=mail", "What it may do"] in heads
+  assert "Intervals: Wilson, over images." in _visible(tree)
+
+
+def test_seeds_are_one_arm_and_each_is_shown(copy):
+  first = copy("seed0")
+  other = copy("seed1", results={"seed": 1}, config={"seed": 1}, flip="fgsm")
+  text = _visible(_parse(page.render([first, other])))
+  means = [runs.read(path).per_example["robust/fgsm"].mean() for path in (first, other)]
+  assert "Intervals: bootstrap over seeds and images." in text and "Difference to" not in text
+  assert f"fgsm {100 * np.mean(means):.1f}" in text
+  for seed, mean in enumerate(means):
+    row = re.search(rf"lrat_irat_digits seed {seed} ([0-9. ]+)", text)[1].split()
+    assert f"{100 * mean:.1f}" in row
+  assert text.count("--config=configs/lrat_irat.py:digits") == 2
+
+
+def test_only_attacks_that_all_runs_share_are_compared(copy):
+  first, other = copy("first"), copy("other", config={"global_weights.kind": "mail"})
+  results = json.loads((other / "results.json").read_text())
+  results["suite"]["cw20"]["epsilon"] = results["configuration"]["eval"]["suite"]["cw20"]["epsilon"] = "0.3"
+  (other / "results.json").write_text(json.dumps(results))
+  text = _visible(_parse(page.render([first, other])))
+  assert "not all runs were judged by it alike: cw20" in text
+  both = [runs.read(path).per_example for path in (first, other)]
+  worst = np.mean(both[0]["clean_correct"] & both[0]["robust/pgd20"] & both[0]["robust/fgsm"])
+  assert f"lrat_irat_digits {100 * worst:.1f} %" in text
+
+
+def test_runs_on_other_images_are_not_compared(copy):
+  first, other = copy("first"), copy("other", config={"global_weights.kind": "mail"})
+  arrays = dict(np.load(other / "per_example.npz"))
+  np.savez(other / "per_example.npz", **(arrays | {"indices": arrays["indices"] + 1}))
+  with pytest.raises(ConfigError, match="was judged on other images"):
+    page.render([first, other])
+  with pytest.raises(ConfigError, match="is named twice"):
+    page.render([first, first])
+
+
+def test_a_run_that_was_not_judged_is_left_out_of_the_comparison(copy):
+  first, other = copy("first"), copy("other", config={"global_weights.kind": "mail"})
+  (other / "results.json").unlink()
+  text = _visible(_parse(page.render([first, other])))
+  assert f"{other} has no results for single images, and is left out" in text and "not judged" in text
+  (first / "results.json").unlink()
+  assert "Not judged: no run here has results" in _visible(_parse(page.render([first, other])))
