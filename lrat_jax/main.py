@@ -152,7 +152,7 @@ def _judge_model(config: ConfigDict, name: str, workdir: Path, console: Console,
 def _run_config(options: command_line.Options, workdir: Path, console: Console, stop: stopping.Watch) -> None:
   """Trains, judges, or both; or says what that would take."""
   config, mode = options.config, options.mode
-  services = trackers.find(options.track) if hosts.leads() else []
+  services = hosts.together("track", lambda: trackers.find(options.track))
   if options.dry_run:
     config.compilation_cache = "off"
   dataset, mesh = _load_data(config, workdir, config.model.name)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from tensorboardX import SummaryWriter
 
-from lrat_jax import files, reports
+from lrat_jax import files, hosts, reports
 from lrat_jax.config_checks import ConfigError
 
 _PROJECT = "lrat_jax"
@@ -190,33 +190,41 @@ def find(names: Sequence[str]) -> list[_Service]:
   return services
 
 
+def _open(
+  services: Sequence[_Service], workdir: Path, config: ConfigDict, console: Console, trackers: list[Tracker]
+) -> None:
+  """Adds the services' trackers to a list one by one, so that a failure leaves those to close that are open."""
+  path = workdir / "trackers.json"
+  known = files.read_json(path) if services and path.exists() else {}
+  say = lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+  for name, kind, module in services:
+    errors = kind.errors(module)
+    try:
+      values = json.loads(json.dumps(config.to_dict()))
+      tracker = kind(module, workdir, f"{config.name}_seed{config.seed}", values, known.get(name))
+    except errors as error:
+      raise ConfigError(f"--track={name}: {_line(error)}") from None
+    trackers.append(_Watched(name, tracker, errors, say))
+    known[name] = tracker.identity
+    reports.write_json(path, known)
+
+
 @contextlib.contextmanager
 def opened(
   services: Sequence[_Service], workdir: Path, config: ConfigDict, console: Console
 ) -> Iterator[list[Tracker]]:
   """The services' trackers of the run in a workdir: the run that an earlier try began there goes on.
 
-  Which run of a service that is stands in trackers.json.
+  Which run of a service that is stands in trackers.json. Of several processes the first has them.
 
   Raises:
     ConfigError: a service refuses to begin, as for want of a login.
   """
-  path = workdir / "trackers.json"
-  known = files.read_json(path) if services and path.exists() else {}
   trackers: list[Tracker] = []
-  say = lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
   failed = True
   try:
-    for name, kind, module in services:
-      errors = kind.errors(module)
-      try:
-        values = json.loads(json.dumps(config.to_dict()))
-        tracker = kind(module, workdir, f"{config.name}_seed{config.seed}", values, known.get(name))
-      except errors as error:
-        raise ConfigError(f"--track={name}: {_line(error)}") from None
-      trackers.append(_Watched(name, tracker, errors, say))
-      known[name] = tracker.identity
-      reports.write_json(path, known)
+    here = services if hosts.leads() else ()
+    hosts.together("trackers", lambda: _open(here, workdir, config, console, trackers))
     yield trackers
     failed = False
   finally:
