@@ -5,7 +5,6 @@ middle of a run is left aside with a warning: metrics.jsonl has everything.
 """
 
 import contextlib
-import importlib
 import json
 import os
 import time
@@ -56,7 +55,11 @@ class TensorBoard:
 class _WeightsAndBiases:
   """A run of Weights & Biases (https://docs.wandb.ai); WANDB_PROJECT, WANDB_MODE and its other variables hold."""
 
-  package, pip = "wandb", "wandb"
+  @staticmethod
+  def load() -> Any:
+    import wandb
+
+    return wandb
 
   def __init__(self, module: Any, workdir: Path, name: str, config: dict[str, Any], known: str | None):
     self._run = module.init(
@@ -88,7 +91,11 @@ class _WeightsAndBiases:
 class _MLflow:
   """A run of MLflow (https://mlflow.org/docs); MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME hold."""
 
-  package, pip = "mlflow", "mlflow"
+  @staticmethod
+  def load() -> Any:
+    import mlflow
+
+    return mlflow
 
   def __init__(self, module: Any, workdir: Path, name: str, config: dict[str, Any], known: str | None):
     self._module, self._client = module, module.MlflowClient()
@@ -184,9 +191,9 @@ def find(names: Sequence[str]) -> list[_Service]:
       raise ConfigError(f"--track={','.join(names)}: {name!r} is unknown; choose from {sorted(_SERVICES)}.")
     kind = _SERVICES[name]
     try:
-      services.append(_Service(name, kind, importlib.import_module(kind.package)))
+      services.append(_Service(name, kind, kind.load()))
     except ImportError as error:
-      raise ConfigError(f"--track={name} needs a package: pip install {kind.pip} ({_line(error)}).") from None
+      raise ConfigError(f"--track={name} needs a package: pip install {name} ({_line(error)}).") from None
   return services
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+import torch
 from ml_collections import ConfigDict
 from sybil import Document
 from sybil.evaluators.python import PythonEvaluator
@@ -22,6 +23,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from docs.extensions import config_fields, docstrings
 from lrat_jax import attacks, command_line, config_checks, main, suites
 from lrat_jax import config as config_lib
+from tests import torch_definitions
 from tests.helpers import SMALL
 
 ROOT = Path(__file__).parent.parent
@@ -150,8 +152,9 @@ def test_a_docstring_keeps_its_characters():
 
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory):
-  """A folder with `runs/lrat_digits_seed0`, trained for a moment."""
+  """A folder with `runs/lrat_digits_seed0`, trained for a moment, and a network of PyTorch's in weights.pt."""
   folder = tmp_path_factory.mktemp("shown")
+  torch.save(torch_definitions.cnn(width=4, channels=1, size=8).state_dict(), folder / "weights.pt")
   small = {**SMALL, "data.train_size": 64, "local_weights.begin": 0.0, "train.log_every": 1}
   arguments = [f"--config.{name}={value}" for name, value in small.items()]
   workdir = folder / "runs/lrat_digits_seed0"
@@ -218,9 +221,12 @@ COMMANDS = list(_all_commands())
 
 
 def _parse(module, arguments):
-  """By the program's own command line, which `main` has in a module of its own."""
-  parser = command_line if module == "lrat_jax.main" else importlib.import_module(module)
-  return parser.parse(arguments)
+  """By the program's own command line, which `main` has in a module of its own and a package where Python runs it."""
+  if module == "lrat_jax.main":
+    return command_line.parse(arguments)
+  found = importlib.import_module(module)
+  found = importlib.import_module(f"{module}.__main__") if hasattr(found, "__path__") else found
+  return found.parse(arguments)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ RESULT_FILES = {
 class Follower:
   """A service that keeps what it is told in a list of the test's."""
 
-  package, identity = "json", "1"
+  identity = "1"
+  load = staticmethod(lambda: None)
 
   def __init__(self, told):
     self._told = told
