@@ -69,6 +69,10 @@ def _state_dict(path: Path, content: Any, key: str | None, is_tensor: Any) -> Ma
 
 
 def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
+  try:
+    path.stat()  # before PyTorch is asked for
+  except OSError as error:
+    raise _unreadable(path, error) from None
   torch = _torch(path)
   try:
     with path.open("rb") as file:

@@ -198,7 +198,7 @@ class Missing:
       raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Missing())
 from lrat_jax import convert, main
-codes = [convert.main([name, "b.safetensors"]) for name in ("a.safetensors", "a.pt")]
+codes = [convert.main([name, "b.safetensors"]) for name in ("a.safetensors", "a.pt", "none.pt")]
 class Version(str):
   __lt__ = lambda self, other: (2, 5) < other
 sys.modules["torch"] = types.SimpleNamespace(__version__=Version("2.5"))
@@ -206,7 +206,8 @@ print(codes + [convert.main(["a.pt", "b.safetensors"])])
 """
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
   ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-  assert ended.stdout.endswith("[0, 2, 2]\n"), ended.stderr
-  first, second = ended.stderr.splitlines()[-2:]
+  assert ended.stdout.endswith("[0, 2, 2, 2]\n"), ended.stderr
+  first, missing, second = ended.stderr.splitlines()[-3:]
+  assert missing.startswith("error: none.pt cannot be read: No such file")
   assert first.startswith("error: a.pt is read by PyTorch, which is not installed; install torch")
   assert second.startswith("error: a.pt is read by PyTorch 2.6 or newer alone")
