@@ -1,11 +1,11 @@
 """Trains a robust classifier and judges it; the same command again resumes.
 
   python -m lrat_jax.main --config=configs/lrat.py     digits, a minute or two
-  python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw pairs of three
+  python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw  two attacks
   python -m lrat_jax.main --config=configs/at.py:digits,suite=fast    AutoAttack
   python -m lrat_jax.main --config=configs/at.py --model=weights.pt   your model
-  python -m lrat_jax.compare --help   methods and seeds in one table; also report
-                                      (a page of runs), convert (PyTorch's files)
+  python -m lrat_jax.compare --help   methods and seeds, one table; also report
+                                      (a page on runs), convert (PyTorch files)
 
   --config=FILE[:DATA_SET[,ATTACK...][,suite=SUITE]]
                  FILE: configs/ at lrat irat lrat_irat trades mart; DATA_SET:
