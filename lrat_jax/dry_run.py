@@ -43,7 +43,7 @@ def _layers(model: Any, variables: Any, image_shape: tuple[int, ...]) -> list[tu
   def trace(variables: Any, images: Array) -> Array:
     logits, found = model.apply(variables, images, capture_intermediates=True, mutable=["intermediates"])
     for name, layer in found["intermediates"]["network"].items():
-      if name != "__call__":
+      if name != "__call__" and "__call__" in layer:  # a layer may be used by another method alone
         output = jax.tree.leaves(layer["__call__"])[0]
         rows.append((name, "x".join(map(str, output.shape[1:])), _size(parameters.get(name, {}))))
     return logits
@@ -115,7 +115,7 @@ def describe(experiment: train.Experiment, console: Console) -> None:
   total = _size(state.variables["params"])
   layers.add_row("all", str(dataset.num_classes), f"{total:,}")
   console.print(layers)
-  computes = jnp.dtype(experiment.model.network.dtype).name
+  computes = train.compute_type(config.model.dtype, mesh)
   say("model", f"{config.model.name}, {total:,} parameters, computes in {computes}")
   _describe_steps(experiment, say)
   costs = _phases(experiment)

@@ -37,7 +37,7 @@ class Experiment(NamedTuple):
     return sharding.replicate(self.mesh, state)
 
 
-def _compute_type(dtype: str, mesh: Mesh) -> str:
+def compute_type(dtype: str, mesh: Mesh) -> str:
   """What the network computes in: "auto" is bfloat16 on accelerators, float32 on CPU."""
   if dtype != "auto":
     return dtype
@@ -49,7 +49,7 @@ def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
   model = models.create(
     config.model.name,
     dataset.num_classes,
-    dtype=_compute_type(config.model.dtype, mesh),
+    dtype=compute_type(config.model.dtype, mesh),
     mean=config.model.mean,
     std=config.model.std,
     axis_name=sharding.AXIS,
