@@ -19,6 +19,7 @@ class Stage(NamedTuple):
     arguments: keyword arguments besides epsilon and norm.
     rounds: restarts, or targets where `targeted`.
     targeted: whether round r heads for the wrong class of rank r + 1.
+    gradients_per_step: one, or one a class for an attack that looks for the nearest boundary.
   """
 
   name: str
@@ -26,12 +27,14 @@ class Stage(NamedTuple):
   arguments: Mapping[str, Any]
   rounds: int = 1
   targeted: bool = False
+  gradients_per_step: int = 1
 
   def gradient_calls(self) -> int:
     """How many gradients one round takes of an image at most; 0 for an attack that takes none."""
     if self.attack == "square":
       return 0
     steps = self.arguments.get("num_steps", 100) + (self.attack == "apgd")
+    steps *= self.gradients_per_step
     return steps * self.arguments.get("num_restarts", 1) * max(self.arguments.get("eot_samples", 0), 1)
 
 
@@ -55,7 +58,7 @@ def _all_stages(version: str, norm: str, num_classes: int) -> list[Stage]:
   if version == "fast":
     return [apgd_ce(restarts), apgd_t]
   if version == "plus":
-    fab = Stage("fab", "fab", {"num_restarts": 5})
+    fab = Stage("fab", "fab", {"num_restarts": 5}, gradients_per_step=num_classes)
     return [apgd_ce(5), _apgd_dlr(num_classes, 5, **early), fab, square, apgd_t, fab_t]
   random = {"eot_samples": _EOT_SAMPLES, **early}
   return [apgd_ce(1, **random), _apgd_dlr(num_classes, 1, **random)]

@@ -155,6 +155,16 @@ def test_the_versions_have_the_originals_stages():
   assert names("fast") == names("standard")[:2]
 
 
+def test_gradients_of_a_round_are_counted():
+  # The original's counts: 100 steps, APGD one gradient more for its start, untargeted FAB one for each of 7 classes.
+  planned = [*stages.stages("plus", "linf", 7, None, {})[0], stages.stages("rand", "linf", 7, None, {})[0][0]]
+  counted = {(stage.name, stage.rounds): stage.gradient_calls() for stage in planned}
+  assert counted == {
+    ("apgd-ce", 5): 101, ("apgd-dlr", 5): 101, ("fab", 1): 5 * 100 * 7, ("square", 1): 0,
+    ("apgd-t", 6): 101, ("fab-t", 6): 100, ("apgd-ce", 1): 101 * 20,
+  }  # fmt: skip
+
+
 class _Killed(Exception):
   pass
 
