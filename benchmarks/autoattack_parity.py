@@ -7,7 +7,8 @@ takes the model that `python -m lrat_jax.main` left in the workdir, carries its 
 both give the same logits, and runs the parts of `standard` in turn, the original's and ours one after the other: each
 on the survivors of its own earlier parts, or with `--alone` on all images. Every part is a line of robust accuracies
 and seconds (ours with compilation); `--output=FILE.json` keeps them. `--parts` runs some, which then stand on what
-the output file of an earlier call says survived.
+the output file of an earlier call says survived. Both sides draw their starts: `--seeds 0 1 2` repeats all that with
+other draws, on both sides, and ends with the means over the seeds.
 """
 
 import argparse
@@ -48,10 +49,10 @@ def _to_torch(images):
   return torch_models.to_torch(images).contiguous()
 
 
-def _original(auto_attack, model, images, labels, part, norm, epsilon, batch_size):
+def _original(auto_attack, model, images, labels, part, norm, epsilon, batch_size, seed):
   """(bool [n] still right, seconds) of one part of the original in its standard version."""
   start = time.perf_counter()
-  attack = auto_attack(model, norm=NORMS[norm], eps=epsilon, seed=0, verbose=False, version="standard", device="cpu")
+  attack = auto_attack(model, norm=NORMS[norm], eps=epsilon, seed=seed, verbose=False, version="standard", device="cpu")
   attack.attacks_to_run = [part]
   adversarial = attack.run_standard_evaluation(
     torch_models.to_torch(images), torch.tensor(labels).long(), bs=batch_size
@@ -61,16 +62,49 @@ def _original(auto_attack, model, images, labels, part, norm, epsilon, batch_siz
   return right, time.perf_counter() - start
 
 
-def _ours(logits_fn, images, labels, indices, part, norm, epsilon, batch_size):
+def _ours(logits_fn, images, labels, indices, part, norm, epsilon, batch_size, seed):
   start = time.perf_counter()
   report = attacks.autoattack(
-    jax.random.key(0), logits_fn, images, labels,
+    jax.random.key(seed), logits_fn, images, labels,
     epsilon=epsilon, norm=norm, parts=[part], example_indices=indices, batch_size=batch_size,
   )  # fmt: skip
   return report.robust, time.perf_counter() - start
 
 
-def main() -> None:
+def _one_seed(sides, right, labels, setting, options, records):
+  """Runs the parts in turn, each side on what it left; prints a line and keeps a record of each part."""
+  earlier = [r for r in records if all(r.get(k) == v for k, v in setting.items()) and not r["alone"]]
+  left = {side: right.copy() for side in sides}
+  if earlier and not options.alone:
+    left = {side: np.isin(np.arange(len(labels)), earlier[-1][side]["robust"]) for side in sides}
+  print(f"{setting}: clean {100 * right.mean():.1f} %")
+  for part in options.parts:
+    record = {**setting, "part": part, "alone": options.alone}
+    for side, run in sides.items():
+      rows = np.flatnonzero(right if options.alone else left[side])
+      still, seconds = run(rows, part, setting["seed"])
+      robust = rows[still]
+      left[side] = np.isin(np.arange(len(labels)), robust)
+      record[side] = {"accuracy": len(robust) / len(labels), "seconds": seconds, "robust": robust.tolist()}
+    line = "  ".join(f"{side} {100 * record[side]['accuracy']:.1f} % {record[side]['seconds']:.1f} s" for side in sides)
+    print(f"{part:8} {line}", flush=True)
+    records.append(record)
+    if options.output:
+      options.output.write_text(json.dumps(records))
+
+
+def _print_means(records, sides, parts) -> None:
+  """The mean over the seeds and their standard deviation, by part and side, and the mean of the differences."""
+  print("over the seeds:")
+  for part in parts:
+    found = {side: 100 * np.array([r[side]["accuracy"] for r in records if r["part"] == part]) for side in sides}
+    line = "  ".join(f"{side} {found[side].mean():.2f} ± {found[side].std(ddof=1):.2f} %" for side in sides)
+    difference = found["ours"] - found["original"]
+    error = difference.std(ddof=1) / len(difference) ** 0.5
+    print(f"{part:8} {line}  ours - original {difference.mean():+.2f}, standard error {error:.2f}")
+
+
+def _options() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--original", required=True, help="path of a clone of the original")
   parser.add_argument("--workdir", type=Path, required=True)
@@ -78,10 +112,15 @@ def main() -> None:
   parser.add_argument("--epsilon", required=True, help="such as 8/255")
   parser.add_argument("--num_images", type=int, default=500)
   parser.add_argument("--batch_size", type=int, default=250)
+  parser.add_argument("--seeds", nargs="+", type=int, default=[0])
   parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
   parser.add_argument("--alone", action="store_true", help="each part on all images")
   parser.add_argument("--output", type=Path, help="a JSON file that is added to")
-  options = parser.parse_args()
+  return parser.parse_args()
+
+
+def main() -> None:
+  options = _options()
   sys.path.insert(0, options.original)
   from autoattack import AutoAttack  # the original is known only now
 
@@ -92,33 +131,22 @@ def main() -> None:
   print(f"logits differ by {np.abs(theirs - np.asarray(logits_fn(images))).max():.2g} of {np.abs(theirs).max():.3g}")
   right = theirs.argmax(axis=1) == labels
   epsilon = as_number(options.epsilon, "--epsilon")
+  size = options.batch_size
+  sides = {
+    "original": lambda rows, part, seed: _original(
+      AutoAttack, model, images[rows], labels[rows], part, options.norm, epsilon, size, seed
+    ),
+    "ours": lambda rows, part, seed: _ours(
+      logits_fn, images[rows], labels[rows], rows, part, options.norm, epsilon, size, seed
+    ),
+  }
   records = json.loads(options.output.read_text()) if options.output and options.output.exists() else []
+  before = len(records)
   setting = {"workdir": options.workdir.name, "norm": options.norm, "epsilon": options.epsilon, "n": len(labels)}
-  earlier = [r for r in records if all(r[k] == v for k, v in setting.items()) and not r["alone"]]
-  left = {"original": right, "ours": right.copy()}
-  if earlier and not options.alone:
-    left = {side: np.isin(np.arange(len(labels)), earlier[-1][side]["robust"]) for side in left}
-  print(f"{setting}: clean {100 * right.mean():.1f} %")
-  for part in options.parts:
-    record = {**setting, "part": part, "alone": options.alone}
-    for side in left:
-      rows = np.flatnonzero(right if options.alone else left[side])
-      if side == "original":
-        still, seconds = _original(
-          AutoAttack, model, images[rows], labels[rows], part, options.norm, epsilon, options.batch_size
-        )
-      else:
-        still, seconds = _ours(
-          logits_fn, images[rows], labels[rows], rows, part, options.norm, epsilon, options.batch_size
-        )
-      robust = rows[still]
-      left[side] = np.isin(np.arange(len(labels)), robust)
-      record[side] = {"accuracy": len(robust) / len(labels), "seconds": seconds, "robust": robust.tolist()}
-    line = "  ".join(f"{side} {100 * record[side]['accuracy']:.1f} % {record[side]['seconds']:.1f} s" for side in left)
-    print(f"{part:8} {line}", flush=True)
-    records.append(record)
-    if options.output:
-      options.output.write_text(json.dumps(records))
+  for seed in options.seeds:
+    _one_seed(sides, right, labels, {**setting, "seed": seed}, options, records)
+  if len(options.seeds) > 1:
+    _print_means(records[before:], sides, options.parts)
 
 
 if __name__ == "__main__":
