@@ -35,7 +35,10 @@ def _load(workdir: Path, num_images: int):
   config = workdirs.load_config(workdir)
   dataset = data.load_for(config.data)
   experiment = train.build(config, dataset, sharding.make_mesh(1))
-  _, state = train.load_best(experiment, workdir)
+  found = train.load_best(experiment, workdir)
+  if found is None:
+    sys.exit(f"--workdir={workdir} holds no whole checkpoint; train there first.")
+  _, state = found
   variables = jax.tree.map(np.asarray, dict(state.judged))
   split = dataset.test.take(np.arange(min(num_images, len(dataset.test.labels))))
   model = experiment.model
