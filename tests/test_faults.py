@@ -121,8 +121,8 @@ def test_a_full_disk_is_one_line_and_spares_the_checkpoints(tmp_path):
   done = subprocess.run(command, cwd=programs.ROOT, env=environment, capture_output=True, text=True, timeout=300)
   assert done.returncode == 4, done.stderr
   # Orbax's threads may say more of it, before and after, and without regard to where a line of ours ends.
-  line = r"^error: the checkpoint of step \d+ could not be written: File too large\. .* the same command goes on there\."
-  assert len(re.findall(line, done.stderr, re.MULTILINE)) == 1, done.stderr
+  line = r"error: the checkpoint of step \d+ could not be written: File too large\. .* the same command goes on"
+  assert len(re.findall(line, done.stderr)) == 1, done.stderr
   assert {path: path.read_bytes() for path in before} == before and before
   programs.finish(workdir, "--mode=train")
   programs.finish(tmp_path / "whole", "--mode=train")
