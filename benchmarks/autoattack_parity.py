@@ -119,7 +119,15 @@ def _options() -> argparse.Namespace:
   parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
   parser.add_argument("--alone", action="store_true", help="each part on all images")
   parser.add_argument("--output", type=Path, help="a JSON file that is added to")
-  return parser.parse_args()
+  options = parser.parse_args()
+  try:
+    options.epsilon_number = as_number(options.epsilon, "--epsilon")
+    workdirs.load_config(options.workdir)
+  except ValueError as error:
+    parser.error(str(error))
+  if not (Path(options.original) / "autoattack").is_dir():
+    parser.error(f"--original={options.original} holds no folder autoattack; clone github.com/fra31/auto-attack.")
+  return options
 
 
 def main() -> None:
@@ -133,14 +141,13 @@ def main() -> None:
     theirs = model(_to_torch(images)).numpy()
   print(f"logits differ by {np.abs(theirs - np.asarray(logits_fn(images))).max():.2g} of {np.abs(theirs).max():.3g}")
   right = theirs.argmax(axis=1) == labels
-  epsilon = as_number(options.epsilon, "--epsilon")
   size = options.batch_size
   sides = {
     "original": lambda rows, part, seed: _original(
-      AutoAttack, model, images[rows], labels[rows], part, options.norm, epsilon, size, seed
+      AutoAttack, model, images[rows], labels[rows], part, options.norm, options.epsilon_number, size, seed
     ),
     "ours": lambda rows, part, seed: _ours(
-      logits_fn, images[rows], labels[rows], rows, part, options.norm, epsilon, size, seed
+      logits_fn, images[rows], labels[rows], rows, part, options.norm, options.epsilon_number, size, seed
     ),
   }
   records = json.loads(options.output.read_text()) if options.output and options.output.exists() else []
