@@ -37,8 +37,7 @@ def parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
 
 def make_mesh(name: str):
   """The devices that the program itself would take for one of the networks."""
-  (height, width, _), batch = SETTINGS[name]
-  sharding.use_cpu_cores(batch, images_in_cache=models.images_in_cache(name, height, width))
+  sharding.use_cpu_cores(SETTINGS[name][1])
   return sharding.make_mesh()
 
 

@@ -5,7 +5,7 @@ import os
 import jax
 import pytest
 
-from lrat_jax import models, sharding
+from lrat_jax import sharding
 
 
 @pytest.fixture
@@ -20,19 +20,16 @@ def taken(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("batch_sizes", "images_in_cache", "devices"),
+  ("batch_sizes", "devices"),
   [
-    ((64,), None, 2),
-    ((128, 256), 16, 8),
-    ((128, 256), 196, 2),  # the images are so small that a core's batch stays in its cache
-    ((48, 64), 16, 2),  # 3 would not split 64, and 4 would leave a device 12 of 48 images
-    ((20,), 16, 1),
+    ((64,), 2),
+    ((128, 256), 2),
+    ((48, 63), 1),  # 2 would not split 63
+    ((20,), 1),  # 2 would leave a device 10 images
   ],
 )
-def test_one_device_a_core_and_more_where_their_images_would_leave_the_cache(
-  taken, batch_sizes, images_in_cache, devices
-):
-  sharding.use_cpu_cores(*batch_sizes, images_in_cache=images_in_cache)
+def test_one_device_a_core_as_far_as_batches_split(taken, batch_sizes, devices):
+  sharding.use_cpu_cores(*batch_sizes)
   assert taken == {"jax_num_cpu_devices": devices}
 
 
@@ -43,10 +40,3 @@ def test_the_environments_number_stands(taken, monkeypatch, variable):
   monkeypatch.setenv(*variable)
   sharding.use_cpu_cores(128)
   assert not taken
-
-
-def test_only_the_small_network_is_fed_in_small_batches():
-  assert models.images_in_cache("cnn", 28, 28) == 16
-  assert models.images_in_cache("cnn", 8, 8) == 196
-  assert models.images_in_cache("cnn", 512, 512) == 1
-  assert models.images_in_cache("resnet18", 32, 32) is None

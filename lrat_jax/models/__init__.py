@@ -15,9 +15,6 @@ from lrat_jax.models.resnet import ResNet
 from lrat_jax.models.wide_resnet import WideResNet
 
 DTYPES = ("float32", "bfloat16")
-# Pixels of input whose activations stay in the cache of a CPU core. The other networks gain nothing from small batches:
-# their kernels are larger than the cache and are read anew for each.
-_CNN_PIXELS_IN_CACHE = 16 * 28 * 28
 NAMES = (
   "cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "preact_resnet18", "preact_resnet18_WIDTH",
   "wide_resnet_DEPTH_WIDTH",
@@ -63,11 +60,6 @@ def _own_network(name: str, *, num_classes: int, **options: Any) -> nn.Module:
   if not isinstance(network, nn.Module):
     raise own_code.OwnCodeError(f"{name!r} returns {type(network).__name__}; it must return a flax.linen.Module.")
   return network
-
-
-def images_in_cache(name: str, height: int, width: int) -> int | None:
-  """How many images of a size a CPU core takes at once at the highest rate; None where more are always better."""
-  return _CNN_PIXELS_IN_CACHE // (height * width) or 1 if name == "cnn" else None
 
 
 def create(

@@ -5,10 +5,12 @@ fast path only in a program's entry computation; inside a loop, where an attack 
 gradient (a convolution with transposed kernel dimensions) stays several times slower. So on CPU
 - 3x3 convolutions of stride 1 between many channels go through `winograd`, with their gradients;
 - the others run forward as they are, their input gradient is one matrix product and a sum of shifted images, their
-  kernel gradient one matrix product for each tap.
+  kernel gradient one matrix product for each tap;
+- gradients of both, and the former altogether, take a few images at a time (`in_cache`).
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from lrat_jax.models import winograd
+from lrat_jax.models.in_cache import in_cache, pull_back
 
 # Under so many channels on either side, winograd's transforms cost more than the products that they save: in tiles of
 # 4 x 4 outputs, and in those of 2 x 2 that the smallest images get (there, more than they cost to compile).
@@ -47,34 +50,44 @@ def _fold(taps: list[Array], axis: int, size: int, stride: int, before: int) -> 
   return lax.slice_in_dim(winograd.interleave([sum(terms, blank) for terms in phases], axis), 0, size, axis=axis)
 
 
-def _by_taps(x: Array, kernel: Array, strides: _Strides, shape: tuple[int, ...], padding: _Padding) -> Array:
-  """The convolution as a sum of matrix products, one for each tap. Only its gradient by the kernel is ever run."""
+def _taps(x: Array, size: tuple[int, int], strides: _Strides, padding: _Padding) -> list[Array]:
+  """What a kernel of a size meets, element by element: [n, h', w', c] each."""
   padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  y = 0.0
-  for i, row in enumerate(kernel):
-    for j, tap in enumerate(row):
-      start, stop = (0, i, j, 0), (len(x), i + strides[0] * (shape[0] - 1) + 1, j + strides[1] * (shape[1] - 1) + 1)
-      y += lax.slice(padded, start, (*stop, x.shape[3]), (1, *strides, 1)) @ tap
-  return y
+  ends = [length - reach + 1 for length, reach in zip(padded.shape[1:3], size, strict=True)]
+  rows = [padded[:, i : i + ends[0] : strides[0]] for i in range(size[0])]
+  return [row[:, :, j : j + ends[1] : strides[1]] for row in rows for j in range(size[1])]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _folded_gradient(x: Array, kernel: Array, strides: _Strides, padding: _Padding) -> Array:
-  return _plain(x, kernel, strides, padding)
+  if x.shape[1] >= kernel.shape[0] and x.shape[2] >= kernel.shape[1]:
+    return _plain(x, kernel, strides, padding)
+  # For images smaller than the kernel, XLA:CPU has a convolution ten times as slow as others.
+  columns = jnp.concatenate(_taps(x, kernel.shape[:2], strides, padding), axis=-1)
+  return columns @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _forward(x, kernel, strides, padding):
-  return _plain(x, kernel, strides, padding), (x, kernel)
+  return _folded_gradient(x, kernel, strides, padding), (x, kernel)
 
 
 def _backward(strides, padding, residuals, cotangent):
   x, kernel = residuals
   height, width, channels, _ = kernel.shape
-  taps = cotangent @ kernel.reshape(-1, kernel.shape[-1]).T  # [n, h', w', kh kw c]
-  taps = [taps[..., i * channels : (i + 1) * channels] for i in range(height * width)]
-  lines = [_fold(taps[i * width : (i + 1) * width], 2, x.shape[2], strides[1], padding[1][0]) for i in range(height)]
-  grad_x = _fold(lines, 1, x.shape[1], strides[0], padding[0][0])
-  return grad_x, jax.vjp(lambda k: _by_taps(x, k, strides, cotangent.shape[1:3], padding), kernel)[1](cotangent)[0]
+  taps_of_image = math.prod(cotangent.shape[1:3]) * height * width * channels
+
+  def input_gradient(cotangent):
+    taps = cotangent @ kernel.reshape(-1, kernel.shape[-1]).T  # [n, h', w', kh kw c]
+    taps = [taps[..., i * channels : (i + 1) * channels] for i in range(height * width)]
+    lines = [_fold(taps[i * width : (i + 1) * width], 2, x.shape[2], strides[1], padding[1][0]) for i in range(height)]
+    return _fold(lines, 1, x.shape[1], strides[0], padding[0][0])
+
+  def kernel_gradient(x, cotangent):
+    return jnp.einsum("tnhwc,nhwk->tck", jnp.stack(_taps(x, (height, width), strides, padding)), cotangent)
+
+  grad_x = in_cache(input_gradient, [cotangent], taps_of_image, kernel.shape).reshape(x.shape)
+  grad_taps = jnp.sum(in_cache(kernel_gradient, [x, cotangent], taps_of_image, kernel.shape), axis=0)
+  return grad_x, pull_back(lambda kernel: kernel.reshape(grad_taps.shape), kernel, grad_taps)
 
 
 _folded_gradient.defvjp(_forward, _backward)

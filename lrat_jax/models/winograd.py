@@ -4,15 +4,19 @@ A convolution that makes m x m outputs from a tile of (m + 2) x (m + 2) inputs n
 9 m^2: 4 times fewer for m = 4, 2.25 for m = 2 (Lavin & Gray, arXiv:1509.09308). Both axes of the tiles are transformed
 by small constant matrices, additions mostly, and the products are one matrix product over channels for each of the
 (m + 2)^2 positions. XLA:CPU runs those at full speed inside loops too, where it has no fast convolution for gradients.
+Of large images, as many go through all of this at once as a core's cache holds.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+from lrat_jax.models.in_cache import in_cache, pull_back
 
 # Where the polynomials of the tiles are evaluated, besides at infinity (Cook and Toom): small numbers lose few digits.
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 1.0, -1.0, 0.5, -2.0)}
@@ -105,14 +109,29 @@ def _transformed_kernel(kernel: Array, tiling: _Tiling) -> Array:
   return flat.reshape(-1, *kernel.shape[2:])
 
 
-def _forward(x: Array, kernel: Array) -> Array:
+def _in_cache(function: Callable[..., Array], kernel: Array, *images: Array) -> Array:
+  """`in_cache` by the size of the tiles and of the transformed kernel."""
+  rows, columns = _tilings(images[0])
+  positions = len(rows.data) * len(columns.data)
+  tiles = positions * rows.count * columns.count * max(kernel.shape[2:])
+  return in_cache(function, images, tiles, (positions, *kernel.shape[2:]))
+
+
+def _forward_of(transformed: Array, x: Array) -> Array:
+  """The convolution of a few images."""
   rows, columns = _tilings(x)
-  products = jnp.einsum("pmc,pck->pmk", _tiles_of_inputs(x), _transformed_kernel(kernel, rows))
+  products = jnp.einsum("pmc,pck->pmk", _tiles_of_inputs(x), transformed)
   size = len(rows.data)
   positions = products.reshape(size, size, len(x), rows.count, columns.count, -1)
   y = _gather(positions, 3, columns.result.T, columns.outputs)
   y = _gather(y, 1, rows.result.T, rows.outputs)
   return y[:, : x.shape[1], : x.shape[2]]
+
+
+def _forward(x: Array, kernel: Array) -> Array:
+  transformed = _transformed_kernel(kernel, _tilings(x)[0])
+  y = _in_cache(functools.partial(_forward_of, transformed), kernel, x)
+  return y.reshape(-1, *y.shape[2:])
 
 
 @jax.custom_vjp
@@ -128,25 +147,37 @@ def _residuals(x, kernel):
   return _forward(x, kernel), (x, kernel)
 
 
-def _backward(residuals, cotangent):
-  # Each linear map transposed, with the same transformed kernel as the forward's.
-  x, kernel = residuals
-  rows, columns = _tilings(x)
-  ends = [t.outputs * t.count - size for t, size in zip((rows, columns), x.shape[1:3], strict=True)]
+def _tiles_of_cotangents(cotangent: Array) -> Array:
+  """The transpose of the last transform of `_forward_of`: cotangent [n, h, w, k] -> [p^2, n th tw, k]."""
+  rows, columns = _tilings(cotangent)
+  ends = [t.outputs * t.count - size for t, size in zip((rows, columns), cotangent.shape[1:3], strict=True)]
   tiles = _padded(cotangent, (0, ends[0]), (0, ends[1]))
   tiles = _spread(tiles, 1, rows.result.T, rows.outputs, rows.count)
   tiles = _spread(tiles, 3, columns.result.T, columns.outputs, columns.count)
+  return tiles.reshape(len(rows.data) ** 2, -1, cotangent.shape[-1])
+
+
+def _input_gradient_of(transformed: Array, cotangent: Array) -> Array:
+  """The gradient by a few images: each linear map of `_forward_of` transposed, with the same transformed kernel."""
+  rows, columns = _tilings(cotangent)
+  products = jnp.einsum("pmk,pck->pmc", _tiles_of_cotangents(cotangent), transformed)
   size = len(rows.data)
-  tiles = tiles.reshape(size**2, -1, cotangent.shape[-1])
-  products = jnp.einsum("pmk,pck->pmc", tiles, _transformed_kernel(kernel, rows))
-  positions = products.reshape(size, size, len(x), rows.count, columns.count, -1)
-  grad_x = _gather(positions, 3, columns.data, columns.outputs)
-  grad_x = _gather(grad_x, 1, rows.data, rows.outputs)[:, 1 : 1 + x.shape[1], 1 : 1 + x.shape[2]]
+  positions = products.reshape(size, size, len(cotangent), rows.count, columns.count, -1)
+  gradient = _gather(positions, 3, columns.data, columns.outputs)
+  return _gather(gradient, 1, rows.data, rows.outputs)[:, 1 : 1 + cotangent.shape[1], 1 : 1 + cotangent.shape[2]]
 
-  def products_of(kernel):
-    return jnp.einsum("pmc,pck->pmk", _tiles_of_inputs(x), _transformed_kernel(kernel, rows))
 
-  return grad_x, jax.vjp(products_of, kernel)[1](tiles)[0]
+def _kernel_gradient_of(x: Array, cotangent: Array) -> Array:
+  """The gradient by the transformed kernel, of a few images."""
+  return jnp.einsum("pmc,pmk->pck", _tiles_of_inputs(x), _tiles_of_cotangents(cotangent))
+
+
+def _backward(residuals, cotangent):
+  x, kernel = residuals
+  transform = functools.partial(_transformed_kernel, tiling=_tilings(x)[0])
+  grad_x = _in_cache(functools.partial(_input_gradient_of, transform(kernel)), kernel, cotangent)
+  grad_transformed = jnp.sum(_in_cache(_kernel_gradient_of, kernel, x, cotangent), axis=0)
+  return grad_x.reshape(x.shape), pull_back(transform, kernel, grad_transformed)
 
 
 conv3x3.defvjp(_residuals, _backward)
