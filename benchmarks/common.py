@@ -37,7 +37,8 @@ def parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
 
 def make_mesh(name: str):
   """The devices that the program itself would take for one of the networks."""
-  sharding.use_cpu_cores(SETTINGS[name][1])
+  (height, width, _), batch = SETTINGS[name]
+  sharding.use_cpu_cores(batch, images_at_once=models.images_at_once(name, height, width))
   return sharding.make_mesh()
 
 

@@ -19,14 +19,15 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from lrat_jax import checkpoints, data, sharding, train
+from lrat_jax import checkpoints, data, models, sharding, train
 
 _PAGE = resource.getpagesize()
 
 
 def _experiment(config):
   dataset = data.load_for(config.data)
-  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size)
+  fitting = models.images_at_once(config.model.name, *dataset.image_shape[:2])
+  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, images_at_once=fitting)
   return train.build(config, dataset, sharding.make_mesh())
 
 

@@ -54,6 +54,7 @@ from lrat_jax import (
   hosts,
   judging,
   metrics,
+  models,
   sharding,
   stopping,
   trackers,
@@ -83,12 +84,15 @@ def _load_dataset(config: ConfigDict, workdir: Path) -> data.Dataset:
     raise ConfigError(f"config.{error}") from None
 
 
-def _load_data(config: ConfigDict, workdir: Path) -> tuple[data.Dataset, Mesh]:
+def _load_data(config: ConfigDict, workdir: Path, model_name: str) -> tuple[data.Dataset, Mesh]:
   """Checks everything that can be wrong with a configuration; nothing is written before."""
   same = f"{workdir} {json.dumps(workdirs.portable(config), sort_keys=True)}"
   dataset = hosts.together("data", lambda: _load_dataset(config, workdir), same)
   _keep_compiled(config.compilation_cache, workdir)
-  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, num_processes=hosts.place().count)
+  fitting = models.images_at_once(model_name, *dataset.image_shape[:2])
+  sharding.use_cpu_cores(
+    config.data.batch_size, config.eval.batch_size, images_at_once=fitting, num_processes=hosts.place().count
+  )
   mesh = sharding.make_mesh()
   config_checks.check_for_devices(config, mesh.size)
   config_checks.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
@@ -151,7 +155,7 @@ def _run_config(options: command_line.Options, workdir: Path, console: Console, 
   services = hosts.together("track", lambda: trackers.find(options.track))
   if options.dry_run:
     config.compilation_cache = "off"
-  dataset, mesh = _load_data(config, workdir)
+  dataset, mesh = _load_data(config, workdir, config.model.name)
   experiment = train.build(config, dataset, mesh)
   if options.dry_run:
     dry_run.describe(experiment, console)

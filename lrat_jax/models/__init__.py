@@ -15,6 +15,9 @@ from lrat_jax.models.resnet import ResNet
 from lrat_jax.models.wide_resnet import WideResNet
 
 DTYPES = ("float32", "bfloat16")
+# Pixels of input for which a training step needs less than 32 MB on a CPU device. For more, glibc asks the kernel for
+# new pages at every call, a tenth of the step. The other networks need more for any batch, and lose by small ones.
+_CNN_PIXELS_AT_ONCE = 32 * 28 * 28
 NAMES = (
   "cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "preact_resnet18", "preact_resnet18_WIDTH",
   "wide_resnet_DEPTH_WIDTH",
@@ -60,6 +63,11 @@ def _own_network(name: str, *, num_classes: int, **options: Any) -> nn.Module:
   if not isinstance(network, nn.Module):
     raise own_code.OwnCodeError(f"{name!r} returns {type(network).__name__}; it must return a flax.linen.Module.")
   return network
+
+
+def images_at_once(name: str, height: int, width: int) -> int | None:
+  """How many images of a size a CPU device takes at once at the highest rate; None where more are always better."""
+  return _CNN_PIXELS_AT_ONCE // (height * width) or 1 if name == "cnn" else None
 
 
 def create(
