@@ -13,9 +13,9 @@ from lrat_jax import attacks, models, sharding
 from lrat_jax.models import conv, in_cache, winograd
 
 
-def _plain(x, kernel, stride, padding):
+def _plain(x, kernel, strides, padding):
   return lax.conv_general_dilated(
-    x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    x, kernel, strides, [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
 
 
@@ -34,12 +34,12 @@ def _assert_equal_in_values_and_gradients(ours, plain, x, kernel, value_atol, re
   [(size, *kernel) for size in (5, 8) for kernel in ((3, 1), (1, 0), (3, 0), (5, 2))]
   + [(2, 3, 1), (1, 3, 1), (3, 5, 2)],
 )
-@pytest.mark.parametrize("stride", [1, 2, 3])
-def test_values_and_gradients_equal_the_plain_layers(size, kernel_size, padding, stride):
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 2)])
+def test_values_and_gradients_equal_the_plain_layers(size, kernel_size, padding, strides):
   x = jax.random.normal(jax.random.key(0), (2, size, size + 1, 3))
   kernel = jax.random.normal(jax.random.key(1), (kernel_size, kernel_size, 3, 4))
-  ours = lambda x, k: conv.conv2d(x, k, (stride, stride), ((padding, padding),) * 2)
-  plain = lambda x, k: _plain(x, k, stride, padding)
+  ours = lambda x, k: conv.conv2d(x, k, strides, ((padding, padding),) * 2)
+  plain = lambda x, k: _plain(x, k, strides, padding)
   _assert_equal_in_values_and_gradients(ours, plain, x, kernel, 1e-4, 1e-5)
 
 
@@ -47,7 +47,7 @@ def test_values_and_gradients_equal_the_plain_layers(size, kernel_size, padding,
 def test_winograds_values_and_gradients_equal_the_plain_layers(size):
   x = jax.random.normal(jax.random.key(0), (2, *size, 32))
   kernel = jax.random.normal(jax.random.key(1), (3, 3, 32, 40)) / 17  # outputs of about 1
-  plain = lambda x, k: _plain(x, k, 1, 1)
+  plain = lambda x, k: _plain(x, k, (1, 1), 1)
   _assert_equal_in_values_and_gradients(winograd.conv3x3, plain, x, kernel, 3e-4, 3e-5)
 
 
@@ -60,7 +60,7 @@ def test_a_few_images_at_a_time_are_as_good_as_all(monkeypatch, channels, stride
   assert "while" not in gradient_text()
   monkeypatch.setattr(in_cache, "_CACHED", 4 * 36 * 32 * 2 if stride == 1 else 16 * 9 * 2 * 2)  # two images
   assert "while" in gradient_text() and f"tensor<3x2x8x8x{channels}xf32>" in gradient_text()
-  _assert_equal_in_values_and_gradients(ours, lambda x, k: _plain(x, k, stride, 1), x, kernel, 3e-4, 3e-5)
+  _assert_equal_in_values_and_gradients(ours, lambda x, k: _plain(x, k, (stride, stride), 1), x, kernel, 3e-4, 3e-5)
 
 
 @pytest.mark.parametrize(("count", "per_image", "at_a_time"), [(12, 10, 4), (7, 10, 1), (12, 99, 1), (3, 1, 3)])
@@ -85,6 +85,12 @@ def test_layers_of_many_channels_go_through_winograd():
   assert "convolution" not in text and "tensor<36x16x32xf32>" in text  # 36 products for 16 outputs, 144 otherwise
 
 
+@pytest.mark.parametrize(("size", "plain"), [(2, False), (3, True)])
+def test_images_smaller_than_the_kernel_go_through_a_matrix_product(size, plain):
+  text = jax.jit(conv.conv2d).lower(jnp.zeros((2, size, 5, 4)), jnp.zeros((3, 3, 4, 6))).as_text()
+  assert ("convolution" in text) == plain
+
+
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2)])
 def test_a_folded_batch_norm_equals_the_layers_one_after_the_other(size, stride):
   x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
@@ -93,7 +99,7 @@ def test_a_folded_batch_norm_equals_the_layers_one_after_the_other(size, stride)
   spread = lambda path, leaf: leaf + jax.random.uniform(jax.random.key(len(str(path))), leaf.shape)
   variables = jax.tree_util.tree_map_with_path(spread, variables)
   parameters, stats = variables["params"], variables["batch_stats"]
-  plain = _plain(x, parameters["Conv_0"]["kernel"], stride, size // 2)
+  plain = _plain(x, parameters["Conv_0"]["kernel"], (stride, stride), size // 2)
   norm = conv.BatchNorm(use_running_average=True)
   expected = norm.apply({"params": parameters["BatchNorm_0"], "batch_stats": stats["BatchNorm_0"]}, plain)
   np.testing.assert_allclose(layer.apply(variables, x, train=False), expected, atol=1e-5)
