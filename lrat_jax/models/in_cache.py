@@ -24,7 +24,7 @@ def in_cache(function: Callable[..., Array], images: Sequence[Array], per_image:
   count = len(images[0])
   fitting = min(max(_CACHED // per_image, 1), count) if math.prod(kernel) <= _LARGEST_KERNEL else count
   few = max(size for size in range(1, fitting + 1) if count % size == 0)
-  if few == count:
+  if few == count or 4 * few < fitting:  # a number with no divisor near what fits: steps of one or two would cost more
     return function(*images)[None]
   return lax.map(lambda parts: function(*parts), [x.reshape(-1, few, *x.shape[1:]) for x in images])
 

@@ -63,7 +63,10 @@ def test_a_few_images_at_a_time_are_as_good_as_all(monkeypatch, channels, stride
   _assert_equal_in_values_and_gradients(ours, lambda x, k: _plain(x, k, (stride, stride), 1), x, kernel, 3e-4, 3e-5)
 
 
-@pytest.mark.parametrize(("count", "per_image", "at_a_time"), [(12, 10, 4), (7, 10, 1), (12, 99, 1), (3, 1, 3)])
+@pytest.mark.parametrize(
+  ("count", "per_image", "at_a_time"),
+  [(12, 10, 4), (7, 20, 1), (7, 10, 7), (12, 99, 1), (3, 1, 3)],  # 5 would fit of 7 at 10: all at once, not singly
+)
 def test_as_many_images_at_a_time_as_divide_all_and_fit(monkeypatch, count, per_image, at_a_time):
   monkeypatch.setattr(in_cache, "_CACHED", 50)
   monkeypatch.setattr(in_cache, "_LARGEST_KERNEL", 6)
