@@ -25,6 +25,7 @@ def _ours(name: str):
   mesh = common.make_mesh(name)
   model, variables, images, labels, keys = common.classifier(name, mesh)
   pgd = functools.partial(attacks.pgd, epsilon=EPSILON, step_size=STEP_SIZE, num_steps=NUM_STEPS)
+  pgd = common.as_in_training(name, pgd)
   ours = common.over_devices(
     lambda variables, keys, x, y: pgd(keys, functools.partial(model.apply, variables), x, y).images, mesh, 3
   )

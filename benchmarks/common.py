@@ -17,8 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lrat_jax import attacks, data, host_memory, models, sharding, train, train_step
 from lrat_jax import config as config_lib
-from lrat_jax import data, models, sharding, train, train_step
 
 # Image shape and global batch of the networks that the figures are quoted for.
 SETTINGS = {"cnn": ((28, 28, 1), 128), "resnet18": ((32, 32, 3), 64), "wide_resnet_34_10": ((32, 32, 3), 64)}
@@ -36,9 +36,9 @@ def parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def make_mesh(name: str):
-  """The devices that the program itself would take for one of the networks."""
-  (height, width, _), batch = SETTINGS[name]
-  sharding.use_cpu_cores(batch, images_at_once=models.images_at_once(name, height, width))
+  """The devices that the program itself would take for one of the networks, with its way of using memory."""
+  sharding.use_cpu_cores(SETTINGS[name][1])
+  host_memory.keep_freed()
   return sharding.make_mesh()
 
 
@@ -105,6 +105,11 @@ def classifier(name: str, mesh, batch_size: int | None = None, dtype: str = "flo
   keys = jax.device_put(jax.random.split(jax.random.key(2), batch), jax.sharding.NamedSharding(mesh, sharding.BATCHED))
   rows = sharding.shard_batch(mesh, jax.tree.map(np.asarray, rows))
   return model, sharding.replicate(mesh, variables), rows["images"], rows["labels"], keys
+
+
+def as_in_training(name: str, attack: attacks.Attack) -> attacks.Attack:
+  """An attack on one of the networks as a train step runs it: on as many images at once as suit the device."""
+  return attacks.few_at_a_time(attack, models.images_at_once(name, *SETTINGS[name][0][:2]))
 
 
 def over_devices(function: Callable[..., Any], mesh, num_batched: int) -> Callable[..., Any]:

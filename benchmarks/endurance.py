@@ -19,15 +19,15 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from lrat_jax import checkpoints, data, models, sharding, train
+from lrat_jax import checkpoints, data, host_memory, sharding, train
 
 _PAGE = resource.getpagesize()
 
 
 def _experiment(config):
   dataset = data.load_for(config.data)
-  fitting = models.images_at_once(config.model.name, *dataset.image_shape[:2])
-  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, images_at_once=fitting)
+  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size)
+  host_memory.keep_freed()
   return train.build(config, dataset, sharding.make_mesh())
 
 

@@ -20,9 +20,11 @@ def _measure(name: str, mesh, num_steps: int, rounds: int) -> dict:
   def gradient(variables, x, y):
     return jax.grad(lambda x: jnp.sum(losses.cross_entropy(model.apply(variables, x), y)))(x)
 
+  pgd = functools.partial(attacks.pgd, epsilon=8 / 255, step_size=2 / 255, num_steps=num_steps)
+  pgd = common.as_in_training(name, pgd)
+
   def attack(variables, keys, x, y):
-    logits_fn = functools.partial(model.apply, variables)
-    return attacks.pgd(keys, logits_fn, x, y, epsilon=8 / 255, step_size=2 / 255, num_steps=num_steps).images
+    return pgd(keys, functools.partial(model.apply, variables), x, y).images
 
   bare = common.over_devices(gradient, mesh, 2)
   loop = common.over_devices(attack, mesh, 3)

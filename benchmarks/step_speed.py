@@ -40,11 +40,11 @@ def _input_gradients(name: str):
     jax.random.split(jax.random.key(0), len(batch["labels"])), jax.sharding.NamedSharding(mesh, sharding.BATCHED)
   )
 
+  pgd = functools.partial(attacks.pgd, epsilon=EPSILON, step_size=STEP_SIZE, num_steps=NUM_STEPS, random_start="none")
+  pgd = common.as_in_training(name, pgd)
+
   def attack(variables, keys, x, y):
-    logits_fn = functools.partial(model.apply, variables)
-    return attacks.pgd(
-      keys, logits_fn, x, y, epsilon=EPSILON, step_size=STEP_SIZE, num_steps=NUM_STEPS, random_start="none"
-    ).images
+    return pgd(keys, functools.partial(model.apply, variables), x, y).images
 
   attack = common.over_devices(attack, mesh, 3)
   return lambda: attack(variables, keys, batch["images"], batch["labels"])

@@ -57,6 +57,7 @@ class _Job(NamedTuple):
   mesh: Mesh
   directory: Path | None
   keep_images: bool
+  images_at_once: int | None
   on_stage: Callable[[str, attacks.StageSummary], None]
   on_kept: Callable[[], None]
 
@@ -157,7 +158,8 @@ def _run_batch(job: _Job, judge_batch: JudgeBatch, batch: dict[str, Any], first:
 
 def _run_attack(job: _Job, name: str, entry: Mapping[str, Any], clean_correct: np.ndarray) -> Arrays:
   """An attack of the registry on the split, batch by batch, each kept as soon as it is done."""
-  judge_batch = _compile(attacks.from_config(entry), entry.get("norm") or "l2", job.mesh)
+  attack = attacks.few_at_a_time(attacks.from_config(entry), job.images_at_once)
+  judge_batch = _compile(attack, entry.get("norm") or "l2", job.mesh)
   pieces, store = [], job.store()
   for index, batch in enumerate(data.eval_batches(job.split, job.batch_size)):
     piece = store.load(f"{name}-{index}")
@@ -178,6 +180,7 @@ def _run_autoattack(job: _Job, name: str, entry: Mapping[str, Any]) -> tuple[Arr
     report = attacks.autoattack(
       job.key, job.logits_fn, images, split.labels,
       batch_size=job.batch_size,
+      chunk_size=job.images_at_once,
       devices=list(job.mesh.devices.flat),
       example_indices=split.indices,
       on_stage=functools.partial(job.on_stage, name),
@@ -237,6 +240,7 @@ def run_suite(
   seed: int,
   check_images: int = 0,
   keep_images: bool = False,
+  images_at_once: int | None = None,
   directory: Path | None = None,
   on_attack: Callable[[str, float, float], None] = lambda name, accuracy, seconds: None,
   on_stage: Callable[[str, attacks.StageSummary], None] = lambda name, summary: None,
@@ -253,6 +257,8 @@ def run_suite(
       "epsilon", "version", "parts", "changes"} for `attacks.autoattack`.
     check_images: how many images `checks.examine` looks at; 0 is none.
     keep_images: whether all adversarials are returned.
+    images_at_once: how many images an attack takes at once on one device (`models.images_at_once`); None is a device's
+      whole share of a batch, and for AutoAttack its own default.
     directory: keeps finished batches, so that the same call goes on where it was stopped. A batch taken from there
       counts the seconds that it took then.
     on_attack: told each attack's name, robust accuracy and seconds as it ends ("clean" first).
@@ -274,7 +280,7 @@ def run_suite(
   suite = {name: dict(entry) for name, entry in suite.items()}
   logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
   logits_fn, key = sharding.replicate(mesh, (logits_fn, jax.random.key(seed)))
-  job = _Job(logits_fn, split, key, batch_size, mesh, directory, keep_images, on_stage, on_kept)
+  job = _Job(logits_fn, split, key, batch_size, mesh, directory, keep_images, images_at_once, on_stage, on_kept)
   return _run(job, suite, seed, check_images, on_attack)
 
 

@@ -326,6 +326,10 @@ def judge(
   devices = experiment.mesh.size
   batch_size = -(-experiment.config.eval.batch_size // devices) * devices
   judgement = evaluate.run_suite(
-    logits_fn, chosen, entries, batch_size=batch_size, mesh=experiment.mesh, seed=experiment.config.seed
-  )
+    logits_fn, chosen, entries,
+    batch_size=batch_size,
+    mesh=experiment.mesh,
+    seed=experiment.config.seed,
+    images_at_once=experiment.images_at_once,
+  )  # fmt: skip
   return judgement.per_example

@@ -32,6 +32,7 @@ def judge(
   console: Console,
   *,
   stop: Callable[[], bool] = lambda: False,
+  images_at_once: int | None = None,
   **more: Any,
 ) -> dict[str, Any]:
   """Runs config.eval's suite on its split: table, results.json, timings.json, per_example.npz, pictures.
@@ -42,6 +43,7 @@ def judge(
 
   Args:
     stop: asked after every batch, on every process; where it answers True, the call ends, to go on there later.
+    images_at_once: as of `evaluate.run_suite`.
     more: "name" and whatever else belongs in the results, as the whole configuration where it made the model.
 
   Returns:
@@ -73,6 +75,7 @@ def judge(
       seed=config.seed,
       check_images=config.eval.check_images,
       keep_images=config.eval.save_images,
+      images_at_once=images_at_once,
       directory=progress,
       on_kept=check_stop,
       on_attack=lambda name, accuracy, seconds: say(

@@ -51,6 +51,7 @@ from lrat_jax import (
   exchange,
   figures,
   files,
+  host_memory,
   hosts,
   judging,
   metrics,
@@ -84,16 +85,15 @@ def _load_dataset(config: ConfigDict, workdir: Path) -> data.Dataset:
     raise ConfigError(f"config.{error}") from None
 
 
-def _load_data(config: ConfigDict, workdir: Path, model_name: str) -> tuple[data.Dataset, Mesh]:
+def _load_data(config: ConfigDict, workdir: Path) -> tuple[data.Dataset, Mesh]:
   """Checks everything that can be wrong with a configuration; nothing is written before."""
   same = f"{workdir} {json.dumps(workdirs.portable(config), sort_keys=True)}"
   dataset = hosts.together("data", lambda: _load_dataset(config, workdir), same)
   _keep_compiled(config.compilation_cache, workdir)
-  fitting = models.images_at_once(model_name, *dataset.image_shape[:2])
-  sharding.use_cpu_cores(
-    config.data.batch_size, config.eval.batch_size, images_at_once=fitting, num_processes=hosts.place().count
-  )
+  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, num_processes=hosts.place().count)
   mesh = sharding.make_mesh()
+  if mesh.devices.flat[0].platform == "cpu":
+    host_memory.keep_freed()
   config_checks.check_for_devices(config, mesh.size)
   config_checks.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
   return dataset, mesh
@@ -110,8 +110,9 @@ def _judge_checkpoint(
   console.print(f"Judging the checkpoint of step {step}, the best in validation.")
   logits_fn = Partial(evaluate.apply_function(experiment.model), state.judged)
   config = experiment.config
+  options = {"stop": stop, "images_at_once": experiment.images_at_once}
   more = {"name": config.name, "step": step, "configuration": workdirs.portable(config)}
-  return judging.judge(config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, stop=stop, **more)
+  return judging.judge(config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, **options, **more)
 
 
 def _read_stored(name: str) -> exchange.Stored | None:
@@ -131,7 +132,7 @@ def _judge_model(config: ConfigDict, name: str, workdir: Path, console: Console,
   if (workdir / "checkpoints").exists():
     raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
   stored = hosts.together("model", lambda: _read_stored(name))
-  dataset, mesh = _load_data(config, workdir, stored.recognised.name if stored else name)
+  dataset, mesh = _load_data(config, workdir)
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
   about = {"name": name, "model": name}
   if stored:
@@ -141,8 +142,9 @@ def _judge_model(config: ConfigDict, name: str, workdir: Path, console: Console,
     dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
     found = stored.build(dtype).logits_fn if stored else callables.find(name)
     logits_fn = callables.checked(name, found, images, dataset.num_classes)
+    at_once = models.images_at_once(stored.recognised.name if stored else name, *dataset.image_shape[:2])
     with workdirs.claimed(workdir):
-      judging.judge(config, logits_fn, dataset, mesh, workdir, console, stop=stop, **about)
+      judging.judge(config, logits_fn, dataset, mesh, workdir, console, stop=stop, images_at_once=at_once, **about)
   except (callables.CallableError, exchange.WeightsError) as error:
     raise ConfigError(f"--model={error}") from error
   except jax.errors.JaxRuntimeError as error:  # a callback of the model's, or memory that it took
@@ -155,7 +157,7 @@ def _run_config(options: command_line.Options, workdir: Path, console: Console, 
   services = hosts.together("track", lambda: trackers.find(options.track))
   if options.dry_run:
     config.compilation_cache = "off"
-  dataset, mesh = _load_data(config, workdir, config.model.name)
+  dataset, mesh = _load_data(config, workdir)
   experiment = train.build(config, dataset, mesh)
   if options.dry_run:
     dry_run.describe(experiment, console)

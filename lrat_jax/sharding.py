@@ -18,7 +18,7 @@ BATCHED = PartitionSpec(AXIS)
 _MIN_IMAGES_PER_CPU_DEVICE = 16
 
 
-def use_cpu_cores(*batch_sizes: int, images_at_once: int | None = None, num_processes: int = 1) -> None:
+def use_cpu_cores(*batch_sizes: int, num_processes: int = 1) -> None:
   """Gives JAX one CPU device per core, as far as all batches split evenly; call it before JAX starts its backend.
 
   Sharding over cores is about twice as fast as XLA's own threads on the networks here. Where the user has said how many
@@ -27,8 +27,6 @@ def use_cpu_cores(*batch_sizes: int, images_at_once: int | None = None, num_proc
   Args:
     batch_sizes: of all devices together.
     num_processes: of the run; each has a share of every batch, and as many devices as the others.
-    images_at_once: how many images a device should take at once (`models.images_at_once`); devices beyond the number
-      of cores are made until it does. None: no more than cores.
 
   Raises:
     RuntimeError: JAX has started already.
@@ -37,8 +35,6 @@ def use_cpu_cores(*batch_sizes: int, images_at_once: int | None = None, num_proc
     return
   most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
   common, smallest = math.gcd(*batch_sizes) // num_processes, min(batch_sizes) // num_processes
-  if images_at_once is not None:
-    most = max(most, smallest // images_at_once)
   fitting = [d for d in range(1, most + 1) if common % d == 0 and smallest // d >= _MIN_IMAGES_PER_CPU_DEVICE]
   jax.config.update("jax_num_cpu_devices", max(fitting, default=1))
 

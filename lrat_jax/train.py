@@ -31,6 +31,11 @@ class Experiment(NamedTuple):
   steps_per_epoch: int
   total_steps: int
 
+  @property
+  def images_at_once(self) -> int | None:
+    """How many images an attack on the network takes at once (`models.images_at_once`)."""
+    return models.images_at_once(self.config.model.name, *self.dataset.image_shape[:2])
+
   def initial_state(self) -> train_step.TrainState:
     """The state before the first step, whole on every device."""
     state = train_step.create_state(self.config, self.model, self.optimizer, self.dataset.image_shape)
@@ -66,8 +71,9 @@ class _Validator:
   def __init__(self, experiment: Experiment):
     make = functools.partial(evaluate.make_judge, experiment.model)
     shared = {"batch_size": experiment.config.eval.batch_size, "mesh": experiment.mesh}
+    attack = attacks.from_config(experiment.config.validation_attack)
     self._clean = make(None, **shared)
-    self._attacked = make(attacks.from_config(experiment.config.validation_attack), **shared)
+    self._attacked = make(attacks.few_at_a_time(attack, experiment.images_at_once), **shared)
     self._split = experiment.dataset.validation
     self._key = jax.random.key(experiment.config.seed)
 

@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lrat_jax import attacks, awp, data, objectives, reweighting, sharding
+from lrat_jax import attacks, awp, data, models, objectives, reweighting, sharding
 from lrat_jax.attacks import own_code
 
 # Streams of random keys under the seed; numbers are never reused, so that old runs keep their noise.
@@ -153,11 +153,14 @@ def _attack_all(
   ramp_steps = max(config.train.epsilon_ramp * total_steps, 1.0)
   ramp = jnp.minimum((step + 1) / ramp_steps, 1.0)
   keys = attacks.example_keys(jax.random.fold_in(key, step), indices)
+  # With the batch's own statistics every image's logits depend on all others, so all go through at once.
+  eval_mode = config.train.attack_mode == "eval"
+  at_once = models.images_at_once(config.model.name, *images.shape[1:3]) if eval_mode else None
   variants, surviving = [], []
   for j, attack_config in enumerate(config.train_attacks.values()):
     attack = attacks.scaled(attacks.from_config(attack_config), ramp)
     variant_keys = jax.vmap(lambda key, j=j: jax.random.fold_in(key, j))(keys)
-    result = attack(variant_keys, model_logits, images, labels)
+    result = attacks.few_at_a_time(attack, at_once)(variant_keys, model_logits, images, labels)
     variants.append(result.images)
     surviving.append(result.surviving_steps / max(attack.keywords.get("num_steps", 1), 1))
   return jnp.stack(variants, axis=1), jnp.stack(surviving, axis=1)

@@ -5,7 +5,7 @@ import os
 import jax
 import pytest
 
-from lrat_jax import models, sharding
+from lrat_jax import sharding
 
 
 @pytest.fixture
@@ -20,17 +20,16 @@ def taken(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("batch_sizes", "images_at_once", "devices"),
+  ("batch_sizes", "devices"),
   [
-    ((64,), None, 2),
-    ((128, 256), 16, 8),
-    ((128, 256), 196, 2),  # the images are so small that a core's are not too many
-    ((48, 64), 16, 2),  # 3 would not split 64, and 4 would leave a device 12 of 48 images
-    ((20,), 16, 1),
+    ((64,), 2),
+    ((128, 256), 2),
+    ((48, 63), 1),  # 2 would not split 63
+    ((20,), 1),  # 2 would leave a device 10 images
   ],
 )
-def test_one_device_a_core_and_more_where_their_images_would_be_too_many(taken, batch_sizes, images_at_once, devices):
-  sharding.use_cpu_cores(*batch_sizes, images_at_once=images_at_once)
+def test_one_device_a_core_as_far_as_batches_split(taken, batch_sizes, devices):
+  sharding.use_cpu_cores(*batch_sizes)
   assert taken == {"jax_num_cpu_devices": devices}
 
 
@@ -41,10 +40,3 @@ def test_the_environments_number_stands(taken, monkeypatch, variable):
   monkeypatch.setenv(*variable)
   sharding.use_cpu_cores(128)
   assert not taken
-
-
-def test_only_the_small_network_is_fed_in_small_batches():
-  assert models.images_at_once("cnn", 28, 28) == 32
-  assert models.images_at_once("cnn", 8, 8) == 392
-  assert models.images_at_once("cnn", 512, 512) == 1
-  assert models.images_at_once("resnet18", 32, 32) is None

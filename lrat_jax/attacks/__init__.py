@@ -15,7 +15,7 @@ from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.attacks.fab import fab
 from lrat_jax.attacks.pgd import AttackResult, cw, example_keys, fgsm, pgd, starting_points
 from lrat_jax.attacks.progress import FileStore
-from lrat_jax.attacks.registry import Attack, from_config, scaled
+from lrat_jax.attacks.registry import Attack, few_at_a_time, from_config, scaled
 from lrat_jax.attacks.spatial import spatial
 from lrat_jax.attacks.square import square
 from lrat_jax.attacks.threat_model import get_norm, project
@@ -33,6 +33,7 @@ __all__ = [
   "cw",
   "example_keys",
   "fab",
+  "few_at_a_time",
   "fgsm",
   "from_config",
   "get_norm",

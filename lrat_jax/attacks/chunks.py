@@ -1,8 +1,9 @@
-"""A function of few images, run over many on all devices: always on as many at once, and compiled once.
+"""A function of few images over many: a few at a time on one device, or in chunks on all devices.
 
 What a convolution returns for an image depends, in the last bit, on how many images go through it together and on where
-the image stands among them. So the list of images is cut into chunks of a fixed size before anything else, and batches
-and devices only share out whole chunks: results are equal to the bit for any batch size and any number of devices.
+the image stands among them. So for many devices the list of images is cut into chunks of a fixed size before anything
+else, and batches and devices only share out whole chunks: results are equal to the bit for any batch size and any
+number of devices.
 """
 
 import math
@@ -20,6 +21,21 @@ from lrat_jax.attacks import placement
 _AXIS = "images"
 _REPLICATED = PartitionSpec()
 _SHARDED = PartitionSpec(_AXIS)
+
+
+def few_at_a_time(function: Callable[..., Any], most: int, *rows: Any) -> Any:
+  """`function(*rows)` on arrays [n, ...] in a loop over parts of at most `most` rows: a tree of [times, ...].
+
+  The parts are the largest that divide n; without a divisor near `most` all rows go through at once, because steps of
+  one or two rows would cost more than they save. May be traced.
+  """
+  count = len(jax.tree.leaves(rows)[0])
+  most = min(most, count)
+  few = max(size for size in range(1, most + 1) if count % size == 0)
+  if few == count or 4 * few < most:
+    return jax.tree.map(lambda x: x[None], function(*rows))
+  parts = jax.tree.map(lambda x: x.reshape(-1, few, *x.shape[1:]), rows)
+  return jax.lax.map(lambda part: function(*part), parts)
 
 
 class Layout(NamedTuple):

@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrat_jax.attacks import own_code, threat_model
+from lrat_jax.attacks import chunks, own_code, threat_model
 from lrat_jax.attacks.apgd import apgd
 from lrat_jax.attacks.carlini_wagner import carlini_wagner
 from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.attacks.fab import fab
 from lrat_jax.attacks.pgd import (
   AttackResult,
-  LogitsFn,
   check_batch,
   check_budget,
   check_count,
@@ -26,6 +25,7 @@ from lrat_jax.attacks.pgd import (
   per_image_keys,
   pgd,
 )
+from lrat_jax.attacks.shapes import Images, KeyPerImage, Labels, LogitsFn
 from lrat_jax.attacks.spatial import spatial
 from lrat_jax.attacks.square import square
 
@@ -150,3 +150,20 @@ def from_config(config: Mapping[str, Any]) -> Attack:
 def scaled(attack: Attack, factor: float | Array) -> Attack:
   """The same attack with its epsilon and step size times `factor`, for a ramp over training."""
   return functools.partial(attack, **{key: attack.keywords[key] * factor for key in _LENGTHS if key in attack.keywords})
+
+
+def few_at_a_time(attack: Attack, most: int | None) -> Attack:
+  """The same attack on at most `most` of its images after another, from first step to last; None is all at once.
+
+  For a network whose activations, of a whole batch, would leave a CPU core's cache at every step. It is called with a
+  key for each image, and its `logits_fn` must give each image's logits from that image alone.
+  """
+  if most is None:
+    return attack
+
+  def run(keys: KeyPerImage, logits_fn: LogitsFn, images: Images, labels: Labels) -> AttackResult:
+    on_few = lambda keys, images, labels: attack(keys, logits_fn, images, labels)
+    results = chunks.few_at_a_time(on_few, most, keys, images, labels)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+
+  return run

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -15,9 +16,11 @@ from lrat_jax.models.resnet import ResNet
 from lrat_jax.models.wide_resnet import WideResNet
 
 DTYPES = ("float32", "bfloat16")
-# Pixels of input for which a training step needs less than 32 MB on a CPU device. For more, glibc asks the kernel for
-# new pages at every call, a tenth of the step. The other networks need more for any batch, and lose by small ones.
-_CNN_PIXELS_AT_ONCE = 32 * 28 * 28
+# Pixels of input whose activations stay in a CPU core's cache through the whole of the small network. Other networks'
+# kernels would be read once more for every few images, and they lose by it.
+_CNN_PIXELS_AT_ONCE = 8 * 28 * 28
+# Images so small that more than this would fit are attacked all at once: a step has hardly more of them.
+_FEW = 32
 NAMES = (
   "cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "preact_resnet18", "preact_resnet18_WIDTH",
   "wide_resnet_DEPTH_WIDTH",
@@ -66,8 +69,9 @@ def _own_network(name: str, *, num_classes: int, **options: Any) -> nn.Module:
 
 
 def images_at_once(name: str, height: int, width: int) -> int | None:
-  """How many images of a size a CPU device takes at once at the highest rate; None where more are always better."""
-  return _CNN_PIXELS_AT_ONCE // (height * width) or 1 if name == "cnn" else None
+  """How many images of a size an attack takes at the highest rate; None for all, which is so but for "cnn" on CPU."""
+  fitting = max(_CNN_PIXELS_AT_ONCE // (height * width), 1)
+  return fitting if name == "cnn" and fitting <= _FEW and jax.default_backend() == "cpu" else None
 
 
 def create(

@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
-from jax import Array, lax
+from jax import Array
+
+from lrat_jax.attacks import chunks
 
 # Numbers on which a CPU core works from its cache (2 MB), and those of the largest kernel that has room beside them.
 _CACHED = 2**19
@@ -21,12 +23,8 @@ def in_cache(function: Callable[..., Array], images: Sequence[Array], per_image:
     per_image: numbers in between, for each image.
     kernel: the shape of what is read besides the images.
   """
-  count = len(images[0])
-  fitting = min(max(_CACHED // per_image, 1), count) if math.prod(kernel) <= _LARGEST_KERNEL else count
-  few = max(size for size in range(1, fitting + 1) if count % size == 0)
-  if few == count or 4 * few < fitting:  # a number with no divisor near what fits: steps of one or two would cost more
-    return function(*images)[None]
-  return lax.map(lambda parts: function(*parts), [x.reshape(-1, few, *x.shape[1:]) for x in images])
+  fitting = max(_CACHED // per_image, 1) if math.prod(kernel) <= _LARGEST_KERNEL else len(images[0])
+  return chunks.few_at_a_time(function, fitting, *images)
 
 
 def pull_back(function: Callable[[Array], Array], kernel: Array, cotangent: Array) -> Array:
