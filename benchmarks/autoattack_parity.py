@@ -31,7 +31,7 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 def _load(workdir: Path, num_images: int):
-  """(logits_fn, PyTorch model, images [n, h, w, c], labels [n], epsilons by norm) of a workdir's best checkpoint."""
+  """(logits_fn, PyTorch model, images [n, h, w, c], labels [n], images at once) of a workdir's best checkpoint."""
   config = workdirs.load_config(workdir)
   dataset = data.load_for(config.data)
   experiment = train.build(config, dataset, sharding.make_mesh(1))
@@ -45,7 +45,7 @@ def _load(workdir: Path, num_images: int):
   logits_fn = Partial(lambda variables, images: model.apply(variables, images), variables)
   torch_model = torch_models.classifier(model, variables).eval()
   images = np.asarray(data.to_float(split.images))
-  return logits_fn, torch_model, images, np.asarray(split.labels)
+  return logits_fn, torch_model, images, np.asarray(split.labels), experiment.images_at_once
 
 
 def _to_torch(images):
@@ -65,11 +65,12 @@ def _original(auto_attack, model, images, labels, part, norm, epsilon, batch_siz
   return right, time.perf_counter() - start
 
 
-def _ours(logits_fn, images, labels, indices, part, norm, epsilon, batch_size, seed):
+def _ours(logits_fn, images, labels, indices, part, norm, epsilon, batch_size, images_at_once, seed):
   start = time.perf_counter()
   report = attacks.autoattack(
     jax.random.key(seed), logits_fn, images, labels,
     epsilon=epsilon, norm=norm, parts=[part], example_indices=indices, batch_size=batch_size,
+    chunk_size=images_at_once,
   )  # fmt: skip
   return report.robust, time.perf_counter() - start
 
@@ -136,7 +137,7 @@ def main() -> None:
   from autoattack import AutoAttack  # the original is known only now
 
   sharding.use_cpu_cores(options.batch_size - options.batch_size % 2)
-  logits_fn, model, images, labels = _load(options.workdir, options.num_images)
+  logits_fn, model, images, labels, at_once = _load(options.workdir, options.num_images)
   with torch.no_grad():
     theirs = model(_to_torch(images)).numpy()
   print(f"logits differ by {np.abs(theirs - np.asarray(logits_fn(images))).max():.2g} of {np.abs(theirs).max():.3g}")
@@ -147,7 +148,7 @@ def main() -> None:
       AutoAttack, model, images[rows], labels[rows], part, options.norm, options.epsilon_number, size, seed
     ),
     "ours": lambda rows, part, seed: _ours(
-      logits_fn, images[rows], labels[rows], rows, part, options.norm, options.epsilon_number, size, seed
+      logits_fn, images[rows], labels[rows], rows, part, options.norm, options.epsilon_number, size, at_once, seed
     ),
   }
   records = json.loads(options.output.read_text()) if options.output and options.output.exists() else []

@@ -53,6 +53,23 @@ def test_batch_size_and_devices_change_nothing(model, variables, results, batch_
       np.testing.assert_allclose(per_example[name], expected, atol=1e-4)
 
 
+def test_attacks_may_take_few_images_at_a_time(model, variables, results):
+  seen, apply = set(), evaluate.apply_function(model)
+  watched = lambda variables, images: seen.add(len(images)) or apply(variables, images)
+  autoattack = {"aa": {"name": "autoattack", "epsilon": "0.05", "parts": ["apgd-ce"]}}
+  summary, per_example = evaluate.run_suite(
+    Partial(watched, variables), SPLIT, SUITE | autoattack, batch_size=8, mesh=sharding.make_mesh(1), seed=3,
+    images_at_once=2,
+  )[:2]  # fmt: skip
+  # Batches of clean images and of what attacks have found; two at a time in attacks; one to count the classes.
+  assert seen == {8, 2, 1}
+  assert {name: summary["robust"][name] for name in SUITE} == results[0]["robust"]
+  for name in ("vulnerability", "distance"):
+    for attack in SUITE:
+      column = f"{name}/{attack}"
+      np.testing.assert_allclose(per_example[column], results[1][column], atol=1e-4)
+
+
 def test_accuracies_are_means_of_the_per_example_results(model, variables, results):
   summary, per_example = results
   answers = model.apply(variables, SPLIT.images).argmax(axis=1)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from benchmarks import hlo
-from lrat_jax import attacks, data, reweighting, sharding, train_step
+from lrat_jax import attacks, data, models, reweighting, sharding, train_step
 from tests.helpers import make_config, make_experiment, to_numpy
 
 LOCAL = train_step.Phase(weighs_inside=True, weighs_across=False)
@@ -250,6 +250,25 @@ def test_attacks_may_see_the_batchs_own_statistics():
   _, (own_sharded,) = _train(2, PLAIN, steps=1, model__name="wide_resnet_10_1", train__attack_mode="train")
   assert np.abs(own.vulnerabilities - running.vulnerabilities).max() > 1e-4
   np.testing.assert_allclose(own_sharded.vulnerabilities, own.vulnerabilities, atol=1e-3)
+
+
+@pytest.mark.parametrize(("mode", "at_once"), [("eval", 2), ("train", 16)])
+def test_attacks_take_few_images_at_a_time_unless_these_share_their_statistics(monkeypatch, mode, at_once):
+  fields = {"model__name": "wide_resnet_10_1", "train__attack_mode": mode}
+  _, (whole,) = _train(1, BOTH, steps=1, **fields)
+  asked, seen = [], set()
+  monkeypatch.setattr(models, "images_at_once", lambda *of: asked.append(of) or 2)
+  logits_fn = train_step.logits_fn
+
+  def watched(*arguments):
+    seeing = logits_fn(*arguments)
+    return lambda images: seen.add(len(images)) or seeing(images)
+
+  monkeypatch.setattr(train_step, "logits_fn", watched)
+  _, (parts,) = _train(1, BOTH, steps=1, **fields)
+  assert seen == {at_once} and set(asked) <= {("wide_resnet_10_1", 8, 8)}
+  for name, value in parts._asdict().items():
+    np.testing.assert_allclose(value, getattr(whole, name), atol=1e-3, err_msg=name)
 
 
 def test_phases_begin_after_their_share_of_the_epochs():
