@@ -13,7 +13,7 @@ def keep_freed() -> None:
   """Lets glibc keep what is freed, where it would hand it back to the kernel.
 
   XLA:CPU allocates a program's buffers at every call. Those of over 32 MB, as a training step has them, glibc takes
-  from the kernel and hands back each time, and clearing fresh pages takes up to half of the time of a step's gradient.
+  from the kernel and hands back each time, and clearing fresh pages takes up to a third of the time of a step's gradient.
   The process then stays as large as it was at its largest. Blocks of more than a thread's heap, 64 MB, go on as they
   did, and so do other C libraries.
   """
