@@ -13,9 +13,9 @@ def keep_freed() -> None:
   """Lets glibc keep what is freed, where it would hand it back to the kernel.
 
   XLA:CPU allocates a program's buffers at every call. Those of over 32 MB, as a training step has them, glibc takes
-  from the kernel and hands back each time, and clearing fresh pages takes up to a third of the time of a step's gradient.
-  The process then stays as large as it was at its largest. Blocks of more than a thread's heap, 64 MB, go on as they
-  did, and so do other C libraries.
+  from the kernel and hands back each time, and clearing fresh pages takes up to a third of the time of a step's
+  gradient. The process then stays as large as it was at its largest. Blocks of more than a thread's heap, 64 MB, go on
+  as they did, and so do other C libraries.
   """
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
   if mallopt is not None:
