@@ -32,8 +32,8 @@ print((faults[-1] - faults[0]) * resource.getpagesize() / 9 / (2 * size))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
 @pytest.mark.parametrize("where", ["main", "thread"])
 def test_large_blocks_come_back_without_fresh_pages(where):
   run = subprocess.run([sys.executable, "-c", _PROGRAM, where], capture_output=True, text=True, check=True)
-  assert float(run.stdout) < 0.02
+  # Other C libraries are left as they are: there the call has only to do no harm.
+  assert float(run.stdout) < (0.02 if platform.libc_ver()[0] == "glibc" else float("inf"))

@@ -272,9 +272,8 @@ def autoattack(
     norm: "linf", "l2" or "l1".
     version: "standard", "plus", "rand" or "fast".
     batch_size: images on all devices together, rounded up to whole chunks. Changes no result, to the last bit.
-    chunk_size: images that go through the model at once on one device; 32 on CPU, 256 elsewhere. On CPU a network whose
-      activations for 32 images leave a core's cache, and whose kernels are small, is faster with fewer (by a quarter
-      with 8 for a small CNN on 28x28). Results at other sizes differ as far as sums in floating point do.
+    chunk_size: images that go through the model at once on one device; 32 on CPU, 256 elsewhere; fewer are faster
+      where they keep to a core's cache. Results at other sizes differ as far as sums in floating point do.
     devices: all by default. Their number changes no result, to the last bit.
     example_indices: int [n], which images these are; by default their places.
     parts: names of the version's stages to run; all by default.

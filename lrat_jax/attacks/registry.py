@@ -25,7 +25,7 @@ from lrat_jax.attacks.pgd import (
   per_image_keys,
   pgd,
 )
-from lrat_jax.attacks.shapes import Images, KeyPerImage, Labels, LogitsFn
+from lrat_jax.attacks.shapes import Images, Keys, Labels, LogitsFn
 from lrat_jax.attacks.spatial import spatial
 from lrat_jax.attacks.square import square
 
@@ -155,15 +155,19 @@ def scaled(attack: Attack, factor: float | Array) -> Attack:
 def few_at_a_time(attack: Attack, most: int | None) -> Attack:
   """The same attack on at most `most` of its images after another, from first step to last; None is all at once.
 
-  For a network whose activations, of a whole batch, would leave a CPU core's cache at every step. It is called with a
-  key for each image, and its `logits_fn` must give each image's logits from that image alone.
+  For a network whose activations, of a whole batch, would leave a CPU core's cache at every step. `logits_fn` must give
+  each image's logits from that image alone. `scaled` comes before it.
+
+  Raises:
+    ValueError: `most` is no integer of 1 or more.
   """
   if most is None:
     return attack
+  check_count(most, "most", 1)
 
-  def run(keys: KeyPerImage, logits_fn: LogitsFn, images: Images, labels: Labels) -> AttackResult:
+  def run(keys: Keys, logits_fn: LogitsFn, images: Images, labels: Labels) -> AttackResult:
     on_few = lambda keys, images, labels: attack(keys, logits_fn, images, labels)
-    results = chunks.few_at_a_time(on_few, most, keys, images, labels)
+    results = chunks.few_at_a_time(on_few, most, per_image_keys(keys, images), images, labels)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
 
   return run

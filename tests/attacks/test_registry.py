@@ -47,6 +47,15 @@ def test_a_few_images_at_a_time_fare_as_all_together(keys, images, labels, linea
   np.testing.assert_array_equal(parts.surviving_steps, whole.surviving_steps)
 
 
+def test_a_single_key_is_split_over_all_images_and_no_part_is_empty(images, labels, linear_logits):
+  attack, key = attacks.from_config(PGD), jax.random.key(5)
+  whole = attack(key, linear_logits, images, labels)
+  parts = attacks.few_at_a_time(attack, 4)(key, linear_logits, images, labels)
+  np.testing.assert_allclose(parts.images, whole.images, atol=1e-6)
+  with pytest.raises(ValueError, match="most=0 must be an integer of 1 or more"):
+    attacks.few_at_a_time(attack, 0)
+
+
 def test_images_without_a_divisor_near_the_most_go_through_at_once(keys, images, labels, linear_logits):
   sizes = []
   count_and_answer = lambda images: sizes.append(len(images)) or linear_logits(images)
