@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lrat_jax import command_line, config_checks, main, trackers
+from lrat_jax import attacks, command_line, config_checks, host_memory, inspection, main, models, trackers
 from lrat_jax.checkpoints import Checkpoints
 from tests import programs
 from tests.helpers import SMALL, make_split
@@ -64,6 +64,18 @@ def finished(tmp_path_factory, told):
     patch.setitem(trackers._SERVICES, "follower", Follower(told))
     assert main.main([*ARGUMENTS, f"--workdir={workdir}", "--track=follower"]) == 0
   return workdir
+
+
+def test_every_attack_of_a_run_takes_as_many_images_as_suit_the_network_and_memory_is_kept(monkeypatch, tmp_path):
+  taken, kept, few_at_a_time = [], [], attacks.few_at_a_time
+  monkeypatch.setattr(models, "images_at_once", lambda name, height, width: {("cnn_4", 8, 8): 16}[name, height, width])
+  monkeypatch.setattr(attacks, "few_at_a_time", lambda attack, most: taken.append(most) or few_at_a_time(attack, most))
+  monkeypatch.setattr(host_memory, "keep_freed", lambda: kept.append(True))
+  few = ["--config.train.epochs=1", "--config.eval.num_images=16", f"--workdir={tmp_path}"]
+  assert main.main([*ARGUMENTS, *few]) == 0
+  inspection.judge(tmp_path, num_images=16)
+  assert len(taken) >= 8 and set(taken) == {16}  # in the step, in validation, and three attacks judged twice
+  assert kept == [True]
 
 
 def test_a_service_that_follows_is_told_every_row_and_the_result(finished, told):
