@@ -53,21 +53,25 @@ def test_batch_size_and_devices_change_nothing(model, variables, results, batch_
       np.testing.assert_allclose(per_example[name], expected, atol=1e-4)
 
 
-def test_attacks_may_take_few_images_at_a_time(model, variables, results):
+def _watched(model, variables, suite):
+  """(summary, per_example) of attacks on two images at a time, and how many the model was asked for at once."""
   seen, apply = set(), evaluate.apply_function(model)
-  watched = lambda variables, images: seen.add(len(images)) or apply(variables, images)
-  autoattack = {"aa": {"name": "autoattack", "epsilon": "0.05", "parts": ["apgd-ce"]}}
-  summary, per_example = evaluate.run_suite(
-    Partial(watched, variables), SPLIT, SUITE | autoattack, batch_size=8, mesh=sharding.make_mesh(1), seed=3,
-    images_at_once=2,
-  )[:2]  # fmt: skip
-  # Batches of clean images and of what attacks have found; two at a time in attacks; one to count the classes.
-  assert seen == {8, 2, 1}
-  assert {name: summary["robust"][name] for name in SUITE} == results[0]["robust"]
-  for name in ("vulnerability", "distance"):
-    for attack in SUITE:
-      column = f"{name}/{attack}"
-      np.testing.assert_allclose(per_example[column], results[1][column], atol=1e-4)
+  logits_fn = Partial(lambda variables, images: seen.add(len(images)) or apply(variables, images), variables)
+  options = {"batch_size": 8, "mesh": sharding.make_mesh(1), "seed": 3, "images_at_once": 2}
+  return *evaluate.run_suite(logits_fn, SPLIT, suite, **options)[:2], seen
+
+
+def test_attacks_may_take_few_images_at_a_time(model, variables, results):
+  summary, per_example, seen = _watched(model, variables, SUITE)
+  assert seen == {8, 2}  # the clean images and what attacks have found, a batch at a time; attacks two at a time
+  assert summary["robust"] == results[0]["robust"]
+  for column in (f"{name}/{attack}" for name in ("vulnerability", "distance") for attack in SUITE):
+    np.testing.assert_allclose(per_example[column], results[1][column], atol=1e-4)
+
+
+def test_autoattack_may_take_few_images_at_a_time(model, variables):
+  _, _, seen = _watched(model, variables, {"aa": {"name": "autoattack", "epsilon": "0.05", "parts": ["apgd-ce"]}})
+  assert seen == {8, 2, 1}  # one, to count the classes
 
 
 def test_accuracies_are_means_of_the_per_example_results(model, variables, results):
