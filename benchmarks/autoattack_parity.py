@@ -52,16 +52,18 @@ def _to_torch(images):
   return torch_models.to_torch(images).contiguous()
 
 
-def _original(auto_attack, model, images, labels, part, norm, epsilon, batch_size, seed):
+def original(auto_attack, model, images, labels, part, norm, epsilon, batch_size, seed, device="cpu"):
   """(bool [n] still right, seconds) of one part of the original in its standard version."""
   start = time.perf_counter()
-  attack = auto_attack(model, norm=NORMS[norm], eps=epsilon, seed=seed, verbose=False, version="standard", device="cpu")
+  attack = auto_attack(
+    model, norm=NORMS[norm], eps=epsilon, seed=seed, verbose=False, version="standard", device=device
+  )
   attack.attacks_to_run = [part]
   adversarial = attack.run_standard_evaluation(
-    torch_models.to_torch(images), torch.tensor(labels).long(), bs=batch_size
+    torch_models.to_torch(images).to(device), torch.tensor(labels).long().to(device), bs=batch_size
   )
   with torch.no_grad():
-    right = model(adversarial).argmax(dim=1).numpy() == labels
+    right = model(adversarial).argmax(dim=1).cpu().numpy() == labels
   return right, time.perf_counter() - start
 
 
@@ -144,7 +146,7 @@ def main() -> None:
   right = theirs.argmax(axis=1) == labels
   size = options.batch_size
   sides = {
-    "original": lambda rows, part, seed: _original(
+    "original": lambda rows, part, seed: original(
       AutoAttack, model, images[rows], labels[rows], part, options.norm, options.epsilon_number, size, seed
     ),
     "ours": lambda rows, part, seed: _ours(

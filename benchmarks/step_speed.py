@@ -68,6 +68,21 @@ def _parameter_gradient(name: str):
   return lambda: of_parameters(variables, batch["images"], batch["labels"])
 
 
+def torch_lrat_loss(natural_logits, logits, labels):
+  """The LRAT loss of pairs with one variant, in PyTorch: logits [batch, classes] of both members, labels [batch]."""
+  import torch
+  import torch.nn.functional as F
+
+  with torch.no_grad():
+    p = logits.softmax(1)
+    true = F.one_hot(labels, common.NUM_CLASSES).bool()
+    vulnerability = p.masked_fill(true, -1).amax(1) - p[true]
+    weight = (1 + torch.tanh(SLOPE * (vulnerability - BIAS))) / 2
+    natural_weight = (1 - weight).clamp(min=MINIMUM_NATURAL)
+  loss = natural_weight * F.cross_entropy(natural_logits, labels, reduction="none")
+  return (loss + weight * F.cross_entropy(logits, labels, reduction="none")).mean()
+
+
 def _torch_step(name: str):
   """The same step in PyTorch as its users write it: channels_last, eager."""
   import torch
@@ -94,14 +109,7 @@ def _torch_step(name: str):
     adversarial = attack()
     model.train()
     natural_logits, logits = model(torch.cat([images, adversarial])).chunk(2)
-    with torch.no_grad():
-      p = logits.softmax(1)
-      true = F.one_hot(labels, common.NUM_CLASSES).bool()
-      vulnerability = p.masked_fill(true, -1).amax(1) - p[true]
-      weight = (1 + torch.tanh(SLOPE * (vulnerability - BIAS))) / 2
-      natural_weight = (1 - weight).clamp(min=MINIMUM_NATURAL)
-    loss = natural_weight * F.cross_entropy(natural_logits, labels, reduction="none")
-    loss = (loss + weight * F.cross_entropy(logits, labels, reduction="none")).mean()
+    loss = torch_lrat_loss(natural_logits, logits, labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

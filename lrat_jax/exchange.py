@@ -119,7 +119,7 @@ def _normalisation(tensors: dict[str, np.ndarray], channels: int) -> tuple[str, 
   return (mean, std) if fits else None
 
 
-def _numbers(source: str, metadata: Mapping[str, Any], field: str) -> tuple[float, ...]:
+def numbers(source: str, metadata: Mapping[str, Any], field: str) -> tuple[float, ...]:
   """Numbers from metadata: a list, or one as text."""
   value = metadata[field]
   try:
@@ -143,7 +143,7 @@ def _choose(
   elif buffers is not None:
     mean, std, where = *(tuple(side.ravel().tolist()) for side in buffers), "from its own tensors"
   elif "mean" in metadata and "std" in metadata:
-    mean, std, where = *(_numbers(source, metadata, field) for field in ("mean", "std")), "from its metadata"
+    mean, std, where = *(numbers(source, metadata, field) for field in ("mean", "std")), "from its metadata"
   else:
     return (0.0,), (1.0,), "No mean and std were found or given: it takes images in [0, 1] as they are."
   shown = (" ".join(f"{number:.4g}" for number in side) for side in (mean, std))

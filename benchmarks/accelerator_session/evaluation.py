@@ -1,0 +1,54 @@
+"""Robust accuracy of the trained networks, from their stored weights: PGD-20, CW-20, APGD-CE + APGD-T, and Square."""
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.accelerator_session import images, weights
+from benchmarks.accelerator_session.session import Scale, Session
+from lrat_jax import config as config_lib
+from lrat_jax import data, evaluate, exchange, sharding
+from lrat_jax.suites import SUITES
+
+TABLE = "Robust accuracy in %, from the stored weights in float32"
+BATCH_SIZE = 500
+
+
+def suite(scale: Scale) -> dict[str, tuple[int, dict]]:
+  """The attacks in order: name -> (number of test images, its configuration)."""
+  budget = config_lib.PRESETS["cifar10"]["budget"]
+  quick, epsilon = SUITES["quick"](budget), budget["linf"][0]
+  small = (
+    {"changes": {name: {"num_steps": scale.apgd_steps} for name in ("apgd-ce", "apgd-t")}}
+    if scale.apgd_steps < 100
+    else {}
+  )
+  apgd = {"name": "autoattack", "norm": "linf", "epsilon": epsilon, "version": "fast", **small}
+  square = {"name": "square", "norm": "linf", "epsilon": epsilon, "num_queries": scale.square_queries}
+  return {
+    "pgd20": (scale.evaluated_images, quick["pgd20"]),
+    "cw20": (scale.evaluated_images, quick["cw20"]),
+    "apgd-ce + apgd-t": (scale.evaluated_images, apgd),
+    "square": (scale.square_images, square),
+  }
+
+
+def accuracy(model: exchange.Model, test: data.Split, count: int, name: str, entry: dict) -> dict[str, float]:
+  """ "clean" and "robust" accuracy in percent and "n", on the first `count` images."""
+  split = test.take(np.arange(min(count, len(test.labels))))
+  found = evaluate.run_suite(
+    model.logits_fn, split, {name: entry}, batch_size=BATCH_SIZE, mesh=sharding.make_mesh(1), seed=0
+  ).summary
+  return {"clean": 100 * found["clean"], "robust": 100 * found["robust"][name], "n": found["n"]}
+
+
+def run(session: Session) -> None:
+  folder = Path(session.scratch) / "weights"
+  models = {name: weights.load(folder, name) for name in weights.names(folder)}
+  if not models:
+    raise SystemExit("no network was trained.")
+  test = images.load(session).test
+  for attack, (count, entry) in suite(session.scale).items():
+    for method, model in models.items():
+      found = accuracy(model, test, count, attack, entry)
+      session.record(TABLE, method=method, attack=attack, **found)

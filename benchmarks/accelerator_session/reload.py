@@ -1,0 +1,40 @@
+"""The weights of a session evaluated again, on any machine: accuracies from its files beside those that it recorded."""
+
+import json
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.accelerator_session import evaluation, images, weights
+from benchmarks.accelerator_session.session import Session
+
+
+def evaluate(folder: Path, data_dir: str, attacks: list[str], num_images: int) -> None:
+  """Prints a row for each network and attack.
+
+  Args:
+    folder: a session's `--out`.
+    data_dir: where TFDS keeps CIFAR-10; empty for a trial on digits.
+    attacks: names of the session's table; empty is all.
+    num_images: attacks the first so many; 0 is as many as the session did.
+  """
+  records = json.loads((folder / "records.json").read_text())
+  trial = records["trial"]
+  source = "tfds:cifar10" if data_dir else "digits"
+  table = Table("network", "attack", "images", "clean %", "robust %", "the session's clean %", "robust %")
+  with tempfile.TemporaryDirectory() as scratch:
+    session = Session("reload", str(folder), scratch, source, data_dir, trial, float("inf"), "")
+    test = images.load(session).test
+  recorded = {(row["method"], row["attack"]): row for row in records.get(evaluation.TABLE, [])}
+  for name in weights.names(folder):
+    model = weights.load(folder, name)
+    for attack, (count, entry) in evaluation.suite(session.scale).items():
+      if attacks and attack not in attacks:
+        continue
+      found = evaluation.accuracy(model, test, num_images or count, attack, entry)
+      before = recorded.get((name, attack), {})
+      shown = [f"{side[key]:.2f}" if key in side else "" for side in (found, before) for key in ("clean", "robust")]
+      table.add_row(name, attack, str(found["n"]), *shown)
+  Console().print(table)

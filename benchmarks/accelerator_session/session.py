@@ -1,0 +1,133 @@
+"""What the parts of a session share: settings, records that are on disk at once, and the sizes of a trial."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+NUM_CLASSES = 10
+
+
+class Setting(NamedTuple):
+  """A network and a global batch size whose train steps are timed."""
+
+  network: str
+  batch_size: int
+
+
+class Scale(NamedTuple):
+  """How large everything is; the trial goes through the same code in minutes on a laptop's processor."""
+
+  compared_images: int = 256  # correctness: attacked on the accelerator and on the CPU
+  compared_epochs: int = 20  # correctness: of training before that
+  timed: tuple[Setting, ...] = (
+    Setting("resnet18", 512),
+    Setting("wide_resnet_34_10", 512),
+    Setting("resnet18", 1024),
+  )
+  rounds: int = 5
+  round_seconds: float = 1.0
+  product_size: int = 8192
+  network: str = "resnet18"  # evidence
+  train_batch_size: int = 256
+  learning_rate: float = 0.2
+  train_size: int = 0
+  compile_seconds: float = 40.0  # of one method's programs, as an estimate
+  least_epochs: int = 8
+  most_epochs: int = 30
+  num_steps: int = 10
+  evaluated_images: int = 2000
+  square_images: int = 500
+  square_queries: int = 5000
+  autoattack_images: int = 500
+  apgd_steps: int = 100
+  file_bytes: int = 15 * 2**20 - 2**16
+
+
+TRIAL = Scale(
+  compared_images=64,
+  compared_epochs=4,
+  timed=(Setting("wide_resnet_10_1", 16), Setting("cnn_8", 16), Setting("cnn_8", 32)),
+  rounds=2,
+  round_seconds=0.2,
+  product_size=512,
+  network="wide_resnet_10_1",
+  train_batch_size=64,
+  train_size=512,
+  compile_seconds=10.0,
+  least_epochs=1,
+  most_epochs=6,
+  num_steps=2,
+  evaluated_images=64,
+  square_images=32,
+  square_queries=50,
+  autoattack_images=32,
+  apgd_steps=5,
+  file_bytes=100_000,
+)
+
+
+class Session(NamedTuple):
+  """What a part is told. It crosses to the part's process as JSON.
+
+  Attributes:
+    part: its name, under which its records stand.
+    out: the folder for what is kept.
+    scratch: a folder for all else.
+    source: `data.load`'s name of the data set.
+    data_dir: where TFDS keeps it.
+    trial: whether sizes are those of the trial.
+    deadline: when the part is stopped, in seconds of `time.time`.
+    auto_attack: a folder with the original AutoAttack's source, or "".
+  """
+
+  part: str
+  out: str
+  scratch: str
+  source: str
+  data_dir: str
+  trial: bool
+  deadline: float
+  auto_attack: str
+
+  @property
+  def scale(self) -> Scale:
+    return TRIAL if self.trial else Scale()
+
+  def left(self) -> float:
+    """Seconds until the part is stopped."""
+    return self.deadline - time.time()
+
+  def record(self, table: str, **row: Any) -> None:
+    """Appends a row to one of the tables; it is on disk when this returns."""
+    line = json.dumps({"part": self.part, "table": table, "row": row}) + "\n"
+    with (Path(self.scratch) / "records.jsonl").open("a") as file:
+      file.write(line)
+      file.flush()
+      os.fsync(file.fileno())
+
+  def records(self, table: str) -> list[dict[str, Any]]:
+    """The rows of a table that this part and those before it have written."""
+    found = read_records(Path(self.scratch))
+    return [record["row"] for record in found if record["table"] == table]
+
+
+def read_records(scratch: Path) -> list[dict[str, Any]]:
+  """All whole records of a session so far."""
+  path = scratch / "records.jsonl"
+  lines = path.read_text().split("\n")[:-1] if path.exists() else []
+  return [json.loads(line) for line in lines]
+
+
+def end_with_parent() -> None:
+  """Ends this process when the one that started it is gone, so that nothing holds the accelerator after a kill."""
+  parent = os.getppid()
+
+  def watch() -> None:
+    while os.getppid() == parent:
+      time.sleep(0.5)
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,227 @@
+"""How fast: train steps of full networks beside PyTorch's on the same device, against the device's own peak."""
+
+import functools
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import common, step_speed
+from benchmarks.accelerator_session import flops, kernels, torch_step
+from benchmarks.accelerator_session.session import NUM_CLASSES, Session, Setting
+from lrat_jax import attacks, data, sharding, train, train_step
+from lrat_jax import config as config_lib
+from lrat_jax.attacks import losses
+
+METHODS = ("at", "lrat")
+TABLE = "Train steps"
+_IMAGE = (32, 32, 3)
+
+
+class _Ours:
+  """The compiled train step of one method, fed from images on the device."""
+
+  def __init__(self, session: Session, setting: Setting, method: str):
+    config = config_lib.default(method, "cifar10")
+    fields = {"model.name": setting.network, "data.batch_size": setting.batch_size, "data.placement": "device"}
+    fields |= {"train_attacks.pgd.num_steps": session.scale.num_steps, "optimizer.schedule": "constant"}
+    fields |= {"optimizer.learning_rate": 0.01, "local_weights.begin": 0.0}
+    fields |= {"local_weights.kind": "lrat"} if method == "lrat" else {}
+    config.update_from_flattened_dict(fields)
+    count = 4 * setting.batch_size
+    images = np.random.default_rng(0).integers(0, 256, (count, *_IMAGE), np.uint8)
+    split = data.Split(images, (np.arange(count) % NUM_CLASSES).astype(np.int32), np.arange(count, dtype=np.int32))
+    mesh = sharding.make_mesh(1)
+    self.experiment = train.build(config, data.Dataset(split, split, split, NUM_CLASSES), mesh)
+    self.batches = data.train_batches(split, setting.batch_size, 0, data.placer(split, mesh, "device"))
+    self._start = jax.device_get(self.experiment.initial_state())
+    self._state = self._fresh()
+    phase = train_step.phase_at(config, 0)
+    step = train_step.make_train_step(
+      config, self.experiment.model, self.experiment.optimizer, self.experiment.total_steps, mesh, phase
+    )
+    start = time.perf_counter()
+    compiled = step.func.lower(*step.args, self._state, next(self.batches)).compile()
+    self.compile_seconds = time.perf_counter() - start
+    self._step = functools.partial(compiled, *step.args)
+    memory = compiled.memory_analysis()
+    self.memory_gib = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30
+
+  def _fresh(self) -> train_step.TrainState:
+    return sharding.replicate(self.experiment.mesh, self._start)
+
+  @property
+  def variables(self):
+    return self._state.variables
+
+  def take(self, steps: int) -> train_step.TrainState:
+    for _ in range(steps):
+      self._state, _ = self._step(self._state, next(self.batches))
+    return self._state
+
+  def time(self, steps: int) -> float:
+    """Seconds a step, over so many."""
+    start = time.perf_counter()
+    jax.block_until_ready(self.take(steps))
+    return (time.perf_counter() - start) / steps
+
+  def repeats(self) -> bool:
+    """Whether three steps from the same state on the same batches give the same state, to the bit."""
+    batches, found = [next(self.batches) for _ in range(3)], []
+    for _ in range(2):
+      state = self._fresh()
+      for batch in batches:
+        state, _ = self._step(state, batch)
+      found.append(jax.tree.leaves(jax.device_get(state)))
+    return all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+
+
+class _Torch:
+  """The PyTorch side, in a process of its own that is kept."""
+
+  def __init__(self, setting: Setting, num_steps: int, compiled: bool):
+    context = multiprocessing.get_context("spawn")
+    self._pipe, there = context.Pipe()
+    arguments = (there, setting, num_steps, compiled)
+    self._process = context.Process(target=torch_step.serve, args=arguments, daemon=True)
+    self._process.start()
+    there.close()
+    self.memory_gib = 0.0
+
+  def time(self, method: str, steps: int) -> float:
+    """Seconds a step. Raises RuntimeError with what PyTorch said."""
+    self._pipe.send((method, steps))
+    answer = self._pipe.recv()
+    if isinstance(answer, str):
+      raise RuntimeError(answer)
+    seconds, self.memory_gib = answer
+    return seconds
+
+  def close(self) -> None:
+    self._process.kill()
+    self._process.join()
+
+
+def _peak(session: Session) -> float:
+  """Operations a second of one large bfloat16 matrix product."""
+  size = session.scale.product_size
+  keys = jax.random.split(jax.random.key(0))
+  a, b = (jax.random.normal(key, (size, size), jnp.bfloat16) for key in keys)
+  product = jax.jit(jnp.matmul)
+  jax.block_until_ready([product(a, b) for _ in range(3)])
+  seconds = []
+  for _ in range(5):
+    start = time.perf_counter()
+    jax.block_until_ready([product(a, b) for _ in range(10)])
+    seconds.append((time.perf_counter() - start) / 10)
+  peak = 2 * size**3 / statistics.median(seconds)
+  session.record("Does it run", what=f"bfloat16 product of {size} x {size}", result=f"{peak / 1e12:.3g} TFLOP/s")
+  return peak
+
+
+def _step_flops(forward: int, method: str, num_steps: int) -> float:
+  """Of one image: a forward and an input gradient for each attack step, a forward and two gradients for each loss term."""
+  return forward * (2 * num_steps + (6 if method == "lrat" else 3 + 1 / 8))
+
+
+def _in_turn(session: Session, sides: dict[str, Callable[[int], float]]) -> dict[str, float]:
+  """Median seconds a step of each side, in turn; the number of steps of a round is set by the first call."""
+  scale = session.scale
+  steps = {name: max(1, round(scale.round_seconds / time_steps(2))) for name, time_steps in sides.items()}
+  rounds = [{name: time_steps(steps[name]) for name, time_steps in sides.items()} for _ in range(scale.rounds)]
+  return {name: statistics.median(found[name] for found in rounds) for name in sides}
+
+
+def _record(session: Session, setting: Setting, method: str, side: str, seconds: float, flops_: float, peak, **more):
+  rate = flops_ * setting.batch_size / seconds
+  session.record(
+    TABLE,
+    network=setting.network,
+    batch=setting.batch_size,
+    method=method,
+    side=side,
+    **{"ms a step": 1e3 * seconds, "images/s": setting.batch_size / seconds},
+    **{"TFLOP/s": rate / 1e12, "of the peak %": 100 * rate / peak},
+    **more,
+  )
+
+
+def _compare(session: Session, setting: Setting, ours: dict[str, _Ours], compiled: bool, forward: int, peak) -> None:
+  """Ours and PyTorch's steps of both methods in turn."""
+  name = "PyTorch, compiled" if compiled else "PyTorch, eager"
+  torch_side = _Torch(setting, session.scale.num_steps, compiled)
+  try:
+    start = time.perf_counter()
+    for method in METHODS:
+      torch_side.time(method, 1)  # what is compiled and tuned on first use
+    warm_up = time.perf_counter() - start
+    for method in METHODS:
+      sides = {"lrat_jax": ours[method].time, name: functools.partial(torch_side.time, method)}
+      seconds = _in_turn(session, sides)
+      work = _step_flops(forward, method, session.scale.num_steps)
+      about = {"compile s": ours[method].compile_seconds, "memory GiB": ours[method].memory_gib}
+      _record(session, setting, method, "lrat_jax", seconds["lrat_jax"], work, peak, **about)
+      ratio = seconds[name] / seconds["lrat_jax"]
+      about = {"compile s": warm_up, "memory GiB": torch_side.memory_gib, "ours is times as fast": ratio}
+      _record(session, setting, method, name, seconds[name], work, peak, **about)
+  except (RuntimeError, EOFError) as error:
+    session.record(TABLE, network=setting.network, batch=setting.batch_size, side=f"{name}: failed: {error}")
+  finally:
+    torch_side.close()
+
+
+def _loop_overhead(session: Session, setting: Setting, ours: _Ours) -> None:
+  """The attack's loop over as many bare input gradients, each jitted."""
+  model, mesh, num_steps = ours.experiment.model, ours.experiment.mesh, session.scale.num_steps
+  batch = next(ours.batches)
+  images, labels = data.to_float(batch["images"]), batch["labels"]
+  keys = jax.device_put(jax.random.split(jax.random.key(0), len(labels)), images.sharding)
+  lengths = {"epsilon": step_speed.EPSILON, "step_size": step_speed.STEP_SIZE}
+  pgd = functools.partial(attacks.pgd, **lengths, num_steps=num_steps)
+
+  def gradient(variables, x, y):
+    return jax.grad(lambda x: jnp.sum(losses.cross_entropy(model.apply(variables, x), y)))(x)
+
+  loop = common.over_devices(lambda v, k, x, y: pgd(k, functools.partial(model.apply, v), x, y).images, mesh, 3)
+  bare = common.over_devices(gradient, mesh, 2)
+  sides = {
+    "loop": lambda: loop(ours.variables, keys, images, labels),
+    "bare": lambda: [bare(ours.variables, images, labels) for _ in range(num_steps)],
+  }
+  seconds = common.alternate(sides, session.scale.rounds)
+  rate = setting.batch_size * num_steps / seconds["loop"]
+  session.record(
+    "The attack's loop",
+    network=setting.network,
+    batch=setting.batch_size,
+    **{"ms of PGD": 1e3 * seconds["loop"], f"ms of {num_steps} bare gradients": 1e3 * seconds["bare"]},
+    **{"loop over gradients": seconds["loop"] / seconds["bare"], "image-steps/s": rate},
+  )
+
+
+def run(session: Session) -> None:
+  peak = _peak(session)
+  for index, setting in enumerate(session.scale.timed):
+    ours = {method: _Ours(session, setting, method) for method in METHODS}
+    model = ours["at"].experiment.model
+    forward = flops.count(model.apply, ours["at"].variables, jnp.zeros((1, *_IMAGE)))
+    for method in METHODS:  # ours alone first, so that it is known whatever becomes of the other side
+      seconds = _in_turn(session, {"lrat_jax": ours[method].time})["lrat_jax"]
+      about = {"compile s": ours[method].compile_seconds, "memory GiB": ours[method].memory_gib}
+      work = _step_flops(forward, method, session.scale.num_steps)
+      _record(session, setting, method, "lrat_jax, alone", seconds, work, peak, **about)
+    session.record(
+      "Does it run", what=f"three LRAT steps of {setting.network}, batch {setting.batch_size}, twice",
+      result="equal to the bit" if ours["lrat"].repeats() else "not equal to the bit",
+    )  # fmt: skip
+    if index == 0:
+      for row in kernels.longest(lambda ours=ours: ours["lrat"].take(3)):
+        session.record(f"Longest kernels of three LRAT steps, {setting.network}, batch {setting.batch_size}", **row)
+    _compare(session, setting, ours, False, forward, peak)
+    if index == 0:
+      _loop_overhead(session, setting, ours["at"])
+      _compare(session, setting, ours, True, forward, peak)

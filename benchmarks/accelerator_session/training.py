@@ -1,0 +1,145 @@
+"""A first comparison: adversarial training, LRAT, GAIRAT and both, for as many epochs as the time allows."""
+
+import shutil
+import time
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from benchmarks.accelerator_session import images, weights
+from benchmarks.accelerator_session.session import Session
+from lrat_jax import config as config_lib
+from lrat_jax import data, metrics, sharding, stopping, train, train_step
+
+# In this order: where time is short, the last ones are left out. Their fields beside those of adversarial training.
+METHODS = {
+  "at": {},
+  "lrat": {"local_weights.kind": "lrat"},
+  "gairat": {"global_weights.kind": "gairat"},
+  "lrat_gairat": {"local_weights.kind": "lrat", "global_weights.kind": "gairat"},
+}
+# The share of the time that steps may take; the rest is for validation, checkpoints and a wrong estimate.
+_USED = 0.75
+# `--out` gets at most 8 files, two of which are tables, and stays under 64 MiB.
+_MOST_FILES, _MOST_BYTES = 6, 60 * 2**20
+
+
+def _config(session: Session, method: str, epochs: int) -> ConfigDict:
+  scale = session.scale
+  config = config_lib.default(method, "cifar10")
+  config.update_from_flattened_dict(
+    {
+      "model.name": scale.network,
+      "data.batch_size": scale.train_batch_size,
+      "data.placement": "device",
+      "train.epochs": epochs,
+      "train.log_every": 50,
+      "train.checkpoint_every": 10**6,
+      "train.weights_sample": 256,
+      "train_attacks.pgd.num_steps": scale.num_steps,
+      "validation_attack.num_steps": scale.num_steps,
+      "optimizer.schedule": "one_cycle",
+      "optimizer.learning_rate": scale.learning_rate,
+      "optimizer.warmup": 0.3,
+      **METHODS[method],
+    }
+  )
+  return config
+
+
+def _seconds_a_step(session: Session, dataset: data.Dataset) -> dict[str, float]:
+  """Of adversarial training and of LRAT, measured here: they differ in what the loss takes forward."""
+  found = {}
+  for method in ("at", "lrat"):
+    config = _config(session, method, 1)
+    config.local_weights.begin = 0.0
+    experiment = train.build(config, dataset, sharding.make_mesh(1))
+    step = train_step.make_train_step(
+      config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh,
+      train_step.phase_at(config, 0),
+    )  # fmt: skip
+    place = data.placer(dataset.train, experiment.mesh, "device")
+    batches = data.train_batches(dataset.train, config.data.batch_size, 0, place)
+    state, _ = step(experiment.initial_state(), next(batches))
+    jax.block_until_ready(state)
+    count = 2 if session.trial else 10
+    start = time.perf_counter()
+    for _ in range(count):
+      state, _ = step(state, next(batches))
+    jax.block_until_ready(state)
+    found[method] = (time.perf_counter() - start) / count
+  return found
+
+
+def plan(
+  seconds: float, compile_seconds: float, epoch_seconds: dict[str, float], least: int, most: int
+) -> tuple[list[str], int]:
+  """The methods and the number of epochs that end in a time: all four, or as many as get `least` epochs.
+
+  Half of the epochs are adversarial training for every method; one that compares with natural images then takes LRAT's
+  time.
+  """
+  for count in range(len(METHODS), 0, -1):
+    methods = list(METHODS)[:count]
+    halves = [(epoch_seconds["at"] + epoch_seconds["lrat" if "lrat" in method else "at"]) / 2 for method in methods]
+    epochs = int(_USED * (seconds - count * compile_seconds) / sum(halves))
+    if epochs >= least:
+      return methods, min(epochs, most)
+  return ["at"], least
+
+
+def _keep(session: Session, folder: Path, name: str) -> str:
+  """Copies a model's files to the session's folder where they fit there; says whether."""
+  out, files = Path(session.out), sorted(folder.glob(f"{name}-*-of-*.safetensors"))
+  there = list(out.glob("*.safetensors"))
+  if len(there) + len(files) > _MOST_FILES or sum(p.stat().st_size for p in there + files) > _MOST_BYTES:
+    return "no room in --out; in --scratch"
+  for path in files:
+    shutil.copy(path, out)
+  return "saved"
+
+
+def _train(session: Session, dataset: data.Dataset, method: str, epochs: int) -> None:
+  workdir = Path(session.scratch) / "runs" / method
+  workdir.mkdir(parents=True, exist_ok=True)
+  config = _config(session, method, epochs)
+  experiment = train.build(config, dataset, sharding.make_mesh(1))
+  start = time.perf_counter()
+  stop = lambda: session.left() < 4
+  ended = "whole"
+  try:
+    train.train(experiment, workdir, Console(), stop)
+  except (stopping.Stopped, metrics.NonFiniteError) as error:
+    ended = str(error)
+  seconds = time.perf_counter() - start
+  row = {"method": method, "epochs": epochs, "batch": config.data.batch_size, "seconds": seconds, "ended": ended}
+  if ended == "whole":
+    step, state = train.load_best(experiment, workdir)
+    rows = [row for row in metrics.read_rows(workdir / "metrics.jsonl") if row["split"] == "validation"]
+    (best,) = (row for row in rows if row["step"] == step)
+    folder = Path(session.scratch) / "weights"
+    folder.mkdir(exist_ok=True)
+    weights.save(folder, method, experiment.model, state.judged, session.scale.file_bytes, method=method, step=step)
+    row |= {"best step": step, **{f"validation {name} %": 100 * best[name] for name in ("clean", "robust")}}
+    row |= {"weights": _keep(session, folder, method)}
+  session.record("Training", **row)
+
+
+def run(session: Session) -> None:
+  dataset, scale = images.load(session), session.scale
+  steps_per_epoch = data.steps_per_epoch(dataset.train, scale.train_batch_size)
+  measured = _seconds_a_step(session, dataset)
+  epoch_seconds = {method: steps_per_epoch * seconds for method, seconds in measured.items()}
+  methods, epochs = plan(session.left(), scale.compile_seconds, epoch_seconds, scale.least_epochs, scale.most_epochs)
+  left_out = list(METHODS)[len(methods) :]
+  session.record(
+    "Training",
+    method=f"planned: {', '.join(methods)}" + (f"; left out: {', '.join(left_out)}" if left_out else ""),
+    epochs=epochs,
+    batch=scale.train_batch_size,
+    **{f"seconds of an epoch, {method}": seconds for method, seconds in epoch_seconds.items()},
+  )
+  for method in methods:
+    _train(session, dataset, method, epochs)

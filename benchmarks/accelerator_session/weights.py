@@ -1,0 +1,50 @@
+"""Trained weights in bfloat16, in files of a limited size, and back: NAME-1-of-2.safetensors in PyTorch's names."""
+
+import re
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from lrat_jax import exchange, weight_files
+from lrat_jax.models import torch_names
+
+
+def save(folder: Path, name: str, module, variables, most_bytes: int, **metadata) -> list[Path]:
+  """Writes a model's tensors, each as bfloat16, in as few files of at most `most_bytes` as hold them."""
+  tensors = torch_names.state_dict(module.network, jax.tree.map(np.asarray, dict(variables)))
+  shards, size = [{}], 0
+  for key, tensor in tensors.items():
+    tensor = tensor.astype(ml_dtypes.bfloat16) if np.issubdtype(tensor.dtype, np.floating) else tensor
+    if shards[-1] and size + tensor.nbytes > most_bytes:
+      shards.append({})
+      size = 0
+    shards[-1][key] = tensor
+    size += tensor.nbytes
+  about = {"mean": list(module.mean), "std": list(module.std)} | metadata
+  paths = [folder / f"{name}-{index}-of-{len(shards)}.safetensors" for index in range(1, len(shards) + 1)]
+  for path, shard in zip(paths, shards, strict=True):
+    weight_files.write(path, shard, about)
+  return paths
+
+
+def names(folder: Path) -> list[str]:
+  """The models whose files are all in a folder, in the order in which they were written."""
+  found: dict[tuple[str, int], list[Path]] = {}
+  for path in folder.glob("*.safetensors"):
+    if match := re.fullmatch(r"(.+)-\d+-of-(\d+)", path.stem):
+      found.setdefault((match[1], int(match[2])), []).append(path)
+  whole = {name: min(p.stat().st_mtime for p in paths) for (name, count), paths in found.items() if len(paths) == count}
+  return sorted(whole, key=whole.get)
+
+
+def load(folder: Path, name: str, dtype: str = "float32") -> exchange.Model:
+  """The model of a name, its weights as float32."""
+  tensors, metadata = {}, {}
+  for path in sorted(folder.glob(f"{name}-*-of-*.safetensors")):
+    shard, metadata = weight_files.read(path)
+    tensors |= shard
+  mean, std = (tuple(exchange.numbers(name, metadata, field)) for field in ("mean", "std"))
+  recognised = torch_names.recognise({key: tensor.shape for key, tensor in tensors.items()})
+  return exchange.Stored(name, recognised, tensors, mean, std, [], metadata).build(dtype)
