@@ -77,7 +77,7 @@ def run(session: Session) -> None:
   model = weights.load(folder, names[0])
   test = images.load(session).test.take(np.arange(session.scale.autoattack_images))
   pixels = np.asarray(data.to_float(test.images))
-  _ours(session, model, pixels, test.labels, "compilation included")
+  session.attempt("our AutoAttack", _ours, session, model, pixels, test.labels, "compilation included")
   if session.auto_attack:
     process = multiprocessing.get_context("spawn").Process(
       target=_original, args=(session, names[0], pixels, test.labels), daemon=True
@@ -86,4 +86,4 @@ def run(session: Session) -> None:
     process.join()
     if process.exitcode:
       session.record(TABLE, side="the original, PyTorch", attack=f"failed with exit code {process.exitcode}")
-  _ours(session, model, pixels, test.labels, "programs compiled before")
+  session.attempt("our AutoAttack", _ours, session, model, pixels, test.labels, "programs compiled before")

@@ -50,5 +50,5 @@ def run(session: Session) -> None:
   test = images.load(session).test
   for attack, (count, entry) in suite(session.scale).items():
     for method, model in models.items():
-      found = accuracy(model, test, count, attack, entry)
-      session.record(TABLE, method=method, attack=attack, **found)
+      found = session.attempt(f"{attack} on {method}", accuracy, model, test, count, attack, entry)
+      session.record(TABLE, method=method, attack=attack, **(found or {}))

@@ -4,6 +4,8 @@ import json
 import os
 import threading
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +24,9 @@ class Scale(NamedTuple):
 
   compared_images: int = 256  # correctness: attacked on the accelerator and on the CPU
   compared_epochs: int = 20  # correctness: of training before that
-  timed: tuple[Setting, ...] = (
-    Setting("resnet18", 512),
-    Setting("wide_resnet_34_10", 512),
-    Setting("resnet18", 1024),
-  )
-  rounds: int = 5
-  round_seconds: float = 1.0
+  timed: tuple[Setting, ...] = (Setting("resnet18", 512), Setting("wide_resnet_34_10", 512), Setting("resnet18", 1024))
+  rounds: int = 3
+  round_seconds: float = 0.7
   product_size: int = 8192
   network: str = "resnet18"  # evidence
   train_batch_size: int = 256
@@ -107,6 +105,16 @@ class Session(NamedTuple):
       file.write(line)
       file.flush()
       os.fsync(file.fileno())
+
+  def attempt(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    """`call(*arguments)`, or None where it fails: then why is a record, and the part goes on."""
+    try:
+      return call(*arguments)
+    except Exception as error:  # on a device that this has never run on, anything may be raised
+      reason = " ".join(str(error).split())[:300]
+      self.record("What failed", part=self.part, what=what, why=f"{type(error).__name__}: {reason}")
+      traceback.print_exc()
+      return None
 
   def records(self, table: str) -> list[dict[str, Any]]:
     """The rows of a table that this part and those before it have written."""

@@ -124,7 +124,7 @@ def _peak(session: Session) -> float:
 
 
 def _step_flops(forward: int, method: str, num_steps: int) -> float:
-  """Of one image: a forward and an input gradient for each attack step, a forward and two gradients for each loss term."""
+  """Of one image: forward and input gradient for each attack step, forward and both gradients for each loss term."""
   return forward * (2 * num_steps + (6 if method == "lrat" else 3 + 1 / 8))
 
 
@@ -168,15 +168,13 @@ def _compare(session: Session, setting: Setting, ours: dict[str, _Ours], compile
       ratio = seconds[name] / seconds["lrat_jax"]
       about = {"compile s": warm_up, "memory GiB": torch_side.memory_gib, "ours is times as fast": ratio}
       _record(session, setting, method, name, seconds[name], work, peak, **about)
-  except (RuntimeError, EOFError) as error:
-    session.record(TABLE, network=setting.network, batch=setting.batch_size, side=f"{name}: failed: {error}")
   finally:
     torch_side.close()
 
 
 def _loop_overhead(session: Session, setting: Setting, ours: _Ours) -> None:
   """The attack's loop over as many bare input gradients, each jitted."""
-  model, mesh, num_steps = ours.experiment.model, ours.experiment.mesh, session.scale.num_steps
+  model, mesh, num_steps = (ours.experiment.model, ours.experiment.mesh, session.scale.num_steps)
   batch = next(ours.batches)
   images, labels = data.to_float(batch["images"]), batch["labels"]
   keys = jax.device_put(jax.random.split(jax.random.key(0), len(labels)), images.sharding)
@@ -203,25 +201,45 @@ def _loop_overhead(session: Session, setting: Setting, ours: _Ours) -> None:
   )
 
 
+def _alone(session: Session, setting: Setting, method: str, ours: _Ours, forward: int, peak: float) -> None:
+  """Our step by itself, so that it is known whatever becomes of the other sides."""
+  seconds = _in_turn(session, {"lrat_jax": ours.time})["lrat_jax"]
+  about = {"compile s": ours.compile_seconds, "memory GiB": ours.memory_gib}
+  work = _step_flops(forward, method, session.scale.num_steps)
+  _record(session, setting, method, "lrat_jax, alone", seconds, work, peak, **about)
+
+
+def _repeat(session: Session, setting: Setting, ours: _Ours) -> None:
+  session.record(
+    "Does it run",
+    what=f"three LRAT steps of {setting.network}, batch {setting.batch_size}, twice",
+    result="equal to the bit" if ours.repeats() else "not equal to the bit",
+  )
+
+
+def _trace(session: Session, setting: Setting, ours: _Ours) -> None:
+  for row in kernels.longest(lambda: ours.take(3)):
+    session.record(f"Longest kernels of three LRAT steps, {setting.network}, batch {setting.batch_size}", **row)
+
+
+def _measure(session: Session, setting: Setting, peak: float) -> Callable[[], None]:
+  """All of one setting but the compiled PyTorch side, whose compilation is long; returns what measures that."""
+  where = f"{setting.network}, batch {setting.batch_size}: "
+  ours = {}
+  for method in METHODS:
+    ours[method] = _Ours(session, setting, method)
+    forward = flops.count(ours[method].experiment.model.apply, ours[method].variables, jnp.zeros((1, *_IMAGE)))
+    session.attempt(where + "our step", _alone, session, setting, method, ours[method], forward, peak)
+  session.attempt(where + "eager PyTorch", _compare, session, setting, ours, False, forward, peak)
+  session.attempt(where + "steps twice", _repeat, session, setting, ours["lrat"])
+  session.attempt(where + "trace", _trace, session, setting, ours["lrat"])
+  if setting == session.scale.timed[0]:
+    session.attempt(where + "the attack's loop", _loop_overhead, session, setting, ours["at"])
+  return lambda: _compare(session, setting, ours, True, forward, peak)
+
+
 def run(session: Session) -> None:
   peak = _peak(session)
-  for index, setting in enumerate(session.scale.timed):
-    ours = {method: _Ours(session, setting, method) for method in METHODS}
-    model = ours["at"].experiment.model
-    forward = flops.count(model.apply, ours["at"].variables, jnp.zeros((1, *_IMAGE)))
-    for method in METHODS:  # ours alone first, so that it is known whatever becomes of the other side
-      seconds = _in_turn(session, {"lrat_jax": ours[method].time})["lrat_jax"]
-      about = {"compile s": ours[method].compile_seconds, "memory GiB": ours[method].memory_gib}
-      work = _step_flops(forward, method, session.scale.num_steps)
-      _record(session, setting, method, "lrat_jax, alone", seconds, work, peak, **about)
-    session.record(
-      "Does it run", what=f"three LRAT steps of {setting.network}, batch {setting.batch_size}, twice",
-      result="equal to the bit" if ours["lrat"].repeats() else "not equal to the bit",
-    )  # fmt: skip
-    if index == 0:
-      for row in kernels.longest(lambda ours=ours: ours["lrat"].take(3)):
-        session.record(f"Longest kernels of three LRAT steps, {setting.network}, batch {setting.batch_size}", **row)
-    _compare(session, setting, ours, False, forward, peak)
-    if index == 0:
-      _loop_overhead(session, setting, ours["at"])
-      _compare(session, setting, ours, True, forward, peak)
+  compiled = [session.attempt(setting.network, _measure, session, setting, peak) for setting in session.scale.timed]
+  for compare in filter(None, compiled):
+    session.attempt("compiled PyTorch", compare)
