@@ -49,7 +49,8 @@ def _load(workdir: Path, num_images: int):
 
 
 def _to_torch(images):
-  return torch_models.to_torch(images).contiguous()
+  """[n, c, h, w] in PyTorch's default layout: the original takes views that channels_last does not allow."""
+  return torch_models.to_torch(images).contiguous(memory_format=torch.contiguous_format)
 
 
 def original(auto_attack, model, images, labels, part, norm, epsilon, batch_size, seed, device="cpu"):
@@ -60,7 +61,7 @@ def original(auto_attack, model, images, labels, part, norm, epsilon, batch_size
   )
   attack.attacks_to_run = [part]
   adversarial = attack.run_standard_evaluation(
-    torch_models.to_torch(images).to(device), torch.tensor(labels).long().to(device), bs=batch_size
+    _to_torch(images).to(device), torch.tensor(labels).long().to(device), bs=batch_size
   )
   with torch.no_grad():
     right = model(adversarial).argmax(dim=1).cpu().numpy() == labels

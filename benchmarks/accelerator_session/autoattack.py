@@ -12,15 +12,20 @@ from benchmarks import autoattack_parity
 from benchmarks.accelerator_session import images, weights
 from benchmarks.accelerator_session.session import Session
 from lrat_jax import attacks, data
+from lrat_jax import config as config_lib
+from lrat_jax.attacks.registry import as_number
 
 TABLE = "AutoAttack in the standard version"
-EPSILON = 8 / 255
+
+
+def _epsilon(session: Session) -> float:
+  return as_number(config_lib.PRESETS[session.preset]["budget"]["linf"][0], "epsilon")
 
 
 def _ours(session: Session, model, pixels: np.ndarray, labels: np.ndarray, run: str) -> None:
   start = time.perf_counter()
   report = attacks.autoattack(
-    jax.random.key(0), model.logits_fn, pixels, labels, epsilon=EPSILON, batch_size=len(labels),
+    jax.random.key(0), model.logits_fn, pixels, labels, epsilon=_epsilon(session), batch_size=len(labels),
     on_stage=lambda stage: session.record(
       TABLE,
       side=f"lrat_jax, {run}", attack=stage.name, seconds=stage.seconds,
@@ -59,7 +64,7 @@ def _original(session: Session, method: str, pixels: np.ndarray, labels: np.ndar
     if not len(rows):
       break
     still, seconds = autoattack_parity.original(
-      AutoAttack, model, pixels[rows], labels[rows], part, "linf", EPSILON, len(labels), 0, device
+      AutoAttack, model, pixels[rows], labels[rows], part, "linf", _epsilon(session), len(labels), 0, device
     )
     robust[rows[~still]] = False
     total += seconds

@@ -14,9 +14,9 @@ TABLE = "Robust accuracy in %, from the stored weights in float32"
 BATCH_SIZE = 500
 
 
-def suite(scale: Scale) -> dict[str, tuple[int, dict]]:
+def suite(scale: Scale, preset: str) -> dict[str, tuple[int, dict]]:
   """The attacks in order: name -> (number of test images, its configuration)."""
-  budget = config_lib.PRESETS["cifar10"]["budget"]
+  budget = config_lib.PRESETS[preset]["budget"]
   quick, epsilon = SUITES["quick"](budget), budget["linf"][0]
   small = (
     {"changes": {name: {"num_steps": scale.apgd_steps} for name in ("apgd-ce", "apgd-t")}}
@@ -48,7 +48,7 @@ def run(session: Session) -> None:
   if not models:
     raise SystemExit("no network was trained.")
   test = images.load(session).test
-  for attack, (count, entry) in suite(session.scale).items():
+  for attack, (count, entry) in suite(session.scale, session.preset).items():
     for method, model in models.items():
       found = session.attempt(f"{attack} on {method}", accuracy, model, test, count, attack, entry)
       session.record(TABLE, method=method, attack=attack, **(found or {}))

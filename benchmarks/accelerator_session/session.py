@@ -47,11 +47,11 @@ class Scale(NamedTuple):
 TRIAL = Scale(
   compared_images=64,
   compared_epochs=4,
-  timed=(Setting("wide_resnet_10_1", 16), Setting("cnn_8", 16), Setting("cnn_8", 32)),
+  timed=(Setting("cnn_8", 16), Setting("wide_resnet_10_1", 16), Setting("cnn_8", 32)),
   rounds=2,
   round_seconds=0.2,
   product_size=512,
-  network="wide_resnet_10_1",
+  network="cnn_8",
   train_batch_size=64,
   train_size=512,
   compile_seconds=10.0,
@@ -63,7 +63,7 @@ TRIAL = Scale(
   square_queries=50,
   autoattack_images=32,
   apgd_steps=5,
-  file_bytes=100_000,
+  file_bytes=200_000,
 )
 
 
@@ -93,6 +93,11 @@ class Session(NamedTuple):
   @property
   def scale(self) -> Scale:
     return TRIAL if self.trial else Scale()
+
+  @property
+  def preset(self) -> str:
+    """The preset of the data set, for radii and normalisation."""
+    return "digits" if self.source == "digits" else "cifar10"
 
   def left(self) -> float:
     """Seconds until the part is stopped."""

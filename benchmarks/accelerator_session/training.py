@@ -24,15 +24,16 @@ METHODS = {
 _USED = 0.75
 # The speed part's batches are larger than those trained on, and faster.
 _RATE_AT_SMALL_BATCH = 0.9
-# What a method compiles, validation included, over its step with all weights: the rest it shares with the one before.
-_ALL_PROGRAMS = 1.5
+# What the first method compiles, validation included, over one step; and a later one over the first, with which it
+# shares the step without weights and what was found out about convolutions.
+_ALL_PROGRAMS, _LATER_PROGRAMS = 1.5, 0.5
 # `--out` gets at most 8 files, two of which are tables, and stays under 64 MiB.
 _MOST_FILES, _MOST_BYTES = 6, 60 * 2**20
 
 
 def _config(session: Session, method: str, epochs: int) -> ConfigDict:
   scale = session.scale
-  config = config_lib.default(method, "cifar10")
+  config = config_lib.default(method, session.preset)
   config.update_from_flattened_dict(
     {
       "model.name": scale.network,
@@ -96,7 +97,8 @@ def plan(
   for count in range(len(METHODS), 0, -1):
     methods = list(METHODS)[:count]
     halves = [(epoch_seconds["at"] + epoch_seconds["lrat" if "lrat" in method else "at"]) / 2 for method in methods]
-    epochs = int(_USED * (seconds - count * compile_seconds) / sum(halves))
+    compiling = compile_seconds * (1 + _LATER_PROGRAMS * (count - 1))
+    epochs = int(_USED * (seconds - compiling) / sum(halves))
     if epochs >= least:
       return methods, min(epochs, most)
   return ["at"], least
