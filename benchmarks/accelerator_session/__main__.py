@@ -37,11 +37,11 @@ class Part(NamedTuple):
 
 
 PARTS = (
-  Part("correctness", 0.13),
-  Part("speed", 0.33),
+  Part("correctness", 0.18),
+  Part("speed", 0.31),
   Part("training", 0.28, needs_images=True),
-  Part("evaluation", 0.14, needs_images=True),
-  Part("autoattack", 0.12, needs_images=True),
+  Part("evaluation", 0.13, needs_images=True),
+  Part("autoattack", 0.10, needs_images=True),
 )
 
 

@@ -23,7 +23,8 @@ def evaluate(folder: Path, data_dir: str, attacks: list[str], num_images: int) -
   records = json.loads((folder / "records.json").read_text())
   trial = records["trial"]
   source = "tfds:cifar10" if data_dir else "digits"
-  table = Table("network", "attack", "images", "clean %", "robust %", "the session's clean %", "robust %")
+  sides = [f"{side}: {what}" for side in ("here", "in the session") for what in ("images", "clean %", "robust %")]
+  table = Table("network", "attack", *sides)
   with tempfile.TemporaryDirectory() as scratch:
     session = Session("reload", str(folder), scratch, source, data_dir, trial, float("inf"), "")
     test = images.load(session).test
@@ -35,6 +36,6 @@ def evaluate(folder: Path, data_dir: str, attacks: list[str], num_images: int) -
         continue
       found = evaluation.accuracy(model, test, num_images or count, attack, entry)
       before = recorded.get((name, attack), {})
-      shown = [f"{side[key]:.2f}" if key in side else "" for side in (found, before) for key in ("clean", "robust")]
-      table.add_row(name, attack, str(found["n"]), *shown)
+      shown = [f"{side[key]:g}" if key in side else "" for side in (found, before) for key in ("n", "clean", "robust")]
+      table.add_row(name, attack, *shown)
   Console().print(table)
