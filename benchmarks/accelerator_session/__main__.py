@@ -68,7 +68,7 @@ def _run_part(part: Part, session: Session, log: Path, update) -> str:
   if process.returncode == 0:
     return "done"
   lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["no word"]
-  return f"failed ({process.returncode}): {lines[-1][:300]}"
+  return lines[-1] if lines[-1].startswith("left out: ") else f"failed ({process.returncode}): {lines[-1][:300]}"
 
 
 def _title(options: argparse.Namespace) -> str:

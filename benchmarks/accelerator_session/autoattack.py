@@ -78,7 +78,7 @@ def run(session: Session) -> None:
   folder = Path(session.scratch) / "weights"
   names = weights.names(folder)
   if not names:
-    raise SystemExit("no network was trained.")
+    raise SystemExit("left out: no network was trained")
   model = weights.load(folder, names[0])
   test = images.load(session).test.take(np.arange(session.scale.autoattack_images))
   pixels = np.asarray(data.to_float(test.images))

@@ -46,7 +46,7 @@ def run(session: Session) -> None:
   folder = Path(session.scratch) / "weights"
   models = {name: weights.load(folder, name) for name in weights.names(folder)}
   if not models:
-    raise SystemExit("no network was trained.")
+    raise SystemExit("left out: no network was trained")
   test = images.load(session).test
   for attack, (count, entry) in suite(session.scale, session.preset).items():
     for method, model in models.items():

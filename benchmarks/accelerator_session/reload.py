@@ -4,11 +4,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks.accelerator_session import evaluation, images, weights
+from benchmarks.accelerator_session import evaluation, images, table, weights
 from benchmarks.accelerator_session.session import Session
+
+_COLUMNS = {"images": "n", "clean %": "clean", "robust %": "robust"}
 
 
 def evaluate(folder: Path, data_dir: str, attacks: list[str], num_images: int) -> None:
@@ -23,8 +22,7 @@ def evaluate(folder: Path, data_dir: str, attacks: list[str], num_images: int) -
   records = json.loads((folder / "records.json").read_text())
   trial = records["trial"]
   source = "tfds:cifar10" if data_dir else "digits"
-  sides = [f"{side}: {what}" for side in ("here", "in the session") for what in ("images", "clean %", "robust %")]
-  table = Table("network", "attack", *sides)
+  rows = []
   with tempfile.TemporaryDirectory() as scratch:
     session = Session("reload", str(folder), scratch, source, data_dir, trial, float("inf"), "")
     test = images.load(session).test
@@ -36,6 +34,8 @@ def evaluate(folder: Path, data_dir: str, attacks: list[str], num_images: int) -
         continue
       found = evaluation.accuracy(model, test, num_images or count, attack, entry)
       before = recorded.get((name, attack), {})
-      shown = [f"{side[key]:g}" if key in side else "" for side in (found, before) for key in ("n", "clean", "robust")]
-      table.add_row(name, attack, *shown)
-  Console().print(table)
+      row = {"network": name, "attack": attack}
+      for side, figures in (("", found), ("session: ", before)):
+        row |= {f"{side}{what}": figures.get(key, "") for what, key in _COLUMNS.items()}
+      rows.append(row)
+  print(table.markdown(rows))
