@@ -23,8 +23,11 @@ import torch
 from jax.tree_util import Partial
 
 from benchmarks import torch_models
-from lrat_jax import attacks, data, sharding, train, workdirs
+from lrat_jax import attacks, data
 from lrat_jax.attacks.registry import as_number
+from lrat_jax.core import sharding
+from lrat_jax.training import loop
+from lrat_jax.training import workdir as workdir_lib
 
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -32,10 +35,10 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 def _load(workdir: Path, num_images: int):
   """(logits_fn, PyTorch model, images [n, h, w, c], labels [n], images at once) of a workdir's best checkpoint."""
-  config = workdirs.load_config(workdir)
+  config = workdir_lib.load_config(workdir)
   dataset = data.load_for(config.data)
-  experiment = train.build(config, dataset, sharding.make_mesh(1))
-  found = train.load_best(experiment, workdir)
+  experiment = loop.build(config, dataset, sharding.make_mesh(1))
+  found = loop.load_best(experiment, workdir)
   if found is None:
     sys.exit(f"--workdir={workdir} holds no whole checkpoint; train there first.")
   _, state = found
@@ -123,7 +126,7 @@ def _options() -> argparse.Namespace:
   options = parser.parse_args()
   try:
     options.epsilon_number = as_number(options.epsilon, "--epsilon")
-    workdirs.load_config(options.workdir)
+    workdir_lib.load_config(options.workdir)
   except ValueError as error:
     parser.error(str(error))
   if not (Path(options.original) / "autoattack").is_dir():

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from lrat_jax import compare
+from lrat_jax.compare import __main__ as compare
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", "", "where TFDS keeps CIFAR-10; empty is its own default")

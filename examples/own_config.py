@@ -3,7 +3,7 @@
 python -m lrat_jax.main --config=examples/own_config.py            (or own_config.py:cifar10,pgd,cw)
 """
 
-from lrat_jax import config as base
+from lrat_jax.config import default as base
 
 
 def get_config(arg=None):

@@ -11,7 +11,7 @@
                  FILE: configs/ at lrat irat lrat_irat trades mart; DATA_SET:
                  digits fashion_mnist cifar10 svhn; SUITE: quick fast standard
                  compare unseen
-  --config.X=Y   any field, as config.seed; lrat_jax/config.py explains them
+  --config.X=Y   any field, as config.seed; lrat_jax/config/default.py explains them
   --mode=MODE    train_and_evaluate (if not given), train or evaluate
   --workdir=DIR  where the run lives; runs/NAME_seedSEED if not given
   --model=MODEL  FILE.pt, FILE.safetensors, or PACKAGE.MODULE:FUNCTION
@@ -40,30 +40,16 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from lrat_jax import (
-  callables,
-  checkpoints,
-  command_line,
-  config_checks,
-  data,
-  dry_run,
-  evaluate,
-  exchange,
-  figures,
-  files,
-  host_memory,
-  hosts,
-  judging,
-  metrics,
-  models,
-  sharding,
-  stopping,
-  trackers,
-  train,
-  workdirs,
-)
-from lrat_jax.attacks import own_code
-from lrat_jax.config_checks import ConfigError
+from lrat_jax import data, models
+from lrat_jax.analysis import plots
+from lrat_jax.config import command_line, validate
+from lrat_jax.convert import exchange
+from lrat_jax.core import distributed, files, malloc, preemption, sharding, user_code
+from lrat_jax.core.errors import ConfigError
+from lrat_jax.evaluation import evaluate, runner
+from lrat_jax.models import user_model
+from lrat_jax.training import checkpoints, dry_run, loop, metric_writers, metrics
+from lrat_jax.training import workdir as workdir_lib
 
 BAD_INPUT, NOT_FINITE, FILES_FAILED, STOPPED = 2, 3, 4, 75
 
@@ -77,8 +63,8 @@ def _keep_compiled(where: str, workdir: Path) -> None:
 
 
 def _load_dataset(config: ConfigDict, workdir: Path) -> data.Dataset:
-  config_checks.check(config)
-  workdirs.check(workdir, config)
+  validate.check(config)
+  workdir_lib.check(workdir, config)
   try:
     return data.load_for(config.data)
   except data.DataError as error:
@@ -87,32 +73,32 @@ def _load_dataset(config: ConfigDict, workdir: Path) -> data.Dataset:
 
 def _load_data(config: ConfigDict, workdir: Path) -> tuple[data.Dataset, Mesh]:
   """Checks everything that can be wrong with a configuration; nothing is written before."""
-  same = f"{workdir} {json.dumps(workdirs.portable(config), sort_keys=True)}"
-  dataset = hosts.together("data", lambda: _load_dataset(config, workdir), same)
+  same = f"{workdir} {json.dumps(workdir_lib.portable(config), sort_keys=True)}"
+  dataset = distributed.together("data", lambda: _load_dataset(config, workdir), same)
   _keep_compiled(config.compilation_cache, workdir)
-  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, num_processes=hosts.place().count)
+  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, num_processes=distributed.place().count)
   mesh = sharding.make_mesh()
   if mesh.devices.flat[0].platform == "cpu":
-    host_memory.keep_freed()
-  config_checks.check_for_devices(config, mesh.size)
-  config_checks.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
+    malloc.keep_freed()
+  validate.check_for_devices(config, mesh.size)
+  validate.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
   return dataset, mesh
 
 
 def _judge_checkpoint(
-  experiment: train.Experiment, workdir: Path, console: Console, stop: stopping.Watch
+  experiment: loop.Experiment, workdir: Path, console: Console, stop: preemption.Watch
 ) -> dict[str, Any]:
   """Judges the best checkpoint, and returns the content of results.json."""
-  best = train.load_best(experiment, workdir, console)
+  best = loop.load_best(experiment, workdir, console)
   if best is None:
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
   step, state = best
   console.print(f"Judging the checkpoint of step {step}, the best in validation.")
   logits_fn = Partial(evaluate.apply_function(experiment.model), state.judged)
   config = experiment.config
-  options = {"stop": stop, "images_at_once": experiment.images_at_once}
-  more = {"name": config.name, "step": step, "configuration": workdirs.portable(config)}
-  return judging.judge(config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, **options, **more)
+  options = {"stop": stop, "images_at_once": experiment.images_at_once, "draw": plots.draw_judgement}
+  more = {"name": config.name, "step": step, "configuration": workdir_lib.portable(config)}
+  return runner.judge(config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, **options, **more)
 
 
 def _read_stored(name: str) -> exchange.Stored | None:
@@ -127,11 +113,11 @@ def _read_stored(name: str) -> exchange.Stored | None:
     raise ConfigError(f"--model={error}") from None
 
 
-def _judge_model(config: ConfigDict, name: str, workdir: Path, console: Console, stop: stopping.Watch) -> None:
+def _judge_model(config: ConfigDict, name: str, workdir: Path, console: Console, stop: preemption.Watch) -> None:
   """Judges a function or a file of weights of the user's."""
   if (workdir / "checkpoints").exists():
     raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
-  stored = hosts.together("model", lambda: _read_stored(name))
+  stored = distributed.together("model", lambda: _read_stored(name))
   dataset, mesh = _load_data(config, workdir)
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
   about = {"name": name, "model": name}
@@ -140,44 +126,55 @@ def _judge_model(config: ConfigDict, name: str, workdir: Path, console: Console,
     console.print(stored.summary(), highlight=False, markup=False, soft_wrap=True)
   try:
     dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
-    found = stored.build(dtype).logits_fn if stored else callables.find(name)
-    logits_fn = callables.checked(name, found, images, dataset.num_classes)
+    found = stored.build(dtype).logits_fn if stored else user_model.find(name)
+    logits_fn = user_model.checked(name, found, images, dataset.num_classes)
     at_once = models.images_at_once(stored.recognised.name if stored else name, *dataset.image_shape[:2])
-    with workdirs.claimed(workdir):
-      judging.judge(config, logits_fn, dataset, mesh, workdir, console, stop=stop, images_at_once=at_once, **about)
-  except (callables.CallableError, exchange.WeightsError) as error:
+    with workdir_lib.claimed(workdir):
+      runner.judge(
+        config,
+        logits_fn,
+        dataset,
+        mesh,
+        workdir,
+        console,
+        stop=stop,
+        images_at_once=at_once,
+        draw=plots.draw_judgement,
+        **about,
+      )
+  except (user_model.CallableError, exchange.WeightsError) as error:
     raise ConfigError(f"--model={error}") from error
   except jax.errors.JaxRuntimeError as error:  # a callback of the model's, or memory that it took
     raise ConfigError(f"--model={name!r} failed as it ran: {command_line.reason(error)}") from error
 
 
-def _run_config(options: command_line.Options, workdir: Path, console: Console, stop: stopping.Watch) -> None:
+def _run_config(options: command_line.Options, workdir: Path, console: Console, stop: preemption.Watch) -> None:
   """Trains, judges, or both; or says what that would take."""
   config, mode = options.config, options.mode
-  services = hosts.together("track", lambda: trackers.find(options.track))
+  services = distributed.together("track", lambda: metric_writers.find(options.track))
   if options.dry_run:
     config.compilation_cache = "off"
   dataset, mesh = _load_data(config, workdir)
-  experiment = train.build(config, dataset, mesh)
+  experiment = loop.build(config, dataset, mesh)
   if options.dry_run:
     dry_run.describe(experiment, console)
     return
   if mode == "evaluate" and not (workdir / "checkpoints").is_dir():
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
-  with workdirs.claimed(workdir), trackers.opened(services, workdir, config, console) as followers:
+  with workdir_lib.claimed(workdir), metric_writers.opened(services, workdir, config, console) as followers:
     _run_experiment(experiment, mode, workdir, console, stop, followers)
 
 
 def _run_experiment(
-  experiment: train.Experiment,
+  experiment: loop.Experiment,
   mode: str,
   workdir: Path,
   console: Console,
-  stop: stopping.Watch,
-  followers: Sequence[trackers.Tracker],
+  stop: preemption.Watch,
+  followers: Sequence[metric_writers.Tracker],
 ) -> None:
   config, dataset, mesh = experiment.config, experiment.dataset, experiment.mesh
-  if hosts.leads():
+  if distributed.leads():
     with files.replacing(workdir / "config.json") as file:
       file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
   console.print(
@@ -188,11 +185,11 @@ def _run_experiment(
     soft_wrap=True,
   )
   if mode != "evaluate":
-    train.train(experiment, workdir, console, stop, followers)
-    if hosts.leads():
-      figures.draw_run(workdir, config.name, dataset.train)
+    loop.train(experiment, workdir, console, stop, followers)
+    if distributed.leads():
+      plots.draw_run(workdir, config.name, dataset.train)
   if mode != "train":
-    trackers.write_results(followers, _judge_checkpoint(experiment, workdir, console, stop))
+    metric_writers.write_results(followers, _judge_checkpoint(experiment, workdir, console, stop))
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
@@ -202,11 +199,11 @@ def run(arguments: Sequence[str], console: Console) -> None:
   if config is None:
     print(__doc__.strip())
     return
-  hosts.join(options.coordinator, options.num_processes, options.process_id)
-  console.quiet = console.quiet or not hosts.leads()
+  distributed.join(options.coordinator, options.num_processes, options.process_id)
+  console.quiet = console.quiet or not distributed.leads()
   name = config.name if model is None else exchange.label(model)
   workdir = Path(options.workdir or f"runs/{name}_seed{config.seed}")
-  with stopping.Watch() as stop:
+  with preemption.Watch() as stop:
     if model is None:
       _run_config(options, workdir, console, stop)
     else:
@@ -229,7 +226,7 @@ def _outcome(arguments: Sequence[str]) -> _Outcome:
   again = "the same command goes on there."
   try:
     run(arguments, Console())
-  except (ConfigError, own_code.OwnCodeError) as error:
+  except (ConfigError, user_code.OwnCodeError) as error:
     return _Outcome(BAD_INPUT, f"error: {error}")
   except files.DamagedError as error:
     return _Outcome(BAD_INPUT, f"error: {error}", together=False)
@@ -241,7 +238,7 @@ def _outcome(arguments: Sequence[str]) -> _Outcome:
     where = f": {error.filename}" if error.filename else ""
     line = f"error: {error.strerror or error}{where}. The checkpoints are intact; {again}"
     return _Outcome(FILES_FAILED, line, together=False)
-  except stopping.Stopped as stopped:
+  except preemption.Stopped as stopped:
     return _Outcome(STOPPED, f"{stopped}; {again}")
   return _Outcome()
 
@@ -265,9 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   logging.set_verbosity(logging.FATAL)  # Orbax and TFDS warn of their own defaults, and log what they raise anyway
   with _background_failures_in_a_line():
     code, line, together = _outcome(sys.argv[1:] if arguments is None else arguments)
-  if line and (hosts.leads() or not together):
+  if line and (distributed.leads() or not together):
     print(line, file=sys.stderr, flush=True)
-  if not together and hosts.place().count > 1:
+  if not together and distributed.place().count > 1:
     os._exit(code)  # the others wait for this process in the middle of a step; its end is how they learn of it
   return code
 

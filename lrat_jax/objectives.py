@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lrat_jax.attacks.losses import cross_entropy, kl
-from lrat_jax.attacks.shapes import Labels, Logits, PerImage, PerVariant, VariantLogits
+from lrat_jax.core.typing import Labels, Logits, PerImage, PerVariant, VariantLogits
 
 # (logits of the member [batch, classes], natural logits or None, labels [batch], beta) -> losses [batch], in nats
 MemberLoss = Callable[[Array, Array | None, Array, float], Array]

@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 
-from lrat_jax import config as config_lib
-from lrat_jax import data, sharding, train
+from lrat_jax import data
+from lrat_jax.config import default as config_lib
+from lrat_jax.core import sharding
+from lrat_jax.training import loop
 
 # Fields that make a run on digits a matter of seconds.
 SMALL = {
@@ -41,7 +43,7 @@ def make_split(count, shape=(8, 8, 1), num_classes=4, seed=0):
 def make_experiment(config, num_devices=1, shape=(8, 8, 1), count=64):
   """An `Experiment` on `make_split` images over the first devices."""
   dataset = data.Dataset(make_split(count, shape), make_split(20, shape, seed=1), make_split(21, shape, seed=2), 4)
-  return train.build(config, dataset, sharding.make_mesh(num_devices))
+  return loop.build(config, dataset, sharding.make_mesh(num_devices))
 
 
 def to_numpy(tree):

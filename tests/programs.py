@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lrat_jax.checkpoints import Checkpoints
+from lrat_jax.training.checkpoints import Checkpoints
 from tests.helpers import SMALL
 
 ROOT = Path(__file__).parent.parent

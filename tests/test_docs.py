@@ -21,8 +21,9 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 from docs.extensions import config_fields, docstrings
-from lrat_jax import attacks, command_line, config_checks, main, suites
-from lrat_jax import config as config_lib
+from lrat_jax import attacks, main
+from lrat_jax.config import command_line, suites, validate
+from lrat_jax.config import default as config_lib
 from tests import torch_definitions
 from tests.helpers import SMALL
 
@@ -92,7 +93,7 @@ def test_every_field_of_a_configuration_is_explained(preset):
   explained = {field.path: field for field in config_fields.fields()}
   config = config_lib.default("any", preset)
   for path, value in config_fields.leaves(config):
-    assert explained[path].explanation, f"lrat_jax/config.py has no comment beside {path}"
+    assert explained[path].explanation, f"lrat_jax/config/default.py has no comment beside {path}"
     if not isinstance(value, ConfigDict) and path != "name":
       assert explained[path].defaults[preset] == value
 
@@ -236,7 +237,7 @@ def test_a_command_is_understood(page, module, arguments, monkeypatch):
   monkeypatch.chdir(ROOT)
   options = _parse(module, arguments)
   if module == "lrat_jax.main":
-    config_checks.check(options.config)
+    validate.check(options.config)
 
 
 def _inline(path):

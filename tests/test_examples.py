@@ -12,7 +12,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from examples import own_attack, own_weighting
-from lrat_jax import attacks, data, inspection, main, models, reweighting, sharding
+from lrat_jax import attacks, data, main, models, reweighting
+from lrat_jax.analysis import inspection
+from lrat_jax.core import sharding
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--config.train.epochs=1", "--config.train.log_every=2", "--config.data.train_size=128"]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lrat_jax import checkpoints, train
+from lrat_jax.training import checkpoints, loop
 from tests import programs, soak
 from tests.helpers import SMALL, make_config, make_experiment, to_numpy
 
@@ -32,7 +32,7 @@ def experiment():
 def whole(experiment, tmp_path_factory):
   """The workdir of a run that ended, with its checkpoints of steps 6 and 8, of which the second is the best."""
   workdir = tmp_path_factory.mktemp("whole")
-  train.train(experiment, workdir, Console(quiet=True))
+  loop.train(experiment, workdir, Console(quiet=True))
   return workdir
 
 
@@ -81,7 +81,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(experiment, whol
   shutil.copytree(whole, workdir)
   for step in steps:
     _flip(max((workdir / "checkpoints" / str(step) / "state").rglob("*"), key=lambda path: path.stat().st_size))
-  train.train(experiment, workdir, Console())
+  loop.train(experiment, workdir, Console())
   said = capsys.readouterr().out
   for step in steps:
     assert f"warning: The checkpoint of step {step} is damaged: " in said
@@ -92,16 +92,16 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(experiment, whol
 def test_the_best_of_the_whole_checkpoints_is_judged(experiment, whole, tmp_path, capsys):
   workdir = tmp_path / "run"
   shutil.copytree(whole, workdir)
-  best, _ = train.load_best(experiment, workdir)
+  best, _ = loop.load_best(experiment, workdir)
   _halve(workdir / "checkpoints" / str(best) / "metrics" / "metrics")
-  step, _ = train.load_best(experiment, workdir, Console())
+  step, _ = loop.load_best(experiment, workdir, Console())
   assert step != best and f"The checkpoint of step {best} is damaged" in capsys.readouterr().out
 
 
 def test_a_clock_that_jumps_changes_nothing(experiment, whole, tmp_path, monkeypatch):
   jumps, now = itertools.cycle([0.0, 36000.0, -36000.0, 3600.0]), time.time
   monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
-  train.train(experiment, tmp_path, Console(quiet=True))
+  loop.train(experiment, tmp_path, Console(quiet=True))
   monkeypatch.undo()
   _assert_same_end(experiment, tmp_path, whole)
 

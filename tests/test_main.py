@@ -12,8 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lrat_jax import attacks, command_line, config_checks, host_memory, inspection, main, models, trackers
-from lrat_jax.checkpoints import Checkpoints
+from lrat_jax import attacks, main, models
+from lrat_jax.analysis import inspection
+from lrat_jax.config import command_line, validate
+from lrat_jax.core import malloc
+from lrat_jax.training import metric_writers
+from lrat_jax.training.checkpoints import Checkpoints
 from tests import programs
 from tests.helpers import SMALL, make_split
 
@@ -61,7 +65,7 @@ def finished(tmp_path_factory, told):
   """The workdir of a small run that ended."""
   workdir = tmp_path_factory.mktemp("runs") / "finished"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(trackers._SERVICES, "follower", Follower(told))
+    patch.setitem(metric_writers._SERVICES, "follower", Follower(told))
     assert main.main([*ARGUMENTS, f"--workdir={workdir}", "--track=follower"]) == 0
   return workdir
 
@@ -70,7 +74,7 @@ def test_every_attack_of_a_run_takes_as_many_images_as_suit_the_network_and_memo
   taken, kept, few_at_a_time = [], [], attacks.few_at_a_time
   monkeypatch.setattr(models, "images_at_once", lambda name, height, width: {("cnn_4", 8, 8): 16}[name, height, width])
   monkeypatch.setattr(attacks, "few_at_a_time", lambda attack, most: taken.append(most) or few_at_a_time(attack, most))
-  monkeypatch.setattr(host_memory, "keep_freed", lambda: kept.append(True))
+  monkeypatch.setattr(malloc, "keep_freed", lambda: kept.append(True))
   few = ["--config.train.epochs=1", "--config.eval.num_images=16", f"--workdir={tmp_path}"]
   assert main.main([*ARGUMENTS, *few]) == 0
   inspection.judge(tmp_path, num_images=16)
@@ -286,7 +290,7 @@ def test_every_command_that_we_print_is_understood(path):
   assert commands
   for command in commands:
     config = command_line.parse(shlex.split(command)).config
-    config_checks.check(config)
+    validate.check(config)
 
 
 def test_a_run_that_was_killed_twice_ends_in_the_same_bits(tmp_path):

@@ -8,16 +8,16 @@ This package imports nothing else of lrat_jax.
 """
 
 from lrat_jax.attacks import losses
-from lrat_jax.attacks.apgd import apgd
-from lrat_jax.attacks.autoattack import AutoAttackReport, StageSummary, autoattack
-from lrat_jax.attacks.carlini_wagner import carlini_wagner
+from lrat_jax.attacks._apgd import apgd
+from lrat_jax.attacks._autoattack import AutoAttackReport, StageSummary, autoattack
+from lrat_jax.attacks._carlini_wagner import carlini_wagner
+from lrat_jax.attacks._fab import fab
+from lrat_jax.attacks._pgd import AttackResult, cw, example_keys, fgsm, pgd, starting_points
+from lrat_jax.attacks._spatial import spatial
+from lrat_jax.attacks._square import square
 from lrat_jax.attacks.corruptions import corruption
-from lrat_jax.attacks.fab import fab
-from lrat_jax.attacks.pgd import AttackResult, cw, example_keys, fgsm, pgd, starting_points
-from lrat_jax.attacks.progress import FileStore
+from lrat_jax.attacks.eval_state import FileStore
 from lrat_jax.attacks.registry import Attack, few_at_a_time, from_config, scaled
-from lrat_jax.attacks.spatial import spatial
-from lrat_jax.attacks.square import square
 from lrat_jax.attacks.threat_model import get_norm, project
 
 __all__ = [

@@ -9,9 +9,9 @@ from jax import Array
 from scipy import ndimage
 
 from lrat_jax.attacks import losses
-from lrat_jax.attacks.jpeg import jpeg
-from lrat_jax.attacks.pgd import AttackResult, check_batch, per_image_keys
-from lrat_jax.attacks.shapes import Images, Keys, Labels, LogitsFn
+from lrat_jax.attacks._jpeg import jpeg
+from lrat_jax.attacks._pgd import AttackResult, check_batch, per_image_keys
+from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn
 
 
 def _gaussian_noise(keys: Array, images: Array, deviation: float) -> Array:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lrat_jax.attacks.shapes import Answers, Images, Labels, Logits, LogitsFn, PerImage, Rank
+from lrat_jax.core.typing import Answers, Images, Labels, Logits, LogitsFn, PerImage, Rank
 
 # The margin at which GAIRAT and MAIL stop pushing; their "CW-infinity" is PGD on this loss.
 CW_CONFIDENCE = 50.0

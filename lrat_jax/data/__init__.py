@@ -1,8 +1,8 @@
 """Images and labels: sources, batches, augmentation."""
 
 from lrat_jax.data.augment import augment, to_float
-from lrat_jax.data.feed import PLACEMENTS, placer
 from lrat_jax.data.loader import eval_batches, steps_per_epoch, train_batches
+from lrat_jax.data.placement import PLACEMENTS, placer
 from lrat_jax.data.sources import SPLITS, DataError, Dataset, Split, is_own, load, load_for
 
 __all__ = [

@@ -19,8 +19,9 @@ from typing import NamedTuple
 from absl import flags
 from rich.console import Console
 
-from lrat_jax import command_line, files
-from lrat_jax.config_checks import ConfigError
+from lrat_jax.config import command_line
+from lrat_jax.core import files
+from lrat_jax.core.errors import ConfigError
 from lrat_jax.report import page
 
 BAD_INPUT, FILES_FAILED = 2, 4

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import altair as alt
 import numpy as np
 
-from lrat_jax import inspection, metrics
-from lrat_jax.inspection import Inconsistency, WeightHistory
-from lrat_jax.report.arms import Arm
+from lrat_jax.analysis import inspection
+from lrat_jax.analysis.inspection import Inconsistency, WeightHistory
+from lrat_jax.report.methods import Arm
 from lrat_jax.report.runs import Run
 from lrat_jax.report.tables import Comparison, Row
+from lrat_jax.training import metrics
 
 Record = dict[str, Any]
 

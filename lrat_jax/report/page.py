@@ -13,11 +13,13 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from lrat_jax import comparison, inspection, metrics
-from lrat_jax.figures.style import COLOURS
-from lrat_jax.report import arms as arms_lib
+from lrat_jax.analysis import inspection
+from lrat_jax.analysis.plots.style import COLOURS
+from lrat_jax.compare import summary
+from lrat_jax.core.text import seconds_text
 from lrat_jax.report import charts, pictures, repeat, runs, tables, words
-from lrat_jax.report.arms import Arm
+from lrat_jax.report import methods as arms_lib
+from lrat_jax.report.methods import Arm
 from lrat_jax.report.runs import Run
 
 # A run's folder may lack these; each is said in a line.
@@ -79,7 +81,7 @@ def _facts(arm: Arm, run: Run) -> dict[str, str]:
   facts = {}
   if run.config is not None:
     config = run.config
-    seconds = comparison.training_seconds(run) if run.rows else None
+    seconds = summary.training_seconds(run) if run.rows else None
     epochs = 1 + max((row["epoch"] for row in run.rows), default=-1)
     facts |= {
       "Data": config.data.source,
@@ -88,7 +90,7 @@ def _facts(arm: Arm, run: Run) -> dict[str, str]:
       "Epochs": f"{config.train.epochs}" + (f", of which {epochs} are done" if epochs < config.train.epochs else ""),
       "Batch": f"{config.data.batch_size} images",
       "Optimiser": f"SGD, learning rate {config.optimizer.learning_rate:g}, {config.optimizer.schedule}",
-      "Training time": "" if seconds is None else metrics.seconds_text(seconds),
+      "Training time": "" if seconds is None else seconds_text(seconds),
     }
   facts["Seed" if len(arm.runs) == 1 else "Seeds"] = ", ".join(str(one.seed) for one in arm.runs)
   if run.results is not None:
@@ -98,7 +100,7 @@ def _facts(arm: Arm, run: Run) -> dict[str, str]:
       "Data": results["data"],
       "Judged": f"{results['n']:,} {results['split']} images"
       + (f", the weights of step {results['step']:,}" if "step" in results else ""),
-      "Judging time": "" if run.timings is None else metrics.seconds_text(run.timings["seconds"]),
+      "Judging time": "" if run.timings is None else seconds_text(run.timings["seconds"]),
       "Device": f"{environment.pop('num_devices', 1)} x {device}",
       "Versions": ", ".join(f"{name} {version}" for name, version in environment.items()),
     }

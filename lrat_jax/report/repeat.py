@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lrat_jax import config as config_lib
-from lrat_jax import workdirs
+from lrat_jax.config import default as config_lib
+from lrat_jax.config.suites import SUITES
 from lrat_jax.report.runs import Run
-from lrat_jax.suites import SUITES
+from lrat_jax.training import workdir
 
 # What each file in configs/ sets on `config.default`, and its own training attack where it is not "pgd".
 METHODS: dict[str, dict[str, Any]] = {
@@ -69,10 +69,10 @@ def origin(config: ConfigDict) -> Origin | None:
 
   None where none does: a file of the user's own names attacks of its own.
   """
-  mine, best = _flat(workdirs.portable(config)), None
+  mine, best = _flat(workdir.portable(config)), None
   for method, argument in itertools.product(METHODS, _arguments(config)):
     try:
-      theirs = _flat(workdirs.portable(_base(method, argument)))
+      theirs = _flat(workdir.portable(_base(method, argument)))
     except ValueError:  # an attack that the default does not know by that name
       continue
     if set(theirs) != set(mine):

@@ -9,9 +9,13 @@ import jsonschema
 import numpy as np
 from ml_collections import ConfigDict
 
-from lrat_jax import config as config_lib
-from lrat_jax import config_checks, files, inspection, judging, metrics, suites
-from lrat_jax.config_checks import ConfigError
+from lrat_jax.analysis import inspection
+from lrat_jax.config import default as config_lib
+from lrat_jax.config import suites, validate
+from lrat_jax.core import files
+from lrat_jax.core.errors import ConfigError
+from lrat_jax.evaluation import runner
+from lrat_jax.training import metrics
 
 Found = TypeVar("Found")
 
@@ -186,7 +190,7 @@ def _completed(content: Mapping[str, Any], default: Mapping[str, Any]) -> dict[s
 def _read_config(content: Mapping[str, Any], path: Path) -> ConfigDict:
   try:
     config = ConfigDict(_completed(content, config_lib.default("any").to_dict()))
-    config_checks.check_form(config)
+    validate.check_form(config)
   except (ConfigError, ValueError, TypeError) as error:
     raise files.DamagedError(f"{path} holds no configuration of this version: {error}") from None
   return config
@@ -217,7 +221,7 @@ def read(workdir: Path) -> Run:
     )
     raise ConfigError(f"{workdir} is no run: it holds neither config.json nor results.json.{hint}")
   config = _find_config(workdir)
-  folder = workdir if config is None else judging.results_folder(workdir, config.eval.split)
+  folder = workdir if config is None else runner.results_folder(workdir, config.eval.split)
   folder = folder if (folder / "results.json").exists() else workdir
   results = _if_there(folder / "results.json", _read_results)
   if results is not None and "configuration" in results:

@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from lrat_jax import comparison, inspection, metrics, suites
-from lrat_jax.evaluate import CLEAN
+from lrat_jax.analysis import inspection
+from lrat_jax.compare import summary as summary_lib
+from lrat_jax.config import suites
+from lrat_jax.core.text import seconds_text
+from lrat_jax.evaluation.evaluate import CLEAN
 from lrat_jax.report import words
-from lrat_jax.report.arms import Arm, Judged
+from lrat_jax.report.methods import Arm, Judged
 from lrat_jax.report.runs import Run
 
 WILSON = "Wilson, over images"
@@ -96,16 +99,16 @@ def accuracies(run: Run) -> list[Row]:
   """A run's own table: clean, each attack of its suite, the worst case."""
   results, count = run.results, run.results["n"]
   seconds = {} if run.timings is None else run.timings["attack_seconds"]
-  shares = {CLEAN: results["clean"], **results["robust"], comparison.WORST: results["worst_case"]}
+  shares = {CLEAN: results["clean"], **results["robust"], summary_lib.WORST: results["worst_case"]}
   threats = {name: words.threat(results["suite"][name]) for name in results["robust"]}
-  threats |= {CLEAN: "the images as they are", comparison.WORST: "right under all of the above"}
+  threats |= {CLEAN: "the images as they are", summary_lib.WORST: "right under all of the above"}
   return [
     Row(
       name,
       threats[name],
       wilson(share, count),
       round((results["clean"] - share) * count),
-      metrics.seconds_text(seconds[name]) if name in seconds else "",
+      seconds_text(seconds[name]) if name in seconds else "",
       name in trained_on(run),
     )
     for name, share in shares.items()
@@ -142,13 +145,13 @@ class Comparison(NamedTuple):
 
 def _arm_accuracies(runs: Sequence[Judged], groups: Mapping[str, list[str]], columns: list[str]) -> dict[str, Estimate]:
   """By column; over one seed with Wilson intervals, over several with the bootstrap over seeds and images."""
-  held = [comparison.robust_columns(run, groups) for run in runs]
+  held = [summary_lib.robust_columns(run, groups) for run in runs]
   stacked = np.array([[one[column] for one in held] for column in columns])
   means = stacked.mean(axis=(1, 2))
   if len(runs) == 1:
     estimates = [wilson(float(mean), stacked.shape[2]) for mean in means]
   else:
-    intervals = comparison.paired_intervals(stacked)
+    intervals = summary_lib.paired_intervals(stacked)
     estimates = [Estimate(float(mean), *map(float, ends)) for mean, ends in zip(means, intervals, strict=True)]
   return dict(zip(columns, estimates, strict=True))
 
@@ -168,7 +171,7 @@ def compare(arms: Sequence[Arm], judged: Sequence[Judged], summary: Mapping[str,
     }
     for column in columns
   }
-  more = {CLEAN: "the images as they are", comparison.WORST: "right under all of the attacks"}
+  more = {CLEAN: "the images as they are", summary_lib.WORST: "right under all of the attacks"}
   threats = {name: words.threat(entry) for name, entry in suite.items()} | more
   return Comparison(
     summary=summary,

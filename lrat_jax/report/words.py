@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lrat_jax import suites
+from lrat_jax.config import suites
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _OBJECTIVES = {"ce": "Adversarial training", "trades": "TRADES", "mart": "MART"}

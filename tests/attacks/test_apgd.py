@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lrat_jax import attacks, sharding
+from lrat_jax import attacks
 from lrat_jax.attacks import threat_model
-from lrat_jax.attacks.apgd import check_periods
+from lrat_jax.attacks._apgd import check_periods
+from lrat_jax.core import sharding
 
 RADII = {"linf": 0.06, "l2": 0.5, "l1": 3.0}
 LOSSES = {"ce": {}, "dlr": {}, "dlr_targeted": {"target_rank": 1}}

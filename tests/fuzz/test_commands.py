@@ -6,8 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lrat_jax import arms, compare
-from lrat_jax.config_checks import ConfigError
+from lrat_jax.compare import __main__ as compare
+from lrat_jax.compare import methods
+from lrat_jax.core.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -45,7 +46,7 @@ pieces = st.sampled_from(
 @example("at@" + "x" * 5000 + "=1")
 def test_an_arm_of_any_text_is_planned_inside_the_workdir_or_refused_in_one_line(text):
   def plan():
-    return arms.plan([arms.parse(text)], [0], data="digits", suite="fast", overrides=[], workdir=Path("w"))
+    return methods.plan([methods.parse(text)], [0], data="digits", suite="fast", overrides=[], workdir=Path("w"))
 
   if lines_of(plan) == 0:
     (run,) = plan()

@@ -10,9 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from lrat_jax import command_line, config_checks, models, optim
-from lrat_jax import config as config_lib
-from lrat_jax.config_checks import ConfigError
+from lrat_jax import models
+from lrat_jax.config import command_line, validate
+from lrat_jax.config import default as config_lib
+from lrat_jax.core.errors import ConfigError
+from lrat_jax.training import optim
 from tests.helpers import make_config
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -65,9 +67,9 @@ def outcome(*arguments):
   """The configuration that the program would run, or the line that it would print."""
   try:
     config = command_line.parse(arguments).config
-    config_checks.check(config)
-    config_checks.check_for_devices(config, 1)
-    config_checks.check_for_data(config, SHAPE, 10, 1100)
+    validate.check(config)
+    validate.check_for_devices(config, 1)
+    validate.check_for_data(config, SHAPE, 10, 1100)
   except ConfigError as error:
     return str(error)
   return config
@@ -145,7 +147,7 @@ def test_what_stands_behind_the_colon_is_refused_or_serves(argument):
   except ConfigError as error:
     assert len(str(error).splitlines()) == 1
     return
-  config_checks.check_form(config)
+  validate.check_form(config)
   assert config.train_attacks and config.eval.suite
 
 
@@ -175,8 +177,8 @@ def test_a_file_that_leaves_out_a_field_or_gives_another_type_is_refused(field, 
   with config.unlocked(), config.ignore_type():
     group.__delattr__(name) if wrong == "absent" else group.__setattr__(name, wrong)
   try:
-    config_checks.check_form(config)
-    config_checks.check(config)
+    validate.check_form(config)
+    validate.check(config)
   except ConfigError as error:
     assert len(str(error).splitlines()) == 1 and f"config.{parents[0] if parents else name}" in str(error)
     return
@@ -211,5 +213,5 @@ def test_no_name_leads_out_of_the_workdir(path, name):
     with config.unlocked(), ConfigDict(group, allow_dotted_keys=True).unlocked():
       group._fields[name] = config.validation_attack  # what ConfigDict itself does not refuse everywhere
   with pytest.raises(ConfigError, match=f"{path}.*letters, digits") as refusal:
-    config_checks.check_form(config)
+    validate.check_form(config)
   assert len(str(refusal.value).splitlines()) == 1

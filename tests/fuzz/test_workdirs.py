@@ -10,9 +10,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lrat_jax import arms, comparison, files, inspection, metrics, workdirs
-from lrat_jax.attacks.progress import FileStore
-from lrat_jax.config_checks import ConfigError
+from lrat_jax.analysis import inspection
+from lrat_jax.attacks.eval_state import FileStore
+from lrat_jax.compare import methods, summary
+from lrat_jax.core import files
+from lrat_jax.core.errors import ConfigError
+from lrat_jax.training import metrics
+from lrat_jax.training import workdir as workdir_lib
 from tests.helpers import make_config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,7 +43,7 @@ def folder(tmp_path_factory):
 def test_a_config_json_of_any_content_is_refused_in_one_line(folder, content):
   (folder / "config.json").write_bytes(content)
   with pytest.raises(ConfigError) as refusal:
-    workdirs.check(folder, CONFIG)
+    workdir_lib.check(folder, CONFIG)
   assert len(str(refusal.value).splitlines()) == 1
   with pytest.raises(ValueError) as refusal:
     inspection.load_experiment(folder)
@@ -50,7 +54,7 @@ def test_a_config_json_that_is_a_folder_and_a_name_too_long_are_one_line(tmp_pat
   (tmp_path / "config.json").mkdir()
   for workdir in (tmp_path, tmp_path / ("x" * 5000)):
     with pytest.raises(ConfigError, match=str(tmp_path)):
-      workdirs.check(workdir, CONFIG)
+      workdir_lib.check(workdir, CONFIG)
 
 
 ROWS = [json.dumps({"split": "train", "step": step, "epoch": 0}) for step in range(4)]
@@ -76,10 +80,10 @@ def run(tmp_path_factory):
   before = Path.cwd()
   os.chdir(ROOT)
   workdir = tmp_path_factory.mktemp("compare")
-  (run,) = arms.plan([arms.parse("at")], [0], data="digits", suite="quick", overrides=[], workdir=workdir)
+  (run,) = methods.plan([methods.parse("at")], [0], data="digits", suite="quick", overrides=[], workdir=workdir)
   os.chdir(before)
   run.workdir.mkdir(parents=True)
-  found = {"configuration": workdirs.portable(run.config), "clean": 0.5, "worst_case": 0.5, "n": 4, "warnings": []}
+  found = {"configuration": workdir_lib.portable(run.config), "clean": 0.5, "worst_case": 0.5, "n": 4, "warnings": []}
   (run.workdir / "results.json").write_text(json.dumps(found))
   (run.workdir / "per_example.npz").write_bytes(_per_example(run))
   return run
@@ -117,7 +121,7 @@ def test_arrays_that_are_damaged_are_one_line_or_still_the_same(run, place, bit,
   path = run.workdir / "per_example.npz"
   path.write_bytes(content)
   try:
-    robust = comparison.summarise([run], "x")["arms"]["at"]["mean"]
+    robust = summary.summarise([run], "x")["arms"]["at"]["mean"]
   except ValueError as error:
     assert len(str(error).splitlines()) == 1 and "per_example.npz is damaged" in str(error)
     assert "results.json, and it is judged again" in str(error)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lrat_jax import comparison, files
-from lrat_jax.config_checks import ConfigError
+from lrat_jax.compare import summary
+from lrat_jax.core import files
+from lrat_jax.core.errors import ConfigError
 from lrat_jax.report import page, pictures, runs, tables
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -213,7 +214,7 @@ def test_runs_side_by_side_are_compared_with_the_first(copy):
   rows = [[_text(cell) for cell in row] for row in tree.iter("tr")]
   arrays = [runs.read(path).per_example["robust/pgd20"].astype(float) for path in (first, other)]
   change = arrays[1] - arrays[0]
-  low, high = comparison.paired_interval(change[None])
+  low, high = summary.paired_interval(change[None])
   expected = f"{tables.signed(change.mean())} [{tables.signed(low)}, {tables.signed(high)}]"
   assert change.mean() != 0 and [row[1] for row in rows if row[0] == "pgd20" and len(row) == 2] == [expected]
   heads = [row for row in rows if row[0] == "Attack" and "What it may do" in row[-1]]

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from lrat_jax import command_line, workdirs
+from lrat_jax.config import command_line
 from lrat_jax.report import repeat, runs
+from lrat_jax.training import workdir as workdir_lib
 
 ROOT = Path(__file__).parent.parent.parent
 METHODS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -47,7 +48,7 @@ def test_the_command_makes_the_configuration_again(arguments):
   config = _config(*arguments)
   words = shlex.split(_command(config, "runs/a b"))
   assert words[:3] == ["python", "-m", "lrat_jax.main"] and words[-1] == "--workdir=runs/a b"
-  assert workdirs.portable(_config(*words[3:])) == workdirs.portable(config)
+  assert workdir_lib.portable(_config(*words[3:])) == workdir_lib.portable(config)
 
 
 def test_no_command_is_made_up_for_attacks_that_no_file_names():
