@@ -41,7 +41,7 @@ def parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
 def make_mesh(name: str):
   """The devices that the program itself would take for one of the networks, with its way of using memory."""
   sharding.use_cpu_cores(SETTINGS[name][1])
-  malloc.keep_freed()
+  malloc.disable_malloc_trim()
   return sharding.make_mesh()
 
 
@@ -112,7 +112,7 @@ def classifier(name: str, mesh, batch_size: int | None = None, dtype: str = "flo
 
 def as_in_training(name: str, attack: attacks.Attack) -> attacks.Attack:
   """An attack on one of the networks as a train step runs it: on as many images at once as suit the device."""
-  return attacks.few_at_a_time(attack, models.images_at_once(name, *SETTINGS[name][0][:2]))
+  return attacks.microbatch(attack, models.microbatch_size(name, *SETTINGS[name][0][:2]))
 
 
 def over_devices(function: Callable[..., Any], mesh, num_batched: int) -> Callable[..., Any]:
@@ -146,7 +146,7 @@ def lrat_experiment(name: str, mesh) -> loop.Experiment:
 
 def lrat_step(experiment: loop.Experiment):
   """The compiled step, a call that takes one step, the variables at the start, and the batch on the devices."""
-  phase = step_lib.Phase(weighs_inside=True, weighs_across=False)
+  phase = step_lib.Phase(use_local_weights=True, use_global_weights=False)
   step = step_lib.make_train_step(
     experiment.config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh, phase
   )

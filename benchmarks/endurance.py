@@ -29,7 +29,7 @@ _PAGE = resource.getpagesize()
 def _experiment(config):
   dataset = data.load_for(config.data)
   sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size)
-  malloc.keep_freed()
+  malloc.disable_malloc_trim()
   return loop.build(config, dataset, sharding.make_mesh())
 
 
@@ -84,7 +84,7 @@ def _memory(experiment, steps):
   with tempfile.TemporaryDirectory() as folder:
     try:
       loop.train(experiment, Path(folder), Console(quiet=True), stop=note)
-    except loop.stopping.Stopped as stopped:
+    except loop.stopping.Preempted as stopped:
       print(stopped)
 
 

@@ -12,9 +12,9 @@ from lrat_jax.training import loop
 SMALL = {
   "model.name": "cnn_4",
   "train.epochs": 2,
-  "train.log_every": 3,
+  "train.log_every_steps": 3,
   "eval.batch_size": 128,
-  "eval.check_images": 0,
+  "eval.num_sanity_examples": 0,
   "train_attacks.pgd.num_steps": 2,
   "validation_attack.num_steps": 2,
   "eval.suite.pgd20.num_steps": 2,

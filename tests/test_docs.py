@@ -156,7 +156,7 @@ def workdirs(tmp_path_factory):
   """A folder with `runs/lrat_digits_seed0`, trained for a moment, and a network of PyTorch's in weights.pt."""
   folder = tmp_path_factory.mktemp("shown")
   torch.save(torch_definitions.cnn(width=4, channels=1, size=8).state_dict(), folder / "weights.pt")
-  small = {**SMALL, "data.train_size": 64, "local_weights.begin": 0.0, "train.log_every": 1}
+  small = {**SMALL, "data.train_size": 64, "local_weights.begin_fraction": 0.0, "train.log_every_steps": 1}
   arguments = [f"--config.{name}={value}" for name, value in small.items()]
   workdir = folder / "runs/lrat_digits_seed0"
   assert main.main([f"--config={ROOT}/configs/lrat.py", f"--workdir={workdir}", "--mode=train", *arguments]) == 0
@@ -192,7 +192,7 @@ PYTHON = [path for path in PAGES if _blocks(path, PythonCodeBlockParser())]
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
 def test_python_runs_as_it_is_shown(path, workdirs, linear_weights, monkeypatch):
   monkeypatch.chdir(workdirs)
-  monkeypatch.setitem(suites.SUITES, "unseen", suites.SUITES["quick"])  # minutes of compiling otherwise
+  monkeypatch.setitem(suites.SUITES, "unforeseen", suites.SUITES["pgd"])  # minutes of compiling otherwise
   document = Document.parse(str(path), PythonCodeBlockParser())
   document.namespace.update(_names(linear_weights))
   for example in document.examples():
@@ -260,7 +260,7 @@ OPTIONS = sorted(
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_in_the_text_names_a_field(option, monkeypatch):
   monkeypatch.chdir(ROOT)
-  command_line.parse(["--config=configs/lrat.py:digits,pgd,cw,pgd_l2,suite=compare", option])
+  command_line.parse(["--config=configs/lrat.py:digits,pgd,cw,pgd_l2,suite=full", option])
 
 
 @pytest.mark.parametrize("name", NAMES)

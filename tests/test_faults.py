@@ -19,7 +19,7 @@ from tests import programs, soak
 from tests.helpers import SMALL, make_config, make_experiment, to_numpy
 
 CONFIG = {name.replace(".", "__"): value for name, value in SMALL.items()}
-CONFIG |= {"data__batch_size": 16, "train__weights_sample": 4, "train__checkpoint_every": 3}
+CONFIG |= {"data__batch_size": 16, "train__num_logged_examples": 4, "train__checkpoint_every_steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +68,11 @@ def test_every_damage_to_a_file_that_a_restore_reads_is_seen(whole, tmp_path, da
     folder = tmp_path / str(number) / "checkpoints"
     shutil.copytree(whole / "checkpoints", folder)
     DAMAGES[damage](folder / "8" / path.relative_to(source))
-    (line,) = checkpoints.set_damaged_aside(folder)
+    (line,) = checkpoints.quarantine_damaged(folder)
     assert line.startswith("The checkpoint of step 8 is damaged: ") and "\n" not in line
     assert [path.name for path in folder.iterdir()] == ["6"]
     assert (folder.parent / "damaged_checkpoints" / "8_1").is_dir()
-    assert checkpoints.set_damaged_aside(folder) == []
+    assert checkpoints.quarantine_damaged(folder) == []
 
 
 @pytest.mark.parametrize(("steps", "goes_on"), [((8,), 6), ((8, 6), None)])
@@ -89,7 +89,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(experiment, whol
   _assert_same_end(experiment, workdir, whole)
 
 
-def test_the_best_of_the_whole_checkpoints_is_judged(experiment, whole, tmp_path, capsys):
+def test_the_best_of_the_whole_checkpoints_is_evaluated(experiment, whole, tmp_path, capsys):
   workdir = tmp_path / "run"
   shutil.copytree(whole, workdir)
   best, _ = loop.load_best(experiment, workdir)

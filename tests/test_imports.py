@@ -59,7 +59,9 @@ def test_every_module_has_a_layer():
 
 
 def test_imports_are_found_in_all_their_forms():
-  text = "import lrat_jax.main\nfrom lrat_jax import attacks\ndef f():\n  from lrat_jax.core import files, errors as e\n"
+  text = (
+    "import lrat_jax.main\nfrom lrat_jax import attacks\ndef f():\n  from lrat_jax.core import files, errors as e\n"
+  )
   assert _imports(text) == {"main", "attacks", "core", "core.files", "core.errors"}
 
 

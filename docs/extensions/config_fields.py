@@ -115,6 +115,8 @@ def attack_arguments(name: str) -> dict[str, tuple[Any, str]]:
   explained = argument_explanations(name)
   if name == suites.AUTOATTACK:
     given = inspect.signature(attacks.autoattack).parameters
-    return {key: (given[key].default, explained[key]) for key in ("epsilon", "norm", "version", "parts", "changes")}
+    return {
+      key: (given[key].default, explained[key]) for key in ("epsilon", "norm", "version", "attacks_to_run", "overrides")
+    }
   parameters = inspect.signature(registry.REGISTRY[name]).parameters.values()
   return {p.name: (p.default, explained.get(p.name, "")) for p in parameters if p.kind is p.KEYWORD_ONLY}

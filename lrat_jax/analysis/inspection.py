@@ -14,7 +14,7 @@ from lrat_jax import data
 from lrat_jax.config import default as config_lib
 from lrat_jax.config.suites import SUITES, Suite
 from lrat_jax.core import files, sharding
-from lrat_jax.evaluation import evaluate
+from lrat_jax.evaluation import evaluate as evaluate_lib
 from lrat_jax.training import loop
 from lrat_jax.training import workdir as workdir_lib
 
@@ -112,7 +112,8 @@ def weight_history(workdir: Path) -> WeightHistory:
   recorded = {epoch: files.read_arrays(path, needed) for epoch, path in _epoch_files(workdir).items()}
   if not recorded:
     raise ValueError(
-      f"workdir={str(workdir)!r} holds no weights/epoch_*.npz; train there, with config.train.weights_sample above 0."
+      f"workdir={str(workdir)!r} holds no weights/epoch_*.npz; "
+      "train there, with config.train.num_logged_examples above 0."
     )
   rows = list(recorded.values())
   indices, first = np.unique(np.concatenate([row["indices"] for row in rows]), return_index=True)
@@ -198,7 +199,7 @@ def look_up(split: data.Split, indices: Sequence[int]) -> data.Split:
 
 
 def attack_names(per_example: Mapping[str, np.ndarray]) -> list[str]:
-  """The attacks of a judgement whose vulnerabilities can be compared: all but AutoAttack.
+  """The attacks of an evaluation whose vulnerabilities can be compared: all but AutoAttack.
 
   AutoAttack returns the first image that broke the model, or the clean one, and not the worst that it found.
   """
@@ -210,7 +211,7 @@ def vulnerabilities(per_example: Mapping[str, np.ndarray], names: Sequence[str] 
   """Every instance's vulnerability under each attack, [n, k] in [-1, 1]; positive: the attack fools the model.
 
   Args:
-    per_example: as in a workdir's per_example.npz, or of `judge`.
+    per_example: as in a workdir's per_example.npz, or of `evaluate`.
     names: the attacks [k]; `attack_names` if not given.
 
   Raises:
@@ -220,7 +221,7 @@ def vulnerabilities(per_example: Mapping[str, np.ndarray], names: Sequence[str] 
   found = [name.removeprefix("vulnerability/") for name in per_example if name.startswith("vulnerability/")]
   for name in names:
     if name not in found:
-      raise ValueError(f"attack {name!r} was not judged; choose from {sorted(found)}.")
+      raise ValueError(f"attack {name!r} was not evaluated; choose from {sorted(found)}.")
   return np.stack([per_example[f"vulnerability/{name}"] for name in names], axis=1)
 
 
@@ -240,7 +241,7 @@ def inconsistency(per_example: Mapping[str, np.ndarray], names: Sequence[str] | 
   attack (carlini_wagner) stops just behind the decision boundary, so that its vulnerabilities rank little.
 
   Args:
-    per_example: as in a workdir's per_example.npz, or of `judge`.
+    per_example: as in a workdir's per_example.npz, or of `evaluate`.
     names: the attacks, two or more; `attack_names` if not given.
 
   Raises:
@@ -281,23 +282,23 @@ def _suite(config: ConfigDict, suite: str | Mapping[str, Mapping[str, Any]] | No
   )
 
 
-def load_experiment(workdir: Path, *, own_code: bool = False) -> loop.Experiment:
+def load_experiment(workdir: Path, *, trust_user_code: bool = False) -> loop.Experiment:
   """What the config.json of a run built: data, model, optimiser, on all devices.
 
   Raises:
-    ValueError: as `workdirs.load_config`, where `own_code` is explained, or data that are gone.
+    ValueError: as `workdirs.load_config`, where `trust_user_code` is explained, or data that are gone.
   """
-  config = workdir_lib.load_config(workdir, own_code=own_code)
+  config = workdir_lib.load_config(workdir, trust_user_code=trust_user_code)
   return loop.build(config, data.load_for(config.data), sharding.make_mesh())
 
 
-def judge(
+def evaluate(
   workdir: Path,
   suite: str | Mapping[str, Mapping[str, Any]] | None = None,
   *,
   split: str = "test",
   num_images: int = 0,
-  own_code: bool = False,
+  trust_user_code: bool = False,
 ) -> dict[str, np.ndarray]:
   """Attacks a run's best checkpoint; nothing is written.
 
@@ -306,7 +307,7 @@ def judge(
     suite: the run's own if not given; or the name of one, with the radii of the run's preset; or {name: attack} as in
       config.eval.suite.
     split: "train", "validation" or "test".
-    num_images: judges the first so many; 0 is all.
+    num_images: evaluates the first so many; 0 is all.
     own_code: whether the run's configuration may name code of its author's, as `workdirs.load_config` says.
 
   Returns:
@@ -318,22 +319,22 @@ def judge(
   """
   if split not in data.SPLITS:
     raise ValueError(f"split={split!r} is unknown; choose from {list(data.SPLITS)}.")
-  experiment = load_experiment(workdir, own_code=own_code)
+  experiment = load_experiment(workdir, trust_user_code=trust_user_code)
   entries = _suite(experiment.config, suite)
   best = loop.load_best(experiment, workdir)
   if best is None:
     raise ValueError(f"workdir={str(workdir)!r} holds no checkpoint; train there first.")
   chosen = experiment.dataset.split(split)
   chosen = chosen.take(np.arange(min(num_images or len(chosen.labels), len(chosen.labels))))
-  logits_fn = Partial(evaluate.apply_function(experiment.model), best[1].judged)
-  # A run may be looked at on other devices than it was judged on; the size of batches changes no result.
+  logits_fn = Partial(evaluate_lib.apply_function(experiment.model), best[1].eval_variables)
+  # A run may be looked at on other devices than it was evaluated on; the size of batches changes no result.
   devices = experiment.mesh.size
   batch_size = -(-experiment.config.eval.batch_size // devices) * devices
-  judgement = evaluate.run_suite(
+  evaluation = evaluate_lib.run_suite(
     logits_fn, chosen, entries,
     batch_size=batch_size,
     mesh=experiment.mesh,
     seed=experiment.config.seed,
-    images_at_once=experiment.images_at_once,
+    microbatch_size=experiment.microbatch_size,
   )  # fmt: skip
-  return judgement.per_example
+  return evaluation.per_example

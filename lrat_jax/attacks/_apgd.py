@@ -136,9 +136,9 @@ def _observe(pace: Any, loss: Array) -> Any:
 
 
 def _ascend(
-  rule: _Rule, ask: Callable[[Array, Array], _Answer], start: Array, num_steps: int, stop_early: bool
+  rule: _Rule, ask: Callable[[Array, Array], _Answer], start: Array, num_steps: int, early_stop: bool
 ) -> _State:
-  """`num_steps` steps from `start`; with `stop_early` only until every image was fooled once.
+  """`num_steps` steps from `start`; with `early_stop` only until every image was fooled once.
 
   The model is asked at one place, about x^0 too: its gradient is compiled once.
   """
@@ -147,9 +147,9 @@ def _ascend(
   def advance(state: _State) -> _State:
     is_first = state.step == 0
     answer = ask(state.points, state.step)
-    adversarial = _choose(answer.wrong & ~(state.fooled & stop_early), state.points, state.adversarial)
+    adversarial = _choose(answer.wrong & ~(state.fooled & early_stop), state.points, state.adversarial)
     fooled = state.fooled | answer.wrong
-    counts = ~answer.wrong & (state.step < num_steps) & ~(fooled & stop_early)  # x^K is none of x^0..x^{K-1}
+    counts = ~answer.wrong & (state.step < num_steps) & ~(fooled & early_stop)  # x^K is none of x^0..x^{K-1}
     better = is_first | (answer.loss > state.best.loss)
     best_points, best = _choose(better, (state.points, answer), (state.best_points, state.best))
     begun = rule.begin(state.points, answer)
@@ -164,7 +164,7 @@ def _ascend(
 
   def goes_on(state: _State) -> Array:
     more = state.step <= num_steps
-    return more & ~jnp.all(state.fooled) if stop_early else more
+    return more & ~jnp.all(state.fooled) if early_stop else more
 
   # From the points, not a constant: under shard_map a carry must vary over devices from the start.
   never = jnp.any(start > jnp.inf, axis=tuple(range(1, start.ndim)))
@@ -175,13 +175,13 @@ def _ascend(
   return jax.lax.while_loop(goes_on, advance, first)
 
 
-def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Array, keys: Array, eot_samples: int):
+def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Array, keys: Array, eot_iter: int):
   """(points, step) -> `_Answer`, of one call of the model and its gradient, or the mean of several random ones."""
 
   def total_loss(points, *draw):
     logits = logits_fn(points, *draw)
     loss = surrogate(logits)
-    wrong = ~losses.right(logits, labels) & threat_model.finite(points)
+    wrong = ~losses.is_correct(logits, labels) & threat_model.finite(points)
     return jnp.sum(loss), (loss, wrong.astype(loss.dtype))
 
   def once(points, *draw) -> _Answer:
@@ -189,27 +189,27 @@ def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Arr
     return _Answer(loss, wrong, gradient)
 
   def ask(points: Array, step: Array) -> _Answer:
-    if not eot_samples:
+    if not eot_iter:
       answer = once(points)
       return answer._replace(wrong=answer.wrong > 0.5)
     fold = lambda draw: jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, step), draw))(keys)
     add = lambda draw, total: jax.tree.map(jnp.add, total, once(points, fold(draw)))
-    total = jax.lax.fori_loop(1, eot_samples, add, once(points, fold(0)))
-    mean = jax.tree.map(lambda sum_: sum_ / eot_samples, total)
+    total = jax.lax.fori_loop(1, eot_iter, add, once(points, fold(0)))
+    mean = jax.tree.map(lambda sum_: sum_ / eot_iter, total)
     return mean._replace(wrong=mean.wrong > 0.5)
 
   return ask
 
 
-def _run_dense(ask, images, epsilon, ball: threat_model.Norm, draw, num_steps: int, stop_early: bool, keys) -> _State:
+def _run_dense(ask, images, epsilon, ball: threat_model.Norm, draw, num_steps: int, early_stop: bool, keys) -> _State:
   """From a random point, drawn by `draw` and brought to the edge of the ball."""
   noise = jax.vmap(lambda key: draw(key, images.shape[1:]))(keys).astype(images.dtype)
   noise = noise / (_per_image(ball.length(noise), noise) + 1e-12)
   start = jnp.clip(images + epsilon * noise, 0.0, 1.0)
-  return _ascend(_dense_rule(images, epsilon, ball, num_steps), ask, start, num_steps, stop_early)
+  return _ascend(_dense_rule(images, epsilon, ball, num_steps), ask, start, num_steps, early_stop)
 
 
-def _run_l1(ask, images, epsilon, num_steps: int, stop_early: bool, keys: Array) -> _State:
+def _run_l1(ask, images, epsilon, num_steps: int, early_stop: bool, keys: Array) -> _State:
   """From a random point of a ball three times as large, in three parts; only the last part's points are in the ball."""
   noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys).astype(images.dtype)
   points, survived = images + noise, 0
@@ -217,7 +217,7 @@ def _run_l1(ask, images, epsilon, num_steps: int, stop_early: bool, keys: Array)
     radius = factor * epsilon
     start = _l1.project(points, images, radius)
     # Being fooled from outside the ball is no reason to stop.
-    state = _ascend(_sparse_rule(images, radius, steps), ask, start, steps, stop_early and factor == 1.0)
+    state = _ascend(_sparse_rule(images, radius, steps), ask, start, steps, early_stop and factor == 1.0)
     points, survived = state.best_points, survived + state.survived
   return state._replace(survived=survived)
 
@@ -230,11 +230,11 @@ def _check_loss(loss: str, targets: Array | None, target_rank: int | Array | Non
     raise ValueError(f"loss={loss!r} {needs}.")
 
 
-def _surrogate(loss: str, logits_fn, images, labels, keys, eot_samples: int, targets, target_rank):
+def _surrogate(loss: str, logits_fn, images, labels, keys, eot_iter: int, targets, target_rank):
   """The loss as a function of logits; a rank is turned into targets by one forward of the clean images."""
   if loss not in losses.TARGETED_LOSSES:
     return losses.surrogate(loss, logits_fn, images, labels)
-  clean_logits = logits_fn(images, keys) if eot_samples else logits_fn(images)
+  clean_logits = logits_fn(images, keys) if eot_iter else logits_fn(images)
   return losses.targeted(loss, labels, losses.choose_targets(clean_logits, labels, targets, target_rank))
 
 
@@ -251,8 +251,8 @@ def apgd(
   num_restarts: int = 1,
   targets: Labels | None = None,
   target_rank: Rank | None = None,
-  eot_samples: int = 0,
-  stop_early: bool = False,
+  eot_iter: int = 0,
+  early_stop: bool = False,
 ) -> AttackResult:
   """Auto-PGD (Croce & Hein, arXiv:2003.01690, algorithm 1; for L1 arXiv:2103.01208), as AutoAttack runs it.
 
@@ -268,7 +268,7 @@ def apgd(
 
   Args:
     keys, images, labels: as for `pgd`.
-    logits_fn: images -> logits [batch, classes]; with `eot_samples` (images, keys [batch]) -> logits.
+    logits_fn: images -> logits [batch, classes]; with `eot_iter` (images, keys [batch]) -> logits.
     epsilon: radius of the ball; may be traced.
     norm: "linf", "l2" or "l1".
     loss: "ce", "dlr", "margin", "cw", or towards a class "dlr_targeted", "margin_targeted".
@@ -276,27 +276,27 @@ def apgd(
     num_restarts: independent runs; per image the first that fools the model counts, else the highest loss.
     targets: int [batch], the classes of a targeted loss, or
     target_rank: the target by its rank among the wrong classes on the clean image, 1 = the most likely; may be traced.
-    eot_samples: for a random model, how many draws a gradient is averaged over; 0 for a model without chance.
-    stop_early: end when all images were fooled, and keep the first point of an image that did it, not the last.
+    eot_iter: for a random model, how many draws a gradient is averaged over; 0 for a model without chance.
+    early_stop: end when all images were fooled, and keep the first point of an image that did it, not the last.
 
   Returns:
-    AttackResult. An image is the last iterate that the model gets wrong (`stop_early`: the first), else the one of
-    highest loss. With `stop_early`, `surviving_steps` counts only up to that first one.
+    AttackResult. An image is the last iterate that the model gets wrong (`early_stop`: the first), else the one of
+    highest loss. With `early_stop`, `surviving_steps` counts only up to that first one.
 
   Raises:
     ValueError: an argument outside what is listed here; the message gives its name and the choices.
   """
-  counts = {"num_steps": (num_steps, 1), "num_restarts": (num_restarts, 1), "eot_samples": (eot_samples, 0)}
+  counts = {"num_steps": (num_steps, 1), "num_restarts": (num_restarts, 1), "eot_iter": (eot_iter, 0)}
   keys, ball = prepare(keys, images, labels, epsilon, norm, **counts)
   _check_loss(loss, targets, target_rank)
-  surrogate = _surrogate(loss, logits_fn, images, labels, keys, eot_samples, targets, target_rank)
+  surrogate = _surrogate(loss, logits_fn, images, labels, keys, eot_iter, targets, target_rank)
 
   def run(run_keys: Array) -> _State:
-    ask = _asker(logits_fn, surrogate, labels, run_keys, eot_samples)
+    ask = _asker(logits_fn, surrogate, labels, run_keys, eot_iter)
     if norm == "l1":
-      return _run_l1(ask, images, epsilon, num_steps, stop_early, run_keys)
+      return _run_l1(ask, images, epsilon, num_steps, early_stop, run_keys)
     draw = jax.random.normal if norm == "l2" else functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
-    return _run_dense(ask, images, epsilon, ball, draw, num_steps, stop_early, run_keys)
+    return _run_dense(ask, images, epsilon, ball, draw, num_steps, early_stop, run_keys)
 
   def outcome(run_keys: Array) -> tuple[AttackResult, Array]:
     state = run(run_keys)

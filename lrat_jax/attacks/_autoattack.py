@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from lrat_jax.attacks import losses, threat_model
 from lrat_jax.attacks._pgd import check_batch, example_keys
-from lrat_jax.attacks.eval_state import Nowhere, Store
+from lrat_jax.attacks.eval_state import NullStore, Store
 from lrat_jax.attacks.registry import from_config
 from lrat_jax.attacks.stages import Stage, stages
 from lrat_jax.core import microbatch
@@ -22,7 +22,7 @@ from lrat_jax.core.typing import HostAnswers, HostFloats, HostImages, HostIntege
 
 # Floating point may carry a projected image this far outside its ball, relative and absolute.
 _SLACK = 1e-5, 1e-6
-# How many answers of a random model are counted for its verdict on an image.
+# How many predictions of a random model are counted for its verdict on an image.
 _VOTES = 11
 # Images that a device works on at once: what is fastest on a CPU core, and what fills an accelerator.
 _CHUNK_SIZES = {"cpu": 32}
@@ -94,11 +94,11 @@ class _Job(NamedTuple):
 
 
 def _verdict(logits_fn: LogitsFn, keys: Array, images: Array, labels: Array, random: bool) -> Array:
-  """bool [batch], whether the model is right; a random one by the majority of its answers."""
+  """bool [batch], whether the model is right; a random one by the majority of its predictions."""
   if not random:
-    return losses.right(logits_fn(images), labels)
+    return losses.is_correct(logits_fn(images), labels)
   draw = lambda index: jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-  right = lambda index: losses.right(logits_fn(images, draw(index)), labels).astype(jnp.int32)
+  right = lambda index: losses.is_correct(logits_fn(images, draw(index)), labels).astype(jnp.int32)
   return 2 * jax.lax.fori_loop(1, _VOTES, lambda index, total: total + right(index), right(0)) > _VOTES
 
 
@@ -178,7 +178,7 @@ def _run_stage(
 
 
 def _clean(job: _Job) -> tuple[np.ndarray, str]:
-  """Which clean images the model gets right, bool [n], and a digest of its answers."""
+  """Which clean images the model gets right, bool [n], and a digest of its predictions."""
   random = job.random
 
   def on_chunk(shared: tuple[Partial, Array], rows: tuple[Array, Array, Array]) -> tuple[Array, Array]:
@@ -192,13 +192,13 @@ def _clean(job: _Job) -> tuple[np.ndarray, str]:
   right, digest = [], hashlib.sha256()
   for batch in microbatch.batches(job.plan, np.arange(len(job.images))):
     rows = (job.images[batch], job.labels[batch], job.indices[batch])
-    answers, logits = microbatch.run_batch(job.plan, compiled, shared, rows)
-    right.append(answers)
+    predictions, logits = microbatch.run_batch(job.plan, compiled, shared, rows)
+    right.append(predictions)
     digest.update(logits.tobytes())
   return np.concatenate(right), digest.hexdigest()
 
 
-def _fingerprint(job: _Job, planned: Sequence[Stage], answers: str) -> dict[str, str]:
+def _fingerprint(job: _Job, planned: Sequence[Stage], predictions: str) -> dict[str, str]:
   """What the result depends on, by the name under which a store tells that it has changed."""
   data = hashlib.sha256()
   for array in (job.images, job.labels, job.indices):
@@ -206,7 +206,7 @@ def _fingerprint(job: _Job, planned: Sequence[Stage], answers: str) -> dict[str,
   attacks = [[stage.name, stage.attack, sorted(stage.arguments.items()), stage.rounds] for stage in planned]
   return {
     "images, labels or example indices": data.hexdigest(),
-    "answers of the model": answers,
+    "predictions of the model": predictions,
     "threat": f"{job.norm} {job.epsilon!r}",
     "attacks": str(attacks),
     "key": str(np.asarray(jax.random.key_data(job.key)).tolist()),
@@ -245,21 +245,22 @@ def autoattack(
   chunk_size: int | None = None,
   devices: Sequence[jax.Device] | None = None,
   example_indices: HostIntegers | None = None,
-  parts: Sequence[str] | None = None,
-  changes: Mapping[str, Mapping[str, Any]] | None = None,
+  attacks_to_run: Sequence[str] | None = None,
+  overrides: Mapping[str, Mapping[str, Any]] | None = None,
   on_stage: Callable[[StageSummary], None] = lambda summary: None,
   store: Store | None = None,
 ) -> AutoAttackReport:
   """AutoAttack (Croce & Hein, arXiv:2003.01690), with the original's attacks, counts and order.
 
   "standard": APGD on cross-entropy, APGD towards targets, FAB towards targets, Square. "plus": restarts and untargeted
-  FAB as well. "rand": for random models, gradients averaged over 20 draws. "fast": the first two of "standard", an
+  FAB as well. "rand": for random models, gradients averaged over 20 draws. "apgd": the first two of "standard", an
   upper bound. An image that falls is out of all that follows, the next target included. An attack succeeds if the model
   is wrong on the image that it returns, after that was checked to lie in the ball and in [0, 1].
 
   Against the original: the key is each image's own, so results depend neither on batch size nor on devices; an attack
-  ends at an image's first adversarial; an image outside the ball is projected and judged again; 2 and 3 classes work;
-  "rand" goes by the majority of several answers, on clean and on attacked images, where the original takes one.
+  ends at an image's first adversarial; an image outside the ball is projected and evaluated again; 2 and 3 classes
+  work;
+  "rand" goes by the majority of several predictions, on clean and on attacked images, where the original takes one.
 
   Runs on the host, in a single process, not under jit. One batch is on the devices at a time, all else in host memory.
 
@@ -271,14 +272,14 @@ def autoattack(
     labels: int [n].
     epsilon: radius of the ball.
     norm: "linf", "l2" or "l1".
-    version: "standard", "plus", "rand" or "fast".
+    version: "standard", "plus", "rand" or "apgd".
     batch_size: images on all devices together, rounded up to whole chunks. Changes no result, to the last bit.
     chunk_size: images that go through the model at once on one device; 32 on CPU, 256 elsewhere; fewer are faster
       where they keep to a core's cache. Results at other sizes differ as far as sums in floating point do.
-    devices: all by default. Their number changes no result, to the last bit.
+    devices: all by default. Their number overrides no result, to the last bit.
     example_indices: int [n], which images these are; by default their places.
-    parts: names of the version's stages to run; all by default.
-    changes: stage name -> arguments other than the version's, such as {"square": {"num_queries": 100}}.
+    attacks_to_run: names of the version's stages to run; all by default.
+    overrides: stage name -> arguments other than the version's, such as {"square": {"num_queries": 100}}.
     on_stage: told each stage's summary as it ends.
     store: keeps finished work, so that the same call goes on where it was stopped; see `FileStore`.
 
@@ -295,12 +296,12 @@ def autoattack(
   random = version == "rand"
   job = _Job(
     logits_fn, key, images, labels.astype(np.int32), indices.astype(np.int32), float(epsilon), norm, plan,
-    Nowhere() if store is None else store, random,
+    NullStore() if store is None else store, random,
   )  # fmt: skip
   num_classes = _num_classes(job)
-  planned, notes = stages(version, norm, num_classes, parts, changes or {})
-  robust, answers = _clean(job)
-  job.store.open(_fingerprint(job, planned, answers))
+  planned, notes = stages(version, norm, num_classes, attacks_to_run, overrides or {})
+  robust, predictions = _clean(job)
+  job.store.open(_fingerprint(job, planned, predictions))
   return _run(job, planned, notes, robust, on_stage)
 
 
@@ -322,7 +323,9 @@ def _run(job: _Job, planned: list[Stage], notes: list[str], robust: np.ndarray, 
     robust = left
     summaries.append(summary)
     if repaired:
-      notes.append(f"{stage.name} left the ball or [0, 1] on {repaired} images, which were projected and judged again.")
+      notes.append(
+        f"{stage.name} left the ball or [0, 1] on {repaired} images, which were projected and evaluated again."
+      )
     on_stage(summary)
   return AutoAttackReport(
     robust=robust,

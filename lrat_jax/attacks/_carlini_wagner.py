@@ -52,7 +52,7 @@ def _descend(logits_fn, images, labels, constants, found: _Found, num_steps: int
   def step(_, carry):
     free, moments, found, fell = carry
     gradient, (points, logits, margin) = jax.grad(objective, has_aux=True)(free)
-    right = losses.right(logits, labels)
+    right = losses.is_correct(logits, labels)
     success = ~right & (margin >= confidence)
     distance = length(points - images)
     nearer = success & (distance < found.distance)
@@ -136,7 +136,7 @@ def carlini_wagner(
     constants = jnp.where(jnp.isinf(high), _GROWTH * constants, 0.5 * (low + high))
     return constants, low, high, found
 
-  wrong = ~losses.right(logits_fn(images), labels)
+  wrong = ~losses.is_correct(logits_fn(images), labels)
   zeros = 0.0 * images[:, 0, 0, 0]
   found = _Found(images, jnp.where(wrong, zeros, jnp.inf), 0 * labels.astype(jnp.int32))
   carry = (zeros + initial_const, zeros, zeros + jnp.inf, found)

@@ -100,8 +100,8 @@ def _make_step(logits_fn, images, labels, targets, epsilon, norm, alpha_max, ove
     else:
       values, gradients, logits = _targeted_boundary(logits_fn, state.points, labels, targets)
     points = _advance(state.points, images, values, gradients, norm, alpha_max, overshoot)
-    right = losses.right(logits, labels)
-    wrong = ~losses.right(logits_fn(points), labels)
+    right = losses.is_correct(logits, labels)
+    wrong = ~losses.is_correct(logits_fn(points), labels)
     found = wrong & (length(points - images) <= epsilon) & ~state.fooled
     return index + 1, _State(
       jnp.where(_per_image(wrong), images + backward * (points - images), points),
@@ -174,7 +174,7 @@ def fab(
   _check_shares(alpha_max, overshoot, backward)
   clean_logits = logits_fn(images)
   targets = losses.choose_targets(clean_logits, labels, targets, target_rank)
-  start = _State(images, images, ~losses.right(clean_logits, labels), 0 * labels.astype(jnp.int32))
+  start = _State(images, images, ~losses.is_correct(clean_logits, labels), 0 * labels.astype(jnp.int32))
   step = _make_step(logits_fn, images, labels, targets, epsilon, norm, alpha_max, overshoot, backward)
   unfinished = lambda carry: (carry[0] < num_steps) & ~jnp.all(carry[1].fooled)
 

@@ -168,7 +168,7 @@ def pgd(
     step_size: length of a step in the same norm. May be traced.
     num_steps: number of gradient steps K.
     norm: "linf", "l2" or "l1".
-    loss: "ce", "cw" (margin with confidence 50), "margin", "dlr", or "kl" (from the answer on the clean images).
+    loss: "ce", "cw" (margin with confidence 50), "margin", "dlr", or "kl" (from the prediction on the clean images).
     random_start: "uniform" in the ball, "gaussian" (0.001 * N(0, 1), as TRADES and MAIL), or "none".
     num_restarts: independent starts; per image a point that fools the model wins, then the highest loss.
 
@@ -192,7 +192,7 @@ def pgd(
   def ascend(_, carry):
     points, survived = carry
     gradient, logits = jax.grad(total_loss, has_aux=True)(points)
-    survived += losses.right(logits, labels).astype(jnp.int32)
+    survived += losses.is_correct(logits, labels).astype(jnp.int32)
     return threat_model.project(points + step_size * ball.steepest(gradient), images, epsilon, ball), survived
 
   def run(run_keys) -> AttackResult:
@@ -203,7 +203,7 @@ def pgd(
 
   def score(result: AttackResult) -> Array:
     logits = logits_fn(result.images)
-    fooled = ~losses.right(logits, labels)
+    fooled = ~losses.is_correct(logits, labels)
     score = jnp.where(fooled, jnp.inf, surrogate(logits))
     return jnp.where(threat_model.finite(result.images), score, -jnp.inf)
 

@@ -23,7 +23,7 @@ def _ask(logits_fn: LogitsFn, points: Array, labels: Array, state: _State) -> _S
   """One query for each image: the points stay where they raise the margin or fool the model."""
   logits = logits_fn(points)
   margin = losses.margin(logits, labels)
-  wrong = ~losses.right(logits, labels)
+  wrong = ~losses.is_correct(logits, labels)
   better = ~state.fooled & (wrong | (margin > state.margin))
   return _State(
     jnp.where(better[:, None, None, None], points, state.best),
@@ -56,7 +56,7 @@ def search(
     return query + 1, _ask(logits_fn, propose(state.best, query), labels, state)
 
   unfinished = lambda carry: (carry[0] < num_queries) & ~jnp.all(carry[1].fooled)
-  wrong = ~losses.right(logits_fn(images), labels)
+  wrong = ~losses.is_correct(logits_fn(images), labels)
   lowest = 0.0 * images[:, 0, 0, 0] - jnp.inf
   state = _ask(logits_fn, start, labels, _State(images, lowest, wrong, 0 * labels.astype(jnp.int32)))
   state = lax.while_loop(unfinished, step, (0, state))[1]

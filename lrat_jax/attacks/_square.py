@@ -1,4 +1,4 @@
-"""Square: random search over square windows. It needs the model's answers alone, no gradient."""
+"""Square: random search over square windows. It needs the model's outputs alone, no gradient."""
 
 import math
 from collections.abc import Callable
@@ -187,7 +187,7 @@ def square(
   It differs from AutoAttack's Square in these on purpose:
     - windows, signs and patterns are drawn for each image, not once for the batch, so that an image's result does not
       depend on its batch;
-    - a tie of logits counts as fooled only if the model's answer is another class;
+    - a tie of logits counts as fooled only if the model's prediction is another class;
     - an image that is not fooled comes back as its best point, not as the clean image;
     - images need not be square.
 

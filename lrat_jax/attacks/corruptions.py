@@ -106,5 +106,5 @@ def corruption(
     raise ValueError(f"severity={severity!r} is outside 1..5.")
   corrupt, strengths = _KINDS[kind]
   corrupted = jnp.clip(corrupt(per_image_keys(keys, images), images, strengths[severity - 1]), 0.0, 1.0)
-  right = losses.right(logits_fn(images), labels)
+  right = losses.is_correct(logits_fn(images), labels)
   return jax.lax.stop_gradient(AttackResult(corrupted, right.astype(jnp.int32)))

@@ -24,7 +24,7 @@ class Store(Protocol):
     """Keeps a finished piece, whole or not at all."""
 
 
-class Nowhere:
+class NullStore:
   """A store that keeps nothing."""
 
   def open(self, fingerprint: Mapping[str, str]) -> None:
@@ -82,7 +82,7 @@ class FileStore:
     partial.replace(path)
 
 
-class Shared:
+class MultiHostStore:
   """A store that several processes share: the first writes, and a piece is there when all of them see it."""
 
   def __init__(self, store: Store):
@@ -110,7 +110,7 @@ class Shared:
       self._store.save(piece, arrays)
 
 
-class Watched:
+class CallbackStore:
   """A store that calls a function after each piece that it has kept."""
 
   def __init__(self, store: Store, on_kept: Callable[[], None]):

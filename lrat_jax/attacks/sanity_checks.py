@@ -15,8 +15,8 @@ LOGIT_SCALES = (0.1, 1.0, 10.0, 100.0)
 
 # Rounding of inputs in [0, 1], and of sums of probabilities.
 _ROUNDING = 1e-5
-# Two answers to one image differ by less than this, of logits of unit length (AutoAttack's bound).
-_SAME_ANSWER = 1e-4
+# Two predictions to one image differ by less than this, of logits of unit length (AutoAttack's bound).
+_SAME_PREDICTION = 1e-4
 # Of the survivors' gradients.
 _VANISHING_SHARE = 0.05
 # AutoAttack's bound on what Square may find that gradients did not.
@@ -33,7 +33,7 @@ class Findings(NamedTuple):
   Attributes:
     lowest, highest: of the images.
     probabilities: whether the outputs look like a softmax.
-    answer_difference: largest L2 distance between two answers to one image, of logits of unit length.
+    prediction_difference: largest L2 distance between two predictions to one image, of logits of unit length.
     vanishing_share: share of the survivors' gradients that are 0, over all steps of a PGD.
     robust: robust accuracy by attack, weakest attack first, such as {"pgd": ..., "cw": ..., "apgd_t": ...}.
     scaled: PGD's robust accuracy by the factor on the logits.
@@ -44,7 +44,7 @@ class Findings(NamedTuple):
   lowest: float | None = None
   highest: float | None = None
   probabilities: bool = False
-  answer_difference: float | None = None
+  prediction_difference: float | None = None
   vanishing_share: float | None = None
   robust: Mapping[str, float] = {}
   scaled: Mapping[float, float] = {}
@@ -58,17 +58,17 @@ def looks_like_probabilities(logits: Array) -> Array:
   return in_range & jnp.all(jnp.abs(jnp.sum(logits, axis=-1) - 1.0) < _ROUNDING)
 
 
-def answer_difference(logits_fn: LogitsFn, images: Array, num_calls: int = 3) -> float:
-  """Largest L2 distance between answers to the same image, of logits of unit length.
+def prediction_difference(logits_fn: LogitsFn, images: Array, num_calls: int = 3) -> float:
+  """Largest L2 distance between predictions to the same image, of logits of unit length.
 
-  Compares calls on the whole batch, and on its halves in reverse order: an answer must depend neither on chance nor on
+  Compares calls on the whole batch, and on its halves in reverse order: it must depend neither on chance nor on
   the rest of the batch. Not for use under `jit`, which would freeze a model's chance.
   """
   unit = lambda logits: logits / (jnp.linalg.norm(logits, axis=-1, keepdims=True) + 1e-10)
   halves = jnp.split(images, [(len(images) + 1) // 2])
   in_parts = jnp.concatenate([logits_fn(half[::-1])[::-1] for half in halves if len(half)])
-  answers = [unit(in_parts), *(unit(logits_fn(images)) for _ in range(num_calls))]
-  return max(float(jnp.max(jnp.linalg.norm(answer - answers[0], axis=-1))) for answer in answers[1:])
+  predictions = [unit(in_parts), *(unit(logits_fn(images)) for _ in range(num_calls))]
+  return max(float(jnp.max(jnp.linalg.norm(prediction - predictions[0], axis=-1))) for prediction in predictions[1:])
 
 
 def vanishing_gradients(
@@ -91,7 +91,7 @@ def vanishing_gradients(
   """
   keys, ball = prepare(keys, images, labels, epsilon, norm, num_steps=(num_steps, 0))
   noise = jax.vmap(lambda key: ball.sample(key, images.shape[1:]))(keys).astype(images.dtype)
-  right = lambda points: losses.right(logits_fn(points), labels)
+  right = lambda points: losses.is_correct(logits_fn(points), labels)
   gradient_of = jax.grad(lambda points: jnp.sum(losses.cross_entropy(logits_fn(points), labels)))
 
   def step(_, carry):
@@ -106,7 +106,7 @@ def vanishing_gradients(
 
 
 def _robust_accuracy(logits_fn: LogitsFn, images: Array, labels: Array, result: AttackResult) -> Array:
-  return jnp.mean(losses.right(logits_fn(images), labels) & losses.right(logits_fn(result.images), labels))
+  return jnp.mean(losses.is_correct(logits_fn(images), labels) & losses.is_correct(logits_fn(result.images), labels))
 
 
 def scaled_accuracies(
@@ -122,7 +122,7 @@ def scaled_accuracies(
 ) -> Array:
   """Robust accuracy under CE-PGD with the logits times each scale (Hitaj et al., arXiv:2103.01914). float [scales].
 
-  A scale changes no answer of the model. Where it helps the attack, the model's robustness was partly the loss's.
+  A scale changes no prediction of the model. Where it helps the attack, the model's robustness was partly the loss's.
   """
 
   def accuracy(scale: Array) -> Array:
@@ -135,7 +135,7 @@ def scaled_accuracies(
   return lax.map(accuracy, jnp.array(scales))
 
 
-def examine(
+def run_sanity_checks(
   keys: Array,
   logits_fn: LogitsFn,
   images: Array,
@@ -147,7 +147,7 @@ def examine(
 ) -> Findings:
   """All that can be measured on one small batch; APGD-T's accuracy and Square's gain are for the caller to add.
 
-  Not for use under `jit`: a model is asked from outside whether it answers alike twice.
+  Not for use under `jit`: a model is asked from outside whether it predicts alike twice.
 
   Args:
     keys, logits_fn, images, labels, epsilon, norm: as for `pgd`.
@@ -175,7 +175,7 @@ def examine(
     lowest=float(jnp.min(images)),
     highest=float(jnp.max(images)),
     probabilities=bool(looks_like_probabilities(logits_fn(images))),
-    answer_difference=answer_difference(logits_fn, images),
+    prediction_difference=prediction_difference(logits_fn, images),
     vanishing_share=float(vanishing),
     robust={"pgd": float(robust[0]), "cw": float(robust[1])},
     scaled=dict(zip(LOGIT_SCALES, map(float, scaled), strict=True)),
@@ -211,7 +211,7 @@ def _scale_line(findings: Findings) -> list[str]:
 
 
 def warning_lines(findings: Findings) -> list[str]:
-  """One line for each finding that casts doubt on a robust accuracy; none for a healthy model."""
+  """One line for each finding that makes a robust accuracy doubtful; none for a healthy model."""
   lines = []
   lines += [
     f"images reach {extreme:g}, outside [0, 1]: attacks clip there, so normalise in the model."
@@ -220,12 +220,12 @@ def warning_lines(findings: Findings) -> list[str]:
   ]
   if findings.probabilities:
     lines.append("outputs look like probabilities: give logits, or the losses' gradients vanish.")
-  if findings.answer_difference is not None and not findings.answer_difference <= _SAME_ANSWER:
-    difference = f"{findings.answer_difference:.2g}"
-    lines.append(f"two answers to an image differ by {difference}: by chance, or by the rest of the batch.")
+  if findings.prediction_difference is not None and not findings.prediction_difference <= _SAME_PREDICTION:
+    difference = f"{findings.prediction_difference:.2g}"
+    lines.append(f"two predictions to an image differ by {difference}: by chance, or by the rest of the batch.")
   if findings.vanishing_share is not None and findings.vanishing_share > _VANISHING_SHARE:
     share = _points(findings.vanishing_share)
-    lines.append(f"{share} % of the gradients on surviving images are 0: gradient attacks cannot judge this model.")
+    lines.append(f"{share} % of the gradients on surviving images are 0: gradient attacks cannot evaluate this model.")
   lines += _gap_line(findings) + _scale_line(findings)
   if findings.square_gain is not None and findings.square_gain > _SQUARE_GAIN:
     gain = _points(findings.square_gain)

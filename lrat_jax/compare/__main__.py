@@ -1,14 +1,14 @@
-"""Trains and judges the arms of a comparison, and writes one table and one plot.
+"""Trains and evaluates the methods of a comparison, and writes one table and one plot.
 
-  python -m lrat_jax.compare --configs=at,irat,lrat,lrat_irat --seeds=0,1,2
-  python -m lrat_jax.compare --configs=at,lrat:pgd+cw,irat@global_weights.kind=mail --data=fashion_mnist
+  python -m lrat_jax.compare --methods=at,irat,lrat,lrat_irat --seeds=0,1,2
+  python -m lrat_jax.compare --methods=at,lrat:pgd+cw,irat@global_weights.kind=mail --data=fashion_mnist
 
-  --configs=ARM,ARM...     NAME[:ATTACK+ATTACK][@FIELD=VALUE...]: a file in configs/ (or a path), its training
-                           attacks, and fields that this arm alone has; the first is what the others are compared with
+  --methods=METHOD,METHOD...     NAME[:ATTACK+ATTACK][@FIELD=VALUE...]: a file in configs/ (or a path), its training
+                           attacks, and fields of this method alone; the first is what the others are compared with
   --seeds=N,N...           0,1,2 if not given
   --data=PRESET            digits (if not given), fashion_mnist, cifar10, svhn
-  --suite=SUITE            what judges all arms; compare if not given
-  --config.FIELD=VALUE     any field, for every arm
+  --suite=SUITE            what evaluates all methods; full if not given
+  --config.FIELD=VALUE     any field, for every method
   --workdir=DIR            where the runs and the result live; runs/compare_PRESET if not given
   --jobs=N                 runs at a time, which share the CPU's cores; 1 if not given
   --track=wandb,mlflow     where the runs can be followed; nowhere else if not given
@@ -56,7 +56,7 @@ _MOST_JOBS = 1000
 class Options(NamedTuple):
   """What was asked for."""
 
-  methods: list[methods.Arm]
+  methods: list[methods.MethodSpec]
   seeds: list[int]
   data: str
   suite: str
@@ -68,10 +68,10 @@ class Options(NamedTuple):
 
 def _flags() -> flags.FlagValues:
   values = flags.FlagValues()
-  flags.DEFINE_list("configs", None, "the arms", flag_values=values)
+  flags.DEFINE_list("methods", None, "the methods", flag_values=values)
   flags.DEFINE_list("seeds", ["0", "1", "2"], "the seeds", flag_values=values)
   flags.DEFINE_string("data", "digits", "a preset", flag_values=values)
-  flags.DEFINE_string("suite", "compare", "what judges", flag_values=values)
+  flags.DEFINE_string("suite", "full", "what evaluates", flag_values=values)
   flags.DEFINE_string("workdir", None, "where everything lives", flag_values=values)
   flags.DEFINE_integer("jobs", 1, "runs at a time", flag_values=values)
   flags.DEFINE_list("track", [], "wandb, mlflow", flag_values=values)
@@ -92,8 +92,8 @@ def parse(arguments: Sequence[str]) -> Options | None:
     return None
   if rest:
     raise ConfigError(f"{rest[0]!r} is not understood; options are written --name=value.")
-  if not values.configs:
-    raise ConfigError("--configs is missing; try --configs=at,irat,lrat,lrat_irat.")
+  if not values.methods:
+    raise ConfigError("--methods is missing; try --methods=at,irat,lrat,lrat_irat.")
   for name, value, choices in (("data", values.data, PRESETS), ("suite", values.suite, SUITES)):
     if value not in choices:
       raise ConfigError(f"--{name}={value!r} is unknown; choose from {sorted(choices)}.")
@@ -103,11 +103,11 @@ def parse(arguments: Sequence[str]) -> Options | None:
     raise ConfigError("--config.seed is not for a comparison; give --seeds=0,1,2.")
   if not 1 <= values.jobs <= _MOST_JOBS:
     raise ConfigError(f"--jobs={values.jobs} must be 1 or more, and {_MOST_JOBS} at most.")
-  for name, given in (("configs", values.configs), ("seeds", [seed.lstrip("0") for seed in values.seeds])):
+  for name, given in (("methods", values.methods), ("seeds", [seed.lstrip("0") for seed in values.seeds])):
     if len(set(given)) < len(given):
       raise ConfigError(f"--{name}={','.join(values[name].value)!r} names one twice.")
   workdir = Path(values.workdir or f"runs/compare_{values.data}")
-  chosen = [methods.parse(text) for text in values.configs]
+  chosen = [methods.parse(text) for text in values.methods]
   seeds = [int(seed) for seed in values.seeds]
   metric_writers.find(values.track)
   return Options(chosen, seeds, values.data, values.suite, overrides, workdir, values.jobs, values.track)
@@ -155,7 +155,7 @@ def _run_all(runs: Sequence[methods.Run], jobs: int, more: Sequence[str], consol
       text = f"{run.name}: FAILED in {seconds} with exit code {code}: {last}"
       console.print(text, highlight=False, markup=False, soft_wrap=True)
       return
-    worst = f"{100 * results['clean']:.1f} clean, {100 * results['worst_case']:.1f} worst case"
+    worst = f"{100 * results['clean']:.1f} clean, {100 * results['union']:.1f} union"
     console.print(f"{run.name}: {worst} in {seconds}", highlight=False, markup=False, soft_wrap=True)
 
   pool = ThreadPoolExecutor(jobs)
@@ -196,7 +196,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
     print(__doc__.strip())
     return 0
   runs = methods.plan(
-    options.arms,
+    options.methods,
     options.seeds,
     data=options.data,
     suite=options.suite,
@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the program on command-line arguments and returns its exit code; bad input is one line on stderr."""
   try:
     return run(sys.argv[1:] if arguments is None else arguments, Console())
-  except (ConfigError, files.DamagedError) as error:
+  except (ConfigError, files.CorruptFileError) as error:
     print(f"error: {error}", file=sys.stderr)
     return BAD_INPUT
 

@@ -1,4 +1,4 @@
-"""The arms of a comparison: how each is named, the command that runs it, and whether its result is there."""
+"""The methods of a comparison: how each is named, the command that runs it, and whether its result is there."""
 
 import re
 import shlex
@@ -11,18 +11,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lrat_jax.config import command_line, validate
-from lrat_jax.core import files
+from lrat_jax.core import files, versions
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.evaluation import runner
 from lrat_jax.training import workdir as workdir_lib
 
 # What a comparison reads of results.json.
-_RESULTS = {"clean": float, "worst_case": float, "n": int, "warnings": list}
+_RESULTS = {"clean": float, "union": float, "n": int, "warnings": list}
 
 _NAME = re.compile(r"(?P<file>[^:@]+)(:(?P<attacks>[^@]+))?(?P<fields>(@[^@=]+=[^@]*)*)")
 
 
-class Arm(NamedTuple):
+class MethodSpec(NamedTuple):
   """One row of a comparison.
 
   Attributes:
@@ -47,14 +47,14 @@ def _is_whole(results: Mapping[str, Any]) -> bool:
   """Whether all that a comparison reads of results.json is there, as it was written."""
   if not all(isinstance(results.get(name), kind) for name, kind in _RESULTS.items()):
     return False
-  shares = all(0 <= results[name] <= 1 for name in ("clean", "worst_case"))
+  shares = all(0 <= results[name] <= 1 for name in ("clean", "union"))
   return shares and all(isinstance(line, str) for line in results["warnings"])
 
 
 class Run(NamedTuple):
-  """One arm with one seed: its workdir, the arguments of `lrat_jax.main`, and the configuration that they make."""
+  """One method with one seed: its workdir, the arguments of `lrat_jax.main`, and the configuration that they make."""
 
-  arm: Arm
+  method: MethodSpec
   seed: int
   workdir: Path
   arguments: tuple[str, ...]
@@ -62,7 +62,7 @@ class Run(NamedTuple):
 
   @property
   def name(self) -> str:
-    return f"{self.arm.name} seed {self.seed}"
+    return f"{self.method.name} seed {self.seed}"
 
   @property
   def command(self) -> str:
@@ -83,63 +83,66 @@ class Run(NamedTuple):
     """The content of results.json, if it is whole and of this very configuration; else None."""
     try:
       found = files.read_json(self.results_folder / "results.json")
-    except files.DamagedError:
+      versions.refuse_earlier(self.results_folder / "results.json", found)
+    except files.CorruptFileError:
       return None
-    return found if _is_whole(found) and found.get("configuration") == workdir_lib.portable(self.config) else None
+    return found if _is_whole(found) and found.get("config") == workdir_lib.portable(self.config) else None
 
   def per_example(self) -> dict[str, np.ndarray]:
     """The arrays of per_example.npz.
 
     Raises:
-      files.DamagedError: it is not there, not whole, or lacks an attack of the suite.
+      files.CorruptFileError: it is not there, not whole, or lacks an attack of the suite.
     """
     path = self.results_folder / "per_example.npz"
     attacked = [f"{field}/{name}" for name in self.config.eval.suite for field in ("robust", "vulnerability")]
     try:
       return files.read_arrays(path, ("clean_correct", "robust", *attacked))
-    except files.DamagedError as error:
-      raise files.DamagedError(f"{error} Remove {path.with_name('results.json')}, and it is judged again.") from None
+    except files.CorruptFileError as error:
+      raise files.CorruptFileError(
+        f"{error} Remove {path.with_name('results.json')}, and it is evaluated again."
+      ) from None
 
 
-def parse(text: str) -> Arm:
-  """An arm from NAME[:ATTACK+ATTACK...][@FIELD=VALUE...]; NAME is a file in configs/, or the path of one.
+def parse(text: str) -> MethodSpec:
+  """A method from NAME[:ATTACK+ATTACK...][@FIELD=VALUE...]; NAME is a file in configs/, or the path of one.
 
   Raises:
     ConfigError: a text of another form, or a file that is not there (with the choices).
   """
   match = _NAME.fullmatch(text)
   if match is None:
-    raise ConfigError(f"--configs: {text!r} is not understood; write NAME[:ATTACK+ATTACK][@FIELD=VALUE].")
+    raise ConfigError(f"--methods: {text!r} is not understood; write NAME[:ATTACK+ATTACK][@FIELD=VALUE].")
   path = Path(match["file"] if match["file"].endswith(".py") else f"configs/{match['file']}.py")
   if not path.is_file():
     choices = sorted(file.stem for file in Path("configs").glob("*.py"))
-    raise ConfigError(f"--configs: {text!r}: there is no file {path}; choose from {choices}, or give a path.")
+    raise ConfigError(f"--methods: {text!r}: there is no file {path}; choose from {choices}, or give a path.")
   fields = tuple(tuple(field.split("=", 1)) for field in match["fields"].split("@")[1:])
-  return Arm(text, path, tuple(match["attacks"].split("+")) if match["attacks"] else (), fields)
+  return MethodSpec(text, path, tuple(match["attacks"].split("+")) if match["attacks"] else (), fields)
 
 
 def plan(
-  arms: Sequence[Arm], seeds: Sequence[int], *, data: str, suite: str, overrides: Sequence[str], workdir: Path
+  methods: Sequence[MethodSpec], seeds: Sequence[int], *, data: str, suite: str, overrides: Sequence[str], workdir: Path
 ) -> list[Run]:
   """All runs of a comparison, seed by seed so that whole comparisons come early, each checked as far as it can be.
 
   Args:
     data: the name of a preset.
-    suite: the name of the suite that judges.
-    overrides: `--config.FIELD=VALUE` for every arm; an arm's own come after them.
-    workdir: the comparison's folder; a run's own is ARM/seedN in it.
+    suite: the name of the suite that evaluates.
+    overrides: `--config.FIELD=VALUE` for every method; a method's own come after them.
+    workdir: the comparison's folder; a run's own is METHOD/seedN in it.
 
   Raises:
-    ConfigError: a name, field or value that no run can use, with the arm.
+    ConfigError: a name, field or value that no run can use, with the method.
   """
   runs = []
   for seed in seeds:
-    for arm in arms:
-      argument = ",".join([data, *arm.attacks, f"suite={suite}"])
-      folder = workdir / arm.folder / f"seed{seed}"
-      fields = [f"--config.{field}={value}" for field, value in arm.fields]
+    for method in methods:
+      argument = ",".join([data, *method.attacks, f"suite={suite}"])
+      folder = workdir / method.folder / f"seed{seed}"
+      fields = [f"--config.{field}={value}" for field, value in method.fields]
       arguments = (
-        f"--config={arm.config_file}:{argument}",
+        f"--config={method.config_file}:{argument}",
         *overrides,
         *fields,
         f"--config.seed={seed}",
@@ -149,17 +152,17 @@ def plan(
         config = command_line.parse(arguments).config
         validate.check(config)
       except ConfigError as error:
-        raise ConfigError(f"{arm.name}: {error}") from None
-      runs.append(Run(arm, seed, folder, arguments, config))
+        raise ConfigError(f"{method.name}: {error}") from None
+      runs.append(Run(method, seed, folder, arguments, config))
   _check_folders(runs)
   return runs
 
 
 def _check_folders(runs: Sequence[Run]) -> None:
-  """Refuses arms whose names make one folder, and names that are too long for one."""
-  arms: dict[Path, str] = {}
+  """Refuses methods whose names make one folder, and names that are too long for one."""
+  methods: dict[Path, str] = {}
   for run in runs:
-    if len(run.arm.folder.encode()) > 200:
-      raise ConfigError(f"--configs: {run.arm.name!r} is too long; put its fields in a file of configs/.")
-    if arms.setdefault(run.workdir, run.arm.name) != run.arm.name:
-      raise ConfigError(f"--configs: {arms[run.workdir]!r} and {run.arm.name!r} would share {run.workdir}.")
+    if len(run.method.folder.encode()) > 200:
+      raise ConfigError(f"--methods: {run.method.name!r} is too long; put its fields in a file of configs/.")
+    if methods.setdefault(run.workdir, run.method.name) != run.method.name:
+      raise ConfigError(f"--methods: {methods[run.workdir]!r} and {run.method.name!r} would share {run.workdir}.")

@@ -1,4 +1,4 @@
-"""What a comparison of arms says: means, spread and paired differences over seeds, as data and as Markdown."""
+"""What a comparison of methods says: means, spread and paired differences over seeds, as data and as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from lrat_jax.config import suites
 from lrat_jax.evaluation.evaluate import CLEAN
 from lrat_jax.training import metrics
 
-WORST, UNSEEN_MEAN = "worst case", "unseen, mean"
+WORST, HELD_OUT_MEAN = "union", "held out, mean"
 _RESAMPLES, _CONFIDENCE = 2000, 0.95
 
 
@@ -23,7 +23,7 @@ def paired_intervals(differences: np.ndarray, seed: int = 0) -> np.ndarray:
   is rather too narrow than too wide.
 
   Args:
-    differences: float [k, seeds, images], for each seed and image what one arm has more than the other.
+    differences: float [k, seeds, images], for each seed and image what one method has more than the other.
     seed: of the resampling, which is the same for all k.
 
   Returns:
@@ -49,18 +49,18 @@ def paired_interval(difference: np.ndarray, seed: int = 0) -> tuple[float, float
 def _seen(run: Run) -> list[str]:
   """The attacks of the suite that are of a kind that the run trained on."""
   trained = {suites.kind(entry) for entry in run.config.train_attacks.to_dict().values()}
-  judged = {name: suites.kind(entry) for name, entry in run.config.eval.suite.to_dict().items()}
-  return [name for name, kind in judged.items() if kind is not None and kind in trained]
+  evaluated = {name: suites.kind(entry) for name, entry in run.config.eval.suite.to_dict().items()}
+  return [name for name, kind in evaluated.items() if kind is not None and kind in trained]
 
 
 def _columns(runs: Sequence[Run]) -> dict[str, list[str]]:
-  """The suite's attacks by group: trained on by any arm, by none, and AutoAttack."""
+  """The suite's attacks by group: trained on by any method, by none, and AutoAttack."""
   suite = runs[0].config.eval.suite.to_dict()
   seen = {name for run in runs for name in _seen(run)}
   automatic = [name for name, entry in suite.items() if suites.is_autoattack(entry)]
   return {
-    "seen": [name for name in suite if name in seen],
-    "unseen": [name for name in suite if name not in seen and name not in automatic],
+    "trained_on": [name for name in suite if name in seen],
+    "held_out": [name for name in suite if name not in seen and name not in automatic],
     "autoattack": automatic,
   }
 
@@ -70,13 +70,13 @@ def robust_columns(run: Run, columns: Mapping[str, list[str]]) -> dict[str, np.n
 
   Args:
     run: with results.
-    columns: the attacks as "seen", "unseen" and "autoattack", as `summarise` groups them.
+    columns: the attacks as "trained_on", "held_out" and "autoattack", as `summarise` groups them.
   """
   arrays = run.per_example()
   attacks = {name: arrays[f"robust/{name}"].astype(float) for group in columns.values() for name in group}
   robust = {CLEAN: arrays["clean_correct"].astype(float), **attacks}
-  if len(columns["unseen"]) > 1:
-    robust[UNSEEN_MEAN] = np.mean([attacks[name] for name in columns["unseen"]], axis=0)
+  if len(columns["held_out"]) > 1:
+    robust[HELD_OUT_MEAN] = np.mean([attacks[name] for name in columns["held_out"]], axis=0)
   return robust | {WORST: arrays["robust"].astype(float)}
 
 
@@ -86,7 +86,7 @@ def training_seconds(run: Run) -> float:
   return sum(row["steps"] * run.config.data.batch_size / row["images_per_second"] for row in rows)
 
 
-def _arm_summary(runs: Sequence[Run], robust: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+def _method_summary(runs: Sequence[Run], robust: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
   done = [run for run in runs if run.name in robust]
   per_seed = {run.seed: {name: float(held.mean()) for name, held in robust[run.name].items()} for run in done}
   table = {name: [scores[name] for scores in per_seed.values()] for name in next(iter(per_seed.values()), {})}
@@ -119,7 +119,7 @@ def _spread(tables: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 def _inconsistency(runs: Sequence[Run]) -> dict[str, Any] | None:
-  """How far the attacks disagree on one arm's runs (`inspection.inconsistency`); None where they cannot be compared."""
+  """How far attacks disagree on one method's runs (`inspection.inconsistency`); None where they cannot be compared."""
   found = []
   for run in runs:
     per_example = run.per_example()
@@ -127,18 +127,21 @@ def _inconsistency(runs: Sequence[Run]) -> dict[str, Any] | None:
       return None
     found.append(inspection.inconsistency(per_example))
   tables = {field: _spread([getattr(one, field) for one in found]) for field in ("rank_correlation", "cross")}
-  return {"arm": runs[0].arm.name, "attacks": found[0].names, **tables} if found else None
+  return {"method": runs[0].method.name, "attacks": found[0].names, **tables} if found else None
 
 
 def summarise(runs: Sequence[Run], title: str) -> dict[str, Any]:
-  """The comparison as plain data; the first run's arm is the one that the others are compared with.
+  """The comparison as plain data; the first run's method is the one that the others are compared with.
 
-  A run without results is left out, and its arm's "seeds" lack it. Differences are over the seeds that both arms have.
+  A run without results is left out, and its method's "seeds" lack it. Differences are over the seeds
+  that both methods have.
 
   Returns:
-    {"title", "n", "split", "suite", "columns", "seen", "unseen", "autoattack", "baseline", "warnings", "missing",
-    "inconsistency" of the first arm: {"arm", "attacks" [k], "rank_correlation", "cross": {"mean", "std"} [k, k]},
-    "arms": {arm: {"commands", "trained_on", "training_seconds", "seeds": {seed: {column: accuracy}}, "mean", "std",
+    {"title", "n", "split", "suite", "columns", "trained_on", "held_out", "autoattack", "baseline", "warnings",
+    "missing",
+    "inconsistency" of the first method: {"method", "attacks" [k], "rank_correlation", "cross": {"mean", "std"} [k, k]},
+    "methods": {method: {"commands", "trained_on", "training_seconds", "seeds": {seed: {column: accuracy}}, "mean",
+    "std",
     "difference": {column: {"mean", "low", "high"}}}}}, accuracies and differences as shares.
 
   Raises:
@@ -149,10 +152,10 @@ def summarise(runs: Sequence[Run], title: str) -> dict[str, Any]:
   robust = {run.name: robust_columns(run, groups) for run in runs if results[run.name] is not None}
   if not robust:
     raise ValueError("no run has results.")
-  arms = {run.arm.name: [other for other in runs if other.arm.name == run.arm.name] for run in runs}
-  summaries = {name: _arm_summary(mine, robust) for name, mine in arms.items()}
-  baseline = {run.seed: robust[run.name] for run in next(iter(arms.values())) if run.name in robust}
-  for name, mine in list(arms.items())[1:]:
+  methods = {run.method.name: [other for other in runs if other.method.name == run.method.name] for run in runs}
+  summaries = {name: _method_summary(mine, robust) for name, mine in methods.items()}
+  baseline = {run.seed: robust[run.name] for run in next(iter(methods.values())) if run.name in robust}
+  for name, mine in list(methods.items())[1:]:
     paired = [run for run in mine if run.name in robust and run.seed in baseline]
     summaries[name]["difference"] = _differences(
       [robust[run.name] for run in paired], [baseline[run.seed] for run in paired]
@@ -165,29 +168,29 @@ def summarise(runs: Sequence[Run], title: str) -> dict[str, Any]:
     "suite": runs[0].config.eval.suite.to_dict(),
     "columns": list(next(iter(robust.values()))),
     **groups,
-    "baseline": next(iter(arms)),
+    "baseline": next(iter(methods)),
     "warnings": {name: result["warnings"] for name, result in found.items() if result["warnings"]},
     "missing": [name for name in results if name not in found],
-    "inconsistency": _inconsistency([run for run in next(iter(arms.values())) if run.name in found]),
-    "arms": summaries,
+    "inconsistency": _inconsistency([run for run in next(iter(methods.values())) if run.name in found]),
+    "methods": summaries,
   }
 
 
-def _accuracy(arm: Mapping[str, Any], column: str) -> str:
-  if column not in arm["mean"]:
+def _accuracy(method: Mapping[str, Any], column: str) -> str:
+  if column not in method["mean"]:
     return "-"
-  spread = f" ± {100 * arm['std'][column]:.1f}" if column in arm["std"] else ""
-  return f"{100 * arm['mean'][column]:.1f}{spread}" + (" †" if column in arm["trained_on"] else "")
+  spread = f" ± {100 * method['std'][column]:.1f}" if column in method["std"] else ""
+  return f"{100 * method['mean'][column]:.1f}{spread}" + (" †" if column in method["trained_on"] else "")
 
 
-def _seconds(arm: Mapping[str, Any]) -> str:
-  return f"{np.mean(arm['training_seconds']):.0f}" if arm["training_seconds"] else "-"
+def _seconds(method: Mapping[str, Any]) -> str:
+  return f"{np.mean(method['training_seconds']):.0f}" if method["training_seconds"] else "-"
 
 
-def _change(arm: Mapping[str, Any], column: str) -> str:
-  if column not in arm["difference"]:
+def _change(method: Mapping[str, Any], column: str) -> str:
+  if column not in method["difference"]:
     return "-"
-  points = {name: 100 * value for name, value in arm["difference"][column].items()}
+  points = {name: 100 * value for name, value in method["difference"][column].items()}
   return f"{points['mean']:+.1f} [{points['low']:+.1f}, {points['high']:+.1f}]"
 
 
@@ -214,7 +217,7 @@ def _inconsistency_lines(found: Mapping[str, Any]) -> list[str]:
   return [
     "",
     "Do attacks agree on which images are vulnerable? Rank correlation of vulnerability over the images that are right "
-    f"when clean (`{found['arm']}`):",
+    f"when clean (`{found['method']}`):",
     "",
     *_table(["", *found["attacks"]], cells(found["rank_correlation"], 1, 2)),
     "",
@@ -256,30 +259,40 @@ def _warning_lines(warnings: Mapping[str, Sequence[str]]) -> list[str]:
 
 def markdown(summary: Mapping[str, Any]) -> str:
   """A summary of `summarise` as a page: accuracies, differences, what the attacks may do, warnings, commands."""
-  arms, columns, baseline = summary["arms"], summary["columns"], summary["baseline"]
-  seeds = max(len(arm["seeds"]) for arm in arms.values())
+  methods, columns, baseline = summary["methods"], summary["columns"], summary["baseline"]
+  seeds = max(len(method["seeds"]) for method in methods.values())
   lines = [f"## {summary['title']}", "", *_provenance_lines(summary)]
   lines += [
     f"Accuracy in percent on {summary['n']:,} {summary['split']} images: mean ± standard deviation, {seeds} seed(s).",
-    "† is of a kind (loss and norm) that the arm trained on. A column's attack that no arm trained on is unseen.",
+    "† is of a kind (loss and norm) that the method trained on. An attack that no method trained on is held out.",
     "",
     *_table(
-      ["arm", *columns, "training, s"],
-      [[name, *(_accuracy(arm, c) for c in columns), _seconds(arm)] for name, arm in arms.items()],
+      ["method", *columns, "training, s"],
+      [[name, *(_accuracy(method, c) for c in columns), _seconds(method)] for name, method in methods.items()],
     ),
   ]
-  others = {name: arm for name, arm in arms.items() if name != baseline}
+  others = {name: method for name, method in methods.items() if name != baseline}
   if others:
     lines += [
       "",
       f"Difference to `{baseline}` in points, with the 95 % interval of a paired bootstrap over seeds and images:",
       "",
-      *_table(["arm", *columns], [[name, *(_change(arm, c) for c in columns)] for name, arm in others.items()]),
+      *_table(
+        ["method", *columns], [[name, *(_change(method, c) for c in columns)] for name, method in others.items()]
+      ),
     ]
   if summary["inconsistency"] is not None:
     lines += _inconsistency_lines(summary["inconsistency"])
   lines += ["", "Threats: " + "; ".join(f"{name}: {suites.threat(entry)}" for name, entry in summary["suite"].items())]
   lines += [f"- missing: {name}" for name in summary["missing"]]
   lines += _warning_lines(summary["warnings"])
-  lines += ["", "Each run by itself:", "", "```sh", *(c for arm in arms.values() for c in arm["commands"]), "```", ""]
+  lines += [
+    "",
+    "Each run by itself:",
+    "",
+    "```sh",
+    *(c for method in methods.values() for c in method["commands"]),
+    "```",
+    "",
+  ]
   return "\n".join(lines)

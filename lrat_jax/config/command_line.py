@@ -16,10 +16,10 @@ OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)")
 
 
 class Options(NamedTuple):
-  """What was asked for; `config` is None where only help was, `model` where a run's own checkpoint is judged.
+  """What was asked for; `config` is None where only help was, `model` where a run's own checkpoint is evaluated.
 
   `track` names the services that follow the run (`trackers`). The last three say how to find the run's other processes
-  (`hosts.join`).
+  (`distributed.join`).
   """
 
   config: ConfigDict | None
@@ -44,7 +44,7 @@ def _define(arguments: list[str]) -> flags.FlagValues:
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", None, "FILE or FILE:ARGUMENT", flag_values=values, sys_argv=arguments)
   flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
-  flags.DEFINE_string("model", None, "package.module:function, a model to judge", flag_values=values)
+  flags.DEFINE_string("model", None, "package.module:function, a model to evaluate", flag_values=values)
   flags.DEFINE_string("mode", None, "what to do", flag_values=values)
   flags.DEFINE_list("track", [], "wandb, mlflow", flag_values=values)
   flags.DEFINE_bool("dry_run", False, "says what the run would take", flag_values=values)
@@ -119,7 +119,7 @@ def parse(arguments: Sequence[str]) -> Options:
   if mode not in MODES:
     raise ConfigError(f"--mode={mode!r} is unknown; choose from {list(MODES)}.")
   if values.model is not None and mode != "evaluate":
-    raise ConfigError(f"--mode={mode} is not for --model, which is only judged; use --mode=evaluate.")
+    raise ConfigError(f"--mode={mode} is not for --model, which is only evaluated; use --mode=evaluate.")
   for name in ("track", "dry_run"):
     if values.model is not None and values[name].value:
       raise ConfigError(f"--{name} is for a run of a configuration, not for --model.")

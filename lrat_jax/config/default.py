@@ -3,7 +3,7 @@
 Plain data only: everything is built from it in code. The files in `configs/` change a few fields of `default(arg)`, and
 the command line changes more (`--config.train.epochs=5`). Lengths in the image range (`epsilon`, `step_size`) are text,
 so that "8/255" stays what it was given as; shares are of the whole training, in [0, 1]. Where an attack, a model, a
-weighting or a data set is named, "package.module:function" names one of the user's own (examples/own_config.py).
+weighting or a data set is named, "package.module:function" names one of the user's own (examples/custom_config.py).
 """
 
 from typing import Any
@@ -45,8 +45,8 @@ def _optimizer(learning_rate: float, schedule: str, weight_decay: float = 5e-4):
     weight_decay=weight_decay,  # added to the gradient, that many times the weights
     schedule=schedule,  # constant | piecewise | cosine | one_cycle
     warmup=0.3 if schedule == "one_cycle" else 0.0,  # cosine, one_cycle: share of the steps before the peak
-    boundaries=(0.5, 0.75),  # piecewise: shares of the steps after which the rate falls
-    factor=0.1,  # piecewise: by how much it falls there
+    boundary_fractions=(0.5, 0.75),  # piecewise: shares of the steps after which the rate falls
+    decay_rate=0.1,  # piecewise: by how much it falls there
   )
 
 
@@ -65,7 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     model=_model("cnn", (0.305,), (0.376,)),
     optimizer=_optimizer(0.1, "one_cycle"),
     epochs=40,
-    epsilon_ramp=0.5,
+    epsilon_ramp_fraction=0.5,
     budget=_budget(("0.2", "0.05"), ("0.6", "0.15"), num_steps=10, l1="1.25", spatial=(15.0, 0.5)),
   ),
   "fashion_mnist": dict(
@@ -73,7 +73,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     model=_model("cnn", (0.286,), (0.353,)),
     optimizer=_optimizer(0.1, "one_cycle"),
     epochs=10,
-    epsilon_ramp=0.7,
+    epsilon_ramp_fraction=0.7,
     budget=_budget(("0.1", "0.035"), ("1.5", "0.5"), num_steps=5, l1="5", spatial=(15.0, 1.0)),
   ),
   "cifar10": dict(
@@ -81,7 +81,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     model=_model("resnet18", (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     optimizer=_optimizer(0.1, "piecewise"),
     epochs=100,
-    epsilon_ramp=0.0,
+    epsilon_ramp_fraction=0.0,
     budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), num_steps=10, l1="12", spatial=(30.0, 3.0)),
   ),
   "svhn": dict(
@@ -89,7 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     model=_model("resnet18", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
     optimizer=_optimizer(0.05, "piecewise"),
     epochs=60,
-    epsilon_ramp=0.1,  # from the full epsilon at once, SVHN often stays at chance
+    epsilon_ramp_fraction=0.1,  # from the full epsilon at once, SVHN often stays at chance
     budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), num_steps=10, l1="12", spatial=(30.0, 3.0)),
   ),
 }
@@ -112,7 +112,7 @@ def _parse(arg: str | None) -> tuple[str, list[str], str]:
   """The preset, the training attacks and the suite that a config's argument names."""
   preset_name, *more = (arg or "digits").split(",")
   attack_names = [name for name in more if not name.startswith(_SUITE)]
-  suite_names = [name.removeprefix(_SUITE) for name in more if name.startswith(_SUITE)] or ["quick"]
+  suite_names = [name.removeprefix(_SUITE) for name in more if name.startswith(_SUITE)] or ["pgd"]
   if preset_name not in PRESETS:
     raise ValueError(
       f"data set {preset_name!r} is unknown in the config's argument {arg!r}; choose from {sorted(PRESETS)}."
@@ -138,8 +138,8 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
   Args:
     method: the first part of the run's name; the file in `configs/` that calls this makes it true.
     arg: what stands behind the colon of `--config=configs/NAME.py:ARG`: a preset, then the training attacks of each
-      pair, and the suite that judges, separated by commas: "cifar10", "digits,pgd,cw", "digits,suite=unseen". Empty is
-      "digits"; without attacks it is `attack`, without a suite "quick".
+      pair, and the suite that evaluates, separated by commas: "cifar10", "digits,pgd,cw", "digits,suite=unforeseen".
+      Empty is "digits"; without attacks it is `attack`, without a suite "pgd".
     attack: the method's own training attack.
 
   Returns:
@@ -161,19 +161,21 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
       optimizer=preset["optimizer"],
       train=dict(
         epochs=preset["epochs"],  # passes over the training images
-        epsilon_ramp=preset["epsilon_ramp"],  # share of the steps over which epsilon and step size grow from 0
-        attack_mode="eval",  # eval | train: which batch-norm statistics the training attacks see
-        ema_decay=0.0,  # of the weights that are validated and judged; 0 is off
-        log_every=20,  # steps between two rows of metrics
-        checkpoint_every=500,  # steps between two checkpoints; the best epoch since the last is saved with the next
-        weights_sample=2048,  # training images whose weights are kept for every epoch
+        epsilon_ramp_fraction=preset[
+          "epsilon_ramp_fraction"
+        ],  # share of the steps over which epsilon and step size grow from 0
+        attack_batch_norm="eval",  # eval | train: which batch-norm statistics the training attacks see
+        ema_decay=0.0,  # of the weights that are validated and evaluated; 0 is off
+        log_every_steps=20,  # steps between two rows of metrics
+        checkpoint_every_steps=500,  # steps between checkpoints; the best epoch since the last is saved with the next
+        num_logged_examples=2048,  # training images whose weights are kept for every epoch
       ),
       train_attacks={name: attacks[name] for name in attack_names or [attack]},  # one variant in the pair for each
       objective="ce",  # ce | trades | mart: the loss of each member of a pair
-      beta=6.0,  # trades, mart: what the divergence from the natural answer weighs
+      beta=6.0,  # trades, mart: what the divergence from the natural prediction weighs
       local_weights=dict(
         kind="none",  # none | lrat
-        begin=0.5,  # share of the epochs that train as plain adversarial training first
+        begin_fraction=0.5,  # share of the epochs that train as plain adversarial training first
         total=1.0,  # C, a pair's weight
         minimum_natural=0.1,  # omega_min, the least weight of a natural image
         slope=5.0,  # of the curve h; this and the bias were chosen by validation on digits, results/README.md
@@ -181,23 +183,23 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
       ),
       global_weights=dict(
         kind="none",  # none | gairat | mail
-        begin=0.5,  # share of the epochs in which all pairs count alike first
+        begin_fraction=0.5,  # share of the epochs in which all pairs count alike first
         gairat=dict(slope=5.0, bias=0.2),  # the paper's own constants, in the terms of reweighting.increasing_weight
         mail=dict(slope=5.0, bias=0.5),  # the paper's own, in the same terms
       ),
       awp=dict(
         gamma=0.0,  # adversarial weight perturbation of that relative length; 0 is off
-        begin=0.0,  # share of the epochs without it first
+        begin_fraction=0.0,  # share of the epochs without it first
       ),
-      validation_attack=dict(SUITES["quick"](preset["budget"])["pgd20"], num_steps=10),  # chooses the best checkpoint
+      validation_attack=dict(SUITES["pgd"](preset["budget"])["pgd20"], num_steps=10),  # chooses the best checkpoint
       eval=dict(
-        batch_size=256,  # images judged at a time, on all devices and hosts together
-        split="test",  # test | validation | train: what is judged; choose on validation, report on test, once
-        num_images=0,  # judges the first so many images of the split; 0 is all
-        check_images=64,  # images on which the checks look for signs that a robust accuracy is too high; 0 is off
+        batch_size=256,  # images evaluated at a time, on all devices and hosts together
+        split="test",  # test | validation | train: what is evaluated; choose on validation, report on test, once
+        num_images=0,  # evaluates the first so many images of the split; 0 is all
+        num_sanity_examples=64,  # images for the checks of whether a robust accuracy is too high; 0 is off
         save_images=False,  # whether every adversarial is written, a file for each attack
-        robustbench=False,  # whether RobustBench's model JSON is written; needs the suite "standard"
-        suite=SUITES[suite_name](preset["budget"]),  # the attacks that judge, by name
+        robustbench=False,  # whether RobustBench's model JSON is written; needs the suite "autoattack"
+        suite=SUITES[suite_name](preset["budget"]),  # the attacks that evaluate, by name
       ),
     )
   )

@@ -1,4 +1,4 @@
-"""Which attacks judge a model: the suites that a configuration can name, and AutoAttack as an entry of one."""
+"""Which attacks evaluate a model: the suites that a configuration can name, and AutoAttack as an entry of one."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -9,9 +9,9 @@ from lrat_jax.attacks import corruptions, registry, stages, threat_model
 from lrat_jax.core import user_code
 
 AUTOATTACK = "autoattack"
-_AUTOATTACK_FIELDS = ("name", "norm", "epsilon", "version", "parts", "changes")
+_AUTOATTACK_FIELDS = ("name", "norm", "epsilon", "version", "attacks_to_run", "overrides")
 # "rand" is for models that take keys, which no other attack of a suite can give.
-_VERSIONS = ("standard", "plus", "fast")
+_VERSIONS = ("standard", "plus", "apgd")
 
 
 class Cost(NamedTuple):
@@ -40,8 +40,8 @@ def _autoattack(budget: Budget, version: str) -> dict[str, Any]:
   return dict(name=AUTOATTACK, norm="linf", epsilon=budget["linf"][0], version=version)
 
 
-def _quick(budget: Budget) -> Suite:
-  """The first judgement: one step, and 20 steps of a tenth of the ball's width on two losses."""
+def _pgd(budget: Budget) -> Suite:
+  """The first evaluation: one step, and 20 steps of a tenth of the ball's width on two losses."""
   epsilon = budget["linf"][0]
   fine = dict(budget, linf=(epsilon, _tenth(epsilon)))
   return {
@@ -62,24 +62,24 @@ def _other_norms(budget: Budget) -> Suite:
   }
 
 
-def _unseen(budget: Budget) -> Suite:
-  """Attacks that nobody trains on, in other norms and in none, beside AutoAttack's fast version."""
+def _unforeseen(budget: Budget) -> Suite:
+  """Attacks that nobody trains on, in other norms and in none, beside APGD-CE + APGD-T."""
   search = dict(binary_search_steps=6, num_steps=200, learning_rate=0.02, initial_const=0.1)
   return {
-    "autoattack": _autoattack(budget, "fast"),
+    "apgd": _autoattack(budget, "apgd"),
     "carlini_wagner": dict(name="carlini_wagner", norm="l2", epsilon=budget["l2"][0], **search),
     **_other_norms(budget),
     **{kind: dict(name="corruption", kind=kind, severity=3) for kind in corruptions.CORRUPTIONS},
   }
 
 
-def _compare(budget: Budget) -> Suite:
-  """What `lrat_jax.compare` judges by: the attack that most training uses, others, and AutoAttack, whole."""
-  quick = _quick(budget)
+def _full(budget: Budget) -> Suite:
+  """What `lrat_jax.compare` evaluates by: the attack that most training uses, others, and AutoAttack, whole."""
+  pgd = _pgd(budget)
   square = dict(name="square", norm="linf", epsilon=budget["linf"][0], num_queries=1000)
   return {
-    "pgd20": quick["pgd20"],
-    "cw20": quick["cw20"],
+    "pgd20": pgd["pgd20"],
+    "cw20": pgd["cw20"],
     "square": square,
     **_other_norms(budget),
     "autoattack": _autoattack(budget, "standard"),
@@ -87,11 +87,11 @@ def _compare(budget: Budget) -> Suite:
 
 
 SUITES: dict[str, Callable[[Budget], Suite]] = {
-  "quick": _quick,
-  "fast": lambda budget: {"autoattack": _autoattack(budget, "fast")},
-  "standard": lambda budget: {"autoattack": _autoattack(budget, "standard")},
-  "unseen": _unseen,
-  "compare": _compare,
+  "pgd": _pgd,
+  "apgd": lambda budget: {"apgd": _autoattack(budget, "apgd")},
+  "autoattack": lambda budget: {"autoattack": _autoattack(budget, "standard")},
+  "unforeseen": _unforeseen,
+  "full": _full,
 }
 
 
@@ -143,21 +143,23 @@ def changed_stages(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_c
   """
   arguments = autoattack_arguments(entry)
   threat_model.check_epsilon(arguments["epsilon"], arguments["norm"], image_shape)
-  parts, changes = arguments.get("parts"), arguments.get("changes") or {}
-  planned, _ = stages.stages(arguments["version"], arguments["norm"], num_classes, parts, changes)
+  attacks_to_run, overrides = arguments.get("attacks_to_run"), arguments.get("overrides") or {}
+  planned, _ = stages.stages(arguments["version"], arguments["norm"], num_classes, attacks_to_run, overrides)
   threat = {"norm": arguments["norm"], "epsilon": arguments["epsilon"]}
   built = [attacks.from_config({"name": stage.attack} | threat | dict(stage.arguments)) for stage in planned]
   return [
     functools.partial(attack, target_rank=1) if stage.targeted else attack
     for stage, attack in zip(planned, built, strict=True)
-    if stage.name in changes
+    if stage.name in overrides
   ]
 
 
 def _autoattack_cost(entry: Mapping[str, Any], num_classes: int) -> Cost:
   arguments = autoattack_arguments(entry)
-  changes = arguments.get("changes") or {}
-  planned, _ = stages.stages(arguments["version"], arguments["norm"], num_classes, arguments.get("parts"), changes)
+  overrides = arguments.get("overrides") or {}
+  planned, _ = stages.stages(
+    arguments["version"], arguments["norm"], num_classes, arguments.get("attacks_to_run"), overrides
+  )
   queries = (cost({"name": "square"} | dict(stage.arguments)) for stage in planned if stage.attack == "square")
   gradients = sum(stage.rounds * stage.gradient_calls() for stage in planned)
   return Cost(gradients, sum(found.queries for found in queries))
@@ -215,7 +217,7 @@ def threat(entry: Mapping[str, Any]) -> str:
 def robustbench_name(suite: Mapping[str, Mapping[str, Any]]) -> str | None:
   """The first entry of a suite whose number RobustBench takes: AutoAttack's standard version, whole and unchanged."""
   for name, entry in suite.items():
-    changed = entry.get("parts") or entry.get("changes")
+    changed = entry.get("attacks_to_run") or entry.get("overrides")
     if is_autoattack(entry) and entry.get("version", "standard") == "standard" and not changed:
       return name
   return None

@@ -105,11 +105,11 @@ def _check_kind(config: ConfigDict, group: str, kinds: Collection[str]) -> None:
     elif name not in kinds:
       choices = f"choose from {sorted(kinds)}, or write package.module:function"
       raise ConfigError(f"config.{path}={name!r} is unknown; {choices}.")
-  except user_code.OwnCodeError as error:
+  except user_code.UserCodeError as error:
     raise ConfigError(f"config.{path}={error}") from error
 
 
-def _find_own_attacks(config: ConfigDict) -> None:
+def _find_user_attacks(config: ConfigDict) -> None:
   """Finds the user's own attacks, and compares the fields that they have with those that they take."""
   for path in _attack_paths(config):
     entry = _field(config, path).to_dict()
@@ -117,14 +117,14 @@ def _find_own_attacks(config: ConfigDict) -> None:
       try:
         validate_user_code.check_fields(entry)
         attacks.from_config(entry)
-      except user_code.OwnCodeError as error:
+      except user_code.UserCodeError as error:
         raise ConfigError(f"config.{path}.name={error}") from error
       except ValueError as error:
         raise ConfigError(f"config.{path}.{error}") from error
 
 
-def _try_own_code(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
-  """Tries what a configuration names of the user's own functions, as the run will. Raises ConfigError."""
+def _try_user_code(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
+  """Tries what a configuration names of the user's functions, as the run will. Raises ConfigError."""
   path, num_variants = "model.name", len(config.train_attacks)
   options = {name: config.local_weights[name] for name in ("total", "minimum_natural", "slope", "bias")}
   try:
@@ -136,14 +136,14 @@ def _try_own_code(config: ConfigDict, image_shape: tuple[int, ...], num_classes:
     path = "global_weights.kind"
     if user_code.is_name(name := config.global_weights.kind):
       validate_user_code.check_global(name, num_variants)
-  except user_code.OwnCodeError as error:
+  except user_code.UserCodeError as error:
     raise ConfigError(f"config.{path}={error}") from error
   for path in _attack_paths(config):
     entry = _field(config, path).to_dict()
     try:
       if user_code.is_name(entry.get("name")):
         validate_user_code.check_attack(entry, image_shape, num_classes, ramped=path.startswith("train_attacks"))
-    except user_code.OwnCodeError as error:
+    except user_code.UserCodeError as error:
       raise ConfigError(f"config.{path}.name={error}") from error
     except ValueError as error:
       raise ConfigError(f"config.{path}.{error}") from error
@@ -180,15 +180,27 @@ def check(config: ConfigDict) -> None:
   _choice(config, "optimizer.schedule", config_lib.SCHEDULES)
   _choice(config, "data.placement", data.PLACEMENTS)
   _choice(config, "eval.split", data.SPLITS)
-  _choice(config, "train.attack_mode", ("eval", "train"))
+  _choice(config, "train.attack_batch_norm", ("eval", "train"))
   _range(config, "seed", 0, 2**32 - 1)
   for path in ("data.batch_size", "eval.batch_size"):
     _range(config, path, 1, _LARGEST_BATCH)
-  for path in ("train.epochs", "train.log_every", "train.checkpoint_every", "data.validation_size"):
+  for path in ("train.epochs", "train.log_every_steps", "train.checkpoint_every_steps", "data.validation_size"):
     _range(config, path, 1, _MOST)
-  for path in ("data.crop_padding", "data.train_size", "eval.num_images", "eval.check_images", "train.weights_sample"):
+  for path in (
+    "data.crop_padding",
+    "data.train_size",
+    "eval.num_images",
+    "eval.num_sanity_examples",
+    "train.num_logged_examples",
+  ):
     _range(config, path, 0, _MOST)
-  for path in ("train.epsilon_ramp", "local_weights.begin", "global_weights.begin", "awp.begin", "optimizer.warmup"):
+  for path in (
+    "train.epsilon_ramp_fraction",
+    "local_weights.begin_fraction",
+    "global_weights.begin_fraction",
+    "awp.begin_fraction",
+    "optimizer.warmup",
+  ):
     _range(config, path, 0, 1)
   _range(config, "train.ema_decay", 0, 0.999999)
   _range(config, "beta", 0)
@@ -196,10 +208,10 @@ def check(config: ConfigDict) -> None:
   _range(config, "optimizer.learning_rate", 0)
   _range(config, "optimizer.weight_decay", 0)
   _range(config, "optimizer.momentum", 0, 1)
-  _range(config, "optimizer.factor", 0, 1)
-  boundaries = tuple(config.optimizer.boundaries)
+  _range(config, "optimizer.decay_rate", 0, 1)
+  boundaries = tuple(config.optimizer.boundary_fractions)
   if list(boundaries) != sorted(set(boundaries)) or not all(0 < b < 1 for b in boundaries):
-    raise ConfigError(f"config.optimizer.boundaries={boundaries} must be rising shares of the steps in (0, 1).")
+    raise ConfigError(f"config.optimizer.boundary_fractions={boundaries} must be rising shares of the steps in (0, 1).")
   _range(config, "local_weights.total", 0, open_low=True)
   _range(config, "local_weights.minimum_natural", 0, config.local_weights.total)
   for path in ("local_weights", "global_weights.gairat", "global_weights.mail"):
@@ -208,7 +220,7 @@ def check(config: ConfigDict) -> None:
   _choice(config, "model.dtype", ("auto", *models.DTYPES))
   try:
     models.create(config.model.name, 2, mean=config.model.mean, std=config.model.std)
-  except user_code.OwnCodeError as error:
+  except user_code.UserCodeError as error:
     raise ConfigError(f"config.model.name={error}") from error
   except ValueError as error:
     raise ConfigError(f"config.model.{error}") from None
@@ -217,10 +229,10 @@ def check(config: ConfigDict) -> None:
   if "clean" in config.eval.suite:
     raise ConfigError("config.eval.suite.clean: 'clean' is the name of the clean accuracy; give the attack another.")
   if config.eval.robustbench and suites.robustbench_name(config.eval.suite) is None:
-    raise ConfigError("config.eval.robustbench=True needs AutoAttack's standard version, whole; take suite=standard.")
+    raise ConfigError("config.eval.robustbench=True needs AutoAttack's standard version, whole; take suite=autoattack.")
   # Before the data is loaded, images so large that only the data's own shape can make an l2 radius too wide.
   _check_attacks(config, (1024, 1024, 3), 10)
-  _find_own_attacks(config)
+  _find_user_attacks(config)
 
 
 def check_for_data(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, num_train: int) -> None:
@@ -237,7 +249,7 @@ def check_for_data(config: ConfigDict, image_shape: tuple[int, ...], num_classes
       f"config.data.crop_padding={config.data.crop_padding} is more than the side of images {image_shape}."
     )
   _check_attacks(config, image_shape, num_classes)
-  _try_own_code(config, image_shape, num_classes)
+  _try_user_code(config, image_shape, num_classes)
 
 
 def check_for_devices(config: ConfigDict, num_devices: int) -> None:

@@ -1,4 +1,4 @@
-"""Whether the user's own functions do what their places ask, tried on a tiny batch before anything is trained.
+"""Whether the user's functions do what their places ask, tried on a tiny batch before anything is trained.
 
 Also which fields of a configuration name such functions: whoever reads the configuration of another asks that first.
 """
@@ -16,7 +16,7 @@ from jax import Array
 from lrat_jax import attacks, data, models, reweighting
 from lrat_jax.attacks import threat_model
 from lrat_jax.core import sharding, user_code
-from lrat_jax.core.user_code import OwnCodeError
+from lrat_jax.core.user_code import UserCodeError
 
 _BATCH = 3
 # Rounding of images and their distances in float32.
@@ -28,7 +28,7 @@ def named(config: Any, path: str = "config") -> Iterator[str]:
   """The fields of a configuration that name code of the user's, each as "config.model.name='package.module:make'"."""
   if isinstance(config, Mapping):
     for key, value in config.items():
-      own = data.is_own(value) if key == "source" else user_code.is_name(value)
+      own = data.is_users(value) if key == "source" else user_code.is_name(value)
       if key in ("name", "kind", "source") and own:
         yield f"{path}.{key}={value!r}"
       yield from named(value, f"{path}.{key}")
@@ -45,13 +45,13 @@ def _sharded(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _tried(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-  """The same for a function that calls code of the user's, in NumPy arrays; whatever is wrong is an OwnCodeError."""
+  """The same for a function that calls code of the user's, in NumPy arrays; whatever is wrong is an UserCodeError."""
   try:
     return jax.tree.map(np.asarray, _sharded(function, *arguments))
-  except OwnCodeError:
+  except UserCodeError:
     raise
   except Exception as error:  # what JAX says of code that it cannot trace, compile or run
-    raise OwnCodeError(f"{name!r} failed ({user_code.reason(error)}).") from error
+    raise UserCodeError(f"{name!r} failed ({user_code.reason(error)}).") from error
 
 
 def check_fields(entry: Mapping[str, Any]) -> None:
@@ -72,7 +72,7 @@ def check_attack(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_cla
     ramped: whether a run scales its lengths, which are traced then.
 
   Raises:
-    OwnCodeError: it fails, or returns no images in [0, 1] inside its ball, or steps that cannot have been.
+    UserCodeError: it fails, or returns no images in [0, 1] inside its ball, or steps that cannot have been.
     ValueError: a field that no attack can use.
   """
   attack, name = attacks.from_config(entry), entry["name"]
@@ -88,16 +88,16 @@ def check_attack(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_cla
   images = jax.random.uniform(jax.random.key(1), (_BATCH, *image_shape))
   found, survived = _tried(name, run, keys, images, jnp.arange(_BATCH) % num_classes, jnp.ones(()))
   if not (found.min() >= -_ROUNDING and found.max() <= 1 + _ROUNDING):  # also where one is NaN
-    raise OwnCodeError(f"{name!r} returns images from {found.min():g} to {found.max():g}; they must be in [0, 1].")
+    raise UserCodeError(f"{name!r} returns images from {found.min():g} to {found.max():g}; they must be in [0, 1].")
   most = max(attack.keywords.get("num_steps", 1), 1)
   if survived.min() < 0 or survived.max() > most:
-    raise OwnCodeError(
+    raise UserCodeError(
       f"{name!r} returns surviving_steps from {survived.min()} to {survived.max()}; "
       f"they are in 0..num_steps, here 0..{most}."
     )
   farthest = float(threat_model.get_norm(norm).length(found - images).max())
   if "epsilon" in attack.keywords and farthest > epsilon * (1 + _ROUNDING) + _ROUNDING:
-    raise OwnCodeError(f"{name!r} leaves the {norm} ball of epsilon={epsilon:g}: an image is {farthest:g} away.")
+    raise UserCodeError(f"{name!r} leaves the {norm} ball of epsilon={epsilon:g}: an image is {farthest:g} away.")
 
 
 def _check_logits(name: str, model: nn.Module, variables: Any, image_shape: tuple[int, ...], num_classes: int) -> None:
@@ -110,7 +110,7 @@ def _check_logits(name: str, model: nn.Module, variables: Any, image_shape: tupl
     sharded = jax.shard_map(function, mesh=sharding.make_mesh(1), in_specs=specs, out_specs=sharding.BATCHED)
     logits = jax.eval_shape(sharded, variables, images)
     if logits.shape != (_BATCH, num_classes):
-      raise OwnCodeError(
+      raise UserCodeError(
         f"{name!r}: its network returns {logits.shape} for images {images.shape}; "
         f"it must return logits {(_BATCH, num_classes)}."
       )
@@ -120,19 +120,19 @@ def check_model(name: str, mean: Any, std: Any, image_shape: tuple[int, ...], nu
   """Traces an own model, from its initial variables to logits with and without `train`.
 
   Raises:
-    OwnCodeError: it fails, keeps variables that a run would lose, or returns no logits [batch, classes].
+    UserCodeError: it fails, keeps variables that a run would lose, or returns no logits [batch, classes].
   """
   try:
     model = models.create(name, num_classes, mean=mean, std=std, axis_name=sharding.AXIS)
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
     if "params" not in variables or not set(variables) <= set(_COLLECTIONS):
-      raise OwnCodeError(f"{name!r}: its network has the variables {sorted(variables)}; a run trains params and keeps"
+      raise UserCodeError(f"{name!r}: its network has the variables {sorted(variables)}; a run trains params and keeps"
                          " batch_stats, nothing else.")  # fmt: skip
     _check_logits(name, model, variables, image_shape, num_classes)
-  except OwnCodeError:
+  except UserCodeError:
     raise
   except Exception as error:  # whatever the user's code and Flax raise
-    raise OwnCodeError(f"{name!r}: its network failed on images {image_shape} ({user_code.reason(error)}).") from error
+    raise UserCodeError(f"{name!r}: its network failed on images {image_shape} ({user_code.reason(error)}).") from error
 
 
 def _scores(num_variants: int) -> Array:
@@ -141,14 +141,14 @@ def _scores(num_variants: int) -> Array:
 
 def _check_weights(name: str, what: str, weights: Any) -> None:
   if not np.all(np.isfinite(weights)):  # in place of one below 0 stands NaN
-    raise OwnCodeError(f"{name!r} returns {what} weights that are below 0, NaN or infinite.")
+    raise UserCodeError(f"{name!r} returns {what} weights that are below 0, NaN or infinite.")
 
 
 def check_local(name: str, options: Mapping[str, float], num_variants: int) -> None:
   """Tries an own local weighting.
 
   Raises:
-    OwnCodeError: it fails, or returns no weights (natural [b], adversarial [b, m]) of 0 or more.
+    UserCodeError: it fails, or returns no weights (natural [b], adversarial [b, m]) of 0 or more.
   """
   function, scores = user_code.function(name), _scores(num_variants)
   expected = f"({(_BATCH,)}, {scores.shape})"
@@ -157,15 +157,15 @@ def check_local(name: str, options: Mapping[str, float], num_variants: int) -> N
     found = function(scores, **options)
     shapes = tuple(jnp.shape(part) for part in found) if isinstance(found, tuple) else type(found).__name__
     if shapes != ((_BATCH,), scores.shape):
-      raise OwnCodeError(f"{name!r} returns {shapes} for vulnerabilities {scores.shape}; it must return {expected}.")
-    return reweighting.own_local_weights(lambda *_, **__: found, scores, **options)
+      raise UserCodeError(f"{name!r} returns {shapes} for vulnerabilities {scores.shape}; it must return {expected}.")
+    return reweighting.user_local_weights(lambda *_, **__: found, scores, **options)
 
   for what, weights in zip(("natural", "adversarial"), _tried(name, run, scores), strict=True):
     _check_weights(name, what, weights)
 
 
 def check_global(name: str, num_variants: int) -> None:
-  """Tries an own global weighting. Raises OwnCodeError: it fails, or returns no raw weights [b] of 0 or more."""
+  """Tries an own global weighting. Raises UserCodeError: it fails, or returns no raw weights [b] of 0 or more."""
   function, scores = user_code.function(name), _scores(num_variants)
 
   def run(scores: Array) -> Array:
@@ -173,7 +173,7 @@ def check_global(name: str, num_variants: int) -> None:
     found = function(vulnerabilities=scores, surviving_fractions=fractions)
     if not hasattr(found, "shape") or found.shape != (_BATCH,):
       got = found.shape if hasattr(found, "shape") else type(found).__name__
-      raise OwnCodeError(f"{name!r} returns {got} for {_BATCH} pairs; it must return weights {(_BATCH,)}.")
+      raise UserCodeError(f"{name!r} returns {got} for {_BATCH} pairs; it must return weights {(_BATCH,)}.")
     constant = lambda **_: found
     return reweighting.global_weights(
       constant, vulnerabilities=scores, surviving_fractions=fractions, axis_name=sharding.AXIS

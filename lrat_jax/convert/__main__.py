@@ -9,11 +9,11 @@
   --mean=M,M,M --std=S,S,S   of the images in [0, 1] that the network was trained on, or one number for all channels;
                          if not given: what SOURCE says, else none
   --key=NAME             which of several state_dicts in a .pt file
-  --robustbench=FILE     also writes the model's entry for RobustBench, from a workdir that suite=standard judged
+  --robustbench=FILE     also writes the model's entry for RobustBench, from a workdir that suite=autoattack evaluated
 
 Known: ResNet-18 and WideResNet as TRADES, RobustBench and Rice et al. name their layers, PreActResNet-18 as Rice et
 al., and the CNN of lrat_jax. PyTorch loads the result by load_state_dict(safetensors.torch.load_file(DESTINATION)),
-and `python -m lrat_jax.main --model=DESTINATION` judges it.
+and `python -m lrat_jax.main --model=DESTINATION` evaluates it.
 Exit codes: 0 done, 2 bad input, 4 a file could not be written.
 """
 
@@ -88,14 +88,14 @@ def parse(arguments: Sequence[str]) -> Options | None:
 
 
 def _robustbench(workdir: Path) -> dict[str, Any]:
-  """The entry of a workdir's judged model. Raises ConfigError where it has none."""
+  """The entry of a workdir's evaluated model. Raises ConfigError where it has none."""
   path = workdir / "results.json"
   if not path.exists():
-    raise ConfigError(f"--robustbench: {path} is not there; judge the model by suite=standard first.")
+    raise ConfigError(f"--robustbench: {path} is not there; evaluate the model by suite=autoattack first.")
   results = files.read_json(path)
   try:
-    architecture = results.get("architecture") or results["configuration"]["model"]["name"]
-    dataset = results["data"].partition(":")[2] or results["data"]
+    architecture = results.get("architecture") or results["config"]["model"]["name"]
+    dataset = results["dataset"].partition(":")[2] or results["dataset"]
     return results_lib.robustbench_entry(results, dataset=dataset, architecture=architecture)
   except ValueError as error:
     raise ConfigError(f"--robustbench: {path}: {error}") from None
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   logging.set_verbosity(logging.FATAL)  # Orbax warns of its own defaults
   try:
     run(sys.argv[1:] if arguments is None else arguments, Console())
-  except (ConfigError, exchange.WeightsError, files.DamagedError) as error:
+  except (ConfigError, exchange.WeightsError, files.CorruptFileError) as error:
     print(f"error: {error}", file=sys.stderr)
     return BAD_INPUT
   except OSError as error:

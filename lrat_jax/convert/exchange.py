@@ -199,7 +199,7 @@ def _read_run(workdir: Path, given: Any) -> Stored:
     tensors = torch_names.state_dict(network, variables)
     against = [f"{radius['norm']} {radius['text']}" for radius in results.radii(config["train_attacks"]).values()]
     details = {"name": config["name"], "step": step, "dtype": config["model"]["dtype"], "trained_against": against}
-  except files.DamagedError as error:
+  except files.CorruptFileError as error:
     raise WeightsError(str(error)) from None
   except WeightsError:
     raise

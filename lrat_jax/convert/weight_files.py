@@ -124,7 +124,7 @@ def read(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray], dic
     arrays, metadata = _read_safetensors(path / WEIGHTS)
     try:
       return arrays, metadata | files.read_json(path / DESCRIPTION)
-    except files.DamagedError as error:
+    except files.CorruptFileError as error:
       raise WeightsError(str(error)) from None
   suffix = path.suffix.lower()
   if suffix not in SUFFIXES:

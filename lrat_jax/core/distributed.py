@@ -86,7 +86,7 @@ def place() -> Place:
   return Place() if state.client is None else Place(state.process_id, state.num_processes)
 
 
-def leads() -> bool:
+def is_primary() -> bool:
   """Whether this is the process that writes and speaks."""
   return place().index == 0
 
@@ -101,7 +101,7 @@ def _tell_all(name: str, text: str) -> list[str]:
   return [said for _, said in sorted(client.key_value_dir_get(f"lrat_jax/{name}"))]
 
 
-def together(name: str, action: Callable[[], Result], same: str = "") -> Result:
+def run_on_all_processes(name: str, action: Callable[[], Result], same: str = "") -> Result:
   """The result of `action` on this process, if it succeeds on all of them.
 
   Args:

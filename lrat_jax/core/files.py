@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 
-class DamagedError(ValueError):
+class CorruptFileError(ValueError):
   """A file that a run wrote and that is no longer as it was; the message is one line that names it."""
 
 
@@ -23,15 +23,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
   partial.replace(path)
 
 
-def _damaged(path: Path, error: Exception) -> DamagedError:
-  return DamagedError(f"{path} is damaged ({textwrap.shorten(str(error), 200) or type(error).__name__}).")
+def _damaged(path: Path, error: Exception) -> CorruptFileError:
+  return CorruptFileError(f"{path} is damaged ({textwrap.shorten(str(error), 200) or type(error).__name__}).")
 
 
 def read_arrays(path: Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
   """All arrays of an npz; Python objects are never loaded.
 
   Raises:
-    DamagedError: it is not there, not whole, or lacks one of the names.
+    CorruptFileError: it is not there, not whole, or lacks one of the names.
   """
   try:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -40,16 +40,16 @@ def read_arrays(path: Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
     raise _damaged(path, error) from None
   for name in names:
     if not isinstance(arrays.get(name), np.ndarray):
-      raise DamagedError(f"{path} is damaged (it lacks the array {name!r}).")
+      raise CorruptFileError(f"{path} is damaged (it lacks the array {name!r}).")
   return arrays
 
 
 def read_json(path: Path) -> dict[str, Any]:
-  """The object that a JSON file holds. Raises DamagedError where it is not there, no JSON, or JSON of another kind."""
+  """The object that a JSON file holds. Raises CorruptFileError where it is missing or is no JSON object."""
   try:
     content = json.loads(path.read_text())
   except (OSError, ValueError, RecursionError) as error:
     raise _damaged(path, error) from None
   if not isinstance(content, dict):
-    raise DamagedError(f"{path} is damaged (it holds {type(content).__name__} where an object belongs).")
+    raise CorruptFileError(f"{path} is damaged (it holds {type(content).__name__} where an object belongs).")
   return content

@@ -9,7 +9,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _THREAD_HEAP = 2**26
 
 
-def keep_freed() -> None:
+def disable_malloc_trim() -> None:
   """Lets glibc keep what is freed, where it would hand it back to the kernel.
 
   XLA:CPU allocates a program's buffers at every call. Those of over 32 MB, as a training step has them, glibc takes

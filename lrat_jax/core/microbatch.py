@@ -23,7 +23,7 @@ _REPLICATED = PartitionSpec()
 _SHARDED = PartitionSpec(_AXIS)
 
 
-def few_at_a_time(function: Callable[..., Any], most: int, *rows: Any) -> Any:
+def microbatch(function: Callable[..., Any], most: int, *rows: Any) -> Any:
   """`function(*rows)` on arrays [n, ...] in a loop over parts of at most `most` rows: a tree of [times, ...].
 
   The parts are the largest that divide n; without a divisor near `most` all rows go through at once, because steps of

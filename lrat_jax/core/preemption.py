@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 from lrat_jax.core import distributed
 
 
-class Stopped(Exception):
+class Preempted(Exception):
   """A run that was asked to stop has saved what it did; the message says where it stands."""
 
 
@@ -18,7 +18,7 @@ class Watch:
   """Whether the run was asked to stop: a context in which SIGTERM and Ctrl-C ask, and a function to ask back.
 
   Call it at the same points of every process. With several processes it is JAX's preemption service that listens for
-  SIGTERM on each, and chooses the call at which all of them answer True, so that they save the same step. A second
+  SIGTERM on each, and chooses the call at which it returns True on all, so that they save the same step. A second
   Ctrl-C ends the process at once, which costs no more than what was not yet saved.
   """
 

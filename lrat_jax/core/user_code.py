@@ -1,4 +1,4 @@
-"""The user's own code: a function that "package.module:function" names, and what it raises as one line.
+"""The user's code: a function that "package.module:function" names, and what it raises as one line.
 
 In this package because attacks import nothing else of the project; models, weightings, data sets and `--model` are
 found here too. No other file imports a module by its name.
@@ -19,7 +19,7 @@ _NAME = re.compile(r"((?!\d)\w+(?:\.(?!\d)\w+)*):((?!\d)\w+(?:\.(?!\d)\w+)*)")
 _VARYING = "manual axis types do not match"
 
 
-class OwnCodeError(ValueError):
+class UserCodeError(ValueError):
   """Code of the user's that is not there, fails, or does not what its place asks; the message is one line."""
 
 
@@ -42,39 +42,39 @@ def find(name: str) -> Any:
   """What "package.module:function" names. The module is imported, so its code runs.
 
   Raises:
-    OwnCodeError: another form of name, a module that is not there or fails, or a name that it lacks.
+    UserCodeError: another form of name, a module that is not there or fails, or a name that it lacks.
   """
   if not is_name(name):
-    raise OwnCodeError(f"{name!r} is not understood; write package.module:function.")
+    raise UserCodeError(f"{name!r} is not understood; write package.module:function.")
   module_name, path = _NAME.fullmatch(name).groups()
   try:
     module = importlib.import_module(module_name)
   except (Exception, SystemExit) as error:  # whatever the user's code raises; scripts end by sys.exit
-    raise OwnCodeError(f"{name!r}: module {module_name!r} cannot be imported ({reason(error)}).") from error
+    raise UserCodeError(f"{name!r}: module {module_name!r} cannot be imported ({reason(error)}).") from error
   try:
     return operator.attrgetter(path)(module)
   except AttributeError:
-    raise OwnCodeError(f"{name!r}: module {module_name!r} has no {path!r}.") from None
+    raise UserCodeError(f"{name!r}: module {module_name!r} has no {path!r}.") from None
 
 
 def function(name: str) -> Callable[..., Any]:
-  """The function of that name, whose exceptions are OwnCodeErrors wherever it is called.
+  """The function of that name, whose exceptions are UserCodeErrors wherever it is called.
 
   Raises:
-    OwnCodeError: as `find`, or it cannot be called.
+    UserCodeError: as `find`, or it cannot be called.
   """
   found = find(name)
   if not callable(found):
-    raise OwnCodeError(f"{name!r} is {type(found).__name__}, no function.")
+    raise UserCodeError(f"{name!r} is {type(found).__name__}, no function.")
 
   @functools.wraps(found, updated=())
   def call(*arguments: Any, **named: Any) -> Any:
     try:
       return found(*arguments, **named)
-    except OwnCodeError:
+    except UserCodeError:
       raise
     except Exception as error:  # whatever the user's code raises
-      raise OwnCodeError(f"{name!r} failed ({reason(error)}).") from error
+      raise UserCodeError(f"{name!r} failed ({reason(error)}).") from error
 
   return call
 
@@ -83,14 +83,14 @@ def parameters(name: str, function: Callable[..., Any], positional: int, form: s
   """The parameters of a function behind its first so many, which are given by position.
 
   Raises:
-    OwnCodeError: it takes fewer by position, or does not say what it takes; `form` is what it should take, in words.
+    UserCodeError: it takes fewer by position, or does not say what it takes; `form` is what it should take, in words.
   """
   try:
     found = inspect.signature(function).parameters
   except (TypeError, ValueError):  # some built-in callables do not say
-    raise OwnCodeError(f"{name!r} does not say what it takes; it must take {form}.") from None
+    raise UserCodeError(f"{name!r} does not say what it takes; it must take {form}.") from None
   by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
   first = list(found.values())[:positional]
   if len(first) < positional or not all(p.kind in by_position for p in first):
-    raise OwnCodeError(f"{name!r} takes ({', '.join(map(str, found.values()))}); it must take {form}.")
+    raise UserCodeError(f"{name!r} takes ({', '.join(map(str, found.values()))}); it must take {form}.")
   return dict(list(found.items())[positional:])

@@ -36,7 +36,7 @@ def _from_devices(split: Split, mesh: Mesh) -> Callable[[np.ndarray], Batch]:
   return lambda rows: gather(whole, sharding.shard_batch(mesh, rows.astype(np.int32)))
 
 
-def placer(split: Split, mesh: Mesh, placement: str = "auto") -> Callable[[np.ndarray], Batch]:
+def make_device_put(split: Split, mesh: Mesh, placement: str = "auto") -> Callable[[np.ndarray], Batch]:
   """A function from this process's row numbers of a batch to {"images", "labels", "indices"}, split over the mesh.
 
   `placement` "device" keeps the whole split on every device and sends row numbers alone; "host" sends the images;

@@ -56,7 +56,7 @@ class Dataset(NamedTuple):
     return self.train.images.shape[1:]
 
 
-def _check_images(images: np.ndarray, where: str) -> np.ndarray:
+def _num_sanity_examples(images: np.ndarray, where: str) -> np.ndarray:
   """[n, h, w] or [n, h, w, c] as uint8, or as float32 in [0, 1]."""
   if images.ndim == 3:
     images = images[..., None]
@@ -86,7 +86,7 @@ def _check_labels(labels: np.ndarray, count: int, num_classes: int | None, where
 
 
 def _split(images: np.ndarray, labels: np.ndarray, num_classes: int | None, where: str) -> Split:
-  images = _check_images(images, f"{where} images")
+  images = _num_sanity_examples(images, f"{where} images")
   labels = _check_labels(labels, len(images), num_classes, f"{where} labels")
   return Split(images, labels, np.arange(len(images), dtype=np.int32))
 
@@ -175,7 +175,7 @@ def _own(name: str) -> tuple[Split, Split, int]:
   where = f"data.source={name!r}"
   try:
     found = user_code.function(name)()
-  except user_code.OwnCodeError as error:
+  except user_code.UserCodeError as error:
     raise DataError(f"data.source={error}") from error
   names = next((names for names in _NPZ_NAMES if isinstance(found, Mapping) and set(names) <= set(found)), None)
   if names is None:
@@ -197,7 +197,7 @@ SOURCES: dict[str, Callable[[str, str], tuple[Split, Split, int]]] = {
 _SPELLINGS = ("digits", "tfds:NAME", "npz:PATH", "idx:DIR", "package.module:function")
 
 
-def is_own(source: str) -> bool:
+def is_users(source: str) -> bool:
   """Whether a source is a function of the user's, "package.module:function", whose module `load` would import."""
   return user_code.is_name(source) and source.partition(":")[0] not in SOURCES
 
@@ -217,9 +217,9 @@ def load(source: str, *, data_dir: str = "", validation_size: int, train_size: i
       or arrays of the wrong shape, type or range.
   """
   kind, _, argument = source.partition(":")
-  if not is_own(source) and (kind not in SOURCES or bool(argument) == (kind == "digits")):
+  if not is_users(source) and (kind not in SOURCES or bool(argument) == (kind == "digits")):
     raise DataError(f"data.source={source!r} is unknown; choose from {list(_SPELLINGS)}.")
-  whole, test, num_classes = _own(source) if is_own(source) else SOURCES[kind](argument, data_dir)
+  whole, test, num_classes = _own(source) if is_users(source) else SOURCES[kind](argument, data_dir)
   count = len(whole.labels)
   if not 1 <= validation_size < count:
     raise DataError(

@@ -1,4 +1,4 @@
-"""Judging a model: a suite of attacks on a whole split, every image once, sharded over the devices."""
+"""Evaluation a model: a suite of attacks on a whole split, every image once, sharded over the devices."""
 
 import functools
 import hashlib
@@ -23,20 +23,20 @@ from lrat_jax.core.typing import Variables
 from lrat_jax.evaluation import examples as examples_lib
 from lrat_jax.evaluation import suite_warnings
 
-Judge = Callable[[Variables, data.Split, Array], dict[str, np.ndarray]]
-JudgeBatch = Callable[[Partial, Array, dict[str, Array]], dict[str, Array]]
+Evaluator = Callable[[Variables, data.Split, Array], dict[str, np.ndarray]]
+EvaluateBatch = Callable[[Partial, Array, dict[str, Array]], dict[str, Array]]
 Arrays = dict[str, np.ndarray]
 
 CLEAN = "clean"
 # In place of a class, where logits are NaN or infinite.
-NO_ANSWER = -1
+NO_PREDICTION = -1
 
 
-class JudgingError(ValueError):
-  """A model or a half-done evaluation that cannot be judged; the message is one line that says why."""
+class EvaluationError(ValueError):
+  """A model or a half-done evaluation that cannot be evaluated; the message is one line that says why."""
 
 
-class Judgement(NamedTuple):
+class EvaluationResult(NamedTuple):
   """What `run_suite` found; see there for `summary`, `per_example` and `timings`.
 
   Attributes:
@@ -61,24 +61,26 @@ class _Job(NamedTuple):
   mesh: Mesh
   directory: Path | None
   keep_images: bool
-  images_at_once: int | None
+  microbatch_size: int | None
   on_stage: Callable[[str, attacks.StageSummary], None]
   on_kept: Callable[[], None]
 
   def store(self, *below: str) -> eval_state.Store:
     """Where finished work is kept."""
     if self.directory is None:
-      return eval_state.Nowhere()
-    return eval_state.Watched(eval_state.Shared(eval_state.FileStore(self.directory.joinpath(*below))), self.on_kept)
+      return eval_state.NullStore()
+    return eval_state.CallbackStore(
+      eval_state.MultiHostStore(eval_state.FileStore(self.directory.joinpath(*below))), self.on_kept
+    )
 
 
-def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> JudgeBatch:
-  """(logits_fn, key, batch) -> logits, answers, vulnerabilities, distances and images [batch, ...] under an attack.
+def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> EvaluateBatch:
+  """(logits_fn, key, batch) -> logits, predictions, vulnerabilities, distances and images [batch, ...] under an attack.
 
-  An image that the attack left NaN is judged as it was, and "lost" [batch]. Logits that are not finite are no answer.
+  An image that the attack left NaN is evaluated as it was, and "lost" [batch]. Logits that are not finite predict none.
   """
 
-  def judge_shard(logits_fn: Partial, key: Array, batch: dict[str, Array]) -> dict[str, Array]:
+  def evaluate_shard(logits_fn: Partial, key: Array, batch: dict[str, Array]) -> dict[str, Array]:
     originals, labels = data.to_float(batch["images"]), batch["labels"]
     found = originals
     if attack is not None:
@@ -89,7 +91,7 @@ def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> JudgeBatch
     answered = jnp.isfinite(logits).all(axis=-1)
     return {
       "logits": logits,
-      "answers": jnp.where(answered, jnp.argmax(logits, axis=-1), NO_ANSWER).astype(jnp.int32),
+      "predictions": jnp.where(answered, jnp.argmax(logits, axis=-1), NO_PREDICTION).astype(jnp.int32),
       "vulnerabilities": jnp.where(answered, reweighting.vulnerability(logits, labels), 1.0),
       "distances": threat_model.get_norm(norm).length(images - originals),
       "images": images,
@@ -97,7 +99,7 @@ def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> JudgeBatch
     }
 
   specs = (sharding.REPLICATED, sharding.REPLICATED, sharding.BATCHED)
-  return jax.jit(jax.shard_map(judge_shard, mesh=mesh, in_specs=specs, out_specs=sharding.BATCHED))
+  return jax.jit(jax.shard_map(evaluate_shard, mesh=mesh, in_specs=specs, out_specs=sharding.BATCHED))
 
 
 def apply_function(model: nn.Module) -> Callable[[Variables, Array], Array]:
@@ -108,35 +110,35 @@ def apply_function(model: nn.Module) -> Callable[[Variables, Array], Array]:
   return jax.jit(functools.partial(model.apply, train=False))
 
 
-def make_judge(model: nn.Module, attack: attacks.Attack | None, batch_size: int, mesh: Mesh) -> Judge:
+def make_evaluator(model: nn.Module, attack: attacks.Attack | None, batch_size: int, mesh: Mesh) -> Evaluator:
   """A function (variables, split, key) -> {"correct" [n] bool, "vulnerabilities" [n] float} under one attack.
 
-  `attack` None judges the clean images. An image's attack depends on its index under `key` alone, so batch size and
+  `attack` None evaluates the clean images. An image's attack depends on its index under `key` alone, so batch size and
   device count change nothing; the last batch is padded and masked. Compiled once, for every call.
   """
-  judge_batch, apply = _compile(attack, "linf", mesh), apply_function(model)
+  evaluate_batch, apply = _compile(attack, "linf", mesh), apply_function(model)
 
-  def judge(variables: Variables, split: data.Split, key: Array) -> Arrays:
-    results, kept = [], ("answers", "vulnerabilities")
+  def evaluate(variables: Variables, split: data.Split, key: Array) -> Arrays:
+    results, kept = [], ("predictions", "vulnerabilities")
     key, logits_fn = sharding.replicate(mesh, key), Partial(apply, variables)
     for batch in data.eval_batches(split, batch_size):
       batch = sharding.shard_batch(mesh, batch)
-      result = judge_batch(logits_fn, key, batch)
+      result = evaluate_batch(logits_fn, key, batch)
       results.append((*(result[name] for name in kept), batch["mask"]))
-    answers, vulnerabilities, mask = (np.concatenate(x) for x in zip(*sharding.fetch(results), strict=True))
-    return {"correct": answers[mask] == split.labels, "vulnerabilities": vulnerabilities[mask]}
+    predictions, vulnerabilities, mask = (np.concatenate(x) for x in zip(*sharding.fetch(results), strict=True))
+    return {"correct": predictions[mask] == split.labels, "vulnerabilities": vulnerabilities[mask]}
 
-  return judge
+  return evaluate
 
 
 def _clean(job: _Job, split: data.Split) -> tuple[Arrays, str]:
-  """The model on a split as it is: "answers" and "vulnerabilities" [n], and a digest of its logits."""
-  judge_batch = _compile(None, "linf", job.mesh)
+  """The model on a split as it is: "predictions" and "vulnerabilities" [n], and a digest of its logits."""
+  evaluate_batch = _compile(None, "linf", job.mesh)
   pieces, digest = [], hashlib.sha256()
   for batch in data.eval_batches(split, job.batch_size):
     batch = sharding.shard_batch(job.mesh, batch)
-    result = judge_batch(job.logits_fn, job.key, batch)
-    kept = {name: result[name] for name in ("logits", "answers", "vulnerabilities")}
+    result = evaluate_batch(job.logits_fn, job.key, batch)
+    kept = {name: result[name] for name in ("logits", "predictions", "vulnerabilities")}
     piece, mask = sharding.fetch((kept, batch["mask"]))
     piece = {name: array[mask] for name, array in piece.items()}
     digest.update(piece.pop("logits").tobytes())
@@ -148,13 +150,15 @@ def _joined(pieces: list[Arrays]) -> Arrays:
   return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def _run_batch(job: _Job, judge_batch: JudgeBatch, batch: dict[str, Any], first: int, right: np.ndarray) -> Arrays:
+def _run_batch(
+  job: _Job, evaluate_batch: EvaluateBatch, batch: dict[str, Any], first: int, clean_correct: np.ndarray
+) -> Arrays:
   """One batch of one attack, with the adversarials that are to be kept and their rows of the split."""
   start = time.perf_counter()
   batch = sharding.shard_batch(job.mesh, batch)
-  result, mask, labels = sharding.fetch((judge_batch(job.logits_fn, job.key, batch), batch["mask"], batch["labels"]))
-  piece = {name: result[name][mask] for name in ("answers", "vulnerabilities", "distances", "lost")}
-  fallen = right[first : first + len(piece["answers"])] & (piece["answers"] != labels[mask])
+  result, mask, labels = sharding.fetch((evaluate_batch(job.logits_fn, job.key, batch), batch["mask"], batch["labels"]))
+  piece = {name: result[name][mask] for name in ("predictions", "vulnerabilities", "distances", "lost")}
+  fallen = clean_correct[first : first + len(piece["predictions"])] & (piece["predictions"] != labels[mask])
   kept = np.arange(len(fallen)) if job.keep_images else examples_lib.most_vulnerable(piece["vulnerabilities"], fallen)
   seconds = np.array([time.perf_counter() - start])
   return piece | {"rows": first + kept, "images": result["images"][mask][kept], "seconds": seconds}
@@ -162,17 +166,17 @@ def _run_batch(job: _Job, judge_batch: JudgeBatch, batch: dict[str, Any], first:
 
 def _run_attack(job: _Job, name: str, entry: Mapping[str, Any], clean_correct: np.ndarray) -> Arrays:
   """An attack of the registry on the split, batch by batch, each kept as soon as it is done."""
-  attack = attacks.few_at_a_time(attacks.from_config(entry), job.images_at_once)
-  judge_batch = _compile(attack, entry.get("norm") or "l2", job.mesh)
+  attack = attacks.microbatch(attacks.from_config(entry), job.microbatch_size)
+  evaluate_batch = _compile(attack, entry.get("norm") or "l2", job.mesh)
   pieces, store = [], job.store()
   for index, batch in enumerate(data.eval_batches(job.split, job.batch_size)):
     piece = store.load(f"{name}-{index}")
     if piece is None:
-      piece = _run_batch(job, judge_batch, batch, index * job.batch_size, clean_correct)
+      piece = _run_batch(job, evaluate_batch, batch, index * job.batch_size, clean_correct)
       store.save(f"{name}-{index}", piece)
     pieces.append(piece)
   result = _joined(pieces)
-  return result | {"correct": result["answers"] == job.split.labels}
+  return result | {"correct": result["predictions"] == job.split.labels}
 
 
 def _run_autoattack(job: _Job, name: str, entry: Mapping[str, Any]) -> tuple[Arrays, attacks.AutoAttackReport]:
@@ -184,7 +188,7 @@ def _run_autoattack(job: _Job, name: str, entry: Mapping[str, Any]) -> tuple[Arr
     report = attacks.autoattack(
       job.key, job.logits_fn, images, split.labels,
       batch_size=job.batch_size,
-      chunk_size=job.images_at_once,
+      chunk_size=job.microbatch_size,
       devices=list(job.mesh.devices.flat),
       example_indices=split.indices,
       on_stage=functools.partial(job.on_stage, name),
@@ -192,24 +196,24 @@ def _run_autoattack(job: _Job, name: str, entry: Mapping[str, Any]) -> tuple[Arr
       **suites.autoattack_arguments(entry),
     )  # fmt: skip
   except ValueError as error:
-    raise JudgingError(f"{name}: {error}") from error
-  judged, _ = _clean(job, split._replace(images=report.images))
+    raise EvaluationError(f"{name}: {error}") from error
+  evaluated, _ = _clean(job, split._replace(images=report.images))
   kept = np.arange(len(images))
   if not job.keep_images:
-    kept = examples_lib.most_vulnerable(judged["vulnerabilities"], report.broken_by > 0)
+    kept = examples_lib.most_vulnerable(evaluated["vulnerabilities"], report.broken_by > 0)
   seconds = sum(summary.seconds for summary in report.per_attack) or time.perf_counter() - start
   result = {"correct": report.robust, "distances": report.distances, "rows": kept, "images": report.images[kept]}
-  return judged | result | {"seconds": np.array([seconds])}, report
+  return evaluated | result | {"seconds": np.array([seconds])}, report
 
 
-def _fingerprint(job: _Job, suite: suites.Suite, seed: int, answers: str) -> dict[str, str]:
+def _fingerprint(job: _Job, suite: suites.Suite, seed: int, predictions: str) -> dict[str, str]:
   """What a suite's pieces depend on, by the names under which a store tells that it has changed."""
   digest = hashlib.sha256()
   for array in job.split:
     digest.update(np.ascontiguousarray(array).tobytes())
   return {
     "images or labels": digest.hexdigest(),
-    "answers of the model": answers,
+    "predictions of the model": predictions,
     "attacks (config.eval.suite)": str(sorted((name, sorted(entry.items())) for name, entry in suite.items())),
     "seed": str(seed),
     "batch size or device": f"{job.batch_size} on {job.mesh.devices.flat[0].device_kind}",
@@ -220,18 +224,17 @@ def _fingerprint(job: _Job, suite: suites.Suite, seed: int, answers: str) -> dic
 
 def _columns(name: str, result: Arrays, clean_correct: np.ndarray) -> Arrays:
   """What per_example holds of one attack."""
-  fields = {"vulnerability": "vulnerabilities", "answer": "answers", "distance": "distances"}
+  fields = {"vulnerability": "vulnerabilities", "prediction": "predictions", "distance": "distances"}
   columns = {f"robust/{name}": result["correct"] & clean_correct}
   return columns | {f"{field}/{name}": result[source] for field, source in fields.items()}
 
 
-def _worst_case(per_example: Arrays, names: list[str]) -> Arrays:
-  """Over the whole suite: "clean_ok", "robust" bool [n]; "broken_by" [n], an index into "stages", -1 where robust."""
-  clean_ok = per_example["clean_correct"]
-  broken_by = np.where(clean_ok, -1, 0)
+def _union(per_example: Arrays, names: list[str]) -> Arrays:
+  """Over the whole suite: "robust" bool [n]; "broken_by" [n], an index into "stages", -1 where robust."""
+  broken_by = np.where(per_example["clean_correct"], -1, 0)
   for number, name in enumerate(names, start=1):
     broken_by = np.where((broken_by == -1) & ~per_example[f"robust/{name}"], number, broken_by)
-  return {"clean_ok": clean_ok, "robust": broken_by == -1, "broken_by": broken_by, "stages": np.array([CLEAN, *names])}
+  return {"robust": broken_by == -1, "broken_by": broken_by, "stages": np.array([CLEAN, *names])}
 
 
 def run_suite(
@@ -242,27 +245,27 @@ def run_suite(
   batch_size: int,
   mesh: Mesh,
   seed: int,
-  check_images: int = 0,
+  num_sanity_examples: int = 0,
   keep_images: bool = False,
-  images_at_once: int | None = None,
+  microbatch_size: int | None = None,
   directory: Path | None = None,
   on_attack: Callable[[str, float, float], None] = lambda name, accuracy, seconds: None,
   on_stage: Callable[[str, attacks.StageSummary], None] = lambda name, summary: None,
   on_kept: Callable[[], None] = lambda: None,
-) -> Judgement:
+) -> EvaluationResult:
   """Clean accuracy and robust accuracy under each attack of a suite, on every image of a split.
 
-  An image counts as robust to an attack if the model is right on it clean and attacked, and as robust in the worst case
-  if that holds for all attacks of the suite.
+  An image counts as robust to an attack if the model is right on it clean and attacked, and as robust to their union if
+  that holds for all attacks of the suite.
 
   Args:
     logits_fn: images -> logits. Wrap parameters as `jax.tree_util.Partial(apply, variables)`, or they are compiled in.
     suite: name -> an attack's configuration, as `attacks.from_config` takes it, or {"name": "autoattack", "norm",
-      "epsilon", "version", "parts", "changes"} for `attacks.autoattack`.
-    check_images: how many images `checks.examine` looks at; 0 is none.
+      "epsilon", "version", "attacks_to_run", "overrides"} for `attacks.autoattack`.
+    num_sanity_examples: how many images `sanity_checks.run_sanity_checks` looks at; 0 is none.
     keep_images: whether all adversarials are returned.
-    images_at_once: how many images an attack takes at once on one device (`models.images_at_once`); None is a device's
-      whole share of a batch, and for AutoAttack its own default.
+    microbatch_size: how many images an attack takes at once on one device (`models.microbatch_size`); None is a
+      device's whole share of a batch, and for AutoAttack its own default.
     directory: keeps finished batches, so that the same call goes on where it was stopped. A batch taken from there
       counts the seconds that it took then.
     on_attack: told each attack's name, robust accuracy and seconds as it ends ("clean" first).
@@ -270,22 +273,22 @@ def run_suite(
     on_kept: called after each batch that `directory` has kept; what it raises ends the call, to go on later.
 
   Returns:
-    Judgement. `summary` {"clean", "robust": {name: accuracy}, "worst_case", "n", "warnings", "autoattack": {name:
+    EvaluationResult. `summary` {"clean", "robust": {name: accuracy}, "union", "n", "warnings", "autoattack": {name:
     [stage, ...]}} is plain data, and so is `timings` {"seconds", "attack_seconds": {name: seconds}, "stage_seconds":
     {name: {stage: seconds}}}; `per_example` maps names to arrays [n]: "indices",
-    "labels", "clean_ok" (also "clean_correct"), "robust" and "broken_by" over the suite (an index into "stages"; -1
-    robust), "robust/NAME" (bool), "vulnerability/NAME", "answer/NAME" (-1 where the logits were not finite, which
-    is no answer and not robust), "distance/NAME" (of what the attack returned, in
+    "labels", "clean_correct", "robust" and "broken_by" over the suite (an index into "stages"; -1
+    robust), "robust/NAME" (bool), "vulnerability/NAME", "prediction/NAME" (-1 where the logits were not finite, which
+    is no prediction and not robust), "distance/NAME" (of what the attack returned, in
     its norm, or l2), and for AutoAttack "broken_by/NAME" and "stages/NAME".
 
   Raises:
-    JudgingError: logits of clean images that are not finite, or a directory that holds an evaluation of something else.
+    EvaluationError: logits of clean images that are not finite, or a directory of another evaluation.
   """
   suite = {name: dict(entry) for name, entry in suite.items()}
   logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
   logits_fn, key = sharding.replicate(mesh, (logits_fn, jax.random.key(seed)))
-  job = _Job(logits_fn, split, key, batch_size, mesh, directory, keep_images, images_at_once, on_stage, on_kept)
-  return _run(job, suite, seed, check_images, on_attack)
+  job = _Job(logits_fn, split, key, batch_size, mesh, directory, keep_images, microbatch_size, on_stage, on_kept)
+  return _run(job, suite, seed, num_sanity_examples, on_attack)
 
 
 def _untimed(stage: attacks.StageSummary) -> dict[str, Any]:
@@ -293,19 +296,19 @@ def _untimed(stage: attacks.StageSummary) -> dict[str, Any]:
   return {field: value for field, value in stage._asdict().items() if field not in ("seconds", "images_per_second")}
 
 
-def _run(job: _Job, suite: suites.Suite, seed: int, check_images: int, on_attack) -> Judgement:
+def _run(job: _Job, suite: suites.Suite, seed: int, num_sanity_examples: int, on_attack) -> EvaluationResult:
   """The clean images, then each attack; then the checks."""
   start = time.perf_counter()
   clean, digest = _clean(job, job.split)
-  if silent := int(np.sum(clean["answers"] == NO_ANSWER)):
-    raise JudgingError(f"the model's logits are NaN or infinite on {silent} images.")
+  if silent := int(np.sum(clean["predictions"] == NO_PREDICTION)):
+    raise EvaluationError(f"the model's logits are NaN or infinite on {silent} images.")
   try:
     job.store().open(_fingerprint(job, suite, seed, digest))
   except ValueError as error:
-    raise JudgingError(str(error)) from None
-  clean_correct = clean["answers"] == job.split.labels
+    raise EvaluationError(str(error)) from None
+  clean_correct = clean["predictions"] == job.split.labels
   per_example = {"indices": job.split.indices, "labels": job.split.labels, "clean_correct": clean_correct}
-  per_example |= {f"answer/{CLEAN}": clean["answers"], f"vulnerability/{CLEAN}": clean["vulnerabilities"]}
+  per_example |= {f"prediction/{CLEAN}": clean["predictions"], f"vulnerability/{CLEAN}": clean["vulnerabilities"]}
   robust, lost, seconds, examples, images, reports = {}, {}, {CLEAN: time.perf_counter() - start}, {}, {}, {}
   on_attack(CLEAN, float(np.mean(clean_correct)), seconds[CLEAN])
   for name, entry in suite.items():
@@ -321,16 +324,19 @@ def _run(job: _Job, suite: suites.Suite, seed: int, check_images: int, on_attack
     if job.keep_images:
       images[name] = result["images"]
     on_attack(name, robust[name], seconds[name])
-  per_example |= _worst_case(per_example, list(suite))
-  few = job.split.take(np.arange(min(check_images, len(job.split.labels))))
-  # On one device: this is a small batch, and the checks ask for their answers one after another.
+  per_example |= _union(per_example, list(suite))
+  few = job.split.take(np.arange(min(num_sanity_examples, len(job.split.labels))))
+  # On one device: this is a small batch, and the checks ask for their results one after another.
   on_one = sharding.to_own_device(job.logits_fn)
   summary = {
     "clean": float(np.mean(clean_correct)),
     "robust": robust,
-    "worst_case": float(np.mean(per_example["robust"])),
+    "union": float(np.mean(per_example["robust"])),
     "n": len(job.split.labels),
-    "warnings": [*suite_warnings.silence(per_example, lost), *suite_warnings.warnings(on_one, few, suite, reports)],
+    "warnings": [
+      *suite_warnings.prediction_warnings(per_example, lost),
+      *suite_warnings.warnings(on_one, few, suite, reports),
+    ],
     "autoattack": {name: [_untimed(stage) for stage in report.per_attack] for name, report in reports.items()},
   }
   timings = {
@@ -340,4 +346,4 @@ def _run(job: _Job, suite: suites.Suite, seed: int, check_images: int, on_attack
       name: {stage.name: stage.seconds for stage in report.per_attack} for name, report in reports.items()
     },
   }
-  return Judgement(summary, per_example, examples, images, timings)
+  return EvaluationResult(summary, per_example, examples, images, timings)

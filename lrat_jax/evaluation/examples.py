@@ -46,9 +46,9 @@ def from_each(examples: Mapping[str, Examples], most: int = _MOST) -> list[tuple
 def to_arrays(
   split: data.Split, examples: Mapping[str, Examples], per_example: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """Those of `from_each` as arrays [k]: "attacks", "indices", "labels", "answers", "originals", "adversarials".
+  """Those of `from_each` as arrays [k]: "attacks", "indices", "labels", "predictions", "originals", "adversarials".
 
-  The last two are float32 [k, h, w, c] in [0, 1]; "answers" are the model's on the adversarials.
+  The last two are float32 [k, h, w, c] in [0, 1]; "predictions" are the model's on the adversarials.
   """
   worst = from_each(examples)
   rows = np.array([row for _, row, _ in worst], int)
@@ -57,7 +57,7 @@ def to_arrays(
     "attacks": np.array(names, np.str_),
     "indices": shown.indices,
     "labels": shown.labels,
-    "answers": np.array([per_example[f"answer/{name}"][row] for name, row, _ in worst], np.int32),
+    "predictions": np.array([per_example[f"prediction/{name}"][row] for name, row, _ in worst], np.int32),
     "originals": np.asarray(data.to_float(shown.images), np.float32),
     "adversarials": np.array([image for _, _, image in worst], np.float32).reshape(shown.images.shape),
   }

@@ -1,4 +1,4 @@
-"""What a judgement leaves: results and timings, per_example.npz, adversarials, closing table, RobustBench's JSON."""
+"""What an evaluation leaves: results and timings, per_example.npz, adversarials, closing table, RobustBench's JSON."""
 
 import json
 import platform
@@ -47,7 +47,7 @@ def write_results(
 ) -> None:
   """results.json (strict JSON: NaN is a ValueError), timings.json and per_example.npz, each put in its place whole.
 
-  Seconds have a file of their own, so that the others are equal to the byte wherever a judgement is equal.
+  Seconds have a file of their own, so that the others are equal to the byte wherever an evaluation is equal.
   """
   json.dumps(results, allow_nan=False)
   write_json(workdir / "timings.json", timings)
@@ -91,7 +91,7 @@ def robustbench_entry(
   """
   found = suites.robustbench_name(results["suite"])
   if found is None:
-    raise ValueError(f"results hold no standard AutoAttack, only {sorted(results['suite'])}; judge with it first.")
+    raise ValueError(f"results hold no standard AutoAttack, only {sorted(results['suite'])}; evaluate with it first.")
   percent = lambda accuracy: f"{100 * accuracy:.2f}"
   autoattack = percent(results["robust"][found])
   return {
@@ -116,7 +116,7 @@ def write_robustbench(workdir: Path, results: Mapping[str, Any], **fields: Any) 
 
 
 def print_table(console: Console, results: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-  """The closing table: accuracy in percent, clean, under each attack and in the worst case; below it the warnings."""
+  """The closing table: accuracy in percent, clean, under each attack and under their union; below it the warnings."""
   title = f"{results['name']} on {results['n']:,} {results['split']} images"
   table = Table(title=title, title_style="bold", title_justify="left")
   table.add_column("")
@@ -127,9 +127,7 @@ def print_table(console: Console, results: Mapping[str, Any], seconds: Mapping[s
   for name, accuracy in results["robust"].items():
     threat = suites.threat(results["suite"][name])
     table.add_row(name, f"{100 * accuracy:.2f}", threat, f"{seconds[name]:.1f}")
-  table.add_row(
-    "worst case", f"{100 * results['worst_case']:.2f}", "right under all of the above", "", end_section=True
-  )
+  table.add_row("union", f"{100 * results['union']:.2f}", "right under all of the above", "", end_section=True)
   console.print(table)
   for line in results.get("warnings", []):
     console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)

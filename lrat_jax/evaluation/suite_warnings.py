@@ -1,4 +1,4 @@
-"""What casts doubt on the result of a suite: the attacks' own warnings, and the checks on a few of its images."""
+"""Warnings about the result of a suite: the attacks' own warnings, and the checks on a few of its images."""
 
 from collections.abc import Mapping
 
@@ -23,21 +23,23 @@ def _with_autoattack(findings: sanity_checks.Findings, report: attacks.AutoAttac
   return findings._replace(robust=robust, square_gain=square[0] if square else None)
 
 
-def silence(per_example: Mapping[str, np.ndarray], lost: Mapping[str, int]) -> list[str]:
-  """Lines on where the model gave no answer or no gradient, and on one that answers alike to everything.
+def prediction_warnings(per_example: Mapping[str, np.ndarray], lost: Mapping[str, int]) -> list[str]:
+  """Lines on where the model predicted nothing or had no gradient, and on one that predicts one class alone.
 
   Args:
-    per_example: as of `evaluate.run_suite`, with an answer of -1 where the logits were not finite.
+    per_example: as of `evaluate.run_suite`, with a prediction of -1 where the logits were not finite.
     lost: by attack, on how many images it ended in NaN.
   """
   lines = []
   if np.mean(per_example["clean_correct"]) <= np.bincount(per_example["labels"]).max() / len(per_example["labels"]):
-    lines.append("one answer to all clean images would be right as often: does the model take images in [0, 1]?")
+    lines.append("one prediction for all clean images would be right as often: does the model take images in [0, 1]?")
   for name, count in lost.items():
-    if silent := int(np.sum(per_example[f"answer/{name}"] < 0)):
+    if silent := int(np.sum(per_example[f"prediction/{name}"] < 0)):
       lines.append(f"{name}: the logits are NaN or infinite on {silent} attacked images, which count as broken.")
     if count:
-      lines.append(f"{name} ended in NaN on {count} images, which were judged as they are: gradients are not finite.")
+      lines.append(
+        f"{name} ended in NaN on {count} images, which were evaluated as they are: gradients are not finite."
+      )
   return lines
 
 
@@ -48,7 +50,7 @@ def warnings(
 
   Args:
     logits_fn: images -> logits, on one device.
-    split: the first images of those that were judged, to look at; may be none.
+    split: the first images of those that were evaluated, to look at; may be none.
     suite: the checks attack with the norm and radius of its first AutoAttack, or of its first attack that has one.
     reports: what AutoAttack returned, by its name in the suite.
   """
@@ -57,7 +59,7 @@ def warnings(
   if not names or not len(split.labels):
     return lines
   entry = suite[names[0]]
-  findings = sanity_checks.examine(
+  findings = sanity_checks.run_sanity_checks(
     attacks.example_keys(jax.random.key(0), split.indices),
     logits_fn,
     data.to_float(jnp.asarray(split.images)),

@@ -1,5 +1,5 @@
 """Classifiers by name, and models that the user brings."""
 
-from lrat_jax.models.networks import DTYPES, NAMES, Classifier, create, images_at_once
+from lrat_jax.models.networks import DTYPES, NAMES, Classifier, create, microbatch_size
 
-__all__ = ["DTYPES", "NAMES", "Classifier", "create", "images_at_once"]
+__all__ = ["DTYPES", "NAMES", "Classifier", "create", "microbatch_size"]

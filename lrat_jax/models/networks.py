@@ -46,7 +46,7 @@ class Classifier(nn.Module):
 def _network(name: str, **options: Any) -> nn.Module:
   """The network that `name` spells, width and depth included. Raises ValueError with the choices."""
   if user_code.is_name(name):
-    return _own_network(name, **options)
+    return _user_network(name, **options)
   if match := re.fullmatch(r"cnn(?:_([1-9]\d{0,3}))?", name):
     return CNN(width=int(match[1] or 32), **options)
   if match := re.fullmatch(r"(preact_)?resnet18(?:_([1-9]\d{0,3}))?", name):
@@ -60,15 +60,15 @@ def _network(name: str, **options: Any) -> nn.Module:
   raise ValueError(f"name={name!r} is no model; {choices}.")
 
 
-def _own_network(name: str, *, num_classes: int, **options: Any) -> nn.Module:
-  """What the user's function makes. Raises OwnCodeError where it is not there, fails or makes something else."""
+def _user_network(name: str, *, num_classes: int, **options: Any) -> nn.Module:
+  """What the user's function makes. Raises UserCodeError where it is not there, fails or makes something else."""
   network = user_code.function(name)(num_classes, **options)
   if not isinstance(network, nn.Module):
-    raise user_code.OwnCodeError(f"{name!r} returns {type(network).__name__}; it must return a flax.linen.Module.")
+    raise user_code.UserCodeError(f"{name!r} returns {type(network).__name__}; it must return a flax.linen.Module.")
   return network
 
 
-def images_at_once(name: str, height: int, width: int) -> int | None:
+def microbatch_size(name: str, height: int, width: int) -> int | None:
   """How many images of a size an attack takes at the highest rate; None for all, which is so but for "cnn" on CPU."""
   fitting = max(_CNN_PIXELS_AT_ONCE // (height * width), 1)
   return fitting if name == "cnn" and fitting <= _FEW and jax.default_backend() == "cpu" else None

@@ -1,4 +1,4 @@
-"""Runs as the arms of a comparison: those that differ in their seed alone are one arm."""
+"""Runs as the methods of a comparison: those that differ in their seed alone are one method."""
 
 import json
 import types
@@ -15,15 +15,15 @@ from lrat_jax.report import repeat
 from lrat_jax.report.runs import Run
 from lrat_jax.training import workdir as workdir_lib
 
-# Of a configuration, what does not make another arm.
+# Of a configuration, what does not make another method.
 _NOT_THE_ARM = ("seed", "eval")
 
 
-class Arm(NamedTuple):
+class MethodRuns(NamedTuple):
   """Runs of one configuration.
 
   Attributes:
-    name: the configuration's, with the fields that set it apart from other arms of that name.
+    name: the configuration's, with the fields that set it apart from other methods of that name.
     runs: one for each seed.
     origins: where each run's configuration comes from, if that can be told.
   """
@@ -38,10 +38,10 @@ class Arm(NamedTuple):
     return [repeat.command(run, origin) for run, origin in zip(self.runs, self.origins, strict=True)]
 
 
-class Judged(NamedTuple):
+class EvaluatedRun(NamedTuple):
   """A run with results in the form in which `comparison.summarise` takes one, on the attacks that all runs share."""
 
-  arm: Arm
+  method: MethodRuns
   run: Run
   command: str | None
   config: ConfigDict
@@ -49,7 +49,7 @@ class Judged(NamedTuple):
 
   @property
   def name(self) -> str:
-    return f"{self.arm.name} seed {self.seed}"
+    return f"{self.method.name} seed {self.seed}"
 
   @property
   def seed(self) -> int:
@@ -73,26 +73,30 @@ def _key(run: Run) -> str:
   return json.dumps({name: value for name, value in portable.items() if name not in _NOT_THE_ARM}, sort_keys=True)
 
 
-def _told_apart(arms: Sequence[Arm]) -> list[Arm]:
-  """With names that differ: by the fields that only some arms of a name have changed, or by their folders."""
+def _told_apart(methods: Sequence[MethodRuns]) -> list[MethodRuns]:
+  """With names that differ: by the fields that only some methods of a name have changed, or by their folders."""
   fields = [
-    {f"{c.field}={repeat.text(c.value)}" for c in arm.origins[0].changes if c.field.split(".")[0] not in _NOT_THE_ARM}
-    if arm.origins[0]
+    {
+      f"{c.field}={repeat.text(c.value)}"
+      for c in method.origins[0].changes
+      if c.field.split(".")[0] not in _NOT_THE_ARM
+    }
+    if method.origins[0]
     else set()
-    for arm in arms
+    for method in methods
   ]
   renamed = []
-  for arm, mine in zip(arms, fields, strict=True):
-    alike = [theirs for other, theirs in zip(arms, fields, strict=True) if other.name == arm.name]
+  for method, mine in zip(methods, fields, strict=True):
+    alike = [theirs for other, theirs in zip(methods, fields, strict=True) if other.name == method.name]
     own = sorted(mine - set.intersection(*alike))
     unclear = alike.count(mine) > 1
-    more = ([str(arm.runs[0].workdir)] if unclear else own) if len(alike) > 1 else []
-    renamed.append(arm._replace(name=", ".join([arm.name, *more])))
+    more = ([str(method.runs[0].workdir)] if unclear else own) if len(alike) > 1 else []
+    renamed.append(method._replace(name=", ".join([method.name, *more])))
   return renamed
 
 
-def group(runs: Sequence[Run]) -> list[Arm]:
-  """The arms of some runs, in the order of their first runs. Raises ConfigError where a folder is named twice."""
+def group(runs: Sequence[Run]) -> list[MethodRuns]:
+  """The methods of some runs, in the order of their first runs. Raises ConfigError where a folder is named twice."""
   folders = [run.workdir.resolve() for run in runs]
   for run, folder in zip(runs, folders, strict=True):
     if folders.count(folder) > 1:
@@ -100,11 +104,11 @@ def group(runs: Sequence[Run]) -> list[Arm]:
   found: dict[tuple[str, int], list[Run]] = {}
   seen: list[tuple[str, int]] = []
   for run in runs:
-    # A second run of one configuration and seed is an arm of its own.
+    # A second run of one configuration and seed is a method of its own.
     found.setdefault((_key(run), seen.count((_key(run), run.seed))), []).append(run)
     seen.append((_key(run), run.seed))
   origin = lambda run: None if run.config is None else repeat.origin(run.config)
-  return _told_apart([Arm(mine[0].name, mine, [origin(run) for run in mine]) for mine in found.values()])
+  return _told_apart([MethodRuns(mine[0].name, mine, [origin(run) for run in mine]) for mine in found.values()])
 
 
 def _images(run: Run) -> str:
@@ -117,13 +121,13 @@ def _check_same_images(runs: Sequence[Run]) -> None:
     same = all(np.array_equal(run.per_example[name], first.per_example[name]) for name in ("indices", "labels"))
     if not same or _images(run) != _images(first):
       raise ConfigError(
-        f"{run.workdir} was judged on other images ({_images(run)}) than {first.workdir} ({_images(first)}); "
+        f"{run.workdir} was evaluated on other images ({_images(run)}) than {first.workdir} ({_images(first)}); "
         "runs are compared on the same."
       )
 
 
 def shared_suite(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-  """The attacks that all runs with results were judged by, equal in every argument."""
+  """The attacks that all runs with results were evaluated by, equal in every argument."""
   suites = [run.results["suite"] for run in runs]
   return {name: entry for name, entry in suites[0].items() if all(suite.get(name) == entry for suite in suites)}
 
@@ -135,13 +139,15 @@ def _config(run: Run, suite: Mapping[str, Any]) -> ConfigDict:
   return ConfigDict(fields | {"data": {"batch_size": run.batch_size}})
 
 
-def judged(arms: Sequence[Arm]) -> list[Judged]:
+def evaluated(methods: Sequence[MethodRuns]) -> list[EvaluatedRun]:
   """The runs that have results and per_example.npz, on the attacks that they share.
 
   Raises:
-    ConfigError: they were judged on other images, or have no attack in common.
+    ConfigError: they were evaluated on other images, or have no attack in common.
   """
-  whole = [entry for arm in arms for entry in zip(arm.runs, arm.commands, [arm] * len(arm.runs), strict=True)]
+  whole = [
+    entry for method in methods for entry in zip(method.runs, method.commands, [method] * len(method.runs), strict=True)
+  ]
   whole = [entry for entry in whole if entry[0].per_example is not None]
   if not whole:
     return []
@@ -149,15 +155,15 @@ def judged(arms: Sequence[Arm]) -> list[Judged]:
   _check_same_images(runs)
   suite = shared_suite(runs)
   if not suite:
-    raise ConfigError(f"{', '.join(str(run.workdir) for run in runs)} were judged by no attack in common.")
+    raise ConfigError(f"{', '.join(str(run.workdir) for run in runs)} were evaluated by no attack in common.")
   found = []
-  for run, command, arm in whole:
+  for run, command, method in whole:
     columns = {name: run.per_example[f"robust/{name}"].astype(bool) for name in suite}
     worst = {"robust": np.logical_and.reduce([run.per_example["clean_correct"], *columns.values()])}
-    found.append(Judged(arm, run, command, _config(run, suite), {**run.per_example, **worst}))
+    found.append(EvaluatedRun(method, run, command, _config(run, suite), {**run.per_example, **worst}))
   return found
 
 
-def summarise(found: Sequence[Judged]) -> Mapping[str, Any]:
+def summarise(found: Sequence[EvaluatedRun]) -> Mapping[str, Any]:
   """`comparison.summarise` of them."""
   return types.MappingProxyType(summary.summarise(found, "report"))

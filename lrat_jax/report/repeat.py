@@ -88,11 +88,11 @@ def text(value: Any) -> str:
   return f"({','.join(map(str, value))},)" if isinstance(value, list | tuple) else str(value)
 
 
-def _judged_function(run: Run) -> str | None:
+def _evaluated_function(run: Run) -> str | None:
   """The command for a function, whose results keep no configuration; None where its suite is of the user's own."""
   for preset, suite in itertools.product(config_lib.PRESETS, SUITES):
     config = config_lib.default("at", f"{preset},suite={suite}")
-    if config.data.source == run.results["data"] and config.eval.suite.to_dict() == run.results["suite"]:
+    if config.data.source == run.results["dataset"] and config.eval.suite.to_dict() == run.results["suite"]:
       words = [f"--config=configs/at.py:{preset},suite={suite}", f"--model={run.name}", f"--config.seed={run.seed}"]
       return shlex.join(["python", "-m", "lrat_jax.main", *words, f"--workdir={run.workdir}"])
   return None
@@ -101,7 +101,7 @@ def _judged_function(run: Run) -> str | None:
 def command(run: Run, found: Origin | None) -> str | None:
   """What a reader types to repeat a run, given its `origin`; None where that cannot be told."""
   if run.config is None:
-    return _judged_function(run)
+    return _evaluated_function(run)
   if found is None:
     return None
   changed = [f"--config.{change.field}={text(change.value)}" for change in found.changes]

@@ -42,7 +42,7 @@ class Progress(NamedTuple):
   finished: bool
 
 
-class SaveError(Exception):
+class CheckpointError(Exception):
   """A checkpoint could not be written; the message is one line with the reason."""
 
 
@@ -50,10 +50,10 @@ class SaveError(Exception):
 _WRITE_ERRORS = (ValueError, OSError)
 
 
-def _save_error(step: int, error: Exception) -> SaveError:
+def _save_error(step: int, error: Exception) -> CheckpointError:
   code = re.search(r"os_error_code='(\d+)'", str(error))
   reason = os.strerror(int(code[1])) if code else " ".join(str(error).split())
-  return SaveError(f"the checkpoint of step {step} could not be written: {reason}.")
+  return CheckpointError(f"the checkpoint of step {step} could not be written: {reason}.")
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -84,7 +84,7 @@ def _move_aside(folder: Path) -> Path:
   return folder.rename(aside / f"{folder.name}_{number}")
 
 
-def set_damaged_aside(directory: Path) -> list[str]:
+def quarantine_damaged(directory: Path) -> list[str]:
   """Moves checkpoints that are not as they were saved out of a directory, into "damaged_checkpoints" beside it.
 
   Returns:
@@ -138,7 +138,7 @@ class Checkpoints:
 
   def _list_files(self) -> None:
     """Writes the list of digests; Orbax calls it when all else is written, and the checkpoint not yet in its place."""
-    if distributed.leads():
+    if distributed.is_primary():
       (folder,) = (path for path in self._directory.iterdir() if path.name.split(".")[0] == str(self._saving))
       digests = json.dumps(_digests(folder)).encode()
       with files.replacing(folder / _DIGESTS) as file:
@@ -164,7 +164,7 @@ class Checkpoints:
     """Saves in the background; `validation` {"clean", "robust"} where the model was validated at this step.
 
     Raises:
-      SaveError: this or the save before it could not be written; the checkpoints before are as they were.
+      CheckpointError: this or the save before it could not be written; the checkpoints before are as they were.
     """
     try:
       self._manager.wait_until_finished()

@@ -59,7 +59,7 @@ def _phases(experiment: loop.Experiment) -> list[_PhaseCost]:
   """Each phase of the training compiled and timed, in the order in which they come."""
   config, dataset, mesh = experiment.config, experiment.dataset, experiment.mesh
   phases = [step_lib.phase_at(config, epoch) for epoch in range(config.train.epochs)]
-  place = data.placer(dataset.train, mesh, config.data.placement)
+  place = data.make_device_put(dataset.train, mesh, config.data.placement)
   rows = np.arange(config.data.batch_size // jax.process_count())
   batch, costs = place(rows), []
   for phase in dict.fromkeys(phases):
@@ -82,14 +82,14 @@ def _phases(experiment: loop.Experiment) -> list[_PhaseCost]:
 def _seconds_of_a_gradient(config: ConfigDict, cost: _PhaseCost) -> float:
   """About how long the gradient of one image takes: an attack's gradients and the update share a step's time."""
   attacks = sum(suites.cost(entry).gradients for entry in config.train_attacks.values())
-  natural = cost.phase.weighs_inside or objectives.compares_with_natural(config.objective)
+  natural = cost.phase.use_local_weights or objectives.compares_with_natural(config.objective)
   # The gradient of the weights comes on top of that of the images: half as much again.
   update = 1.5 * (len(config.train_attacks) + natural) * (1 + cost.phase.perturbs)
   return cost.step / (config.data.batch_size * (attacks + update))
 
 
-def _judging(experiment: loop.Experiment, seconds_of_a_gradient: float) -> tuple[float, float]:
-  """About the seconds of all validations, and those of the judgement at most: robust images take all of an attack."""
+def _evaluation(experiment: loop.Experiment, seconds_of_a_gradient: float) -> tuple[float, float]:
+  """About the seconds of all validations, and those of the evaluation at most: robust images take all of an attack."""
   config, dataset = experiment.config, experiment.dataset
   seconds = lambda cost: (cost.gradients + cost.queries / 2) * seconds_of_a_gradient
   validation = suites.cost(config.validation_attack)
@@ -102,7 +102,7 @@ def _judging(experiment: loop.Experiment, seconds_of_a_gradient: float) -> tuple
 
 
 def describe(experiment: loop.Experiment, console: Console) -> None:
-  """Prints what training and judging an experiment would take. Compiles and takes a few steps, and writes nothing."""
+  """Prints what training and evaluation an experiment would take. Compiles, takes a few steps, writes nothing."""
   config, dataset, mesh = experiment.config, experiment.dataset, experiment.mesh
   say = lambda name, text: console.print(f"{name:<11} {text}", highlight=False, markup=False, soft_wrap=True)
   shape = "x".join(map(str, dataset.image_shape))
@@ -131,17 +131,17 @@ def describe(experiment: loop.Experiment, console: Console) -> None:
   of = f" of {decimal(limit)}" if limit else ""
   say("memory", f"{decimal(state_bytes)} of state, {decimal(most)}{of} on each device in a step")
   training = sum(cost.epochs * experiment.steps_per_epoch * cost.step for cost in costs)
-  validating, judging = _judging(experiment, _seconds_of_a_gradient(config, costs[-1]))
+  validating, evaluation = _evaluation(experiment, _seconds_of_a_gradient(config, costs[-1]))
   compiling = sum(cost.compiling for cost in costs)
   say(
     "time",
-    f"about {seconds_text(training)} of training, {seconds_text(validating)} of validation, {seconds_text(judging)} of "
-    f"judging at most, {seconds_text(compiling)} and more of compilation",
+    f"about {seconds_text(training)} of training, {seconds_text(validating)} of validation, {seconds_text(evaluation)} "
+    f"of evaluation at most, {seconds_text(compiling)} and more of compilation",
   )
 
 
 def _describe_steps(experiment: loop.Experiment, say: Any) -> None:
-  """How many steps, on batches of what, and which attacks make and judge them."""
+  """How many steps, on batches of what, and which attacks make and evaluate them."""
   config = experiment.config
   variants = len(config.train_attacks)
   say(
@@ -154,6 +154,6 @@ def _describe_steps(experiment: loop.Experiment, say: Any) -> None:
   cost = [suites.cost(entry, experiment.dataset.num_classes) for entry in config.eval.suite.values()]
   gradients, queries = sum(c.gradients for c in cost), sum(c.queries for c in cost)
   say(
-    "judged by",
+    "evaluated by",
     f"{', '.join(config.eval.suite)}: {gradients:,} gradients and {queries:,} queries of an image at most",
   )

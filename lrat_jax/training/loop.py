@@ -38,9 +38,9 @@ class Experiment(NamedTuple):
   total_steps: int
 
   @property
-  def images_at_once(self) -> int | None:
-    """How many images an attack on the network takes at once (`models.images_at_once`)."""
-    return models.images_at_once(self.config.model.name, *self.dataset.image_shape[:2])
+  def microbatch_size(self) -> int | None:
+    """How many images an attack on the network takes at once (`models.microbatch_size`)."""
+    return models.microbatch_size(self.config.model.name, *self.dataset.image_shape[:2])
 
   def initial_state(self) -> step_lib.TrainState:
     """The state before the first step, whole on every device."""
@@ -75,11 +75,11 @@ class _Validator:
   """Clean and robust accuracy on the validation split; compiled once for all epochs."""
 
   def __init__(self, experiment: Experiment):
-    make = functools.partial(evaluate.make_judge, experiment.model)
+    make = functools.partial(evaluate.make_evaluator, experiment.model)
     shared = {"batch_size": experiment.config.eval.batch_size, "mesh": experiment.mesh}
     attack = attacks.from_config(experiment.config.validation_attack)
     self._clean = make(None, **shared)
-    self._attacked = make(attacks.few_at_a_time(attack, experiment.images_at_once), **shared)
+    self._attacked = make(attacks.microbatch(attack, experiment.microbatch_size), **shared)
     self._split = experiment.dataset.validation
     self._key = jax.random.key(experiment.config.seed)
 
@@ -99,12 +99,12 @@ class _Loop:
     saved: checkpoints_lib.Checkpoints,
     console: Console,
     stop: Callable[[], bool],
-    followers: Sequence[metric_writers.Tracker],
+    writers: Sequence[metric_writers.Tracker],
   ):
     self._experiment, self._config = experiment, experiment.config
-    self._saved, self._console, self._stop, self._followers = saved, console, stop, followers
+    self._saved, self._console, self._stop, self._writers = saved, console, stop, writers
     self._validate = _Validator(experiment)
-    place = data.placer(experiment.dataset.train, experiment.mesh, self._config.data.placement)
+    place = data.make_device_put(experiment.dataset.train, experiment.mesh, self._config.data.placement)
     self._batches = data.train_batches(experiment.dataset.train, self._config.data.batch_size, self._config.seed, place)
     self.state = experiment.initial_state()
     self.step = saved.latest_step() or 0
@@ -128,10 +128,10 @@ class _Loop:
     config, experiment = self._config, self._experiment
     names = list(config.train_attacks)
     indices = experiment.dataset.train.indices
-    size = min(config.train.weights_sample, len(indices))
-    leads = distributed.leads()
+    size = min(config.train.num_logged_examples, len(indices))
+    leads = distributed.is_primary()
     self._weights = metrics.WeightRecord(self._workdir / "weights", indices, size, names, self.step, writes=leads)
-    writer = metrics.MetricWriter(self._workdir, self.step, writes=leads, followers=self._followers)
+    writer = metrics.MetricWriter(self._workdir, self.step, writes=leads, writers=self._writers)
     with writer as self._writer, self._progress_bar() as bar:
       task = bar.add_task("", total=experiment.total_steps, completed=self.step, rate="compiling", epoch="")
       while self.step < experiment.total_steps:
@@ -139,7 +139,7 @@ class _Loop:
         bar.update(task, epoch=f"{epoch + 1}/{config.train.epochs}")
         stopped = self._run_epoch(epoch, lambda rate: bar.update(task, completed=self.step, rate=rate))
         if stopped and self.step < experiment.total_steps:
-          raise preemption.Stopped(f"Stopped at step {self.step} of {experiment.total_steps}, which is saved")
+          raise preemption.Preempted(f"Stopped at step {self.step} of {experiment.total_steps}, which is saved")
 
   def _progress_bar(self) -> Progress:
     return Progress(
@@ -167,15 +167,15 @@ class _Loop:
       self.step += 1
       stopped = self._stop()
       last = self.step == experiment.total_steps
-      due_to_save = stopped or last or self.step % config.train.checkpoint_every == 0
-      if self.step % config.train.log_every == 0 or due_to_save or self.step == end:
+      due_to_save = stopped or last or self.step % config.train.checkpoint_every_steps == 0
+      if self.step % config.train.log_every_steps == 0 or due_to_save or self.step == end:
         show(self._log(epoch))
       if due_to_save and self.step < end:
         self._save(None)
     if self.step < end:
       return stopped
     training_seconds = time.perf_counter() - start_time
-    validation = self._validate(self.state.judged)
+    validation = self._validate(self.state.eval_variables)
     self._writer.write({"split": "validation", "step": self.step, "epoch": epoch, **validation})
     self._weights.save()
     if due_to_save:
@@ -234,10 +234,10 @@ class _Loop:
     )
 
 
-def _mend(workdir: Path, console: Console) -> None:
+def _quarantine(workdir: Path, console: Console) -> None:
   """Takes damaged checkpoints out of a workdir, and says so."""
-  if distributed.leads():
-    for line in checkpoints_lib.set_damaged_aside(workdir / "checkpoints"):
+  if distributed.is_primary():
+    for line in checkpoints_lib.quarantine_damaged(workdir / "checkpoints"):
       console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
   sharding.wait_for_all("damaged checkpoints are set aside")
 
@@ -247,22 +247,22 @@ def train(
   workdir: Path,
   console: Console,
   stop: Callable[[], bool] = lambda: False,
-  followers: Sequence[metric_writers.Tracker] = (),
+  writers: Sequence[metric_writers.Tracker] = (),
 ) -> None:
   """Trains to the end in `workdir`, or says that an earlier try did.
 
   Args:
-    stop: asked after every step, on every process; where it answers True, the step is saved and the run ends.
-    followers: told every row of metrics besides the workdir's files.
+    stop: asked after every step, on every process; where it returns True, the step is saved and the run ends.
+    writers: told every row of metrics besides the workdir's files.
 
   Raises:
-    checkpoints.SaveError: a checkpoint could not be written; those before it are intact.
+    checkpoints.CheckpointError: a checkpoint could not be written; those before it are intact.
     metrics.NonFiniteError: a metric became NaN or infinite; the checkpoints before it are intact.
-    stopping.Stopped: `stop` answered True before the last step.
+    preemption.Preempted: `stop` returned True before the last step.
   """
-  _mend(workdir, console)
+  _quarantine(workdir, console)
   with checkpoints_lib.Checkpoints(workdir / "checkpoints") as saved:
-    loop = _Loop(experiment, workdir, saved, console, stop, followers)
+    loop = _Loop(experiment, workdir, saved, console, stop, writers)
     if loop.finished:
       console.print(
         f"Training in {workdir} is finished ({loop.step} steps); its best checkpoint is evaluated.", soft_wrap=True
@@ -280,7 +280,7 @@ def load_best(
 
   One that is damaged is set aside, which the console is told, and the best of the others is taken.
   """
-  _mend(workdir, console or Console())
+  _quarantine(workdir, console or Console())
   with checkpoints_lib.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
     step = saved.best_step()
     return None if step is None else (step, saved.restore(step, experiment.initial_state())[0])

@@ -142,7 +142,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
       yield prefix + key, value
 
 
-class _Watched:
+class _CallbackStore:
   """A service that is told nothing more once it has failed."""
 
   def __init__(self, name: str, tracker: Tracker, errors: tuple[type[Exception], ...], say: Callable[[str], None]):
@@ -212,7 +212,7 @@ def _open(
       tracker = kind(module, workdir, f"{config.name}_seed{config.seed}", values, known.get(name))
     except errors as error:
       raise ConfigError(f"--track={name}: {_line(error)}") from None
-    trackers.append(_Watched(name, tracker, errors, say))
+    trackers.append(_CallbackStore(name, tracker, errors, say))
     known[name] = tracker.identity
     results_lib.write_json(path, known)
 
@@ -231,8 +231,8 @@ def opened(
   trackers: list[Tracker] = []
   failed = True
   try:
-    here = services if distributed.leads() else ()
-    distributed.together("trackers", lambda: _open(here, workdir, config, console, trackers))
+    here = services if distributed.is_primary() else ()
+    distributed.run_on_all_processes("trackers", lambda: _open(here, workdir, config, console, trackers))
     yield trackers
     failed = False
   finally:
@@ -241,8 +241,8 @@ def opened(
 
 
 def write_results(trackers: Sequence[Tracker], results: Mapping[str, Any]) -> None:
-  """A judgement's accuracies at the step that was judged: "test/clean", "test/pgd20", "test/worst_case"."""
-  accuracies = {"clean": results["clean"], **results["robust"], "worst_case": results["worst_case"]}
+  """An evaluation's accuracies at the step that was evaluated: "test/clean", "test/pgd20", "test/union"."""
+  accuracies = {"clean": results["clean"], **results["robust"], "union": results["union"]}
   for tracker in trackers:
     tracker.write(results["step"], {f"{results['split']}/{name}": value for name, value in accuracies.items()})
     tracker.flush()

@@ -55,7 +55,7 @@ def read_rows(path: Path) -> list[Row]:
   """The rows of a metrics.jsonl; a last line that a killed run left half-written is passed over.
 
   Raises:
-    files.DamagedError: another line is no row.
+    files.CorruptFileError: another line is no row.
   """
   lines = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
   return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
@@ -67,22 +67,20 @@ def _row(line: str, where: str) -> Row:
   except (ValueError, RecursionError):
     row = None
   if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in _EVERY_ROW.items()):
-    raise files.DamagedError(f"{where} is damaged; remove that line.")
+    raise files.CorruptFileError(f"{where} is damaged; remove that line.")
   return row
 
 
 class MetricWriter:
   """Writes rows to metrics.jsonl and TensorBoard; opened at a step, it drops what an earlier try wrote after it.
 
-  Without `writes` it keeps its own rows in memory alone: of several processes one has the files. `followers` are told
+  Without `writes` it keeps its own rows in memory alone: of several processes one has the files. `writers` are told
   every row as TensorBoard is; who opened them closes them.
   """
 
-  def __init__(
-    self, workdir: Path, step: int, *, writes: bool = True, followers: Sequence[metric_writers.Tracker] = ()
-  ):
+  def __init__(self, workdir: Path, step: int, *, writes: bool = True, writers: Sequence[metric_writers.Tracker] = ()):
     self._file = self._board = None
-    self._trackers = list(followers)
+    self._writers = list(writers)
     self.rows: list[Row] = []
     if writes:
       self._open(workdir, step)
@@ -94,7 +92,7 @@ class MetricWriter:
       file.write("".join(json.dumps(row) + "\n" for row in self.rows).encode())
     self._file = self._path.open("a")
     self._board = metric_writers.TensorBoard(workdir / "tensorboard", step)
-    self._trackers.insert(0, self._board)
+    self._writers.insert(0, self._board)
 
   def __enter__(self) -> "MetricWriter":
     return self
@@ -111,11 +109,11 @@ class MetricWriter:
     self._file.write(json.dumps(row, allow_nan=False) + "\n")
     self._file.flush()
     values = {f"{row['split']}/{name}": value for name, value in row.items() if isinstance(value, float)}
-    for tracker in self._trackers:
+    for tracker in self._writers:
       tracker.write(row["step"], values)
 
   def flush(self) -> None:
-    for tracker in self._trackers:
+    for tracker in self._writers:
       tracker.flush()
 
 

@@ -9,7 +9,7 @@ from lrat_jax.config.default import SCHEDULES
 def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
   """step -> learning rate, from `config.optimizer`: shares there are of `total_steps`.
 
-  "piecewise" multiplies by `factor` at each boundary; "cosine" falls from the peak to 0 after a linear warm-up;
+  "piecewise" multiplies by `decay_rate` at each boundary; "cosine" falls from the peak to 0 after a linear warm-up;
   "one_cycle" rises from 1/25 of the peak to it and falls to 1/10,000 of that start, both along a cosine.
   Raises ValueError, with the choices, for an unknown name.
   """
@@ -17,7 +17,9 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
   if config.schedule == "constant":
     return optax.constant_schedule(peak)
   if config.schedule == "piecewise":
-    return optax.piecewise_constant_schedule(peak, {round(b * total_steps): config.factor for b in config.boundaries})
+    return optax.piecewise_constant_schedule(
+      peak, {round(b * total_steps): config.decay_rate for b in config.boundary_fractions}
+    )
   if config.schedule == "cosine":
     warmup_steps = min(round(config.warmup * total_steps), total_steps - 1)
     return optax.warmup_cosine_decay_schedule(peak if warmup_steps == 0 else 0.0, peak, warmup_steps, total_steps)

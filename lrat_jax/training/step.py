@@ -41,8 +41,8 @@ class TrainState(flax.struct.PyTreeNode):
   ema: Variables | None
 
   @property
-  def judged(self) -> Variables:
-    """The variables that are validated and judged."""
+  def eval_variables(self) -> Variables:
+    """The variables that are validated and evaluated."""
     return self.variables if self.ema is None else self.ema
 
 
@@ -50,14 +50,14 @@ class Phase(NamedTuple):
   """What is on; each phase is a compiled step of its own, so that plain training pays for none of them.
 
   Attributes:
-    weighs_inside: local weights share out each pair; without, the variants share it evenly.
-    weighs_across: global weights differ between pairs; without, they are 1.
-    perturbs: the gradient is taken where adversarial weight perturbation leads (`awp.perturbed`).
+    use_local_weights: local weights share out each pair; without, the variants share it evenly.
+    use_global_weights: global weights differ between pairs; without, they are 1.
+    use_awp: the gradient is taken where adversarial weight perturbation leads (`awp.perturbed`).
   """
 
-  weighs_inside: bool
-  weighs_across: bool
-  perturbs: bool = False
+  use_local_weights: bool
+  use_global_weights: bool
+  use_awp: bool = False
 
 
 class StepOutput(NamedTuple):
@@ -91,9 +91,9 @@ def phase_at(config: ConfigDict, epoch: int) -> Phase:
   """What is on in an epoch (0-based): each begins after its share of the epochs."""
   done = epoch / config.train.epochs
   return Phase(
-    weighs_inside=config.local_weights.kind != "none" and done >= config.local_weights.begin,
-    weighs_across=config.global_weights.kind != "none" and done >= config.global_weights.begin,
-    perturbs=config.awp.gamma > 0 and done >= config.awp.begin,
+    use_local_weights=config.local_weights.kind != "none" and done >= config.local_weights.begin_fraction,
+    use_global_weights=config.global_weights.kind != "none" and done >= config.global_weights.begin_fraction,
+    use_awp=config.awp.gamma > 0 and done >= config.awp.begin_fraction,
   )
 
 
@@ -122,13 +122,13 @@ def _weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, surviving
   """(natural [b], adversarial [b, m], global [b]) weights of this phase."""
   fields = config.local_weights
   options = {name: fields[name] for name in ("total", "minimum_natural", "slope", "bias")}
-  if not phase.weighs_inside:
+  if not phase.use_local_weights:
     local = reweighting.uniform_local_weights(vulnerabilities, total=fields.total)
   elif user_code.is_name(fields.kind):
-    local = reweighting.own_local_weights(user_code.function(fields.kind), vulnerabilities, **options)
+    local = reweighting.user_local_weights(user_code.function(fields.kind), vulnerabilities, **options)
   else:
     local = reweighting.local_weights(vulnerabilities, **options)
-  kind = config.global_weights.kind if phase.weighs_across else "none"
+  kind = config.global_weights.kind if phase.use_global_weights else "none"
   across = reweighting.global_weights(
     user_code.function(kind) if user_code.is_name(kind) else kind,
     vulnerabilities=vulnerabilities,
@@ -150,17 +150,17 @@ def _attack_all(
   indices: Array,
 ) -> tuple[Array, Array]:
   """The variants [b, m, h, w, c] of every image, and the share of iterates [b, m] that the model survived."""
-  ramp_steps = max(config.train.epsilon_ramp * total_steps, 1.0)
+  ramp_steps = max(config.train.epsilon_ramp_fraction * total_steps, 1.0)
   ramp = jnp.minimum((step + 1) / ramp_steps, 1.0)
   keys = attacks.example_keys(jax.random.fold_in(key, step), indices)
   # With the batch's own statistics every image's logits depend on all others, so all go through at once.
-  eval_mode = config.train.attack_mode == "eval"
-  at_once = models.images_at_once(config.model.name, *images.shape[1:3]) if eval_mode else None
+  eval_mode = config.train.attack_batch_norm == "eval"
+  microbatch_size = models.microbatch_size(config.model.name, *images.shape[1:3]) if eval_mode else None
   variants, surviving = [], []
   for j, attack_config in enumerate(config.train_attacks.values()):
     attack = attacks.scaled(attacks.from_config(attack_config), ramp)
     variant_keys = jax.vmap(lambda key, j=j: jax.random.fold_in(key, j))(keys)
-    result = attacks.few_at_a_time(attack, at_once)(variant_keys, model_logits, images, labels)
+    result = attacks.microbatch(attack, microbatch_size)(variant_keys, model_logits, images, labels)
     variants.append(result.images)
     surviving.append(result.surviving_steps / max(attack.keywords.get("num_steps", 1), 1))
   return jnp.stack(variants, axis=1), jnp.stack(surviving, axis=1)
@@ -183,13 +183,13 @@ def _step(
   keys = attacks.example_keys(jax.random.fold_in(root_keys["augment"], state.step), indices)
   images = data.to_float(batch["images"])
   images = data.augment(keys, images, crop_padding=config.data.crop_padding, flip=config.data.flip)
-  model_logits = logits_fn(model, variables, config.train.attack_mode)
+  model_logits = logits_fn(model, variables, config.train.attack_batch_norm)
   variants, surviving_fractions = _attack_all(
     config, root_keys["attack"], state.step, total_steps, model_logits, images, labels, indices
   )
   batch_size, num_variants = variants.shape[:2]
   adversarial_images = variants.reshape(-1, *images.shape[1:])
-  natural_in_loss = phase.weighs_inside or objectives.compares_with_natural(config.objective)
+  natural_in_loss = phase.use_local_weights or objectives.compares_with_natural(config.objective)
 
   def loss_fn(params):
     inputs = jnp.concatenate([images, adversarial_images]) if natural_in_loss else adversarial_images
@@ -232,7 +232,7 @@ def _step(
 
 def _gradient_point(config: ConfigDict, phase: Phase, state: TrainState, params: Any, loss_fn: Callable) -> Any:
   """The parameters at which the step takes its gradient: the varying `params`, or where AWP moves them."""
-  if not phase.perturbs:
+  if not phase.use_awp:
     return params
   uphill = lax.pmean(jax.grad(loss_fn, has_aux=True)(params)[0], sharding.AXIS)
   moved = awp.perturbed(state.variables["params"], uphill, config.awp.gamma)

@@ -12,7 +12,7 @@ import filelock
 from ml_collections import ConfigDict
 
 from lrat_jax.config import validate, validate_user_code
-from lrat_jax.core import distributed, files
+from lrat_jax.core import distributed, files, versions
 from lrat_jax.core.errors import ConfigError
 
 # Where this machine keeps things: they change no result.
@@ -21,7 +21,7 @@ _LOCK = ".lock"
 # A network's file system may take so long to show on one machine what another wrote.
 _SHARED_WITHIN_S = 30
 
-# What may differ between two tries at one run, besides: what is judged.
+# What may differ between two tries at one run, besides: what is evaluated.
 _FREE_FIELDS = ("eval", *_MACHINE_FIELDS)
 
 
@@ -67,9 +67,10 @@ def check(workdir: Path, config: ConfigDict) -> None:
     if not saved_file.exists():
       return
     saved = files.read_json(saved_file)
+    versions.refuse_earlier(saved_file, saved)
   except OSError as error:  # a name that is too long, or a folder that may not be looked into
     raise ConfigError(f"--workdir={workdir} cannot be: {error.strerror}.") from None
-  except files.DamagedError as error:
+  except files.CorruptFileError as error:
     raise ConfigError(f"{error} Give another --workdir or remove this one.") from None
   lines = _difference(_without(saved, _FREE_FIELDS), _without(config.to_dict(), _FREE_FIELDS))
   if lines:
@@ -78,7 +79,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
     )
 
 
-def load_config(workdir: Path, *, own_code: bool = False) -> ConfigDict:
+def load_config(workdir: Path, *, trust_user_code: bool = False) -> ConfigDict:
   """The config.json of a run that may be another's.
 
   Args:
@@ -91,11 +92,15 @@ def load_config(workdir: Path, *, own_code: bool = False) -> ConfigDict:
   path = workdir / "config.json"
   if not path.is_file():
     raise ValueError(f"workdir={str(workdir)!r} holds no config.json; train there first.")
-  config = ConfigDict(files.read_json(path))
+  saved = files.read_json(path)
+  versions.refuse_earlier(path, saved)
+  config = ConfigDict(saved)
   validate.check_form(config)
   names = list(validate_user_code.named(config.to_dict()))
-  if names and not own_code:
-    raise ValueError(f"{path} names code that would be run, {names[0]}; give own_code=True if you trust its author.")
+  if names and not trust_user_code:
+    raise ValueError(
+      f"{path} names code that would be run, {names[0]}; give trust_user_code=True if you trust its author."
+    )
   return config
 
 
@@ -124,7 +129,7 @@ def _find(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path) -> Iterator[None]:
+def lock_workdir(workdir: Path) -> Iterator[None]:
   """The folder, made if it was not there, and for as long as the context lasts no other run's.
 
   The lock is the operating system's, so that it ends with the process however that ends.
@@ -132,9 +137,9 @@ def claimed(workdir: Path) -> Iterator[None]:
   Raises:
     ConfigError: it cannot be written, another process works in it, or not all of this run's processes see it.
   """
-  lock = distributed.together("workdir", lambda: _lock(workdir) if distributed.leads() else None)
+  lock = distributed.run_on_all_processes("workdir", lambda: _lock(workdir) if distributed.is_primary() else None)
   try:
-    distributed.together("shared workdir", lambda: _find(workdir))
+    distributed.run_on_all_processes("shared workdir", lambda: _find(workdir))
     yield
   finally:
     if lock is not None:

@@ -73,9 +73,9 @@ def test_what_is_not_there_is_one_line(tmp_path):
   with pytest.raises(ValueError, match=r"^workdir='.*' holds no weights/epoch_\*.npz; train there.*$"):
     inspection.weight_history(tmp_path)
   with pytest.raises(ValueError, match=r"^workdir='.*' holds no config.json; train there first.$"):
-    inspection.judge(tmp_path)
+    inspection.evaluate(tmp_path)
   with pytest.raises(ValueError, match=r"^split='all' is unknown; choose from \['test', 'validation', 'train'\].$"):
-    inspection.judge(tmp_path, split="all")
+    inspection.evaluate(tmp_path, split="all")
   with pytest.raises(ValueError, match=r"^field='adversarial/fgsm' is unknown; choose from \['across', .*'natural'"):
     inspection.values(_history([[0.5]]), "adversarial/fgsm")
   with pytest.raises(ValueError, match=r"^index 99 is none of the split's 8 indices.$"):
@@ -179,7 +179,7 @@ def test_autoattack_is_left_out_unless_it_is_named():
 @pytest.mark.parametrize(
   ("clean", "names", "message"),
   [
-    ([1, 1], ["a", "jpeg"], r"^attack 'jpeg' was not judged; choose from \['a', 'b'\].$"),
+    ([1, 1], ["a", "jpeg"], r"^attack 'jpeg' was not evaluated; choose from \['a', 'b'\].$"),
     ([1, 1], ["a"], r"^names=\['a'\]: .*two or more.$"),
     ([0, 0], None, r"^none of the 2 instances is right when clean, .*$"),
   ],
@@ -197,9 +197,9 @@ def workdir(tmp_path_factory):
   return path
 
 
-def test_a_checkpoint_is_judged_as_the_program_judges_it(workdir):
-  """On the run's own suite the arrays are those of per_example.npz, and a longer judgement begins with them."""
-  per_example = inspection.judge(workdir, num_images=80)
+def test_a_checkpoint_is_evaluated_as_the_program_evaluates_it(workdir):
+  """On the run's own suite the arrays are those of per_example.npz, and a longer evaluation begins with them."""
+  per_example = inspection.evaluate(workdir, num_images=80)
   with np.load(workdir / "per_example.npz") as saved:
     assert set(saved.files) == set(per_example)
     for name in ("indices", "labels", "clean_correct", "robust/pgd20", "robust/fgsm"):
@@ -209,28 +209,28 @@ def test_a_checkpoint_is_judged_as_the_program_judges_it(workdir):
     )
 
 
-def test_a_checkpoint_is_judged_on_any_split_by_any_attacks(workdir):
+def test_a_checkpoint_is_evaluated_on_any_split_by_any_attacks(workdir):
   still = {"name": "pgd", "norm": "l2", "epsilon": "0", "step_size": "0.1", "num_steps": 1}
-  per_example = inspection.judge(workdir, {"still": still, "far": still | {"epsilon": "1"}}, split="train")
+  per_example = inspection.evaluate(workdir, {"still": still, "far": still | {"epsilon": "1"}}, split="train")
   assert inspection.attack_names(per_example) == ["still", "far"] and len(per_example["labels"]) == 1100
   assert inspection.vulnerabilities(per_example, ["still"])[:, 0] == pytest.approx(per_example["vulnerability/clean"])
   assert per_example["robust/far"].mean() < per_example["clean_correct"].mean()
   history = inspection.weight_history(workdir)
   assert len(history.indices) == 1088 and set(history.indices) <= set(per_example["indices"])
-  with pytest.raises(ValueError, match=r"^suite='slow' is unknown; choose from \['compare', 'fast', 'quick'"):
-    inspection.judge(workdir, "slow")
+  with pytest.raises(ValueError, match=r"^suite='slow' is unknown; choose from \['apgd', 'autoattack', 'full'"):
+    inspection.evaluate(workdir, "slow")
 
 
 def test_the_weights_that_training_used_are_those_that_inspection_shows(tmp_path):
   """One step of SGD through the training loop, and again by hand with the weights as they are read from the disk."""
   fields = {
-    "data__batch_size": 16, "model__name": "cnn_2", "train__epochs": 1, "train__epsilon_ramp": 0.0,
+    "data__batch_size": 16, "model__name": "cnn_2", "train__epochs": 1, "train__epsilon_ramp_fraction": 0.0,
     "train_attacks__pgd__num_steps": 2, "train_attacks__cw__num_steps": 3, "validation_attack__num_steps": 1,
     "optimizer__schedule": "constant", "optimizer__momentum": 0.0, "optimizer__weight_decay": 0.01,
-    "local_weights__kind": "lrat", "local_weights__begin": 0.0,
+    "local_weights__kind": "lrat", "local_weights__begin_fraction": 0.0,
     # Weights of a network that knows nothing yet differ on the slope of the curve alone.
     "local_weights__slope": 2.0, "local_weights__bias": -0.2,
-    "global_weights__kind": "gairat", "global_weights__begin": 0.0,
+    "global_weights__kind": "gairat", "global_weights__begin_fraction": 0.0,
   }  # fmt: skip
   config = make_config("digits,pgd,cw", **fields)
   experiment = make_experiment(config, count=16)

@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 
 from lrat_jax.analysis import inspection, plots
-from lrat_jax.evaluation.evaluate import Judgement
+from lrat_jax.evaluation.evaluate import EvaluationResult
 from lrat_jax.training import metrics
 from tests.helpers import make_split
 
@@ -103,30 +103,30 @@ def test_an_instance_stands_above_its_own_weights(tmp_path):
     np.testing.assert_array_equal(pair.lines[0].get_ydata(), history.across[:, index])
 
 
-def _judgement(*attacks):
+def _evaluation(*attacks):
   """Of 30 images, all right when clean: each attack breaks more than the one before, and the last ranks otherwise."""
   arrays = {"clean_correct": np.ones(30, bool)}
   for number, name in enumerate(attacks, start=1):
     scores = np.roll(np.linspace(-1, 0.3 * number, 30), 11 if number == len(attacks) else 0)
     arrays |= {f"vulnerability/{name}": scores, f"robust/{name}": scores <= 0}
     arrays |= {f"broken_by/{name}": scores > 0} if name == "autoattack" else {}
-  return Judgement({}, arrays, {}, {}, {})
+  return EvaluationResult({}, arrays, {}, {}, {})
 
 
 def test_cells_hold_the_numbers_and_the_points_are_of_the_least_correlated(tmp_path):
-  judgement = _judgement("a", "b", "c")
-  found = inspection.inconsistency(judgement.per_example)
-  correlations, cross, points = plots.plot_inconsistency(found, judgement.per_example, "test").axes
+  evaluation = _evaluation("a", "b", "c")
+  found = inspection.inconsistency(evaluation.per_example)
+  correlations, cross, points = plots.plot_inconsistency(found, evaluation.per_example, "test").axes
   assert [text.get_text() for text in correlations.texts] == [f"{x:.2f}" for x in found.rank_correlation.flat]
   assert [text.get_text() for text in cross.texts] == [f"{100 * x:.1f}" for x in found.cross.flat]
   pair = [found.names[place] for place in inspection.least_correlated(found)]
   assert pair[1] == "c" and found.cross[1, 0] > found.cross[0, 1]
   assert [points.get_xlabel(), points.get_ylabel()] == [f"under {name}" for name in pair]
-  expected = np.stack([judgement.per_example[f"vulnerability/{name}"] for name in pair], axis=1)
+  expected = np.stack([evaluation.per_example[f"vulnerability/{name}"] for name in pair], axis=1)
   np.testing.assert_array_equal(points.collections[0].get_offsets(), expected)
 
 
 def test_inconsistency_is_drawn_where_two_attacks_can_be_compared(tmp_path):
   for attacks, drawn in ((("a", "b"), True), (("a", "autoattack"), False), (("a",), False)):
-    plots.draw_judgement(tmp_path, "test", make_split(30), _judgement(*attacks))
+    plots.draw_evaluation(tmp_path, "test", make_split(30), _evaluation(*attacks))
     assert (tmp_path / "plots" / "inconsistency.png").exists() == drawn  # an earlier one goes

@@ -15,7 +15,7 @@ def right_labels(cnn_logits, images):
 
 def _lines(keys, logits_fn, images, labels, epsilon=0.02):
   return sanity_checks.warning_lines(
-    sanity_checks.examine(keys, logits_fn, images, labels, epsilon=epsilon, num_steps=5)
+    sanity_checks.run_sanity_checks(keys, logits_fn, images, labels, epsilon=epsilon, num_steps=5)
   )
 
 
@@ -58,15 +58,15 @@ def test_a_gradient_that_is_0_in_places_is_no_vanishing_gradient(keys, images):
 def test_chance_is_noticed(keys, images, right_labels, cnn_logits):
   draw = np.random.default_rng(0)
   restless = lambda x: cnn_logits(x) + 0.01 * draw.normal(size=(len(x), 5)).astype(np.float32)
-  assert sanity_checks.answer_difference(restless, images) > 1e-4
+  assert sanity_checks.prediction_difference(restless, images) > 1e-4
   frozen = lambda x: cnn_logits(x + 0.01 * jax.random.normal(jax.random.key(0), x.shape))
-  assert sanity_checks.answer_difference(frozen, images) > 1e-4
+  assert sanity_checks.prediction_difference(frozen, images) > 1e-4
   assert any("two answers" in line for line in _lines(keys, frozen, images, right_labels))
 
 
 def test_answers_that_depend_on_the_batch_are_noticed(images, cnn_logits):
-  assert sanity_checks.answer_difference(cnn_logits, images) < 1e-5
-  assert sanity_checks.answer_difference(lambda x: cnn_logits(x - x.mean(axis=0)), images) > 1e-4
+  assert sanity_checks.prediction_difference(cnn_logits, images) < 1e-5
+  assert sanity_checks.prediction_difference(lambda x: cnn_logits(x - x.mean(axis=0)), images) > 1e-4
 
 
 def test_images_out_of_range_are_noticed(keys, images, right_labels, linear_logits):
@@ -78,7 +78,7 @@ def test_a_scale_that_helps_the_attack_is_noticed(keys):
   # Saturated: p_y is 1 to the last bit, so cross-entropy has no gradient until the logits are made smaller.
   images, labels = jnp.full((16, 8, 8, 1), 0.5), jnp.zeros(16, int)
   logits_fn = lambda x: jnp.stack([200 + 0 * x[:, 0, 0, 0], 4000 * (x.mean(axis=(1, 2, 3)) - 0.5)], axis=1)
-  findings = sanity_checks.examine(keys, logits_fn, images, labels, epsilon=0.1)
+  findings = sanity_checks.run_sanity_checks(keys, logits_fn, images, labels, epsilon=0.1)
   assert findings.scaled[1.0] == 1.0 and findings.scaled[0.1] == 0.0
   assert any("x0.1 0.0 %, x1 100.0 %" in line for line in sanity_checks.warning_lines(findings))
 
@@ -94,7 +94,7 @@ def test_a_scale_that_helps_the_attack_is_noticed(keys):
     (sanity_checks.Findings(scaled={1.0: 0.9, 10.0: 0.7}, num_images=20), "x10 70.0 %"),
     (sanity_checks.Findings(square_gain=0.003), "Square broke 0.3 points"),
     (sanity_checks.Findings(square_gain=0.002), None),
-    (sanity_checks.Findings(answer_difference=float("nan")), "differ by nan"),
+    (sanity_checks.Findings(prediction_difference=float("nan")), "differ by nan"),
     (sanity_checks.Findings(), None),
   ],
 )

@@ -25,9 +25,9 @@ def _in_the_root(monkeypatch):
 
 def test_arms_are_run_once_and_one_that_breaks_down_is_missing(tmp_path, capsys):
   arguments = [
-    f"--configs=at,irat,{BROKEN}",
+    f"--methods=at,irat,{BROKEN}",
     "--seeds=0",
-    "--suite=quick",
+    "--suite=pgd",
     "--jobs=2",
     f"--workdir={tmp_path}/c",
     *FIELDS,
@@ -38,12 +38,12 @@ def test_arms_are_run_once_and_one_that_breaks_down_is_missing(tmp_path, capsys)
   assert "is not finite at step" in printed
   summary = json.loads((tmp_path / "c" / "comparison.json").read_text())
   assert summary["missing"] == [f"{BROKEN} seed 0"] and summary["command"].startswith("python -m lrat_jax.compare")
-  for arm in ("at", "irat"):
-    results = json.loads((tmp_path / "c" / arm / "seed0" / "results.json").read_text())
-    np.testing.assert_allclose(summary["arms"][arm]["mean"]["pgd20"], results["robust"]["pgd20"])
+  for method in ("at", "irat"):
+    results = json.loads((tmp_path / "c" / method / "seed0" / "results.json").read_text())
+    np.testing.assert_allclose(summary["methods"][method]["mean"]["pgd20"], results["robust"]["pgd20"])
   assert (tmp_path / "c" / "comparison.png").read_bytes().startswith(b"\x89PNG")
   before = (tmp_path / "c" / "at" / "seed0" / "results.json").stat().st_mtime_ns
-  arguments[0] = "--configs=at,irat"
+  arguments[0] = "--methods=at,irat"
   assert compare.main(arguments) == 0
   printed = capsys.readouterr().out
   assert "2 runs, 2 of them done before." in printed and "| irat |" in printed
@@ -53,7 +53,7 @@ def test_arms_are_run_once_and_one_that_breaks_down_is_missing(tmp_path, capsys)
 
 
 def test_a_comparison_that_is_stopped_leaves_no_run_behind(tmp_path):
-  command = [sys.executable, "-m", "lrat_jax.compare", "--configs=at,irat", "--seeds=0", f"--workdir={tmp_path}"]
+  command = [sys.executable, "-m", "lrat_jax.compare", "--methods=at,irat", "--seeds=0", f"--workdir={tmp_path}"]
   comparing = subprocess.Popen([*command, *FIELDS], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   folder = tmp_path / "at" / "seed0"
   while not (folder / "config.json").exists():
@@ -68,17 +68,17 @@ def test_a_comparison_that_is_stopped_leaves_no_run_behind(tmp_path):
 @pytest.mark.parametrize(
   "arguments, reason",
   [
-    ([], "--configs is missing"),
-    (["--configs=at,lart"], "there is no file configs/lart.py"),
-    (["--configs=at,at"], "--configs='at,at' names one twice"),
-    (["--configs=at", "--seeds=0,x"], "--seeds='0,x' must be whole numbers"),
-    (["--configs=at", "--data=mnist"], "--data='mnist' is unknown; choose from ['cifar10'"),
-    (["--configs=at", "--suite=all"], "--suite='all' is unknown; choose from ['compare'"),
-    (["--configs=at", "--jobs=0"], "--jobs=0 must be 1 or more"),
-    (["--configs=at", "--config.beta=-2.0"], "at: config.beta=-2.0 is outside"),
-    (["--configs=at", "--config.seed=3"], "--config.seed is not for a comparison; give --seeds"),
-    (["--configs=at", "more"], "'more' is not understood"),
-    (["--configs=at", "--seed=0"], "seed"),
+    ([], "--methods is missing"),
+    (["--methods=at,lart"], "there is no file configs/lart.py"),
+    (["--methods=at,at"], "--methods='at,at' names one twice"),
+    (["--methods=at", "--seeds=0,x"], "--seeds='0,x' must be whole numbers"),
+    (["--methods=at", "--data=mnist"], "--data='mnist' is unknown; choose from ['cifar10'"),
+    (["--methods=at", "--suite=all"], "--suite='all' is unknown; choose from ['apgd'"),
+    (["--methods=at", "--jobs=0"], "--jobs=0 must be 1 or more"),
+    (["--methods=at", "--config.beta=-2.0"], "at: config.beta=-2.0 is outside"),
+    (["--methods=at", "--config.seed=3"], "--config.seed is not for a comparison; give --seeds"),
+    (["--methods=at", "more"], "'more' is not understood"),
+    (["--methods=at", "--seed=0"], "seed"),
   ],
 )
 def test_bad_input_is_one_line(arguments, reason, capsys):
@@ -89,4 +89,4 @@ def test_bad_input_is_one_line(arguments, reason, capsys):
 
 def test_help_says_how(capsys):
   assert compare.main(["--help"]) == 0
-  assert "--configs=ARM,ARM" in capsys.readouterr().out
+  assert "--methods=METHOD,METHOD" in capsys.readouterr().out

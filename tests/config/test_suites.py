@@ -23,32 +23,30 @@ def test_every_suite_makes_sense_on_every_data_set(suite, preset):
   linf = [suites.radius(e) for e in config.eval.suite.values() if e.get("norm") == "linf"]
   assert linf and set(linf) == {radius}
   assert all(suites.threat(entry) for entry in config.eval.suite.values())
-  assert config.name == f"at_{preset}"  # another judgement is of the same run
+  assert config.name == f"at_{preset}"  # another evaluation is of the same run
 
 
 def test_what_is_in_the_suites():
   names = {name: set(config_lib.default("at", f"digits,suite={name}").eval.suite) for name in suites.SUITES}
-  assert names["quick"] == set(config_lib.default("at", "digits").eval.suite) == {"fgsm", "pgd20", "cw20"}
-  assert names["fast"] == names["standard"] == {"autoattack"}
-  assert {"autoattack", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "jpeg", "contrast"} < names["unseen"]
+  assert names["pgd"] == set(config_lib.default("at", "digits").eval.suite) == {"fgsm", "pgd20", "cw20"}
+  assert names["apgd"] == {"apgd"} and names["autoattack"] == {"autoattack"}
+  assert {"apgd", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "jpeg", "contrast"} < names["unforeseen"]
 
 
 def test_attacks_of_one_kind_differ_in_steps_and_radius_alone():
-  config = config_lib.default("at", "digits,pgd,cw,pgd_l2,fgsm,kl,suite=compare")
+  config = config_lib.default("at", "digits,pgd,cw,pgd_l2,fgsm,kl,suite=full")
   kinds = {name: suites.kind(entry) for name, entry in config.train_attacks.items()}
-  judged = {name: suites.kind(entry) for name, entry in config.eval.suite.items()}
-  assert kinds["pgd"] == kinds["fgsm"] == judged["pgd20"] == ("ce", "linf")
-  assert kinds["cw"] == judged["cw20"] == ("cw", "linf")
-  assert kinds["pgd_l2"] == judged["apgd_l2"] == ("ce", "l2") and kinds["kl"] == ("kl", "linf")
-  assert all(judged[name] is None for name in ("square", "spatial", "autoattack"))
-  assert judged["apgd_l1"] == ("ce", "l1") not in kinds.values()
+  evaluated = {name: suites.kind(entry) for name, entry in config.eval.suite.items()}
+  assert kinds["pgd"] == kinds["fgsm"] == evaluated["pgd20"] == ("ce", "linf")
+  assert kinds["cw"] == evaluated["cw20"] == ("cw", "linf")
+  assert kinds["pgd_l2"] == evaluated["apgd_l2"] == ("ce", "l2") and kinds["kl"] == ("kl", "linf")
+  assert all(evaluated[name] is None for name in ("square", "spatial", "autoattack"))
+  assert evaluated["apgd_l1"] == ("ce", "l1") not in kinds.values()
 
 
-@pytest.mark.parametrize("argument", ["digits,suite=all", "digits,suite=fast,suite=quick", "digits,suite="])
+@pytest.mark.parametrize("argument", ["digits,suite=all", "digits,suite=apgd,suite=pgd", "digits,suite="])
 def test_a_wrong_suite_is_named(argument):
-  with pytest.raises(
-    ValueError, match=r"suite '.*' is unknown in the config's argument .* choose one from \['compare'"
-  ):
+  with pytest.raises(ValueError, match=r"suite '.*' is unknown in the config's argument .* choose one from \['apgd'"):
     config_lib.default("at", argument)
 
 
@@ -60,8 +58,8 @@ def test_a_wrong_suite_is_named(argument):
     ({"epsilon": "eight"}, "epsilon='eight' is no number"),
     ({"epsilon": "2"}, r"epsilon=2 is outside \[0, 1\]"),
     ({"norm": "l0"}, "norm='l0' is unknown"),
-    ({"parts": ("pgd",)}, "has no stage 'pgd'"),
-    ({"changes": {"square": {"steps": 1}}}, "steps=1 is no argument of 'square'"),
+    ({"attacks_to_run": ("pgd",)}, "has no stage 'pgd'"),
+    ({"overrides": {"square": {"steps": 1}}}, "steps=1 is no argument of 'square'"),
   ],
 )
 def test_an_autoattack_that_cannot_run_is_named(entry, message):
@@ -72,13 +70,13 @@ def test_an_autoattack_that_cannot_run_is_named(entry, message):
 @pytest.mark.parametrize(
   ("argument", "field", "value", "message"),
   [
-    ("digits,suite=fast", "eval.suite.autoattack.epsilon", "3", r"config.eval.suite.autoattack.epsilon=3 is outside"),
+    ("digits,suite=apgd", "eval.suite.apgd.epsilon", "3", r"config.eval.suite.apgd.epsilon=3 is outside"),
     ("digits", "eval.num_images", -1, "config.eval.num_images=-1 is outside"),
-    ("digits", "eval.check_images", -1, "config.eval.check_images=-1 is outside"),
+    ("digits", "eval.num_sanity_examples", -1, "config.eval.num_sanity_examples=-1 is outside"),
     ("digits", "eval.robustbench", True, "config.eval.robustbench=True needs AutoAttack's standard version"),
   ],
 )
-def test_fields_of_judging_are_checked(argument, field, value, message):
+def test_fields_of_evaluation_are_checked(argument, field, value, message):
   config = config_lib.default("at", argument)
   config.update_from_flattened_dict({field: value})
   with pytest.raises(ConfigError, match=message):
@@ -88,7 +86,7 @@ def test_fields_of_judging_are_checked(argument, field, value, message):
 def test_threats_are_told_as_they_were_given():
   pgd = {"name": "pgd", "epsilon": "8/255", "step_size": "2/255", "num_steps": 20}
   assert suites.threat(pgd) == "linf 8/255, 20 steps of 2/255"
-  assert suites.threat(AUTOATTACK | {"version": "fast"}) == "linf 8/255, fast version"
+  assert suites.threat(AUTOATTACK | {"version": "apgd"}) == "linf 8/255, apgd version"
   assert suites.threat({"name": "corruption", "kind": "jpeg", "severity": 3}) == "jpeg, severity 3"
   assert suites.radius(pgd) == 8 / 255 and suites.radius({"name": "spatial"}) is None
 
@@ -122,7 +120,7 @@ def test_costs_of_an_image(entry, cost):
 
 
 def test_a_stage_whose_arguments_are_changed_is_checked_with_them():
-  config = config_lib.default("at", "digits,suite=standard")
+  config = config_lib.default("at", "digits,suite=autoattack")
   entry = config.eval.suite.autoattack
   for queries, steps in ((10, 5), (-3, 5), (10, "many")):
     with entry.unlocked(), entry.ignore_type():
@@ -130,7 +128,7 @@ def test_a_stage_whose_arguments_are_changed_is_checked_with_them():
     if (queries, steps) == (10, 5):
       validate.check(config)
       continue
-    with pytest.raises(ConfigError, match="config.eval.suite.autoattack.num_.*must be an integer"):
+    with pytest.raises(ConfigError, match="config.eval.suite.apgd.num_.*must be an integer"):
       validate.check(config)
 
 

@@ -1,4 +1,4 @@
-"""Names of the user's own functions in a configuration: what is wrong with one is a line, before training begins."""
+"""Names of the user's functions in a configuration: what is wrong with one is a line, before training begins."""
 
 import json
 import re
@@ -16,10 +16,10 @@ from lrat_jax.core import sharding
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.training import step
 from lrat_jax.training import workdir as workdir_lib
-from tests import own_functions
+from tests import user_functions
 from tests.helpers import make_config
 
-OWN = "tests.own_functions:"
+OWN = "tests.user_functions:"
 SHAPE = (8, 8, 1)
 
 
@@ -58,7 +58,7 @@ def test_functions_that_serve_pass():
 @pytest.mark.parametrize(
   ("function", "fields", "message"),
   [
-    ("missing", {}, r"name='.*:missing': module 'tests.own_functions' has no 'missing'"),
+    ("missing", {}, r"name='.*:missing': module 'tests.user_functions' has no 'missing'"),
     ("NUMBER", {}, "name='.*:NUMBER' is int, no function"),
     (
       "three_arguments",
@@ -116,7 +116,7 @@ def test_only_training_ramps_an_attacks_lengths():
   ],
 )
 def test_what_is_no_weighting_and_no_network_is_named(field, function, message):
-  with pytest.raises(ConfigError, match=rf"^config.{field}='tests.own_functions:{function}'.*{message}"):
+  with pytest.raises(ConfigError, match=rf"^config.{field}='tests.user_functions:{function}'.*{message}"):
     _check(make_config(**{field.replace(".", "__"): OWN + function}))
 
 
@@ -133,13 +133,13 @@ def test_what_is_no_weighting_and_no_network_is_named(field, function, message):
   ],
 )
 def test_what_is_no_data_set_is_named(function, message):
-  with pytest.raises(data.DataError, match=rf"^data.source='tests.own_functions:{function}'.*({message})"):
+  with pytest.raises(data.DataError, match=rf"^data.source='tests.user_functions:{function}'.*({message})"):
     data.load(OWN + function, validation_size=8)
 
 
 def test_arrays_of_a_function_are_a_data_set():
   dataset = data.load(f"{OWN}arrays", validation_size=8)
-  arrays = own_functions.arrays()
+  arrays = user_functions.arrays()
   assert dataset.num_classes == 4 and len(dataset.train.labels) == 24
   np.testing.assert_array_equal(dataset.test.images[..., 0], arrays["x_test"])
   np.testing.assert_array_equal(dataset.test.labels, arrays["y_test"])
@@ -156,7 +156,7 @@ def test_lengths_by_default_are_parsed_and_ramped(keys, images, labels):
 
 
 def test_surviving_steps_are_shares_of_the_steps_that_an_attack_has_by_default(keys, images, labels):
-  config = make_config(train__epsilon_ramp=1.0)
+  config = make_config(train__epsilon_ramp_fraction=1.0)
   config.train_attacks = {"own": {"name": f"{OWN}noise"}}
   variants, fractions = step._attack_all(
     config, jax.random.key(0), jnp.array(0), 4, None, images, labels, jnp.arange(16)
@@ -169,9 +169,9 @@ def test_no_gradient_flows_whatever_a_function_does():
   scores = jnp.linspace(0.2, 0.9, 6).reshape(3, 2)
 
   def total(scores):
-    inside = reweighting.own_local_weights(own_functions.even, scores, total=1.0, minimum_natural=0, slope=1, bias=0)
+    inside = reweighting.user_local_weights(user_functions.even, scores, total=1.0, minimum_natural=0, slope=1, bias=0)
     across = reweighting.global_weights(
-      own_functions.squares, vulnerabilities=scores, surviving_fractions=jnp.zeros_like(scores)
+      user_functions.squares, vulnerabilities=scores, surviving_fractions=jnp.zeros_like(scores)
     )
     return jnp.sum(inside[1]) + jnp.sum(across * scores[:, 0])
 
@@ -196,9 +196,9 @@ def test_own_global_weights_have_mean_1_on_any_number_of_devices(scale, devices)
 def test_weights_that_are_all_0_weigh_alike_and_one_below_0_is_seen():
   scores = jnp.array([[0.5], [-0.5]])
   arguments = {"vulnerabilities": scores, "surviving_fractions": scores}
-  assert reweighting.global_weights(own_functions.nothing, **arguments).tolist() == [1, 1]
-  assert np.isnan(reweighting.global_weights(own_functions.one_below, **arguments)).any()
-  assert np.isnan(reweighting.own_local_weights(own_functions.negative, scores)[0]).tolist() == [False, True]
+  assert reweighting.global_weights(user_functions.nothing, **arguments).tolist() == [1, 1]
+  assert np.isnan(reweighting.global_weights(user_functions.one_below, **arguments)).any()
+  assert np.isnan(reweighting.user_local_weights(user_functions.negative, scores)[0]).tolist() == [False, True]
 
 
 ATTACK = {"name": "trap:attack"}
@@ -237,16 +237,18 @@ def _write(workdir, **fields):
 @pytest.mark.parametrize("place", PLACES)
 def test_a_workdir_of_anothers_runs_nothing_without_leave(place, trap, tmp_path):
   _write(tmp_path / "run", **{place: PLACES[place]})
-  for read in (inspection.judge, inspection.load_experiment, workdir_lib.load_config):
-    with pytest.raises(ValueError, match=rf"config.json names code .*config.{place}.*='trap:.*; give own_code=True"):
+  for read in (inspection.evaluate, inspection.load_experiment, workdir_lib.load_config):
+    with pytest.raises(
+      ValueError, match=rf"config.json names code .*config.{place}.*='trap:.*; give trust_user_code=True"
+    ):
       read(tmp_path / "run")
   assert not trap.exists() and "trap" not in sys.modules
 
 
 def test_autoattacks_changes_name_no_code_either(trap, tmp_path):
-  entry = {"name": "autoattack", "epsilon": "0.1", "changes": {"apgd-ce": {"name": "trap:attack"}}}
+  entry = {"name": "autoattack", "epsilon": "0.1", "overrides": {"apgd-ce": {"name": "trap:attack"}}}
   _write(tmp_path / "run", **{"eval.suite": {"aa": entry}})
-  with pytest.raises(ValueError, match="config.eval.suite.aa.changes.apgd-ce.name='trap:attack'"):
+  with pytest.raises(ValueError, match="config.eval.suite.aa.overrides.apgd-ce.name='trap:attack'"):
     inspection.load_experiment(tmp_path / "run")
   assert not trap.exists()
 
@@ -254,7 +256,7 @@ def test_autoattacks_changes_name_no_code_either(trap, tmp_path):
 def test_with_leave_a_workdirs_code_is_run_and_without_any_none_is_asked(trap, tmp_path):
   _write(tmp_path / "run", **{"model.name": "trap:network"})
   with pytest.raises(ValueError, match="module 'trap' has no 'network'"):
-    inspection.load_experiment(tmp_path / "run", own_code=True)
+    inspection.load_experiment(tmp_path / "run", trust_user_code=True)
   assert trap.exists()
   _write(tmp_path / "plain", **{"data.source": "npz:data", "compilation_cache": "a:b"})
   assert workdir_lib.load_config(tmp_path / "plain").data.source == "npz:data"
@@ -268,12 +270,12 @@ def test_a_name_on_the_command_line_is_one_line(tmp_path, capsys):
   assert main.main([*command, f"--config.data.source={OWN}fails"]) == 2
   assert re.fullmatch("error: config.data.source='.*:fails' failed .*\n", capsys.readouterr().err)
   assert main.main([*command, f"--config.train_attacks.pgd.name={OWN}images_alone"]) == 2
-  assert "is no argument of 'tests.own_functions:images_alone'; choose from []" in capsys.readouterr().err
+  assert "is no argument of 'tests.user_functions:images_alone'; choose from []" in capsys.readouterr().err
   assert not (tmp_path / "run").exists()
 
 
 def test_a_function_that_fails_later_is_one_line(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(validate_user_code, "check_local", lambda *_: None)
-  command = ["--config=configs/lrat.py", "--config.local_weights.begin=0.0", "--config.model.name=cnn_2"]
+  command = ["--config=configs/lrat.py", "--config.local_weights.begin_fraction=0.0", "--config.model.name=cnn_2"]
   assert main.main([*command, f"--config.local_weights.kind={OWN}fails", f"--workdir={tmp_path}/run"]) == 2
-  assert capsys.readouterr().err == "error: 'tests.own_functions:fails' failed (RuntimeError: out of order).\n"
+  assert capsys.readouterr().err == "error: 'tests.user_functions:fails' failed (RuntimeError: out of order).\n"

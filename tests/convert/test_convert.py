@@ -1,4 +1,4 @@
-"""The command that converts, and files of weights that the program judges as it judges its own runs."""
+"""The command that converts, and files of weights that the program evaluates as it evaluates its own runs."""
 
 import json
 import re
@@ -70,7 +70,7 @@ def test_where_nothing_can_be_written_the_exit_code_is_4(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """(the workdir of a small run on digits, whose average of weights is judged; the arguments that made it)."""
+  """(the workdir of a small run on digits, whose average of weights is evaluated; the arguments that made it)."""
   workdir = tmp_path_factory.mktemp("runs") / "run"
   arguments = [f"--config={ROOT}/configs/at.py", *(f"--config.{name}={value}" for name, value in SMALL.items())]
   arguments += ["--config.train.ema_decay=0.9", "--config.eval.num_images=100"]
@@ -78,7 +78,7 @@ def run(tmp_path_factory):
   return workdir, arguments
 
 
-def test_a_run_goes_out_and_is_judged_the_same_from_there(run, tmp_path, capsys):
+def test_a_run_goes_out_and_is_evaluated_the_same_from_there(run, tmp_path, capsys):
   """What leaves a run and comes back as `--model` gives the same answers to every attack."""
   workdir, arguments = run
   assert convert.main([str(workdir), str(tmp_path / "mine.safetensors")]) == 0
@@ -87,17 +87,17 @@ def test_a_run_goes_out_and_is_judged_the_same_from_there(run, tmp_path, capsys)
     metadata = file.metadata()
   assert metadata["trained_against"] == '["linf 0.2"]' and metadata["mean"] == "[0.305]"
   assert metadata["architecture"] == "cnn_4" and metadata["format"] == "pt"
-  model, judged = f"--model={tmp_path}/mine.safetensors", tmp_path / "judged"
-  judging = [argument for argument in arguments if ".train" not in argument]
-  assert main.main([*judging, model, f"--workdir={judged}"]) == 0
-  results, expected = (json.loads((folder / "results.json").read_text()) for folder in (judged, workdir))
+  model, evaluated = f"--model={tmp_path}/mine.safetensors", tmp_path / "evaluated"
+  evaluation = [argument for argument in arguments if ".train" not in argument]
+  assert main.main([*evaluation, model, f"--workdir={evaluated}"]) == 0
+  results, expected = (json.loads((folder / "results.json").read_text()) for folder in (evaluated, workdir))
   assert results["robust"] == expected["robust"] and results["clean"] == expected["clean"]
   assert results["name"] == "mine" and results["architecture"] == "cnn_4"
-  with np.load(judged / "per_example.npz") as ours, np.load(workdir / "per_example.npz") as theirs:
+  with np.load(evaluated / "per_example.npz") as ours, np.load(workdir / "per_example.npz") as theirs:
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_judgement_becomes_an_entry_of_robustbench(run, tmp_path, capsys):
+def test_a_evaluation_becomes_an_entry_of_robustbench(run, tmp_path, capsys):
   workdir, _ = run
   line = _fail(capsys, workdir, tmp_path / "a.safetensors", f"--robustbench={tmp_path}/entry.json")
   assert "results hold no standard AutoAttack" in line and not list(tmp_path.iterdir())
@@ -109,7 +109,7 @@ def test_a_judgement_becomes_an_entry_of_robustbench(run, tmp_path, capsys):
   (folder / "results.json").write_text(json.dumps(results))
   written = convert._robustbench(folder)
   assert written["autoattack_acc"] == "25.00" and written["architecture"] == "cnn_4" and written["dataset"] == "digits"
-  del results["configuration"]
+  del results["config"]
   (folder / "results.json").write_text(json.dumps(results))
   assert "holds no whole results" in _fail(capsys, folder, tmp_path / "a", f"--robustbench={tmp_path}/entry.json")
 
@@ -125,9 +125,9 @@ def test_a_run_without_a_checkpoint_or_with_a_damaged_one_is_one_line(run, tmp_p
   config["model"]["name"] = "resnet18_4"
   (tmp_path / "other" / "config.json").write_text(json.dumps(config))
   assert "config.json and checkpoint do not fit" in _fail(capsys, tmp_path / "other", tmp_path / "a")
-  config["model"]["name"] = "tests.own_functions:never_imported"
+  config["model"]["name"] = "tests.user_functions:never_imported"
   (tmp_path / "other" / "config.json").write_text(json.dumps(config))
-  assert "other: its network is code, 'tests.own_functions:never" in _fail(capsys, tmp_path / "other", tmp_path / "a")
+  assert "other: its network is code, 'tests.user_functions:never" in _fail(capsys, tmp_path / "other", tmp_path / "a")
   assert "holds a training run" in _fail(capsys, workdir, tmp_path / "other")
   shutil.copytree(workdir, tmp_path / "damaged")
   saved = tmp_path / "damaged" / "checkpoints"
@@ -169,14 +169,14 @@ def test_weights_and_functions_are_told_apart_by_their_names(name, stored, short
 def test_a_file_that_does_not_fit_the_data_is_one_line(make, message, run, tmp_path, capsys):
   torch.save(make().state_dict(), tmp_path / "a.pt")
   command = [argument for argument in run[1] if ".train" not in argument]
-  assert main.main([*command, f"--model={tmp_path}/a.pt", f"--workdir={tmp_path}/judged"]) == 2
+  assert main.main([*command, f"--model={tmp_path}/a.pt", f"--workdir={tmp_path}/evaluated"]) == 2
   assert re.fullmatch(rf"error: --model=.*{message}.*\n", capsys.readouterr().err)
-  assert not (tmp_path / "judged" / "results.json").exists()
+  assert not (tmp_path / "evaluated" / "results.json").exists()
 
 
 def test_a_workdir_is_no_file_of_weights(run, tmp_path, capsys):
-  assert main.main([*run[1], f"--model={run[0]}", f"--workdir={tmp_path}/judged"]) == 2
-  assert "is a run's workdir; judge it by --mode=evaluate --workdir=" in capsys.readouterr().err
+  assert main.main([*run[1], f"--model={run[0]}", f"--workdir={tmp_path}/evaluated"]) == 2
+  assert "is a run's workdir; evaluate it by --mode=evaluate --workdir=" in capsys.readouterr().err
 
 
 def test_every_command_that_we_print_is_understood():

@@ -12,10 +12,10 @@ from lrat_jax.core import distributed
 from lrat_jax.core.errors import ConfigError
 from tests import programs
 
-SUITE = ["--config.eval.num_images=256", "--config.eval.check_images=8"]
-# The same run, judged by AutoAttack.
+SUITE = ["--config.eval.num_images=256", "--config.eval.num_sanity_examples=8"]
+# The same run, evaluated by AutoAttack.
 AUTOATTACK = [argument for argument in programs.ARGUMENTS if ".suite." not in argument]
-AUTOATTACK[0] += ":digits,suite=fast"
+AUTOATTACK[0] += ":digits,suite=apgd"
 
 
 def _free_port():
@@ -183,4 +183,4 @@ def test_launchers_of_several_processes_are_known_by_what_they_leave(environment
 
 def test_a_process_that_nobody_launched_is_alone(monkeypatch):
   monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("nothing to connect to"))
-  assert distributed.join() == distributed.Place(0, 1) and distributed.leads()
+  assert distributed.join() == distributed.Place(0, 1) and distributed.is_primary()

@@ -11,7 +11,7 @@ import pytest
 _PROGRAM = """
 import ctypes, resource, sys, threading
 from lrat_jax import host_memory
-host_memory.keep_freed()
+host_memory.disable_malloc_trim()
 libc, size, faults = ctypes.CDLL(None), 40 * 2**20, []
 libc.malloc.restype = ctypes.c_void_p
 def work():

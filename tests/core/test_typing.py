@@ -29,7 +29,7 @@ ATTACKS = {
   attacks.spatial: {"num_rotations": 1, "num_translations": 1},
   attacks.corruption: {"kind": "contrast", "severity": 1},
 }
-LOSSES = (losses.cross_entropy, losses.margin, losses.cw, losses.dlr, losses.right)
+LOSSES = (losses.cross_entropy, losses.margin, losses.cw, losses.dlr, losses.is_correct)
 # function -> (arguments of the right shape, the name of one and a value of another shape for it)
 OTHERS = {
   losses.kl: ({"logits": LOGITS, "clean_logits": LOGITS}, "clean_logits", LOGITS[:2]),

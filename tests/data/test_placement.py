@@ -14,7 +14,7 @@ SPLIT = make_split(40)
 @pytest.mark.parametrize("placement", data.PLACEMENTS)
 def test_batches_are_the_hosts_split_over_the_devices(placement):
   mesh = sharding.make_mesh(4)
-  placed = data.train_batches(SPLIT, 8, 3, data.placer(SPLIT, mesh, placement))
+  placed = data.train_batches(SPLIT, 8, 3, data.make_device_put(SPLIT, mesh, placement))
   expected = data.train_batches(SPLIT, 8, 3)
   for _ in range(7):
     batch, on_host = next(placed), next(expected)
@@ -23,7 +23,7 @@ def test_batches_are_the_hosts_split_over_the_devices(placement):
 
 
 def test_a_placed_iterator_resumes_with_the_very_next_batch():
-  place = data.placer(SPLIT, sharding.make_mesh(2), "device")
+  place = data.make_device_put(SPLIT, sharding.make_mesh(2), "device")
   batches = data.train_batches(SPLIT, 8, 0, place)
   for _ in range(6):
     next(batches)
@@ -49,5 +49,5 @@ def test_auto_keeps_what_fits_in_a_quarter_of_the_smallest_device(limits, on_dev
   monkeypatch.setattr(type(mesh), "local_devices", devices)
   transfers = []
   monkeypatch.setattr(sharding, "replicate", lambda mesh, tree: transfers.append(tree) or jax.device_put(tree))
-  data.placer(SPLIT, mesh, "auto")
+  data.make_device_put(SPLIT, mesh, "auto")
   assert bool(transfers) == on_devices

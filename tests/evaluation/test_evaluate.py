@@ -1,4 +1,4 @@
-"""Judging: every image once, whatever batch size and devices; robust means right clean and attacked."""
+"""Evaluation: every image once, whatever batch size and devices; robust means right clean and attacked."""
 
 import json
 
@@ -47,7 +47,7 @@ def results(model, variables):
 @pytest.mark.parametrize(("batch_size", "num_devices"), [(16, 1), (12, 2), (64, 8)])
 def test_batch_size_and_devices_change_nothing(model, variables, results, batch_size, num_devices):
   summary, per_example = run_suite(model, variables, batch_size=batch_size, num_devices=num_devices)
-  for name in ("clean", "robust", "worst_case", "n"):
+  for name in ("clean", "robust", "union", "n"):
     assert summary[name] == results[0][name]
   for name, expected in results[1].items():
     if name == "stages":
@@ -60,7 +60,7 @@ def _watched(model, variables, suite):
   """(summary, per_example) of attacks on two images at a time, and how many the model was asked for at once."""
   seen, apply = set(), evaluate.apply_function(model)
   logits_fn = Partial(lambda variables, images: seen.add(len(images)) or apply(variables, images), variables)
-  options = {"batch_size": 8, "mesh": sharding.make_mesh(1), "seed": 3, "images_at_once": 2}
+  options = {"batch_size": 8, "mesh": sharding.make_mesh(1), "seed": 3, "microbatch_size": 2}
   return *evaluate.run_suite(logits_fn, SPLIT, suite, **options)[:2], seen
 
 
@@ -73,7 +73,9 @@ def test_attacks_may_take_few_images_at_a_time(model, variables, results):
 
 
 def test_autoattack_may_take_few_images_at_a_time(model, variables):
-  _, _, seen = _watched(model, variables, {"aa": {"name": "autoattack", "epsilon": "0.05", "parts": ["apgd-ce"]}})
+  _, _, seen = _watched(
+    model, variables, {"aa": {"name": "autoattack", "epsilon": "0.05", "attacks_to_run": ["apgd-ce"]}}
+  )
   assert seen == {8, 2, 1}  # one, to count the classes
 
 
@@ -89,7 +91,7 @@ def test_accuracies_are_means_of_the_per_example_results(model, variables, resul
       per_example[f"robust/{name}"], per_example["clean_correct"] & (per_example[f"vulnerability/{name}"] <= 0)
     )
   worst = per_example["robust/fgsm"] & per_example["robust/pgd"]
-  assert summary["worst_case"] == worst.mean()
+  assert summary["union"] == worst.mean()
 
 
 def test_a_perfect_model_is_robust_at_epsilon_0():
@@ -101,7 +103,7 @@ def test_a_perfect_model_is_robust_at_epsilon_0():
 
   suite = {"pgd": SUITE["pgd"] | {"epsilon": "0"}, "strong": SUITE["pgd"] | {"epsilon": "1", "step_size": "0.5"}}
   summary, _ = run_suite(Perfect(), {}, suite, batch_size=10, seed=0)
-  assert summary["clean"] == 1.0 and summary["robust"] == {"pgd": 1.0, "strong": 0.0} and summary["worst_case"] == 0.0
+  assert summary["clean"] == 1.0 and summary["robust"] == {"pgd": 1.0, "strong": 0.0} and summary["union"] == 0.0
 
 
 def test_an_attack_cannot_make_a_wrong_image_count_as_robust(model, variables):
@@ -132,7 +134,12 @@ def _off_grid(images):
     {"name": "square", "epsilon": "0.05", "num_queries": 3},
     {"name": "apgd", "epsilon": "0.05", "num_steps": 3},
     {"name": "corruption", "kind": "gaussian_noise", "severity": 1},
-    {"name": "autoattack", "epsilon": "0.05", "parts": ["square"], "changes": {"square": {"num_queries": 3}}},
+    {
+      "name": "autoattack",
+      "epsilon": "0.05",
+      "attacks_to_run": ["square"],
+      "overrides": {"square": {"num_queries": 3}},
+    },
   ],
   ids=lambda entry: entry["name"],
 )
@@ -145,7 +152,7 @@ def test_an_image_on_which_an_attack_makes_the_model_fail_is_not_robust(entry):
     fails, split, {"it": entry}, batch_size=8, mesh=sharding.make_mesh(1), seed=0
   )[:2]
   assert summary["clean"] == 1.0
-  failed = per_example["answer/it"] == evaluate.NO_ANSWER
+  failed = per_example["prediction/it"] == evaluate.NO_PREDICTION
   assert not per_example["robust/it"][failed].any() and (per_example["vulnerability/it"][failed] == 1).all()
   assert np.isfinite(per_example["distance/it"]).all()
   said = [line for line in summary["warnings"] if "NaN or infinite" in line]
@@ -170,7 +177,7 @@ def test_a_model_that_answers_alike_to_everything_is_warned_of():
     (lambda images: images.reshape(images.shape[0], 4, -1).mean(axis=-1), False),
   ):
     summary = evaluate.run_suite(model, SPLIT, suite, batch_size=8, mesh=sharding.make_mesh(1), seed=0).summary
-    assert any("one answer to all clean images" in line for line in summary["warnings"]) == expected
+    assert any("one prediction for all clean images" in line for line in summary["warnings"]) == expected
 
 
 def test_results_are_strict_json_and_arrays(tmp_path, results):
@@ -183,9 +190,9 @@ def test_results_are_strict_json_and_arrays(tmp_path, results):
     results_lib.write_results(tmp_path, {"clean": float("nan")}, {}, {})
 
 
-def test_uint8_images_are_judged_as_the_floats_they_stand_for(model, variables):
+def test_uint8_images_are_evaluated_as_the_floats_they_stand_for(model, variables):
   as_bytes = data.Split((SPLIT.images * 255).astype(np.uint8), SPLIT.labels, SPLIT.indices)
   as_floats = data.Split(as_bytes.images / np.float32(255), SPLIT.labels, SPLIT.indices)
-  judge = evaluate.make_judge(model, None, 20, sharding.make_mesh(1))
-  first, second = (judge(variables, split, jax.random.key(0))["vulnerabilities"] for split in (as_bytes, as_floats))
+  evaluator = evaluate.make_evaluator(model, None, 20, sharding.make_mesh(1))
+  first, second = (evaluator(variables, split, jax.random.key(0))["vulnerabilities"] for split in (as_bytes, as_floats))
   np.testing.assert_allclose(first, second, atol=1e-6)

@@ -1,4 +1,4 @@
-"""A judgement from a configuration: what it leaves, and that it ends alike however often it was stopped."""
+"""An evaluation from a configuration: what it leaves, and that it ends alike however often it was stopped."""
 
 import io
 import json
@@ -24,7 +24,7 @@ CHANGES = {"apgd-ce": {"num_steps": 3}, "apgd-t": {"num_steps": 3}, "square": {"
 SUITE = {
   "autoattack": {
     "name": "autoattack", "norm": "linf", "epsilon": "48/255", "version": "standard",
-    "parts": ("apgd-ce", "apgd-t", "square"), "changes": CHANGES,
+    "attacks_to_run": ("apgd-ce", "apgd-t", "square"), "overrides": CHANGES,
   },
   "jpeg": {"name": "corruption", "kind": "jpeg", "severity": 5},
   "pgd_l2": {"name": "pgd", "norm": "l2", "epsilon": "1.0", "step_size": "0.3", "num_steps": 3},
@@ -44,24 +44,26 @@ LOGITS_FN = Partial(_apply, WEIGHTS)
 
 
 def _config(**fields):
-  config = make_config(**{"eval__batch_size": 16, "eval__check_images": 16, **fields})
+  config = make_config(**{"eval__batch_size": 16, "eval__num_sanity_examples": 16, **fields})
   with config.unlocked():
     config.eval.suite = SUITE
   return config
 
 
-def _judge(workdir, config=None, logits_fn=LOGITS_FN, dataset=DATASET):
+def _evaluate(workdir, config=None, logits_fn=LOGITS_FN, dataset=DATASET):
   console = Console(file=io.StringIO(), width=100)
-  results = runner.judge(config or _config(), logits_fn, dataset, sharding.make_mesh(2), workdir, console, name="mine")
+  results = runner.evaluate(
+    config or _config(), logits_fn, dataset, sharding.make_mesh(2), workdir, console, about={"name": "mine"}
+  )
   return results, console.file.getvalue()
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """(workdir, results, what was printed) of a judgement that nobody stopped."""
+  """(workdir, results, what was printed) of an evaluation that nobody stopped."""
   workdir = tmp_path_factory.mktemp("whole")
   config = _config(eval__save_images=True)
-  return workdir, *_judge(workdir, config)
+  return workdir, *_evaluate(workdir, config)
 
 
 def _arrays(workdir):
@@ -72,8 +74,8 @@ def _arrays(workdir):
 def test_results_say_what_was_measured(whole):
   workdir, results, printed = whole
   assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
-  assert results["epsilons"]["autoattack"] == {"norm": "linf", "text": "48/255", "value": 48 / 255}
-  assert set(results["epsilons"]) == {"autoattack", "pgd_l2"} and set(results["robust"]) == set(SUITE)
+  assert results["threat_models"]["autoattack"] == {"norm": "linf", "text": "48/255", "value": 48 / 255}
+  assert set(results["threat_models"]) == {"autoattack", "pgd_l2"} and set(results["robust"]) == set(SUITE)
   assert {"jax", "jaxlib", "flax", "numpy", "python", "device"} <= set(results["environment"])
   stages = results["autoattack"]["autoattack"]
   assert [stage["name"] for stage in stages] == ["apgd-ce", "apgd-t", "square"]
@@ -89,11 +91,10 @@ def test_every_image_says_what_broke_it(whole):
   arrays = _arrays(workdir)
   stages = arrays["stages"].tolist()
   assert stages[0] == "clean" and set(stages[1:]) == set(SUITE)
-  np.testing.assert_array_equal(arrays["clean_ok"], arrays["clean_correct"])
   np.testing.assert_array_equal(arrays["robust"], np.all([arrays[f"robust/{name}"] for name in SUITE], axis=0))
-  assert 0 < results["worst_case"] == arrays["robust"].mean() < results["clean"]
+  assert 0 < results["union"] == arrays["robust"].mean() < results["clean"]
   for broken_by, row in zip(arrays["broken_by"], range(40), strict=True):
-    fell = [not arrays["clean_ok"][row], *(not arrays[f"robust/{name}"][row] for name in stages[1:])]
+    fell = [not arrays["clean_correct"][row], *(not arrays[f"robust/{name}"][row] for name in stages[1:])]
     assert broken_by == (fell.index(True) if any(fell) else -1)
   np.testing.assert_array_equal(arrays["broken_by/autoattack"] == -1, arrays["robust/autoattack"])
 
@@ -107,7 +108,7 @@ def test_saved_adversarials_are_what_the_model_was_wrong_on(whole):
       np.testing.assert_array_equal(saved["indices"], SPLIT.indices)
     assert images.shape == SPLIT.images.shape
     answers = np.asarray(LOGITS_FN(jnp.asarray(images))).argmax(axis=1)
-    np.testing.assert_array_equal(answers, arrays[f"answer/{name}"])
+    np.testing.assert_array_equal(answers, arrays[f"prediction/{name}"])
     difference = (images - SPLIT.images).reshape(40, -1)
     length = np.abs(difference).max(axis=1) if entry.get("norm") == "linf" else np.linalg.norm(difference, axis=1)
     np.testing.assert_allclose(arrays[f"distance/{name}"], length, atol=1e-5)
@@ -118,7 +119,7 @@ def test_the_worst_examples_are_drawn(whole):
   assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
 
 
-class Stopped(Exception):
+class Preempted(Exception):
   """Stands for a kill."""
 
 
@@ -128,7 +129,7 @@ def _count_saves(monkeypatch, stop_after):
 
   def counting(self, piece, arrays):
     if len(saved) == stop_after:
-      raise Stopped
+      raise Preempted
     save(self, piece, arrays)
     saved.append(piece)
 
@@ -136,17 +137,17 @@ def _count_saves(monkeypatch, stop_after):
   return saved
 
 
-def test_a_judgement_stopped_at_any_piece_ends_in_the_same_files_and_repeats_nothing(whole, tmp_path, monkeypatch):
+def test_a_evaluation_stopped_at_any_piece_ends_in_the_same_files_and_repeats_nothing(whole, tmp_path, monkeypatch):
   config = _config(eval__save_images=True)
   done = []
   for stop_after in (1, 4, 4, None):
     with monkeypatch.context() as patch:
       saved = _count_saves(patch, stop_after)
       if stop_after is None:
-        _judge(tmp_path, config)
+        _evaluate(tmp_path, config)
       else:
-        with pytest.raises(Stopped):
-          _judge(tmp_path, config)
+        with pytest.raises(Preempted):
+          _evaluate(tmp_path, config)
     done += saved
   assert len(done) == len(set(done)) > 9
   for name in ("results.json", "per_example.npz", "adversarials/autoattack.npz"):
@@ -156,44 +157,44 @@ def test_a_judgement_stopped_at_any_piece_ends_in_the_same_files_and_repeats_not
 @pytest.mark.parametrize(
   ("changed", "reason"),
   [
-    ({"logits_fn": Partial(_apply, 1.01 * WEIGHTS)}, "answers of the model"),
+    ({"logits_fn": Partial(_apply, 1.01 * WEIGHTS)}, "predictions of the model"),
     ({"dataset": DATASET._replace(test=SPLIT._replace(labels=np.roll(SPLIT.labels, 1)))}, "images or labels"),
     ({"config": {"seed": 1}}, "seed"),
     ({"config": {"eval__suite__pgd_l2__epsilon": "0.7"}}, r"attacks \(config.eval.suite\)"),
     ({"config": {"eval__batch_size": 32}}, "batch size or device"),
   ],
 )
-def test_a_half_done_judgement_of_something_else_is_refused(changed, reason, tmp_path, monkeypatch):
-  with monkeypatch.context() as patch, pytest.raises(Stopped):
+def test_a_half_done_evaluation_of_something_else_is_refused(changed, reason, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch, pytest.raises(Preempted):
     _count_saves(patch, 0)
-    _judge(tmp_path)
+    _evaluate(tmp_path)
   if "config" in changed:
     config = _config()
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changed["config"].items()})
     changed = {"config": config}
   with pytest.raises(ConfigError, match=f"holds an evaluation with other .*{reason}"):
-    _judge(tmp_path, **changed)
+    _evaluate(tmp_path, **changed)
   assert not (tmp_path / "results.json").exists()
 
 
 def test_a_model_that_hides_its_gradients_is_warned_of(tmp_path):
   # Gradients vanish where the logits are so far apart; a margin at any scale still finds the way.
-  config = _config(eval__check_images=40)
+  config = _config(eval__num_sanity_examples=40)
   with config.unlocked():
     config.eval.suite = {"pgd": {"name": "pgd", "epsilon": "0.2", "step_size": "0.05", "num_steps": 5}}
   masked = Partial(lambda weights, images: 1e4 * _apply(weights, images), WEIGHTS)
-  results, printed = _judge(tmp_path, config, masked)
+  results, printed = _evaluate(tmp_path, config, masked)
   assert results["warnings"] and f"warning: {results['warnings'][0]}" in printed
   assert any("gradients on surviving images are 0" in line for line in results["warnings"])
 
 
-def test_only_the_first_images_are_judged_where_so_asked(tmp_path):
+def test_only_the_first_images_are_evaluated_where_so_asked(tmp_path):
   config = _config(eval__num_images=5)
   with config.unlocked():
     config.eval.suite = {"jpeg": SUITE["jpeg"]}
-  results, _ = _judge(tmp_path, config)
+  results, _ = _evaluate(tmp_path, config)
   np.testing.assert_array_equal(_arrays(tmp_path)["indices"], SPLIT.indices[:5])
-  assert results["n"] == 5 and results["warnings"] == [] and results["epsilons"] == {}
+  assert results["n"] == 5 and results["warnings"] == [] and results["threat_models"] == {}
 
 
 def test_robustbench_takes_the_standard_version_alone():
@@ -205,16 +206,16 @@ def test_robustbench_takes_the_standard_version_alone():
     "dataset": "cifar10", "venue": "", "architecture": "resnet18", "eps": "8/255",
     "clean_acc": "84.92", "reported": "44.01", "autoattack_acc": "44.01",
   }  # fmt: skip
-  for change in ({"version": "fast"}, {"changes": CHANGES}, {"parts": ("apgd-ce",)}):
+  for change in ({"version": "apgd"}, {"overrides": CHANGES}, {"attacks_to_run": ("apgd-ce",)}):
     with pytest.raises(ValueError, match="results hold no standard AutoAttack"):
       results_lib.robustbench_entry(results | {"suite": {"aa": entry | change}}, dataset="cifar10", architecture="x")
 
 
-def test_another_split_is_judged_apart_from_the_test_split(whole, tmp_path):
+def test_another_split_is_evaluated_apart_from_the_test_split(whole, tmp_path):
   config = _config(eval__split="validation")
   with config.unlocked():
     config.eval.suite = {"jpeg": SUITE["jpeg"]}
-  results, _ = _judge(tmp_path, config)
+  results, _ = _evaluate(tmp_path, config)
   assert [path.name for path in tmp_path.iterdir()] == ["validation"]
   assert results["n"] == 20 and results["split"] == "validation" and whole[1]["split"] == "test"
   np.testing.assert_array_equal(_arrays(tmp_path / "validation")["labels"], DATASET.validation.labels)

@@ -1,4 +1,4 @@
-"""What a run loads cannot run code: no pickle is opened on the way, and the project's own code has no means to."""
+"""What a run loads cannot run code: no pickle is opened on the way, and the project's user code has no means to."""
 
 import ast
 import pickle

@@ -77,10 +77,10 @@ def test_as_many_images_at_a_time_as_divide_all_and_fit(monkeypatch, count, per_
     sizes.append(len(part))
     return part + 1
 
-  found = cache.in_cache(function, [images], per_image, (2, 3))
+  found = cache.microbatch(function, [images], per_image, (2, 3))
   np.testing.assert_array_equal(found.ravel(), images + 1)
   assert found.shape == (count // at_a_time, at_a_time) and set(sizes) == {at_a_time}
-  assert cache.in_cache(function, [images], per_image, (7,)).shape == (1, count)  # the kernel fills it by itself
+  assert cache.microbatch(function, [images], per_image, (7,)).shape == (1, count)  # the kernel fills it by itself
 
 
 def test_layers_of_many_channels_go_through_winograd():

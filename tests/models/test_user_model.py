@@ -20,7 +20,7 @@ EXAMPLES = {
   "haiku_mlp": "make_model",
 }
 FAST = [f"--config={ROOT}/configs/at.py", "--config.eval.batch_size=128", "--config.eval.suite.cw20.num_steps=2"]
-FAST += ["--config.eval.suite.pgd20.num_steps=2", "--config.eval.num_images=60", "--config.eval.check_images=0"]
+FAST += ["--config.eval.suite.pgd20.num_steps=2", "--config.eval.num_images=60", "--config.eval.num_sanity_examples=0"]
 MODULE = """
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def in_a_callback(images):
 
 @pytest.fixture(scope="module", autouse=True)
 def bad_models(tmp_path_factory):
-  """A module of models that cannot be judged."""
+  """A module of models that cannot be evaluated."""
   folder = tmp_path_factory.mktemp("modules")
   (folder / "bad_models.py").write_text(MODULE)
   (folder / "bad_exit.py").write_text("import sys; sys.exit(5)")
@@ -70,12 +70,12 @@ def test_every_example_is_a_model_of_the_digits(module):
 
 
 @pytest.mark.parametrize("module", EXAMPLES)
-def test_every_example_is_judged(module, tmp_path, capsys):
+def test_every_example_is_evaluated(module, tmp_path, capsys):
   name = f"examples.{module}:{EXAMPLES[module]}"
   assert main.main([*FAST, f"--model={name}", f"--workdir={tmp_path}/mine"]) == 0
   results = json.loads((tmp_path / "mine" / "results.json").read_text())
   assert results["name"] == results["model"] == name and results["n"] == 60 and "step" not in results
-  assert results["clean"] > 0.85 > results["worst_case"]
+  assert results["clean"] > 0.85 > results["union"]
   left = {path.name for path in (tmp_path / "mine").iterdir()}
   assert left == {".lock", "results.json", "timings.json", "per_example.npz", "worst_examples.npz", "plots"}
   assert f"{name} on 60 test images" in capsys.readouterr().out
@@ -117,15 +117,15 @@ def test_a_model_that_fails_as_it_runs_is_one_line(tmp_path, capsys, caplog):
   assert error.splitlines()[-1] == "error: --model='bad_models:in_a_callback' failed as it ran: no more images"
 
 
-@pytest.mark.parametrize(("name", "warning"), [("half", None), ("by_its_batch", "two answers to an image differ")])
-def test_a_model_that_is_odd_is_judged(name, warning, tmp_path):
-  checked = [*FAST[:-1], "--config.eval.check_images=16"]
+@pytest.mark.parametrize(("name", "warning"), [("half", None), ("by_its_batch", "two predictions to an image differ")])
+def test_a_model_that_is_odd_is_evaluated(name, warning, tmp_path):
+  checked = [*FAST[:-1], "--config.eval.num_sanity_examples=16"]
   assert main.main([*checked, f"--model=bad_models:{name}", f"--workdir={tmp_path}/mine"]) == 0
   warnings = json.loads((tmp_path / "mine" / "results.json").read_text())["warnings"]
   assert warning is None or any(warning in line for line in warnings)
 
 
-def test_a_model_is_not_trained_and_does_not_judge_into_a_run(tmp_path, capsys):
+def test_a_model_is_not_trained_and_does_not_evaluate_into_a_run(tmp_path, capsys):
   model = "--model=examples.plain_function:logits_fn"
   assert main.main([*FAST, model, "--mode=train", f"--workdir={tmp_path}/mine"]) == 2
   assert "--mode=train is not for --model" in capsys.readouterr().err

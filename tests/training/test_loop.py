@@ -11,7 +11,7 @@ from lrat_jax.training import loop as loop_lib
 from tests.helpers import SMALL, make_config, make_experiment
 
 CONFIG = {name.replace(".", "__"): value for name, value in SMALL.items()}
-CONFIG |= {"data__batch_size": 16, "train__weights_sample": 4, "train__epochs": 5}
+CONFIG |= {"data__batch_size": 16, "train__num_logged_examples": 4, "train__epochs": 5}
 STEPS_AN_EPOCH = 4
 
 
@@ -42,13 +42,13 @@ def validated(monkeypatch):
   ("robust", "best"), [((0.1, 0.5, 0.3, 0.5, 0.2), 2), ((0.5, 0.4, 0.3, 0.2, 0.1), 1), ((0.1, 0.2, 0.3, 0.4, 0.5), 5)]
 )
 @pytest.mark.parametrize("asked_at", [None, 6, 8, 10, 14])
-def test_the_first_of_the_best_epochs_is_judged_wherever_the_run_was_stopped(
+def test_the_first_of_the_best_epochs_is_evaluated_wherever_the_run_was_stopped(
   experiment, validated, tmp_path, robust, best, asked_at
 ):
   validated.update(enumerate(robust, start=1))
   if asked_at is not None:
     calls = iter(range(1, 100))
-    with pytest.raises(preemption.Stopped):
+    with pytest.raises(preemption.Preempted):
       loop_lib.train(experiment, tmp_path, Console(quiet=True), stop=lambda: next(calls) == asked_at)
   loop_lib.train(experiment, tmp_path, Console(quiet=True))
   assert loop_lib.load_best(experiment, tmp_path)[0] == STEPS_AN_EPOCH * best
@@ -61,7 +61,7 @@ def test_the_first_of_the_best_epochs_is_judged_wherever_the_run_was_stopped(
 def test_the_held_epoch_is_the_state_that_was_validated(experiment, validated, tmp_path):
   """Not the state that training went on to, whose buffers take the place of the old."""
   validated.update({1: 0.1, 2: 0.9, 3: 0.1, 4: 0.1, 5: 0.1})
-  with pytest.raises(preemption.Stopped):
+  with pytest.raises(preemption.Preempted):
     calls = iter(range(1, 100))
     loop_lib.train(
       experiment, tmp_path / "stopped", Console(quiet=True), stop=lambda: next(calls) == 2 * STEPS_AN_EPOCH

@@ -15,14 +15,14 @@ ROWS = [
   {"split": "train", "step": 3, "epoch": 0, "steps": 3, "loss": 0.8125},
   {"split": "validation", "step": 3, "epoch": 0, "clean": 0.4375, "robust": 0.21875},
 ]
-RESULTS = {"split": "test", "step": 3, "clean": 0.59375, "robust": {"pgd20": 0.15625}, "worst_case": 0.140625}
+RESULTS = {"split": "test", "step": 3, "clean": 0.59375, "robust": {"pgd20": 0.15625}, "union": 0.140625}
 TOLD = {
   "train/loss": 0.8125,
   "validation/clean": 0.4375,
   "validation/robust": 0.21875,
   "test/clean": 0.59375,
   "test/pgd20": 0.15625,
-  "test/worst_case": 0.140625,
+  "test/union": 0.140625,
 }
 
 
@@ -34,12 +34,12 @@ def console(tmp_path):
 
 def follow(names, workdir, console):
   """A run of two rows and a result, followed by those services."""
-  with metric_writers.opened(metric_writers.find(names), workdir, make_config(), console) as followers:
-    with metrics.MetricWriter(workdir, 0, followers=followers) as writer:
+  with metric_writers.opened(metric_writers.find(names), workdir, make_config(), console) as writers:
+    with metrics.MetricWriter(workdir, 0, writers=writers) as writer:
       for row in ROWS:
         writer.write(row)
       writer.flush()
-    metric_writers.write_results(followers, RESULTS)
+    metric_writers.write_results(writers, RESULTS)
 
 
 @pytest.fixture

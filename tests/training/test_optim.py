@@ -15,7 +15,7 @@ def _schedule(total_steps=100, **fields):
 
 
 def test_piecewise_falls_at_its_shares():
-  rate = _schedule(schedule="piecewise", learning_rate=0.1, boundaries=(0.5, 0.75), factor=0.1)
+  rate = _schedule(schedule="piecewise", learning_rate=0.1, boundary_fractions=(0.5, 0.75), decay_rate=0.1)
   np.testing.assert_allclose(
     [rate(s) for s in (0, 49, 51, 74, 76, 99)], [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5
   )

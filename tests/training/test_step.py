@@ -14,16 +14,16 @@ from lrat_jax.core import sharding
 from lrat_jax.training import step as step_lib
 from tests.helpers import make_config, make_experiment, to_numpy
 
-LOCAL = step_lib.Phase(weighs_inside=True, weighs_across=False)
-BOTH = step_lib.Phase(weighs_inside=True, weighs_across=True)
-PERTURBED = step_lib.Phase(weighs_inside=True, weighs_across=True, perturbs=True)
-PLAIN = step_lib.Phase(weighs_inside=False, weighs_across=False)
+LOCAL = step_lib.Phase(use_local_weights=True, use_global_weights=False)
+BOTH = step_lib.Phase(use_local_weights=True, use_global_weights=True)
+PERTURBED = step_lib.Phase(use_local_weights=True, use_global_weights=True, use_awp=True)
+PLAIN = step_lib.Phase(use_local_weights=False, use_global_weights=False)
 
 FIELDS = {
   "data__batch_size": 16,
   "model__name": "cnn_2",
   "train_attacks__pgd__num_steps": 2,
-  "train__epsilon_ramp": 0.0,
+  "train__epsilon_ramp_fraction": 0.0,
   "optimizer__schedule": "constant",
   "local_weights__kind": "lrat",
   # Weights of a network that knows nothing yet differ on the slope of the curve alone.
@@ -106,12 +106,12 @@ def test_one_step_equals_the_method_written_out(phase):
     results.append(run(variant_keys))
   scores = jnp.stack([reweighting.vulnerability(logits(params, r.images), labels) for r in results], axis=1)
   omega_0, omega = np.zeros(16), np.full((16, 2), 0.5)
-  if phase.weighs_inside:
+  if phase.use_local_weights:
     options = config.local_weights
     omega = 0.5 * (1 + np.tanh(options.slope * (np.asarray(scores) - options.bias))) / 2
     omega_0 = np.maximum(1 - omega.sum(axis=1), options.minimum_natural)
   across = np.ones(16)
-  if phase.weighs_across:
+  if phase.use_global_weights:
     survived = np.mean([results[0].surviving_steps / 3, results[1].surviving_steps / 2], axis=0)
     across = 1 + np.tanh(5 * (1 - 2 * survived) - 1)
     across /= across.mean()
@@ -150,7 +150,7 @@ def _written_out(experiment, phase, beta):
     natural, adversarial = logits(p, images), logits(p, attacked)
     scores = reweighting.vulnerability(adversarial, labels)
     omega, omega_0 = 1.0, 0.0
-    if phase.weighs_inside:
+    if phase.use_local_weights:
       options = config.local_weights
       omega = (1 + jnp.tanh(options.slope * (scores - options.bias))) / 2
       omega_0 = jnp.maximum(1 - omega, options.minimum_natural)
@@ -181,7 +181,7 @@ def test_awp_takes_the_gradient_at_the_perturbed_parameters():
   fields = {"objective": "trades", "beta": 3.0, "awp__gamma": 0.05}
   plain = {"optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0}
   experiment = make_experiment(make_config(**FIELDS | fields | plain))
-  phase = step_lib.Phase(weighs_inside=False, weighs_across=False, perturbs=True)
+  phase = step_lib.Phase(use_local_weights=False, use_global_weights=False, use_awp=True)
   state, batch, loss_fn = _written_out(experiment, phase, beta=3.0)
   params, gradient = to_numpy(state.variables["params"]), jax.jit(jax.grad(loss_fn))
 
@@ -219,10 +219,10 @@ def test_outputs_follow_the_model():
 
 def test_epsilon_grows_along_the_ramp():
   """At the first of 100 steps of a ramp the attack moves a hundredth, so vulnerability is that of the clean image."""
-  fields = {"train__epochs": 25, "train__epsilon_ramp": 1.0, "train_attacks__pgd__epsilon": "0.5"}
+  fields = {"train__epochs": 25, "train__epsilon_ramp_fraction": 1.0, "train_attacks__pgd__epsilon": "0.5"}
   _, (ramped,) = _train(1, PLAIN, steps=1, **fields)
   _, (clean,) = _train(1, PLAIN, steps=1, **fields | {"train_attacks__pgd__epsilon": "0"})
-  _, (full,) = _train(1, PLAIN, steps=1, **fields | {"train__epsilon_ramp": 0.0})
+  _, (full,) = _train(1, PLAIN, steps=1, **fields | {"train__epsilon_ramp_fraction": 0.0})
   near, far = (np.abs(x.vulnerabilities - clean.vulnerabilities).max() for x in (ramped, full))
   assert 0 < near < 0.1 * far
 
@@ -248,18 +248,18 @@ def test_augmentation_changes_with_step_and_image_only():
 
 def test_attacks_may_see_the_batchs_own_statistics():
   _, (running,) = _train(1, PLAIN, steps=1, model__name="wide_resnet_10_1")
-  _, (own,) = _train(1, PLAIN, steps=1, model__name="wide_resnet_10_1", train__attack_mode="train")
-  _, (own_sharded,) = _train(2, PLAIN, steps=1, model__name="wide_resnet_10_1", train__attack_mode="train")
+  _, (own,) = _train(1, PLAIN, steps=1, model__name="wide_resnet_10_1", train__attack_batch_norm="train")
+  _, (own_sharded,) = _train(2, PLAIN, steps=1, model__name="wide_resnet_10_1", train__attack_batch_norm="train")
   assert np.abs(own.vulnerabilities - running.vulnerabilities).max() > 1e-4
   np.testing.assert_allclose(own_sharded.vulnerabilities, own.vulnerabilities, atol=1e-3)
 
 
-@pytest.mark.parametrize(("mode", "at_once"), [("eval", 2), ("train", 16)])
-def test_attacks_take_few_images_at_a_time_unless_these_share_their_statistics(monkeypatch, mode, at_once):
-  fields = {"model__name": "wide_resnet_10_1", "train__attack_mode": mode}
+@pytest.mark.parametrize(("mode", "microbatch_size"), [("eval", 2), ("train", 16)])
+def test_attacks_take_few_images_at_a_time_unless_these_share_their_statistics(monkeypatch, mode, microbatch_size):
+  fields = {"model__name": "wide_resnet_10_1", "train__attack_batch_norm": mode}
   _, (whole,) = _train(1, BOTH, steps=1, **fields)
   asked, seen = [], set()
-  monkeypatch.setattr(models, "images_at_once", lambda *of: asked.append(of) or 2)
+  monkeypatch.setattr(models, "microbatch_size", lambda *of: asked.append(of) or 2)
   logits_fn = step_lib.logits_fn
 
   def watched(*arguments):
@@ -268,21 +268,23 @@ def test_attacks_take_few_images_at_a_time_unless_these_share_their_statistics(m
 
   monkeypatch.setattr(step_lib, "logits_fn", watched)
   _, (parts,) = _train(1, BOTH, steps=1, **fields)
-  assert seen == {at_once} and set(asked) <= {("wide_resnet_10_1", 8, 8)}
+  assert seen == {microbatch_size} and set(asked) <= {("wide_resnet_10_1", 8, 8)}
   for name, value in parts._asdict().items():
     np.testing.assert_allclose(value, getattr(whole, name), atol=1e-3, err_msg=name)
 
 
 def test_phases_begin_after_their_share_of_the_epochs():
   config = make_config(
-    train__epochs=10, local_weights__kind="lrat", local_weights__begin=0.3,
-    global_weights__kind="mail", global_weights__begin=0.75, awp__gamma=0.01, awp__begin=0.1,
+    train__epochs=10, local_weights__kind="lrat", local_weights__begin_fraction=0.3,
+    global_weights__kind="mail", global_weights__begin_fraction=0.75, awp__gamma=0.01, awp__begin_fraction=0.1,
   )  # fmt: skip
   phases = [step_lib.phase_at(config, epoch) for epoch in range(10)]
-  assert [p.weighs_inside for p in phases] == [False] * 3 + [True] * 7
-  assert [p.weighs_across for p in phases] == [False] * 8 + [True] * 2
-  assert [p.perturbs for p in phases] == [False] + [True] * 9
-  assert step_lib.phase_at(make_config(local_weights__begin=0.0, global_weights__begin=0.0), 0) == PLAIN
+  assert [p.use_local_weights for p in phases] == [False] * 3 + [True] * 7
+  assert [p.use_global_weights for p in phases] == [False] * 8 + [True] * 2
+  assert [p.use_awp for p in phases] == [False] + [True] * 9
+  assert (
+    step_lib.phase_at(make_config(local_weights__begin_fraction=0.0, global_weights__begin_fraction=0.0), 0) == PLAIN
+  )
 
 
 @pytest.mark.parametrize("model", ["cnn_2", "wide_resnet_10_1"])
@@ -305,7 +307,7 @@ def test_what_depends_on_the_model_alone_is_taken_out_of_the_attacks_loop():
 def test_a_step_needs_no_transfer_beyond_its_batch():
   experiment = make_experiment(make_config(**FIELDS), num_devices=2)
   for placement in ("device", "host"):
-    place = data.placer(experiment.dataset.train, experiment.mesh, placement)
+    place = data.make_device_put(experiment.dataset.train, experiment.mesh, placement)
     batches = data.train_batches(experiment.dataset.train, 16, 0, place)
     step, state = _step(experiment, BOTH), experiment.initial_state()
     with jax.transfer_guard("disallow"):

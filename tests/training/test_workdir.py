@@ -24,7 +24,7 @@ def test_differences_are_listed_field_by_field(tmp_path):
   ]
 
 
-def test_what_is_judged_and_where_things_are_kept_may_differ(tmp_path):
+def test_what_is_evaluated_and_where_things_are_kept_may_differ(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(make_config().to_dict()))
   workdir.check(tmp_path, make_config(eval__num_images=3, data__data_dir="/elsewhere", compilation_cache="off"))
 
@@ -39,6 +39,6 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys)
     raise NotImplementedError
 
   monkeypatch.setattr(workdir.filelock.FileLock, "acquire", refuse)
-  with workdir.claimed(tmp_path / "run"):
+  with workdir.lock_workdir(tmp_path / "run"):
     assert (tmp_path / "run").is_dir()
   assert capsys.readouterr().err.startswith(f"warning: --workdir={tmp_path}/run is on a file system without locks")

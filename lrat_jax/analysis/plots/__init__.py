@@ -1,7 +1,7 @@
-"""Pictures: figures of what was recorded and judged, drawn from plain data."""
+"""Pictures: figures of what was recorded and evaluated, drawn from plain data."""
 
 from lrat_jax.analysis.plots.comparison import plot_comparison
-from lrat_jax.analysis.plots.evaluation import draw_judgement, plot_inconsistency, plot_worst_examples
+from lrat_jax.analysis.plots.evaluation import draw_evaluation, plot_inconsistency, plot_worst_examples
 from lrat_jax.analysis.plots.training import (
   draw_run,
   plot_most_moved,
@@ -12,7 +12,7 @@ from lrat_jax.analysis.plots.training import (
 )
 
 __all__ = [
-  "draw_judgement",
+  "draw_evaluation",
   "draw_run",
   "plot_comparison",
   "plot_inconsistency",

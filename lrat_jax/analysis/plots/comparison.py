@@ -1,4 +1,4 @@
-"""The picture of a comparison: every arm under every attack, and how far it is from the first arm."""
+"""The picture of a comparison: every method under every attack, and how far it is from the first method."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from lrat_jax.analysis.plots.style import COLOURS, INK, blank, tidy
 
-# Arms beyond the colours begin again with another marker.
+# Methods beyond the colours begin again with another marker.
 _MARKERS = ("o", "s", "^", "D")
 _WIDTH = 0.8
 
@@ -24,28 +24,28 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
   Args:
     summary: of `comparison.summarise`.
   """
-  arms, columns = summary["arms"], summary["columns"]
+  methods, columns = summary["methods"], summary["columns"]
   title = f"{summary['title']}: {summary['n']:,} {summary['split']} images"
-  width = max(1.2, 0.17 * len(arms)) * len(columns) + 1.0
+  width = max(1.2, 0.17 * len(methods)) * len(columns) + 1.0
   # Entries of the legend, as wide as its longest name in inches, and as high as they are many.
-  beside = max(1, int(width / (0.6 + 0.085 * max(map(len, arms)))))
-  figure = blank(title, width, 6.5 + 0.22 * -(-len(arms) // beside))
+  beside = max(1, int(width / (0.6 + 0.085 * max(map(len, methods)))))
+  figure = blank(title, width, 6.5 + 0.22 * -(-len(methods) // beside))
   above, below = figure.subplots(2, 1, sharex=True)
-  offsets = (np.arange(len(arms)) - (len(arms) - 1) / 2) * _WIDTH / max(len(arms), 2)
-  for number, (name, arm) in enumerate(arms.items()):
+  offsets = (np.arange(len(methods)) - (len(methods) - 1) / 2) * _WIDTH / max(len(methods), 2)
+  for number, (name, method) in enumerate(methods.items()):
     style, places = _style(number), {column: place + offsets[number] for place, column in enumerate(columns)}
-    shown = [column for column in columns if column in arm["mean"]]
-    means = [100 * arm["mean"][column] for column in shown]
-    spread = [100 * arm["std"].get(column, 0.0) for column in shown]
+    shown = [column for column in columns if column in method["mean"]]
+    means = [100 * method["mean"][column] for column in shown]
+    spread = [100 * method["std"].get(column, 0.0) for column in shown]
     above.errorbar([places[c] for c in shown], means, yerr=spread, elinewidth=1, label=name, **style)
-    shown = [column for column in columns if column in arm["difference"]]
-    found = np.array([[100 * arm["difference"][c][key] for key in ("mean", "low", "high")] for c in shown])
+    shown = [column for column in columns if column in method["difference"]]
+    found = np.array([[100 * method["difference"][c][key] for key in ("mean", "low", "high")] for c in shown])
     if shown:
       reach = np.abs(found[:, 1:] - found[:, :1]).T
       below.errorbar([places[c] for c in shown], found[:, 0], yerr=reach, elinewidth=1, **style)
   above.set(ylabel="accuracy (%)", ylim=(0, 102))
   below.set(ylabel=f"difference to {summary['baseline']} (points)", xticks=range(len(columns)))
-  group = {name: kind for kind in ("seen", "unseen") for name in summary[kind]}
+  group = {name: kind for kind in ("trained_on", "held_out") for name in summary[kind]}
   below.set_xticklabels(
     [f"{column}\n({group[column]})" if column in group else column for column in columns], fontsize=9
   )

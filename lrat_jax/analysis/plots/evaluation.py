@@ -1,4 +1,4 @@
-"""Pictures of a judgement: the images that attacks broke, and how far attacks disagree."""
+"""Pictures of an evaluation: the images that attacks broke, and how far attacks disagree."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from lrat_jax.analysis import inspection
 from lrat_jax.analysis.inspection import Inconsistency
 from lrat_jax.analysis.plots.style import COLOURS, INK, blank, number_table, panels, replace, show_image
 from lrat_jax.evaluation import examples
-from lrat_jax.evaluation.evaluate import CLEAN, Judgement
+from lrat_jax.evaluation.evaluate import CLEAN, EvaluationResult
 
 
 def plot_inconsistency(found: Inconsistency, per_example: Mapping[str, np.ndarray], name: str) -> Figure:
@@ -47,18 +47,18 @@ def plot_inconsistency(found: Inconsistency, per_example: Mapping[str, np.ndarra
   return figure
 
 
-def plot_worst_examples(name: str, split: data.Split, judgement: Judgement) -> Figure | None:
+def plot_worst_examples(name: str, split: data.Split, evaluation: EvaluationResult) -> Figure | None:
   """The most vulnerable broken images, a column each: clean, adversarial, and their difference, amplified.
 
   Args:
     name: the model's, for the title.
-    split: what was judged.
-    judgement: of `evaluate.run_suite`.
+    split: what was evaluated.
+    evaluation: of `evaluate.run_suite`.
 
   Returns:
     The figure; None where nothing was broken.
   """
-  worst = examples.from_each(judgement.examples)
+  worst = examples.from_each(evaluation.examples)
   if not worst:
     return None
   figure = blank(f"{name}: most vulnerable images that each attack broke", 1.35 * len(worst) + 1.0, 5.2)
@@ -69,19 +69,19 @@ def plot_worst_examples(name: str, split: data.Split, judgement: Judgement) -> F
     amplified = 0.5 + 0.5 * difference / max(float(np.abs(difference).max()), 1e-12)
     for axis, image in zip(column, (clean, adversarial, amplified), strict=True):
       show_image(axis, image)
-    label, answer = split.labels[row], judgement.per_example[f"answer/{attack}"][row]
-    column[0].set_title(f"{attack}\n{label} \u2192 {answer}", fontsize=8)
+    label, prediction = split.labels[row], evaluation.per_example[f"prediction/{attack}"][row]
+    column[0].set_title(f"{attack}\n{label} \u2192 {prediction}", fontsize=8)
     column[2].set_xlabel(f"max {np.abs(difference).max():.2g}", fontsize=8)
   for axis, title in zip(axes[:, 0], (CLEAN, "adversarial", "difference,\nscaled"), strict=True):
     axis.set_ylabel(title, fontsize=9)
   return figure
 
 
-def draw_judgement(workdir: Path, name: str, split: data.Split, judgement: Judgement) -> None:
+def draw_evaluation(workdir: Path, name: str, split: data.Split, evaluation: EvaluationResult) -> None:
   """Draws plots/worst_examples.png if an attack broke anything, and inconsistency.png if two can be compared."""
-  per_example = judgement.per_example
+  per_example = evaluation.per_example
   compared = len(inspection.attack_names(per_example)) > 1 and per_example["clean_correct"].any()
   found = inspection.inconsistency(per_example) if compared else None
-  replace(workdir / "plots" / "worst_examples.png", plot_worst_examples(name, split, judgement))
+  replace(workdir / "plots" / "worst_examples.png", plot_worst_examples(name, split, evaluation))
   picture = None if found is None else plot_inconsistency(found, per_example, name)
   replace(workdir / "plots" / "inconsistency.png", picture)

@@ -57,7 +57,7 @@ def number_table(axis: Axes, figure: Figure, names: Sequence[str], table: np.nda
 
 
 def replace(path: Path, figure: Figure | None) -> None:
-  """Writes a picture; without one, the picture of an earlier judgement goes."""
+  """Writes a picture; without one, the picture of an earlier evaluation goes."""
   path.parent.mkdir(exist_ok=True)
   path.unlink(missing_ok=True)
   if figure is not None:

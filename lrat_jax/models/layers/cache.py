@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 import jax
 from jax import Array
 
-from lrat_jax.core import microbatch
+from lrat_jax.core import microbatch as microbatch_lib
 
 # Numbers on which a CPU core works from its cache (2 MB), and those of the largest kernel that has room beside them.
 _CACHED = 2**19
 _LARGEST_KERNEL = 2**20
 
 
-def in_cache(function: Callable[..., Array], images: Sequence[Array], per_image: int, kernel: Sequence[int]) -> Array:
+def microbatch(function: Callable[..., Array], images: Sequence[Array], per_image: int, kernel: Sequence[int]) -> Array:
   """`function(*images)` of arrays [n, ...], a few images at a time where that is faster: [times, ...].
 
   Between two steps of a layer lie more numbers than it begins or ends with, and those of many images leave the cache in
@@ -24,7 +24,7 @@ def in_cache(function: Callable[..., Array], images: Sequence[Array], per_image:
     kernel: the shape of what is read besides the images.
   """
   fitting = max(_CACHED // per_image, 1) if math.prod(kernel) <= _LARGEST_KERNEL else len(images[0])
-  return microbatch.few_at_a_time(function, fitting, *images)
+  return microbatch_lib.microbatch(function, fitting, *images)
 
 
 def pull_back(function: Callable[[Array], Array], kernel: Array, cotangent: Array) -> Array:

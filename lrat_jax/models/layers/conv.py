@@ -6,7 +6,7 @@ gradient (a convolution with transposed kernel dimensions) stays several times s
 - 3x3 convolutions of stride 1 between many channels go through `winograd`, with their gradients;
 - the others run forward as they are, their input gradient is one matrix product and a sum of shifted images, their
   kernel gradient one matrix product for each tap;
-- gradients of both, and the former altogether, take a few images at a time (`in_cache`).
+- gradients of both, and the former altogether, take a few images at a time (`microbatch`).
 """
 
 import functools
@@ -19,7 +19,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from lrat_jax.models.layers import winograd
-from lrat_jax.models.layers.cache import in_cache, pull_back
+from lrat_jax.models.layers.cache import microbatch, pull_back
 
 # Under so many channels on either side, winograd's transforms cost more than the products that they save: in tiles of
 # 4 x 4 outputs, and in those of 2 x 2 that the smallest images get (there, more than they cost to compile).
@@ -85,8 +85,8 @@ def _backward(strides, padding, residuals, cotangent):
   def kernel_gradient(x, cotangent):
     return jnp.einsum("tnhwc,nhwk->tck", jnp.stack(_taps(x, (height, width), strides, padding)), cotangent)
 
-  grad_x = in_cache(input_gradient, [cotangent], taps_of_image, kernel.shape).reshape(x.shape)
-  grad_taps = jnp.sum(in_cache(kernel_gradient, [x, cotangent], taps_of_image, kernel.shape), axis=0)
+  grad_x = microbatch(input_gradient, [cotangent], taps_of_image, kernel.shape).reshape(x.shape)
+  grad_taps = jnp.sum(microbatch(kernel_gradient, [x, cotangent], taps_of_image, kernel.shape), axis=0)
   return grad_x, pull_back(lambda kernel: kernel.reshape(grad_taps.shape), kernel, grad_taps)
 
 

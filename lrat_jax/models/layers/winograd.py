@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lrat_jax.models.layers.cache import in_cache, pull_back
+from lrat_jax.models.layers.cache import microbatch, pull_back
 
 # Where the polynomials of the tiles are evaluated, besides at infinity (Cook and Toom): small numbers lose few digits.
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 1.0, -1.0, 0.5, -2.0)}
@@ -109,12 +109,12 @@ def _transformed_kernel(kernel: Array, tiling: _Tiling) -> Array:
   return flat.reshape(-1, *kernel.shape[2:])
 
 
-def _in_cache(function: Callable[..., Array], kernel: Array, *images: Array) -> Array:
-  """`in_cache` by the size of the tiles and of the transformed kernel."""
+def _microbatch(function: Callable[..., Array], kernel: Array, *images: Array) -> Array:
+  """`microbatch` by the size of the tiles and of the transformed kernel."""
   rows, columns = _tilings(images[0])
   positions = len(rows.data) * len(columns.data)
   tiles = positions * rows.count * columns.count * max(kernel.shape[2:])
-  return in_cache(function, images, tiles, (positions, *kernel.shape[2:]))
+  return microbatch(function, images, tiles, (positions, *kernel.shape[2:]))
 
 
 def _forward_of(transformed: Array, x: Array) -> Array:
@@ -130,7 +130,7 @@ def _forward_of(transformed: Array, x: Array) -> Array:
 
 def _forward(x: Array, kernel: Array) -> Array:
   transformed = _transformed_kernel(kernel, _tilings(x)[0])
-  y = _in_cache(functools.partial(_forward_of, transformed), kernel, x)
+  y = _microbatch(functools.partial(_forward_of, transformed), kernel, x)
   return y.reshape(-1, *y.shape[2:])
 
 
@@ -175,8 +175,8 @@ def _kernel_gradient_of(x: Array, cotangent: Array) -> Array:
 def _backward(residuals, cotangent):
   x, kernel = residuals
   transform = functools.partial(_transformed_kernel, tiling=_tilings(x)[0])
-  grad_x = _in_cache(functools.partial(_input_gradient_of, transform(kernel)), kernel, cotangent)
-  grad_transformed = jnp.sum(_in_cache(_kernel_gradient_of, kernel, x, cotangent), axis=0)
+  grad_x = _microbatch(functools.partial(_input_gradient_of, transform(kernel)), kernel, cotangent)
+  grad_transformed = jnp.sum(_microbatch(_kernel_gradient_of, kernel, x, cotangent), axis=0)
   return grad_x.reshape(x.shape), pull_back(transform, kernel, grad_transformed)
 
 

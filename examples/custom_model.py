@@ -1,6 +1,6 @@
 """A network of one's own: three convolutions with batch norm, a mean over the image, and a linear layer.
 
-python -m lrat_jax.main --config=configs/lrat.py --config.model.name=examples.own_model:make_network
+python -m lrat_jax.main --config=configs/lrat.py --config.model.name=examples.custom_model:make_network
 """
 
 from typing import Any

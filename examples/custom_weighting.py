@@ -1,7 +1,7 @@
 """Weightings of one's own, inside the pairs and across them: straight lines in place of LRAT's and GAIRAT's curves.
 
-python -m lrat_jax.main --config=configs/lrat.py --config.local_weights.kind=examples.own_weighting:linear
-python -m lrat_jax.main --config=configs/irat.py --config.global_weights.kind=examples.own_weighting:soon_fooled
+python -m lrat_jax.main --config=configs/lrat.py --config.local_weights.kind=examples.custom_weighting:linear
+python -m lrat_jax.main --config=configs/irat.py --config.global_weights.kind=examples.custom_weighting:soon_fooled
 """
 
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
-"""An attack of one's own: MI-FGSM, PGD with momentum (Dong et al., arXiv:1710.06081). Trains and judges with it:
+"""An attack of one's own: MI-FGSM, PGD with momentum (Dong et al., arXiv:1710.06081). Trains and evaluates with it:
 
-python -m lrat_jax.main --config=examples/own_config.py
+python -m lrat_jax.main --config=examples/custom_config.py
 """
 
 import jax
@@ -33,7 +33,7 @@ def mi_fgsm(keys, logits_fn, images, labels, *, epsilon, step_size, num_steps, n
   def step(_, carry):
     points, momentum, survived = carry
     gradient, logits = jax.grad(total_loss, has_aux=True)(points)
-    survived += losses.right(logits, labels)
+    survived += losses.is_correct(logits, labels)
     size = jnp.mean(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
     momentum = decay * momentum + gradient / jnp.maximum(size, 1e-12)
     points = attacks.project(points + step_size * ball.steepest(momentum), images, epsilon, ball)

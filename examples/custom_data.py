@@ -1,6 +1,6 @@
 """A data set of one's own: which of scikit-learn's digits are odd.
 
-python -m lrat_jax.main --config=configs/lrat.py --config.data.source=examples.own_data:odd_or_even
+python -m lrat_jax.main --config=configs/lrat.py --config.data.source=examples.custom_data:odd_or_even
 """
 
 from sklearn.datasets import load_digits
