@@ -15,8 +15,9 @@ import jax
 import numpy as np
 
 from benchmarks import common
-from lrat_jax import attacks, sharding
-from lrat_jax.models import conv
+from lrat_jax import attacks
+from lrat_jax.core import sharding
+from lrat_jax.models.layers import conv
 
 EPSILON, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 10
 

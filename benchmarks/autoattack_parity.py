@@ -23,8 +23,11 @@ import torch
 from jax.tree_util import Partial
 
 from benchmarks import torch_models
-from lrat_jax import attacks, data, sharding, train, workdirs
+from lrat_jax import attacks, data
 from lrat_jax.attacks.registry import as_number
+from lrat_jax.core import sharding
+from lrat_jax.training import loop
+from lrat_jax.training import workdir as workdir_lib
 
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -32,20 +35,20 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 def _load(workdir: Path, num_images: int):
   """(logits_fn, PyTorch model, images [n, h, w, c], labels [n], images at once) of a workdir's best checkpoint."""
-  config = workdirs.load_config(workdir)
+  config = workdir_lib.load_config(workdir)
   dataset = data.load_for(config.data)
-  experiment = train.build(config, dataset, sharding.make_mesh(1))
-  found = train.load_best(experiment, workdir)
+  experiment = loop.build(config, dataset, sharding.make_mesh(1))
+  found = loop.load_best(experiment, workdir)
   if found is None:
     sys.exit(f"--workdir={workdir} holds no whole checkpoint; train there first.")
   _, state = found
-  variables = jax.tree.map(np.asarray, dict(state.judged))
+  variables = jax.tree.map(np.asarray, dict(state.eval_variables))
   split = dataset.test.take(np.arange(min(num_images, len(dataset.test.labels))))
   model = experiment.model
   logits_fn = Partial(lambda variables, images: model.apply(variables, images), variables)
   torch_model = torch_models.classifier(model, variables).eval()
   images = np.asarray(data.to_float(split.images))
-  return logits_fn, torch_model, images, np.asarray(split.labels), experiment.images_at_once
+  return logits_fn, torch_model, images, np.asarray(split.labels), experiment.microbatch_size
 
 
 def _to_torch(images):
@@ -68,12 +71,12 @@ def original(auto_attack, model, images, labels, part, norm, epsilon, batch_size
   return right, time.perf_counter() - start
 
 
-def _ours(logits_fn, images, labels, indices, part, norm, epsilon, batch_size, images_at_once, seed):
+def _ours(logits_fn, images, labels, indices, part, norm, epsilon, batch_size, microbatch_size, seed):
   start = time.perf_counter()
   report = attacks.autoattack(
     jax.random.key(seed), logits_fn, images, labels,
-    epsilon=epsilon, norm=norm, parts=[part], example_indices=indices, batch_size=batch_size,
-    chunk_size=images_at_once,
+    epsilon=epsilon, norm=norm, attacks_to_run=[part], example_indices=indices, batch_size=batch_size,
+    chunk_size=microbatch_size,
   )  # fmt: skip
   return report.robust, time.perf_counter() - start
 
@@ -126,7 +129,7 @@ def _options() -> argparse.Namespace:
   options = parser.parse_args()
   try:
     options.epsilon_number = as_number(options.epsilon, "--epsilon")
-    workdirs.load_config(options.workdir)
+    workdir_lib.load_config(options.workdir)
   except ValueError as error:
     parser.error(str(error))
   if not (Path(options.original) / "autoattack").is_dir():
@@ -140,7 +143,7 @@ def main() -> None:
   from autoattack import AutoAttack  # the original is known only now
 
   sharding.use_cpu_cores(options.batch_size - options.batch_size % 2)
-  logits_fn, model, images, labels, at_once = _load(options.workdir, options.num_images)
+  logits_fn, model, images, labels, microbatch_size = _load(options.workdir, options.num_images)
   with torch.no_grad():
     theirs = model(_to_torch(images)).numpy()
   print(f"logits differ by {np.abs(theirs - np.asarray(logits_fn(images))).max():.2g} of {np.abs(theirs).max():.3g}")
@@ -151,7 +154,16 @@ def main() -> None:
       AutoAttack, model, images[rows], labels[rows], part, options.norm, options.epsilon_number, size, seed
     ),
     "ours": lambda rows, part, seed: _ours(
-      logits_fn, images[rows], labels[rows], rows, part, options.norm, options.epsilon_number, size, at_once, seed
+      logits_fn,
+      images[rows],
+      labels[rows],
+      rows,
+      part,
+      options.norm,
+      options.epsilon_number,
+      size,
+      microbatch_size,
+      seed,
     ),
   }
   records = json.loads(options.output.read_text()) if options.output and options.output.exists() else []

@@ -3,8 +3,8 @@
     python -m benchmarks.cifar10_evidence --data_dir=DIR --workdir=runs/cifar10_evidence
 
 ResNet-18, 30 epochs, PGD-10 in training, 8/255, rates that fall after half and three quarters, bfloat16, the images on
-the device: AT, GAIRAT, LRAT, and both together. Judged twice: by AutoAttack's fast version on all 10,000 test images,
-into fast/, and by the suite "compare" with AutoAttack's standard version on the first 1,000, into the workdir itself.
+the device: AT, GAIRAT, LRAT, and both together. Evaluated twice: by APGD-CE and APGD-T on all 10,000 test images, into
+apgd/, and by the suite "full" with AutoAttack's standard version on the first 1,000, into the workdir itself.
 
 Published tables lead one to expect, after a whole schedule, AT about 82 clean, 51 to 53 under PGD-20, 44 to 48 under
 AutoAttack; GAIRAT high under PGD, at most 45 under CW and 40 under AutoAttack. A GAIRAT that stays high under
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from lrat_jax import compare
+from lrat_jax.compare import __main__ as compare
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", "", "where TFDS keeps CIFAR-10; empty is its own default")
@@ -27,7 +27,7 @@ flags.DEFINE_string("workdir", "runs/cifar10_evidence", "where the runs and resu
 flags.DEFINE_string("seeds", "0", "the seeds")
 flags.DEFINE_bool("trial", False, "a few steps of everything")
 
-ARMS = "at,irat,lrat,lrat_irat"
+METHODS = "at,irat,lrat,lrat_irat"
 RESULTS = ("comparison.json", "comparison.md", "comparison.png")
 
 # The schedule is the preset's, on 30 epochs; the last rate is long enough for robust accuracy to settle.
@@ -41,16 +41,16 @@ TRIAL = {
   "train_attacks.pgd.num_steps": 2,
   "validation_attack.num_steps": 2,
   "eval.batch_size": 64,
-  "eval.check_images": 16,
+  "eval.num_sanity_examples": 16,
 }
 # Ways to make each attack of a suite short, by the suite.
 SHORT = {
-  "fast": {},
-  "compare": {
+  "apgd": {},
+  "full": {
     "eval.suite.apgd_l1.num_steps": 5,
     "eval.suite.apgd_l2.num_steps": 5,
     "eval.suite.square.num_queries": 5,
-    "eval.suite.autoattack.version": "fast",
+    "eval.suite.autoattack.version": "apgd",
   },
 }
 
@@ -61,7 +61,7 @@ def _compare(suite: str, num_images: int) -> int:
   overrides = [f"--config.{field}={value}" for field, value in fields.items()]
   return compare.main(
     [
-      f"--configs={ARMS}",
+      f"--methods={METHODS}",
       f"--seeds={FLAGS.seeds}",
       "--data=cifar10",
       f"--suite={suite}",
@@ -73,13 +73,13 @@ def _compare(suite: str, num_images: int) -> int:
 
 def main(_) -> None:
   workdir = Path(FLAGS.workdir)
-  if not (workdir / "fast" / RESULTS[0]).exists():
-    if code := _compare("fast", 0):
+  if not (workdir / "apgd" / RESULTS[0]).exists():
+    if code := _compare("apgd", 0):
       sys.exit(code)
-    (workdir / "fast").mkdir(exist_ok=True)
+    (workdir / "apgd").mkdir(exist_ok=True)
     for name in reversed(RESULTS):  # the one that says that this is done comes last
-      shutil.copy(workdir / name, workdir / "fast" / name)
-  sys.exit(_compare("compare", 1000))
+      shutil.copy(workdir / name, workdir / "apgd" / name)
+  sys.exit(_compare("full", 1000))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lrat_jax import attacks, data, host_memory, models, sharding, train, train_step
-from lrat_jax import config as config_lib
+from lrat_jax import attacks, data, models
+from lrat_jax.config import default as config_lib
+from lrat_jax.core import malloc, sharding
+from lrat_jax.training import loop
+from lrat_jax.training import step as step_lib
 
 # Image shape and global batch of the networks that the figures are quoted for.
 SETTINGS = {"cnn": ((28, 28, 1), 128), "resnet18": ((32, 32, 3), 64), "wide_resnet_34_10": ((32, 32, 3), 64)}
@@ -38,7 +41,7 @@ def parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
 def make_mesh(name: str):
   """The devices that the program itself would take for one of the networks, with its way of using memory."""
   sharding.use_cpu_cores(SETTINGS[name][1])
-  host_memory.keep_freed()
+  malloc.disable_malloc_trim()
   return sharding.make_mesh()
 
 
@@ -109,7 +112,7 @@ def classifier(name: str, mesh, batch_size: int | None = None, dtype: str = "flo
 
 def as_in_training(name: str, attack: attacks.Attack) -> attacks.Attack:
   """An attack on one of the networks as a train step runs it: on as many images at once as suit the device."""
-  return attacks.few_at_a_time(attack, models.images_at_once(name, *SETTINGS[name][0][:2]))
+  return attacks.microbatch(attack, models.microbatch_size(name, *SETTINGS[name][0][:2]))
 
 
 def over_devices(function: Callable[..., Any], mesh, num_batched: int) -> Callable[..., Any]:
@@ -118,7 +121,7 @@ def over_devices(function: Callable[..., Any], mesh, num_batched: int) -> Callab
   return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=sharding.BATCHED))
 
 
-def lrat_experiment(name: str, mesh) -> train.Experiment:
+def lrat_experiment(name: str, mesh) -> loop.Experiment:
   """LRAT with the CIFAR-10 preset's attack for one of the networks, on images of random pixels."""
   shape, batch = SETTINGS[name]
   config = config_lib.default("lrat", "cifar10")
@@ -138,13 +141,13 @@ def lrat_experiment(name: str, mesh) -> train.Experiment:
   images = np.random.default_rng(0).uniform(size=(2 * batch, *shape)).astype(np.float32)
   labels = (np.arange(2 * batch) % NUM_CLASSES).astype(np.int32)
   split = data.Split(images, labels, np.arange(2 * batch, dtype=np.int32))
-  return train.build(config, data.Dataset(split, split, split, NUM_CLASSES), mesh)
+  return loop.build(config, data.Dataset(split, split, split, NUM_CLASSES), mesh)
 
 
-def lrat_step(experiment: train.Experiment):
+def lrat_step(experiment: loop.Experiment):
   """The compiled step, a call that takes one step, the variables at the start, and the batch on the devices."""
-  phase = train_step.Phase(weighs_inside=True, weighs_across=False)
-  step = train_step.make_train_step(
+  phase = step_lib.Phase(use_local_weights=True, use_global_weights=False)
+  step = step_lib.make_train_step(
     experiment.config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh, phase
   )
   state = experiment.initial_state()

@@ -19,7 +19,9 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from lrat_jax import checkpoints, data, host_memory, sharding, train
+from lrat_jax import data
+from lrat_jax.core import malloc, sharding
+from lrat_jax.training import checkpoints, loop
 
 _PAGE = resource.getpagesize()
 
@@ -27,8 +29,8 @@ _PAGE = resource.getpagesize()
 def _experiment(config):
   dataset = data.load_for(config.data)
   sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size)
-  host_memory.keep_freed()
-  return train.build(config, dataset, sharding.make_mesh())
+  malloc.disable_malloc_trim()
+  return loop.build(config, dataset, sharding.make_mesh())
 
 
 def _seconds(experiment, *, saving):
@@ -50,7 +52,7 @@ def _seconds(experiment, *, saving):
     mock.patch.object(checkpoints.Checkpoints, "__exit__", timed(checkpoints.Checkpoints.__exit__)),
   ):
     start = time.perf_counter()
-    train.train(experiment, Path(folder), Console(quiet=True))
+    loop.train(experiment, Path(folder), Console(quiet=True))
     return time.perf_counter() - start, sum(waited), len(waited) - 1
 
 
@@ -81,8 +83,8 @@ def _memory(experiment, steps):
 
   with tempfile.TemporaryDirectory() as folder:
     try:
-      train.train(experiment, Path(folder), Console(quiet=True), stop=note)
-    except train.stopping.Stopped as stopped:
+      loop.train(experiment, Path(folder), Console(quiet=True), stop=note)
+    except loop.stopping.Preempted as stopped:
       print(stopped)
 
 

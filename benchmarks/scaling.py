@@ -9,7 +9,7 @@ should stay flat. "in loops" counts the collectives that the attack's loop would
 import jax
 
 from benchmarks import common, hlo
-from lrat_jax import sharding
+from lrat_jax.core import sharding
 
 
 def _measure(name: str, num_devices: int, rounds: int) -> dict:

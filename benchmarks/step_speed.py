@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from lrat_jax import attacks, sharding
+from lrat_jax import attacks
 from lrat_jax.attacks import losses
+from lrat_jax.core import sharding
 
 EPSILON, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 10
 SLOPE, BIAS, MINIMUM_NATURAL = 5.0, -1.0, 0.1

@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 
 from benchmarks import common
-from lrat_jax import exchange, models
+from lrat_jax import models
+from lrat_jax.convert import exchange
 from tests import torch_definitions as definitions
 
 NETWORKS = {

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lrat_jax.models import torch_names
+from lrat_jax.convert import torch_names
 from lrat_jax.models.cnn import CNN
 from lrat_jax.models.preact_resnet import PreActResNet
 from lrat_jax.models.resnet import ResNet

@@ -5,7 +5,7 @@ python -m lrat_jax.main --config=configs/lrat.py            (or lrat.py:cifar10,
 
 from ml_collections import ConfigDict
 
-from lrat_jax import config as base
+from lrat_jax.config import default as base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -6,7 +6,7 @@ python -m lrat_jax.main --config=configs/trades.py:digits,kl,cw --config.local_w
 
 from ml_collections import ConfigDict
 
-from lrat_jax import config as base
+from lrat_jax.config import default as base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -1,1 +1,1 @@
-"""Locally reweighted adversarial training (LRAT, arXiv:2106.15776), its baselines, and the attacks that judge them."""
+"""Locally reweighted adversarial training (LRAT, arXiv:2106.15776), its baselines, and attacks to evaluate them."""

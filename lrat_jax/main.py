@@ -1,17 +1,17 @@
-"""Trains a robust classifier and judges it; the same command again resumes.
+"""Trains a robust classifier and evaluates it; the same command again resumes.
 
   python -m lrat_jax.main --config=configs/lrat.py     digits, a minute or two
   python -m lrat_jax.main --config=configs/lrat.py:cifar10,pgd,cw  two attacks
-  python -m lrat_jax.main --config=configs/at.py:digits,suite=fast    AutoAttack
+  python -m lrat_jax.main --config=configs/at.py:digits,suite=apgd    AutoAttack
   python -m lrat_jax.main --config=configs/at.py --model=weights.pt   your model
   python -m lrat_jax.compare --help   methods and seeds, one table; also report
                                       (a page on runs), convert (PyTorch files)
 
   --config=FILE[:DATA_SET[,ATTACK...][,suite=SUITE]]
                  FILE: configs/ at lrat irat lrat_irat trades mart; DATA_SET:
-                 digits fashion_mnist cifar10 svhn; SUITE: quick fast standard
-                 compare unseen
-  --config.X=Y   any field, as config.seed; lrat_jax/config.py explains them
+                 digits fashion_mnist cifar10 svhn; SUITE: pgd apgd autoattack
+                 full unforeseen
+  --config.X=Y   any field, as config.seed; lrat_jax/config/default.py explains them
   --mode=MODE    train_and_evaluate (if not given), train or evaluate
   --workdir=DIR  where the run lives; runs/NAME_seedSEED if not given
   --model=MODEL  FILE.pt, FILE.safetensors, or PACKAGE.MODULE:FUNCTION
@@ -40,30 +40,16 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from lrat_jax import (
-  callables,
-  checkpoints,
-  command_line,
-  config_checks,
-  data,
-  dry_run,
-  evaluate,
-  exchange,
-  figures,
-  files,
-  host_memory,
-  hosts,
-  judging,
-  metrics,
-  models,
-  sharding,
-  stopping,
-  trackers,
-  train,
-  workdirs,
-)
-from lrat_jax.attacks import own_code
-from lrat_jax.config_checks import ConfigError
+from lrat_jax import data, models
+from lrat_jax.analysis import plots
+from lrat_jax.config import command_line, validate
+from lrat_jax.convert import exchange
+from lrat_jax.core import distributed, files, malloc, preemption, sharding, user_code
+from lrat_jax.core.errors import ConfigError
+from lrat_jax.evaluation import evaluate, runner
+from lrat_jax.models import user_model
+from lrat_jax.training import checkpoints, dry_run, loop, metric_writers, metrics
+from lrat_jax.training import workdir as workdir_lib
 
 BAD_INPUT, NOT_FINITE, FILES_FAILED, STOPPED = 2, 3, 4, 75
 
@@ -77,8 +63,8 @@ def _keep_compiled(where: str, workdir: Path) -> None:
 
 
 def _load_dataset(config: ConfigDict, workdir: Path) -> data.Dataset:
-  config_checks.check(config)
-  workdirs.check(workdir, config)
+  validate.check(config)
+  workdir_lib.check(workdir, config)
   try:
     return data.load_for(config.data)
   except data.DataError as error:
@@ -87,32 +73,34 @@ def _load_dataset(config: ConfigDict, workdir: Path) -> data.Dataset:
 
 def _load_data(config: ConfigDict, workdir: Path) -> tuple[data.Dataset, Mesh]:
   """Checks everything that can be wrong with a configuration; nothing is written before."""
-  same = f"{workdir} {json.dumps(workdirs.portable(config), sort_keys=True)}"
-  dataset = hosts.together("data", lambda: _load_dataset(config, workdir), same)
+  same = f"{workdir} {json.dumps(workdir_lib.portable(config), sort_keys=True)}"
+  dataset = distributed.run_on_all_processes("data", lambda: _load_dataset(config, workdir), same)
   _keep_compiled(config.compilation_cache, workdir)
-  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, num_processes=hosts.place().count)
+  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, num_processes=distributed.place().count)
   mesh = sharding.make_mesh()
   if mesh.devices.flat[0].platform == "cpu":
-    host_memory.keep_freed()
-  config_checks.check_for_devices(config, mesh.size)
-  config_checks.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
+    malloc.disable_malloc_trim()
+  validate.check_for_devices(config, mesh.size)
+  validate.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
   return dataset, mesh
 
 
-def _judge_checkpoint(
-  experiment: train.Experiment, workdir: Path, console: Console, stop: stopping.Watch
+def _evaluate_checkpoint(
+  experiment: loop.Experiment, workdir: Path, console: Console, stop: preemption.Watch
 ) -> dict[str, Any]:
-  """Judges the best checkpoint, and returns the content of results.json."""
-  best = train.load_best(experiment, workdir, console)
+  """Evaluates the best checkpoint, and returns the content of results.json."""
+  best = loop.load_best(experiment, workdir, console)
   if best is None:
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
   step, state = best
-  console.print(f"Judging the checkpoint of step {step}, the best in validation.")
-  logits_fn = Partial(evaluate.apply_function(experiment.model), state.judged)
+  console.print(f"Evaluation the checkpoint of step {step}, the best in validation.")
+  logits_fn = Partial(evaluate.apply_function(experiment.model), state.eval_variables)
   config = experiment.config
-  options = {"stop": stop, "images_at_once": experiment.images_at_once}
-  more = {"name": config.name, "step": step, "configuration": workdirs.portable(config)}
-  return judging.judge(config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, **options, **more)
+  options = {"stop": stop, "microbatch_size": experiment.microbatch_size, "draw": plots.draw_evaluation}
+  about = {"name": config.name, "step": step, "config": workdir_lib.portable(config)}
+  return runner.evaluate(
+    config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, about=about, **options
+  )
 
 
 def _read_stored(name: str) -> exchange.Stored | None:
@@ -120,18 +108,18 @@ def _read_stored(name: str) -> exchange.Stored | None:
   if not exchange.is_stored(name):
     return None
   if (Path(name) / "checkpoints").exists():
-    raise ConfigError(f"--model={name} is a run's workdir; judge it by --mode=evaluate --workdir={name}.")
+    raise ConfigError(f"--model={name} is a run's workdir; evaluate it by --mode=evaluate --workdir={name}.")
   try:
     return exchange.read(name)
   except exchange.WeightsError as error:
     raise ConfigError(f"--model={error}") from None
 
 
-def _judge_model(config: ConfigDict, name: str, workdir: Path, console: Console, stop: stopping.Watch) -> None:
-  """Judges a function or a file of weights of the user's."""
+def _evaluate_model(config: ConfigDict, name: str, workdir: Path, console: Console, stop: preemption.Watch) -> None:
+  """Evaluates a function or a file of weights of the user's."""
   if (workdir / "checkpoints").exists():
     raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
-  stored = hosts.together("model", lambda: _read_stored(name))
+  stored = distributed.run_on_all_processes("model", lambda: _read_stored(name))
   dataset, mesh = _load_data(config, workdir)
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
   about = {"name": name, "model": name}
@@ -140,44 +128,55 @@ def _judge_model(config: ConfigDict, name: str, workdir: Path, console: Console,
     console.print(stored.summary(), highlight=False, markup=False, soft_wrap=True)
   try:
     dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
-    found = stored.build(dtype).logits_fn if stored else callables.find(name)
-    logits_fn = callables.checked(name, found, images, dataset.num_classes)
-    at_once = models.images_at_once(stored.recognised.name if stored else name, *dataset.image_shape[:2])
-    with workdirs.claimed(workdir):
-      judging.judge(config, logits_fn, dataset, mesh, workdir, console, stop=stop, images_at_once=at_once, **about)
-  except (callables.CallableError, exchange.WeightsError) as error:
+    found = stored.build(dtype).logits_fn if stored else user_model.find(name)
+    logits_fn = user_model.checked(name, found, images, dataset.num_classes)
+    microbatch_size = models.microbatch_size(stored.recognised.name if stored else name, *dataset.image_shape[:2])
+    with workdir_lib.lock_workdir(workdir):
+      runner.evaluate(
+        config,
+        logits_fn,
+        dataset,
+        mesh,
+        workdir,
+        console,
+        stop=stop,
+        microbatch_size=microbatch_size,
+        draw=plots.draw_evaluation,
+        about=about,
+      )
+  except (user_model.UserModelError, exchange.WeightsError) as error:
     raise ConfigError(f"--model={error}") from error
   except jax.errors.JaxRuntimeError as error:  # a callback of the model's, or memory that it took
     raise ConfigError(f"--model={name!r} failed as it ran: {command_line.reason(error)}") from error
 
 
-def _run_config(options: command_line.Options, workdir: Path, console: Console, stop: stopping.Watch) -> None:
-  """Trains, judges, or both; or says what that would take."""
+def _run_config(options: command_line.Options, workdir: Path, console: Console, stop: preemption.Watch) -> None:
+  """Trains, evaluates, or both; or says what that would take."""
   config, mode = options.config, options.mode
-  services = hosts.together("track", lambda: trackers.find(options.track))
+  services = distributed.run_on_all_processes("track", lambda: metric_writers.find(options.track))
   if options.dry_run:
     config.compilation_cache = "off"
   dataset, mesh = _load_data(config, workdir)
-  experiment = train.build(config, dataset, mesh)
+  experiment = loop.build(config, dataset, mesh)
   if options.dry_run:
     dry_run.describe(experiment, console)
     return
   if mode == "evaluate" and not (workdir / "checkpoints").is_dir():
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
-  with workdirs.claimed(workdir), trackers.opened(services, workdir, config, console) as followers:
-    _run_experiment(experiment, mode, workdir, console, stop, followers)
+  with workdir_lib.lock_workdir(workdir), metric_writers.opened(services, workdir, config, console) as writers:
+    _run_experiment(experiment, mode, workdir, console, stop, writers)
 
 
 def _run_experiment(
-  experiment: train.Experiment,
+  experiment: loop.Experiment,
   mode: str,
   workdir: Path,
   console: Console,
-  stop: stopping.Watch,
-  followers: Sequence[trackers.Tracker],
+  stop: preemption.Watch,
+  writers: Sequence[metric_writers.Tracker],
 ) -> None:
   config, dataset, mesh = experiment.config, experiment.dataset, experiment.mesh
-  if hosts.leads():
+  if distributed.is_primary():
     with files.replacing(workdir / "config.json") as file:
       file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
   console.print(
@@ -188,11 +187,11 @@ def _run_experiment(
     soft_wrap=True,
   )
   if mode != "evaluate":
-    train.train(experiment, workdir, console, stop, followers)
-    if hosts.leads():
-      figures.draw_run(workdir, config.name, dataset.train)
+    loop.train(experiment, workdir, console, stop, writers)
+    if distributed.is_primary():
+      plots.draw_run(workdir, config.name, dataset.train)
   if mode != "train":
-    trackers.write_results(followers, _judge_checkpoint(experiment, workdir, console, stop))
+    metric_writers.write_results(writers, _evaluate_checkpoint(experiment, workdir, console, stop))
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
@@ -202,15 +201,15 @@ def run(arguments: Sequence[str], console: Console) -> None:
   if config is None:
     print(__doc__.strip())
     return
-  hosts.join(options.coordinator, options.num_processes, options.process_id)
-  console.quiet = console.quiet or not hosts.leads()
+  distributed.join(options.coordinator, options.num_processes, options.process_id)
+  console.quiet = console.quiet or not distributed.is_primary()
   name = config.name if model is None else exchange.label(model)
   workdir = Path(options.workdir or f"runs/{name}_seed{config.seed}")
-  with stopping.Watch() as stop:
+  with preemption.Watch() as stop:
     if model is None:
       _run_config(options, workdir, console, stop)
     else:
-      _judge_model(config, model, workdir, console, stop)
+      _evaluate_model(config, model, workdir, console, stop)
   if options.dry_run:
     return
   left = ", ".join(sorted(path.name for path in workdir.iterdir() if not path.name.startswith(".")))
@@ -229,19 +228,19 @@ def _outcome(arguments: Sequence[str]) -> _Outcome:
   again = "the same command goes on there."
   try:
     run(arguments, Console())
-  except (ConfigError, own_code.OwnCodeError) as error:
+  except (ConfigError, user_code.UserCodeError) as error:
     return _Outcome(BAD_INPUT, f"error: {error}")
-  except files.DamagedError as error:
+  except files.CorruptFileError as error:
     return _Outcome(BAD_INPUT, f"error: {error}", together=False)
   except metrics.NonFiniteError as error:
     return _Outcome(NOT_FINITE, f"error: {error} The checkpoints before it are intact.")
-  except checkpoints.SaveError as error:
+  except checkpoints.CheckpointError as error:
     return _Outcome(FILES_FAILED, f"error: {error} The checkpoints before it are intact; {again}", together=False)
   except OSError as error:
     where = f": {error.filename}" if error.filename else ""
     line = f"error: {error.strerror or error}{where}. The checkpoints are intact; {again}"
     return _Outcome(FILES_FAILED, line, together=False)
-  except stopping.Stopped as stopped:
+  except preemption.Preempted as stopped:
     return _Outcome(STOPPED, f"{stopped}; {again}")
   return _Outcome()
 
@@ -265,9 +264,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   logging.set_verbosity(logging.FATAL)  # Orbax and TFDS warn of their own defaults, and log what they raise anyway
   with _background_failures_in_a_line():
     code, line, together = _outcome(sys.argv[1:] if arguments is None else arguments)
-  if line and (hosts.leads() or not together):
+  if line and (distributed.is_primary() or not together):
     print(line, file=sys.stderr, flush=True)
-  if not together and hosts.place().count > 1:
+  if not together and distributed.place().count > 1:
     os._exit(code)  # the others wait for this process in the middle of a step; its end is how they learn of it
   return code
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lrat_jax.attacks.losses import cross_entropy, kl
-from lrat_jax.attacks.shapes import Labels, Logits, PerImage, PerVariant, VariantLogits
+from lrat_jax.core.typing import Labels, Logits, PerImage, PerVariant, VariantLogits
 
 # (logits of the member [batch, classes], natural logits or None, labels [batch], beta) -> losses [batch], in nats
 MemberLoss = Callable[[Array, Array | None, Array, float], Array]
@@ -47,7 +47,7 @@ OBJECTIVES = tuple(_MEMBER_LOSSES)
 
 
 def compares_with_natural(objective: str) -> bool:
-  """Whether a variant's loss needs the model's answer on the natural image, whatever that image weighs."""
+  """Whether a variant's loss needs the model's prediction on the natural image, whatever that image weighs."""
   return objective != "ce"
 
 
@@ -72,7 +72,7 @@ def pair_losses(
     labels: int [batch].
     natural_weights: float [batch].
     adversarial_weights: float [batch, m].
-    beta: what the divergence from the natural answer weighs in "trades" and "mart"; 0 or more.
+    beta: what the divergence from the natural prediction weighs in "trades" and "mart"; 0 or more.
 
   Returns:
     float [batch], the pairs' losses in nats, before any global weight and mean.

@@ -80,7 +80,7 @@ def uniform_local_weights(vulnerabilities: PerVariant, *, total: float) -> tuple
   return jnp.zeros_like(vulnerabilities[:, 0]), adversarial
 
 
-def own_local_weights(function: Callable[..., tuple[Array, Array]], vulnerabilities: Array, **options: float):
+def user_local_weights(function: Callable[..., tuple[Array, Array]], vulnerabilities: Array, **options: float):
   """The weights of a function that takes and returns what `local_weights` does, safe to train with.
 
   Whatever the function does, no gradient flows through them, and one below 0 becomes NaN, which stops a run.

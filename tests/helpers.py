@@ -3,16 +3,18 @@
 import jax
 import numpy as np
 
-from lrat_jax import config as config_lib
-from lrat_jax import data, sharding, train
+from lrat_jax import data
+from lrat_jax.config import default as config_lib
+from lrat_jax.core import sharding
+from lrat_jax.training import loop
 
 # Fields that make a run on digits a matter of seconds.
 SMALL = {
   "model.name": "cnn_4",
   "train.epochs": 2,
-  "train.log_every": 3,
+  "train.log_every_steps": 3,
   "eval.batch_size": 128,
-  "eval.check_images": 0,
+  "eval.num_sanity_examples": 0,
   "train_attacks.pgd.num_steps": 2,
   "validation_attack.num_steps": 2,
   "eval.suite.pgd20.num_steps": 2,
@@ -41,7 +43,7 @@ def make_split(count, shape=(8, 8, 1), num_classes=4, seed=0):
 def make_experiment(config, num_devices=1, shape=(8, 8, 1), count=64):
   """An `Experiment` on `make_split` images over the first devices."""
   dataset = data.Dataset(make_split(count, shape), make_split(20, shape, seed=1), make_split(21, shape, seed=2), 4)
-  return train.build(config, dataset, sharding.make_mesh(num_devices))
+  return loop.build(config, dataset, sharding.make_mesh(num_devices))
 
 
 def to_numpy(tree):

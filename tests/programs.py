@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lrat_jax.checkpoints import Checkpoints
+from lrat_jax.training.checkpoints import Checkpoints
 from tests.helpers import SMALL
 
 ROOT = Path(__file__).parent.parent
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 ARGUMENTS = (
   f"--config={ROOT}/configs/lrat_irat.py",
   *(f"--config.{name}={value}" for name, value in SMALL.items()),
-  "--config.train.checkpoint_every=4",
+  "--config.train.checkpoint_every_steps=4",
 )
 _PATIENCE_S = 300
 

@@ -27,7 +27,12 @@ import numpy as np
 from lrat_jax import main as program
 from tests import programs
 
-_ARGUMENTS = (*programs.ARGUMENTS, "--mode=train", "--config.train.epochs=4", "--config.train.checkpoint_every=10")
+_ARGUMENTS = (
+  *programs.ARGUMENTS,
+  "--mode=train",
+  "--config.train.epochs=4",
+  "--config.train.checkpoint_every_steps=10",
+)
 _ENVIRONMENT = {
   "JAX_NUM_CPU_DEVICES": "2",
   # A killed run has to find compiled what the one before it compiled, or it never comes to train.

@@ -21,8 +21,9 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 from docs.extensions import config_fields, docstrings
-from lrat_jax import attacks, command_line, config_checks, main, suites
-from lrat_jax import config as config_lib
+from lrat_jax import attacks, main
+from lrat_jax.config import command_line, suites, validate
+from lrat_jax.config import default as config_lib
 from tests import torch_definitions
 from tests.helpers import SMALL
 
@@ -92,7 +93,7 @@ def test_every_field_of_a_configuration_is_explained(preset):
   explained = {field.path: field for field in config_fields.fields()}
   config = config_lib.default("any", preset)
   for path, value in config_fields.leaves(config):
-    assert explained[path].explanation, f"lrat_jax/config.py has no comment beside {path}"
+    assert explained[path].explanation, f"lrat_jax/config/default.py has no comment beside {path}"
     if not isinstance(value, ConfigDict) and path != "name":
       assert explained[path].defaults[preset] == value
 
@@ -155,7 +156,7 @@ def workdirs(tmp_path_factory):
   """A folder with `runs/lrat_digits_seed0`, trained for a moment, and a network of PyTorch's in weights.pt."""
   folder = tmp_path_factory.mktemp("shown")
   torch.save(torch_definitions.cnn(width=4, channels=1, size=8).state_dict(), folder / "weights.pt")
-  small = {**SMALL, "data.train_size": 64, "local_weights.begin": 0.0, "train.log_every": 1}
+  small = {**SMALL, "data.train_size": 64, "local_weights.begin_fraction": 0.0, "train.log_every_steps": 1}
   arguments = [f"--config.{name}={value}" for name, value in small.items()]
   workdir = folder / "runs/lrat_digits_seed0"
   assert main.main([f"--config={ROOT}/configs/lrat.py", f"--workdir={workdir}", "--mode=train", *arguments]) == 0
@@ -191,7 +192,7 @@ PYTHON = [path for path in PAGES if _blocks(path, PythonCodeBlockParser())]
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
 def test_python_runs_as_it_is_shown(path, workdirs, linear_weights, monkeypatch):
   monkeypatch.chdir(workdirs)
-  monkeypatch.setitem(suites.SUITES, "unseen", suites.SUITES["quick"])  # minutes of compiling otherwise
+  monkeypatch.setitem(suites.SUITES, "unforeseen", suites.SUITES["pgd"])  # minutes of compiling otherwise
   document = Document.parse(str(path), PythonCodeBlockParser())
   document.namespace.update(_names(linear_weights))
   for example in document.examples():
@@ -236,7 +237,7 @@ def test_a_command_is_understood(page, module, arguments, monkeypatch):
   monkeypatch.chdir(ROOT)
   options = _parse(module, arguments)
   if module == "lrat_jax.main":
-    config_checks.check(options.config)
+    validate.check(options.config)
 
 
 def _inline(path):
@@ -259,7 +260,7 @@ OPTIONS = sorted(
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_in_the_text_names_a_field(option, monkeypatch):
   monkeypatch.chdir(ROOT)
-  command_line.parse(["--config=configs/lrat.py:digits,pgd,cw,pgd_l2,suite=compare", option])
+  command_line.parse(["--config=configs/lrat.py:digits,pgd,cw,pgd_l2,suite=full", option])
 
 
 @pytest.mark.parametrize("name", NAMES)

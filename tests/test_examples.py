@@ -11,19 +11,25 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from examples import own_attack, own_weighting
-from lrat_jax import attacks, data, inspection, main, models, reweighting, sharding
+from examples import custom_attack, custom_weighting
+from lrat_jax import attacks, data, main, models, reweighting
+from lrat_jax.analysis import inspection
+from lrat_jax.core import sharding
 
 ROOT = Path(__file__).parent.parent
-TINY = ["--config.train.epochs=1", "--config.train.log_every=2", "--config.data.train_size=128"]
+TINY = ["--config.train.epochs=1", "--config.train.log_every_steps=2", "--config.data.train_size=128"]
 TINY += [
-  "--config.local_weights.begin=0.0",
-  "--config.global_weights.begin=0.0",
+  "--config.local_weights.begin_fraction=0.0",
+  "--config.global_weights.begin_fraction=0.0",
   "--config.validation_attack.num_steps=1",
 ]
 TINY += ["--config.eval.batch_size=128", "--config.train_attacks.pgd.num_steps=2"]
-JUDGED = ["--config.eval.num_images=64", "--config.eval.check_images=0", "--config.eval.suite.mi_fgsm.num_steps=3"]
-JUDGED += ["--config.eval.suite.pgd20.num_steps=1", "--config.eval.suite.cw20.num_steps=1"]
+EVALUATED = [
+  "--config.eval.num_images=64",
+  "--config.eval.num_sanity_examples=0",
+  "--config.eval.suite.mi_fgsm.num_steps=3",
+]
+EVALUATED += ["--config.eval.suite.pgd20.num_steps=1", "--config.eval.suite.cw20.num_steps=1"]
 RADIUS = {"epsilon": 0.1, "step_size": 0.03}
 
 
@@ -47,23 +53,23 @@ def _in_the_root(monkeypatch):
   monkeypatch.chdir(ROOT)
 
 
-def test_the_command_of_the_attack_and_the_configuration_trains_and_judges_with_both(tmp_path):
-  (command,) = _commands("own_config")
-  assert [command] == _commands("own_attack")
+def test_the_command_of_the_attack_and_the_configuration_trains_and_evaluates_with_both(tmp_path):
+  (command,) = _commands("custom_config")
+  assert [command] == _commands("custom_attack")
   own = ["--config.train_attacks.mi_fgsm.num_steps=2", "--config.model.name=cnn_2"]
-  _, recorded = _run(command, tmp_path, *own, *JUDGED)
+  _, recorded = _run(command, tmp_path, *own, *EVALUATED)
   assert recorded["variants"].tolist() == ["mi_fgsm", "pgd"]
   options = {"total": 1.0, "minimum_natural": 0.1, "slope": 1.0, "bias": 0.0}
-  natural, adversarial = own_weighting.linear(recorded["vulnerabilities"], **options)
+  natural, adversarial = custom_weighting.linear(recorded["vulnerabilities"], **options)
   np.testing.assert_allclose(recorded["natural_weights"], natural, atol=1e-6)
   np.testing.assert_allclose(recorded["adversarial_weights"], adversarial, atol=1e-6)
   results = json.loads((tmp_path / "results.json").read_text())
   assert list(results["robust"]) == ["cw20", "fgsm", "mi_fgsm", "pgd20"]
-  assert results["robust"]["mi_fgsm"] <= results["clean"] and results["epsilons"]["mi_fgsm"]["value"] == 0.2
+  assert results["robust"]["mi_fgsm"] <= results["clean"] and results["threat_models"]["mi_fgsm"]["value"] == 0.2
 
 
 def test_the_commands_of_the_weightings_train_with_them(tmp_path):
-  inside, across = _commands("own_weighting")
+  inside, across = _commands("custom_weighting")
   row, _ = _run(inside, tmp_path / "inside", "--mode=train", "--config.model.name=cnn_2")
   assert row["natural_weights/q05"] < 0.11 and row["adversarial_weights/q95"] > 0.99  # the default slope and bias
   row, recorded = _run(across, tmp_path / "across", "--mode=train", "--config.model.name=cnn_2")
@@ -72,14 +78,14 @@ def test_the_commands_of_the_weightings_train_with_them(tmp_path):
 
 
 def test_the_command_of_the_network_trains_it(tmp_path):
-  (command,) = _commands("own_model")
+  (command,) = _commands("custom_model")
   row, _ = _run(command, tmp_path, "--mode=train")
   assert row["loss"] < 5
-  assert inspection.load_experiment(tmp_path, own_code=True).model.network.axis_name == sharding.AXIS
+  assert inspection.load_experiment(tmp_path, trust_user_code=True).model.network.axis_name == sharding.AXIS
 
 
 def test_the_command_of_the_data_set_trains_on_it(tmp_path):
-  (command,) = _commands("own_data")
+  (command,) = _commands("custom_data")
   _, recorded = _run(command, tmp_path, "--mode=train", "--config.model.name=cnn_2")
   assert set(recorded["labels"]) == {0, 1} and len(recorded["labels"]) == 128
 
@@ -87,7 +93,7 @@ def test_the_command_of_the_data_set_trains_on_it(tmp_path):
 @pytest.fixture(scope="module")
 def mi_fgsm(cnn_logits):
   """The example as a configuration makes it, on the small network, compiled: (keys, images, labels) -> AttackResult."""
-  entry = {"name": "examples.own_attack:mi_fgsm", "epsilon": "0.1", "step_size": "0.03", "num_steps": 5}
+  entry = {"name": "examples.custom_attack:mi_fgsm", "epsilon": "0.1", "step_size": "0.03", "num_steps": 5}
   attack = attacks.from_config(entry)
   return jax.jit(lambda keys, images, labels: attack(keys, cnn_logits, images, labels))
 
@@ -108,7 +114,7 @@ def test_momentum_keeps_what_every_attack_keeps(mi_fgsm, keys, images, cnn_logit
 
 
 def test_without_momentum_it_is_pgd(keys, images, labels, linear_logits):
-  result = own_attack.mi_fgsm(keys, linear_logits, images, labels, num_steps=4, decay=0.0, **RADIUS)
+  result = custom_attack.mi_fgsm(keys, linear_logits, images, labels, num_steps=4, decay=0.0, **RADIUS)
   pgd = attacks.pgd(keys, linear_logits, images, labels, num_steps=4, **RADIUS)
   np.testing.assert_allclose(result.images, pgd.images, atol=1e-6)
   np.testing.assert_array_equal(result.surviving_steps, pgd.surviving_steps)
@@ -119,7 +125,7 @@ def test_momentum_is_dong_et_als(images, labels, keys):
   weights = np.random.default_rng(3).normal(size=(64, 5)).astype(np.float32)
   logits_fn = lambda x: (x.reshape(x.shape[0], -1) ** 2) @ weights
   arguments = {"num_steps": 3, "decay": 0.7, **RADIUS}
-  found = own_attack.mi_fgsm(keys, logits_fn, images, labels, **arguments).images
+  found = custom_attack.mi_fgsm(keys, logits_fn, images, labels, **arguments).images
   originals = np.asarray(images).reshape(16, -1)
   linf = attacks.get_norm("linf")
   points = np.asarray(attacks.starting_points("uniform", keys, images, 0.1, linf)).reshape(16, -1)
@@ -137,22 +143,24 @@ def test_momentum_is_dong_et_als(images, labels, keys):
 def test_linear_weights_touch_lrats_curve_and_sum_to_the_total():
   options = {"total": 2.0, "minimum_natural": 0.05, "slope": 3.0, "bias": 0.1}
   near = jnp.array([[0.1, 0.11], [0.09, 0.1]])
-  for own, lrat in zip(own_weighting.linear(near, **options), reweighting.local_weights(near, **options), strict=True):
+  for own, lrat in zip(
+    custom_weighting.linear(near, **options), reweighting.local_weights(near, **options), strict=True
+  ):
     np.testing.assert_allclose(own, lrat, atol=1e-3)
-  natural, adversarial = own_weighting.linear(jnp.array([[-1.0, 1.0], [-1.0, -1.0], [1.0, 1.0]]), **options)
+  natural, adversarial = custom_weighting.linear(jnp.array([[-1.0, 1.0], [-1.0, -1.0], [1.0, 1.0]]), **options)
   np.testing.assert_allclose(adversarial, [[0, 1], [0, 0], [1, 1]])
   np.testing.assert_allclose(natural, [1, 2, 0.05], rtol=1e-6)
 
 
 def test_pairs_that_fall_soon_weigh_up_to_twice_as_much():
   fractions = jnp.array([[0.0], [0.5], [1.0]])
-  weigh = functools.partial(reweighting.global_weights, own_weighting.soon_fooled)
+  weigh = functools.partial(reweighting.global_weights, custom_weighting.soon_fooled)
   weights = weigh(vulnerabilities=jnp.zeros((3, 1)), surviving_fractions=fractions)
   np.testing.assert_allclose(weights, [4 / 3, 1, 2 / 3], rtol=1e-6)
 
 
 def test_the_network_is_a_classifier_with_batch_norm():
-  model = models.create("examples.own_model:make_network", 7, dtype="bfloat16", mean=(0.5,), std=(0.25,))
+  model = models.create("examples.custom_model:make_network", 7, dtype="bfloat16", mean=(0.5,), std=(0.25,))
   images = jnp.ones((2, 8, 8, 3))
   variables = model.init(jax.random.key(0), images)
   logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
@@ -162,7 +170,7 @@ def test_the_network_is_a_classifier_with_batch_norm():
 
 
 def test_the_data_set_is_the_digits_odd_and_even():
-  dataset = data.load("examples.own_data:odd_or_even", validation_size=197)
+  dataset = data.load("examples.custom_data:odd_or_even", validation_size=197)
   counts = [len(dataset.split(name).labels) for name in ("train", "validation", "test")]
   assert counts == [1100, 197, 500] and dataset.num_classes == 2 and dataset.image_shape == (8, 8, 1)
   digits = data.load("digits", validation_size=197)
@@ -172,7 +180,7 @@ def test_the_data_set_is_the_digits_odd_and_even():
 
 
 def test_the_configuration_is_the_default_with_what_it_says():
-  spec = importlib.util.spec_from_file_location("own_config", ROOT / "examples" / "own_config.py")
+  spec = importlib.util.spec_from_file_location("custom_config", ROOT / "examples" / "custom_config.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   config = module.get_config("cifar10,cw")

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lrat_jax import checkpoints, train
+from lrat_jax.training import checkpoints, loop
 from tests import programs, soak
 from tests.helpers import SMALL, make_config, make_experiment, to_numpy
 
 CONFIG = {name.replace(".", "__"): value for name, value in SMALL.items()}
-CONFIG |= {"data__batch_size": 16, "train__weights_sample": 4, "train__checkpoint_every": 3}
+CONFIG |= {"data__batch_size": 16, "train__num_logged_examples": 4, "train__checkpoint_every_steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def experiment():
 def whole(experiment, tmp_path_factory):
   """The workdir of a run that ended, with its checkpoints of steps 6 and 8, of which the second is the best."""
   workdir = tmp_path_factory.mktemp("whole")
-  train.train(experiment, workdir, Console(quiet=True))
+  loop.train(experiment, workdir, Console(quiet=True))
   return workdir
 
 
@@ -68,11 +68,11 @@ def test_every_damage_to_a_file_that_a_restore_reads_is_seen(whole, tmp_path, da
     folder = tmp_path / str(number) / "checkpoints"
     shutil.copytree(whole / "checkpoints", folder)
     DAMAGES[damage](folder / "8" / path.relative_to(source))
-    (line,) = checkpoints.set_damaged_aside(folder)
+    (line,) = checkpoints.quarantine_damaged(folder)
     assert line.startswith("The checkpoint of step 8 is damaged: ") and "\n" not in line
     assert [path.name for path in folder.iterdir()] == ["6"]
     assert (folder.parent / "damaged_checkpoints" / "8_1").is_dir()
-    assert checkpoints.set_damaged_aside(folder) == []
+    assert checkpoints.quarantine_damaged(folder) == []
 
 
 @pytest.mark.parametrize(("steps", "goes_on"), [((8,), 6), ((8, 6), None)])
@@ -81,7 +81,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(experiment, whol
   shutil.copytree(whole, workdir)
   for step in steps:
     _flip(max((workdir / "checkpoints" / str(step) / "state").rglob("*"), key=lambda path: path.stat().st_size))
-  train.train(experiment, workdir, Console())
+  loop.train(experiment, workdir, Console())
   said = capsys.readouterr().out
   for step in steps:
     assert f"warning: The checkpoint of step {step} is damaged: " in said
@@ -89,19 +89,19 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(experiment, whol
   _assert_same_end(experiment, workdir, whole)
 
 
-def test_the_best_of_the_whole_checkpoints_is_judged(experiment, whole, tmp_path, capsys):
+def test_the_best_of_the_whole_checkpoints_is_evaluated(experiment, whole, tmp_path, capsys):
   workdir = tmp_path / "run"
   shutil.copytree(whole, workdir)
-  best, _ = train.load_best(experiment, workdir)
+  best, _ = loop.load_best(experiment, workdir)
   _halve(workdir / "checkpoints" / str(best) / "metrics" / "metrics")
-  step, _ = train.load_best(experiment, workdir, Console())
+  step, _ = loop.load_best(experiment, workdir, Console())
   assert step != best and f"The checkpoint of step {best} is damaged" in capsys.readouterr().out
 
 
 def test_a_clock_that_jumps_changes_nothing(experiment, whole, tmp_path, monkeypatch):
   jumps, now = itertools.cycle([0.0, 36000.0, -36000.0, 3600.0]), time.time
   monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
-  train.train(experiment, tmp_path, Console(quiet=True))
+  loop.train(experiment, tmp_path, Console(quiet=True))
   monkeypatch.undo()
   _assert_same_end(experiment, tmp_path, whole)
 

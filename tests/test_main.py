@@ -12,8 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lrat_jax import attacks, command_line, config_checks, host_memory, inspection, main, models, trackers
-from lrat_jax.checkpoints import Checkpoints
+from lrat_jax import attacks, main, models
+from lrat_jax.analysis import inspection
+from lrat_jax.config import command_line, validate
+from lrat_jax.core import malloc
+from lrat_jax.training import metric_writers
+from lrat_jax.training.checkpoints import Checkpoints
 from tests import programs
 from tests.helpers import SMALL, make_split
 
@@ -61,31 +65,31 @@ def finished(tmp_path_factory, told):
   """The workdir of a small run that ended."""
   workdir = tmp_path_factory.mktemp("runs") / "finished"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(trackers._SERVICES, "follower", Follower(told))
-    assert main.main([*ARGUMENTS, f"--workdir={workdir}", "--track=follower"]) == 0
+    patch.setitem(metric_writers._SERVICES, "metric writer", Follower(told))
+    assert main.main([*ARGUMENTS, f"--workdir={workdir}", "--track=metric writer"]) == 0
   return workdir
 
 
 def test_every_attack_of_a_run_takes_as_many_images_as_suit_the_network_and_memory_is_kept(monkeypatch, tmp_path):
-  taken, kept, few_at_a_time = [], [], attacks.few_at_a_time
-  monkeypatch.setattr(models, "images_at_once", lambda name, height, width: {("cnn_4", 8, 8): 16}[name, height, width])
-  monkeypatch.setattr(attacks, "few_at_a_time", lambda attack, most: taken.append(most) or few_at_a_time(attack, most))
-  monkeypatch.setattr(host_memory, "keep_freed", lambda: kept.append(True))
+  taken, kept, microbatch = [], [], attacks.microbatch
+  monkeypatch.setattr(models, "microbatch_size", lambda name, height, width: {("cnn_4", 8, 8): 16}[name, height, width])
+  monkeypatch.setattr(attacks, "microbatch", lambda attack, most: taken.append(most) or microbatch(attack, most))
+  monkeypatch.setattr(malloc, "disable_malloc_trim", lambda: kept.append(True))
   few = ["--config.train.epochs=1", "--config.eval.num_images=16", f"--workdir={tmp_path}"]
   assert main.main([*ARGUMENTS, *few]) == 0
-  inspection.judge(tmp_path, num_images=16)
-  assert len(taken) >= 8 and set(taken) == {16}  # in the step, in validation, and three attacks judged twice
+  inspection.evaluate(tmp_path, num_images=16)
+  assert len(taken) >= 8 and set(taken) == {16}  # in the step, in validation, and three attacks evaluated twice
   assert kept == [True]
 
 
 def test_a_service_that_follows_is_told_every_row_and_the_result(finished, told):
-  *rows, (step, judged), end = told
+  *rows, (step, evaluated), end = told
   written = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
   assert [step for step, _ in rows] == [row["step"] for row in written]
   assert rows[0][1]["train/loss"] == written[0]["loss"]
   results = json.loads((finished / "results.json").read_text())
-  assert step == results["step"] and judged["test/worst_case"] == results["worst_case"]
-  assert set(judged) == {"test/clean", "test/fgsm", "test/pgd20", "test/cw20", "test/worst_case"}
+  assert step == results["step"] and evaluated["test/union"] == results["union"]
+  assert set(evaluated) == {"test/clean", "test/fgsm", "test/pgd20", "test/cw20", "test/union"}
   assert end == ("closed", False)
 
 
@@ -106,17 +110,17 @@ def test_a_dry_run_says_what_the_run_would_take_and_leaves_nothing(tmp_path, mon
   biases = 4 + 4 + 8 + 8 + 16 + 10
   assert f"cnn_4, {kernels + biases:,} parameters, computes in float32" in said
   assert re.search(r"Conv_2 +4x4x8 +296\n", said)
-  assert re.search(r"time +about .+ of training, .+ of validation, .+ of judging at most, .+ of compilation", said)
+  assert re.search(r"time +about .+ of training, .+ of validation, .+ of evaluation at most, .+ of compilation", said)
   assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_shows_a_network_that_does_not_say_its_type(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  own = "--config.model.name=tests.own_functions:linear"
+  own = "--config.model.name=tests.user_functions:linear"
   arguments = [argument for argument in ARGUMENTS if ".model.name" not in argument]
   assert main.main([*arguments, own, "--config.train.epochs=1", "--dry_run"]) == 0
   said = capsys.readouterr().out
-  assert re.search(r"tests.own_functions:linear, [\d,]+ parameters, computes in float32", said), said
+  assert re.search(r"tests.user_functions:linear, [\d,]+ parameters, computes in float32", said), said
 
 
 @pytest.mark.parametrize("option", ["--dry_run", "--track=wandb"])
@@ -129,7 +133,7 @@ def test_a_run_leaves_what_the_design_says(finished):
   assert {path.name for path in finished.iterdir()} == RESULT_FILES
   results = json.loads((finished / "results.json").read_text())
   assert set(results["robust"]) == {"fgsm", "pgd20", "cw20"} and results["n"] == 500
-  assert all(0 <= value <= results["clean"] <= 1 for value in [*results["robust"].values(), results["worst_case"]])
+  assert all(0 <= value <= results["clean"] <= 1 for value in [*results["robust"].values(), results["union"]])
   assert results["suite"]["pgd20"]["epsilon"] == "0.2"
   drawn = {
     "training_curves",
@@ -187,7 +191,7 @@ def test_the_same_command_again_only_evaluates(finished, capsys):
   assert (finished / "results.json").read_text() == results
 
 
-def test_another_suite_may_judge_a_finished_run(finished):
+def test_another_suite_may_evaluate_a_finished_run(finished):
   more = ["--mode=evaluate", "--config.eval.batch_size=256", "--config.eval.suite.fgsm.epsilon=0"]
   assert main.main([*ARGUMENTS, *more, f"--workdir={finished}"]) == 0
   results = json.loads((finished / "results.json").read_text())
@@ -200,7 +204,7 @@ def test_a_workdir_of_another_configuration_is_refused_with_the_difference(finis
 
 
 def test_a_metric_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(tmp_path, capsys):
-  fields = {"optimizer.learning_rate": "1e4", "optimizer.schedule": "constant", "train.checkpoint_every": 1}
+  fields = {"optimizer.learning_rate": "1e4", "optimizer.schedule": "constant", "train.checkpoint_every_steps": 1}
   broken = [f"--config.{name}={value}" for name, value in fields.items()]
   workdir = tmp_path / "run"
   assert main.main([*ARGUMENTS, *broken, f"--workdir={workdir}"]) == 3
@@ -286,7 +290,7 @@ def test_every_command_that_we_print_is_understood(path):
   assert commands
   for command in commands:
     config = command_line.parse(shlex.split(command)).config
-    config_checks.check(config)
+    validate.check(config)
 
 
 def test_a_run_that_was_killed_twice_ends_in_the_same_bits(tmp_path):

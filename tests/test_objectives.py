@@ -30,7 +30,7 @@ def _boosted(logits):
   return _nll(logits) - np.log(1.0001 - others.max(axis=-1))
 
 
-# What one member of a pair costs under each objective with beta 6, by the papers' own code.
+# What one member of a pair costs under each objective with beta 6, by the papers' user code.
 WRITTEN_OUT = {
   "ce": _nll,
   "trades": lambda logits: _nll(NATURAL) + 6 * _divergence(logits),

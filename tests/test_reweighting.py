@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax.sharding import PartitionSpec as P
 
-from lrat_jax import reweighting, sharding
+from lrat_jax import reweighting
+from lrat_jax.core import sharding
 
 vulnerability_arrays = st.integers(1, 4).flatmap(
   lambda m: hnp.arrays(np.float32, st.tuples(st.integers(1, 8), st.just(m)), elements=st.floats(-1, 1, width=32))

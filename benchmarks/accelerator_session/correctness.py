@@ -13,9 +13,11 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from benchmarks.accelerator_session.session import Session
-from lrat_jax import attacks, data, models, sharding, train, train_step
-from lrat_jax import config as config_lib
-from lrat_jax.attacks import placement
+from lrat_jax import attacks, data, models
+from lrat_jax.config import default as config_lib
+from lrat_jax.core import sharding
+from lrat_jax.training import loop
+from lrat_jax.training import step as step_lib
 
 # name -> what `attacks.from_config` takes, at the digits preset's radius.
 _ATTACKS = {
@@ -30,27 +32,27 @@ _WAYS = (("float32", "float32", "highest"), ("float32, default", "float32", None
 
 
 def _mesh(device: jax.Device) -> Mesh:
-  return placement.mesh_of([device], sharding.AXIS)
+  return sharding.mesh_of([device], sharding.AXIS)
 
 
-def _experiment(session: Session, device: jax.Device, method: str = "lrat") -> train.Experiment:
+def _experiment(session: Session, device: jax.Device, method: str = "lrat") -> loop.Experiment:
   config = config_lib.default(method, "digits")
   fields = {"train.epochs": session.scale.compared_epochs, "model.dtype": "float32", "data.placement": "device"}
-  config.update_from_flattened_dict(fields | {"local_weights.kind": "lrat", "local_weights.begin": 0.0})
-  return train.build(config, data.load_for(config.data), _mesh(device))
+  config.update_from_flattened_dict(fields | {"local_weights.kind": "lrat", "local_weights.begin_fraction": 0.0})
+  return loop.build(config, data.load_for(config.data), _mesh(device))
 
 
-def _steps(experiment: train.Experiment):
+def _steps(experiment: loop.Experiment):
   """(the compiled step, batches that wait on the device)."""
-  phase = train_step.phase_at(experiment.config, 0)
-  step = train_step.make_train_step(
+  phase = step_lib.phase_at(experiment.config, 0)
+  step = step_lib.make_train_step(
     experiment.config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh, phase
   )
-  place = data.placer(experiment.dataset.train, experiment.mesh, experiment.config.data.placement)
+  place = data.make_device_put(experiment.dataset.train, experiment.mesh, experiment.config.data.placement)
   return step, data.train_batches(experiment.dataset.train, experiment.config.data.batch_size, 0, place)
 
 
-def _train(session: Session, experiment: train.Experiment, guard: str):
+def _train(session: Session, experiment: loop.Experiment, guard: str):
   """The variables after some epochs of LRAT, all but the first step under a transfer guard."""
   step, batches = _steps(experiment)
   state, output = step(experiment.initial_state(), next(batches))
@@ -121,7 +123,7 @@ def _logits(model, variables, images):
   return model.apply(variables, images, train=False)
 
 
-def _compare_attacks(session: Session, experiment: train.Experiment, variables, device, cpu) -> None:
+def _compare_attacks(session: Session, experiment: loop.Experiment, variables, device, cpu) -> None:
   """Every attack on the same network and images; verdicts are the CPU's in float32."""
   split = experiment.dataset.test.take(np.arange(session.scale.compared_images))
   host = _fetch(variables)

@@ -6,9 +6,12 @@ import numpy as np
 
 from benchmarks.accelerator_session import images, weights
 from benchmarks.accelerator_session.session import Scale, Session
-from lrat_jax import config as config_lib
-from lrat_jax import data, evaluate, exchange, sharding
-from lrat_jax.suites import SUITES
+from lrat_jax import data
+from lrat_jax.config import default as config_lib
+from lrat_jax.config.suites import SUITES
+from lrat_jax.convert import exchange
+from lrat_jax.core import sharding
+from lrat_jax.evaluation import evaluate
 
 TABLE = "Robust accuracy in %, from the stored weights in float32"
 BATCH_SIZE = 500
@@ -17,17 +20,17 @@ BATCH_SIZE = 500
 def suite(scale: Scale, preset: str) -> dict[str, tuple[int, dict]]:
   """The attacks in order: name -> (number of test images, its configuration)."""
   budget = config_lib.PRESETS[preset]["budget"]
-  quick, epsilon = SUITES["quick"](budget), budget["linf"][0]
+  pgd, epsilon = SUITES["pgd"](budget), budget["linf"][0]
   small = (
-    {"changes": {name: {"num_steps": scale.apgd_steps} for name in ("apgd-ce", "apgd-t")}}
+    {"overrides": {name: {"num_steps": scale.apgd_steps} for name in ("apgd-ce", "apgd-t")}}
     if scale.apgd_steps < 100
     else {}
   )
-  apgd = {"name": "autoattack", "norm": "linf", "epsilon": epsilon, "version": "fast", **small}
+  apgd = {"name": "autoattack", "norm": "linf", "epsilon": epsilon, "version": "apgd", **small}
   square = {"name": "square", "norm": "linf", "epsilon": epsilon, "num_queries": scale.square_queries}
   return {
-    "pgd20": (scale.evaluated_images, quick["pgd20"]),
-    "cw20": (scale.evaluated_images, quick["cw20"]),
+    "pgd20": (scale.evaluated_images, pgd["pgd20"]),
+    "cw20": (scale.evaluated_images, pgd["cw20"]),
     "apgd-ce + apgd-t": (scale.evaluated_images, apgd),
     "square": (scale.square_images, square),
   }

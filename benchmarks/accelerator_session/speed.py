@@ -13,9 +13,12 @@ import numpy as np
 from benchmarks import common, step_speed
 from benchmarks.accelerator_session import flops, kernels, torch_step
 from benchmarks.accelerator_session.session import NUM_CLASSES, Session, Setting
-from lrat_jax import attacks, data, sharding, train, train_step
-from lrat_jax import config as config_lib
+from lrat_jax import attacks, data
 from lrat_jax.attacks import losses
+from lrat_jax.config import default as config_lib
+from lrat_jax.core import sharding
+from lrat_jax.training import loop as loop_lib
+from lrat_jax.training import step as step_lib
 
 METHODS = ("at", "lrat")
 TABLE = "Train steps"
@@ -29,19 +32,19 @@ class _Ours:
     config = config_lib.default(method, "cifar10")
     fields = {"model.name": setting.network, "data.batch_size": setting.batch_size, "data.placement": "device"}
     fields |= {"train_attacks.pgd.num_steps": session.scale.num_steps, "optimizer.schedule": "constant"}
-    fields |= {"optimizer.learning_rate": 0.01, "local_weights.begin": 0.0}
+    fields |= {"optimizer.learning_rate": 0.01, "local_weights.begin_fraction": 0.0}
     fields |= {"local_weights.kind": "lrat"} if method == "lrat" else {}
     config.update_from_flattened_dict(fields)
     count = 4 * setting.batch_size
     images = np.random.default_rng(0).integers(0, 256, (count, *_IMAGE), np.uint8)
     split = data.Split(images, (np.arange(count) % NUM_CLASSES).astype(np.int32), np.arange(count, dtype=np.int32))
     mesh = sharding.make_mesh(1)
-    self.experiment = train.build(config, data.Dataset(split, split, split, NUM_CLASSES), mesh)
-    self.batches = data.train_batches(split, setting.batch_size, 0, data.placer(split, mesh, "device"))
+    self.experiment = loop_lib.build(config, data.Dataset(split, split, split, NUM_CLASSES), mesh)
+    self.batches = data.train_batches(split, setting.batch_size, 0, data.make_device_put(split, mesh, "device"))
     self._start = jax.device_get(self.experiment.initial_state())
     self._state = self._fresh()
-    phase = train_step.phase_at(config, 0)
-    step = train_step.make_train_step(
+    phase = step_lib.phase_at(config, 0)
+    step = step_lib.make_train_step(
       config, self.experiment.model, self.experiment.optimizer, self.experiment.total_steps, mesh, phase
     )
     start = time.perf_counter()
@@ -51,14 +54,14 @@ class _Ours:
     memory = compiled.memory_analysis()
     self.memory_gib = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30
 
-  def _fresh(self) -> train_step.TrainState:
+  def _fresh(self) -> step_lib.TrainState:
     return sharding.replicate(self.experiment.mesh, self._start)
 
   @property
   def variables(self):
     return self._state.variables
 
-  def take(self, steps: int) -> train_step.TrainState:
+  def take(self, steps: int) -> step_lib.TrainState:
     for _ in range(steps):
       self._state, _ = self._step(self._state, next(self.batches))
     return self._state

@@ -10,8 +10,11 @@ from rich.console import Console
 
 from benchmarks.accelerator_session import images, speed, weights
 from benchmarks.accelerator_session.session import Session
-from lrat_jax import config as config_lib
-from lrat_jax import data, metrics, sharding, stopping, train, train_step
+from lrat_jax import data
+from lrat_jax.config import default as config_lib
+from lrat_jax.core import preemption, sharding
+from lrat_jax.training import loop, metrics
+from lrat_jax.training import step as step_lib
 
 # In this order: where time is short, the last ones are left out. Their fields beside those of adversarial training.
 METHODS = {
@@ -40,9 +43,9 @@ def _config(session: Session, method: str, epochs: int) -> ConfigDict:
       "data.batch_size": scale.train_batch_size,
       "data.placement": "device",
       "train.epochs": epochs,
-      "train.log_every": 50,
-      "train.checkpoint_every": 10**6,
-      "train.weights_sample": 256,
+      "train.log_every_steps": 50,
+      "train.checkpoint_every_steps": 10**6,
+      "train.num_logged_examples": 256,
       "train_attacks.pgd.num_steps": scale.num_steps,
       "validation_attack.num_steps": scale.num_steps,
       "optimizer.schedule": "one_cycle",
@@ -68,13 +71,13 @@ def _estimates(session: Session, dataset: data.Dataset) -> tuple[dict[str, float
 def _measure(session: Session, dataset: data.Dataset, method: str) -> float:
   """Seconds of one step with all its weights."""
   config = _config(session, method, 1)
-  config.local_weights.begin = 0.0
-  experiment = train.build(config, dataset, sharding.make_mesh(1))
-  step = train_step.make_train_step(
+  config.local_weights.begin_fraction = 0.0
+  experiment = loop.build(config, dataset, sharding.make_mesh(1))
+  step = step_lib.make_train_step(
     config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh,
-    train_step.phase_at(config, 0),
+    step_lib.phase_at(config, 0),
   )  # fmt: skip
-  place = data.placer(dataset.train, experiment.mesh, "device")
+  place = data.make_device_put(dataset.train, experiment.mesh, "device")
   batches = data.train_batches(dataset.train, config.data.batch_size, 0, place)
   state, _ = step(experiment.initial_state(), next(batches))
   jax.block_until_ready(state)
@@ -119,23 +122,25 @@ def _train(session: Session, dataset: data.Dataset, method: str, epochs: int) ->
   workdir = Path(session.scratch) / "runs" / method
   workdir.mkdir(parents=True, exist_ok=True)
   config = _config(session, method, epochs)
-  experiment = train.build(config, dataset, sharding.make_mesh(1))
+  experiment = loop.build(config, dataset, sharding.make_mesh(1))
   start = time.perf_counter()
   stop = lambda: session.left() < 4
   ended = "whole"
   try:
-    train.train(experiment, workdir, Console(), stop)
-  except (stopping.Stopped, metrics.NonFiniteError) as error:
+    loop.train(experiment, workdir, Console(), stop)
+  except (preemption.Preempted, metrics.NonFiniteError) as error:
     ended = str(error)
   seconds = time.perf_counter() - start
   row = {"method": method, "epochs": epochs, "batch": config.data.batch_size, "seconds": seconds, "ended": ended}
   if ended == "whole":
-    step, state = train.load_best(experiment, workdir)
+    step, state = loop.load_best(experiment, workdir)
     rows = [row for row in metrics.read_rows(workdir / "metrics.jsonl") if row["split"] == "validation"]
     (best,) = (row for row in rows if row["step"] == step)
     folder = Path(session.scratch) / "weights"
     folder.mkdir(exist_ok=True)
-    weights.save(folder, method, experiment.model, state.judged, session.scale.file_bytes, method=method, step=step)
+    weights.save(
+      folder, method, experiment.model, state.eval_variables, session.scale.file_bytes, method=method, step=step
+    )
     row |= {"best step": step, **{f"validation {name} %": 100 * best[name] for name in ("clean", "robust")}}
     row |= {"weights": _keep(session, folder, method)}
   session.record("Training", **row)

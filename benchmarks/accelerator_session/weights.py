@@ -7,8 +7,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from lrat_jax import exchange, weight_files
-from lrat_jax.models import torch_names
+from lrat_jax.convert import exchange, torch_names, weight_files
 
 
 def save(folder: Path, name: str, module, variables, most_bytes: int, **metadata) -> list[Path]:

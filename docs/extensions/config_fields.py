@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lrat_jax import attacks, suites
-from lrat_jax import config as config_lib
+from lrat_jax import attacks
 from lrat_jax.attacks import registry
+from lrat_jax.config import default as config_lib
+from lrat_jax.config import suites
 
 # Groups whose members are attacks; their fields are the attacks' own arguments.
 ATTACK_GROUPS = ("train_attacks", "validation_attack", "eval.suite")
@@ -21,7 +22,7 @@ _ARGUMENTS_OF = {"fgsm": attacks.pgd, "cw": attacks.pgd}
 
 
 class Field(NamedTuple):
-  """A field: its path, its type, its default in each preset, and the comment beside it in lrat_jax/config.py."""
+  """A field: its path, its type, its default in each preset, and the comment beside it in `config.default`."""
 
   path: str
   kind: str
@@ -114,6 +115,8 @@ def attack_arguments(name: str) -> dict[str, tuple[Any, str]]:
   explained = argument_explanations(name)
   if name == suites.AUTOATTACK:
     given = inspect.signature(attacks.autoattack).parameters
-    return {key: (given[key].default, explained[key]) for key in ("epsilon", "norm", "version", "parts", "changes")}
+    return {
+      key: (given[key].default, explained[key]) for key in ("epsilon", "norm", "version", "attacks_to_run", "overrides")
+    }
   parameters = inspect.signature(registry.REGISTRY[name]).parameters.values()
   return {p.name: (p.default, explained.get(p.name, "")) for p in parameters if p.kind is p.KEYWORD_ONLY}

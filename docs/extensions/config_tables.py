@@ -12,9 +12,9 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from docs.extensions import config_fields
-from lrat_jax import config as config_lib
-from lrat_jax import suites
 from lrat_jax.attacks import registry
+from lrat_jax.config import default as config_lib
+from lrat_jax.config import suites
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -3,21 +3,21 @@
     result = attacks.pgd(keys, logits_fn, images, labels, epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
 Images are float [batch, h, w, c] in [0, 1], labels int [batch]; normalisation belongs inside `logits_fn`.
-An attack of one's own is made of `starting_points`, `losses`, `get_norm` and `project` (examples/own_attack.py).
-This package imports nothing else of lrat_jax.
+A custom attack is made of `starting_points`, `losses`, `get_norm` and `project` (examples/custom_attack.py).
+This package imports nothing else of lrat_jax but `core`.
 """
 
 from lrat_jax.attacks import losses
-from lrat_jax.attacks.apgd import apgd
-from lrat_jax.attacks.autoattack import AutoAttackReport, StageSummary, autoattack
-from lrat_jax.attacks.carlini_wagner import carlini_wagner
+from lrat_jax.attacks._apgd import apgd
+from lrat_jax.attacks._autoattack import AutoAttackReport, StageSummary, autoattack
+from lrat_jax.attacks._carlini_wagner import carlini_wagner
+from lrat_jax.attacks._fab import fab
+from lrat_jax.attacks._pgd import AttackResult, cw, example_keys, fgsm, pgd, starting_points
+from lrat_jax.attacks._spatial import spatial
+from lrat_jax.attacks._square import square
 from lrat_jax.attacks.corruptions import corruption
-from lrat_jax.attacks.fab import fab
-from lrat_jax.attacks.pgd import AttackResult, cw, example_keys, fgsm, pgd, starting_points
-from lrat_jax.attacks.progress import FileStore
-from lrat_jax.attacks.registry import Attack, few_at_a_time, from_config, scaled
-from lrat_jax.attacks.spatial import spatial
-from lrat_jax.attacks.square import square
+from lrat_jax.attacks.eval_state import FileStore
+from lrat_jax.attacks.registry import Attack, from_config, microbatch, scaled
 from lrat_jax.attacks.threat_model import get_norm, project
 
 __all__ = [
@@ -33,11 +33,11 @@ __all__ = [
   "cw",
   "example_keys",
   "fab",
-  "few_at_a_time",
   "fgsm",
   "from_config",
   "get_norm",
   "losses",
+  "microbatch",
   "pgd",
   "project",
   "scaled",

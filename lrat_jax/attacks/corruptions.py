@@ -9,9 +9,9 @@ from jax import Array
 from scipy import ndimage
 
 from lrat_jax.attacks import losses
-from lrat_jax.attacks.jpeg import jpeg
-from lrat_jax.attacks.pgd import AttackResult, check_batch, per_image_keys
-from lrat_jax.attacks.shapes import Images, Keys, Labels, LogitsFn
+from lrat_jax.attacks._jpeg import jpeg
+from lrat_jax.attacks._pgd import AttackResult, check_batch, per_image_keys
+from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn
 
 
 def _gaussian_noise(keys: Array, images: Array, deviation: float) -> Array:
@@ -106,5 +106,5 @@ def corruption(
     raise ValueError(f"severity={severity!r} is outside 1..5.")
   corrupt, strengths = _KINDS[kind]
   corrupted = jnp.clip(corrupt(per_image_keys(keys, images), images, strengths[severity - 1]), 0.0, 1.0)
-  right = losses.right(logits_fn(images), labels)
+  right = losses.is_correct(logits_fn(images), labels)
   return jax.lax.stop_gradient(AttackResult(corrupted, right.astype(jnp.int32)))

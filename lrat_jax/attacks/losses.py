@@ -8,14 +8,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lrat_jax.attacks.shapes import Answers, Images, Labels, Logits, LogitsFn, PerImage, Rank
+from lrat_jax.core.typing import Answers, Images, Labels, Logits, LogitsFn, PerImage, Rank
 
 # The margin at which GAIRAT and MAIL stop pushing; their "CW-infinity" is PGD on this loss.
 CW_CONFIDENCE = 50.0
 
 
-def right(logits: Logits, labels: Labels) -> Answers:
-  """Whether the model's answer is the label, bool [batch]; logits that are NaN or infinite are no answer."""
+def is_correct(logits: Logits, labels: Labels) -> Answers:
+  """Whether the model's prediction is the label, bool [batch]; logits that are NaN or infinite are no prediction."""
   return jnp.all(jnp.isfinite(logits), axis=-1) & (jnp.argmax(logits, axis=-1) == labels)
 
 
@@ -108,7 +108,7 @@ TARGETED_LOSSES = tuple(_WITH_TARGETS)
 def surrogate(name: str, logits_fn: LogitsFn, images: Images, labels: Labels) -> Callable[[Logits], PerImage]:
   """The loss of that name as a function of logits alone: [batch, classes] -> [batch].
 
-  "kl" compares with the model's own answer on the clean `images`, which costs one forward here.
+  "kl" compares with the model's own prediction on the clean `images`, which costs one forward here.
   Raises ValueError, with the choices, for an unknown name.
   """
   if name == "kl":

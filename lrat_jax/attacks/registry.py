@@ -10,24 +10,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrat_jax.attacks import chunks, own_code, threat_model
-from lrat_jax.attacks.apgd import apgd
-from lrat_jax.attacks.carlini_wagner import carlini_wagner
+from lrat_jax.attacks import threat_model
+from lrat_jax.attacks._apgd import apgd
+from lrat_jax.attacks._carlini_wagner import carlini_wagner
+from lrat_jax.attacks._fab import fab
+from lrat_jax.attacks._pgd import AttackResult, check_batch, check_budget, check_count, cw, fgsm, per_image_keys, pgd
+from lrat_jax.attacks._spatial import spatial
+from lrat_jax.attacks._square import square
 from lrat_jax.attacks.corruptions import corruption
-from lrat_jax.attacks.fab import fab
-from lrat_jax.attacks.pgd import (
-  AttackResult,
-  check_batch,
-  check_budget,
-  check_count,
-  cw,
-  fgsm,
-  per_image_keys,
-  pgd,
-)
-from lrat_jax.attacks.shapes import Images, Keys, Labels, LogitsFn
-from lrat_jax.attacks.spatial import spatial
-from lrat_jax.attacks.square import square
+from lrat_jax.core import microbatch as microbatch_lib
+from lrat_jax.core import user_code
+from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn
 
 Attack = Callable[..., AttackResult]
 
@@ -64,8 +57,8 @@ _FORM = "(keys, logits_fn, images, labels, *, ...)"
 
 def _own(name: str) -> tuple[Attack, dict[str, inspect.Parameter]]:
   """The user's attack that a name stands for, behind the checks that all attacks begin with, and its parameters."""
-  attack = own_code.function(name)
-  parameters = own_code.parameters(name, attack, 4, _FORM)
+  attack = user_code.function(name)
+  parameters = user_code.parameters(name, attack, 4, _FORM)
 
   def run(keys: Array, logits_fn: LogitsFn, images: Array, labels: Array, **fields: Any) -> AttackResult:
     check_batch(images, labels)
@@ -77,16 +70,18 @@ def _own(name: str) -> tuple[Attack, dict[str, inspect.Parameter]]:
 
 
 def _checked(name: str, result: Any, images: Array) -> AttackResult:
-  """What the user's attack returned, in the form of every attack's. Raises OwnCodeError for anything else."""
+  """What the user's attack returned, in the form of every attack's. Raises UserCodeError for anything else."""
   if not isinstance(result, tuple) or len(result) != 2 or not all(hasattr(part, "dtype") for part in result):
-    raise own_code.OwnCodeError(f"{name!r} returns {type(result).__name__}; it must return an AttackResult of arrays.")
+    raise user_code.UserCodeError(
+      f"{name!r} returns {type(result).__name__}; it must return an AttackResult of arrays."
+    )
   (found, survived), batch = result, images.shape[:1]
   if found.shape != images.shape or not jnp.issubdtype(found.dtype, jnp.floating):
-    raise own_code.OwnCodeError(
+    raise user_code.UserCodeError(
       f"{name!r} returns images {found.dtype} {found.shape}; they must be float {images.shape}."
     )
   if survived.shape != batch or not jnp.issubdtype(survived.dtype, jnp.integer):
-    raise own_code.OwnCodeError(
+    raise user_code.UserCodeError(
       f"{name!r} returns surviving_steps {survived.dtype} {survived.shape}; they must be integers {batch}."
     )
   return AttackResult(found.astype(images.dtype), survived.astype(jnp.int32))
@@ -94,7 +89,7 @@ def _checked(name: str, result: Any, images: Array) -> AttackResult:
 
 def _look_up(name: Any) -> tuple[Attack, dict[str, inspect.Parameter]]:
   """The attack of that name, and the parameters that fields may set."""
-  if own_code.is_name(name):
+  if user_code.is_name(name):
     return _own(name)
   if not isinstance(name, str) or name not in REGISTRY:
     raise ValueError(f"name={name!r} is no attack; choose from {sorted(REGISTRY)}, or write package.module:function.")
@@ -121,7 +116,7 @@ def from_config(config: Mapping[str, Any]) -> Attack:
 
   Raises:
     ValueError: an unknown name or argument (with the choices), a missing argument, or no number where one belongs.
-    own_code.OwnCodeError: a ValueError too; an own attack that is not there or takes something else.
+    user_code.UserCodeError: a ValueError too; an own attack that is not there or takes something else.
   """
   arguments = dict(config)
   name = arguments.pop("name", None)
@@ -136,7 +131,7 @@ def from_config(config: Mapping[str, Any]) -> Attack:
   missing = [key for key, p in parameters.items() if p.default is p.empty and key not in arguments]
   if missing:
     raise ValueError(f"{missing[0]} is missing for {name!r}.")
-  if own_code.is_name(name):  # lengths that it has by default are ramped as well
+  if user_code.is_name(name):  # lengths that it has by default are ramped as well
     defaults = {key: p.default for key, p in parameters.items() if p.default is not p.empty and p.default is not None}
     arguments = defaults | arguments
     threat_model.get_norm(arguments.get("norm", "linf"))  # in which distances are measured
@@ -152,7 +147,7 @@ def scaled(attack: Attack, factor: float | Array) -> Attack:
   return functools.partial(attack, **{key: attack.keywords[key] * factor for key in _LENGTHS if key in attack.keywords})
 
 
-def few_at_a_time(attack: Attack, most: int | None) -> Attack:
+def microbatch(attack: Attack, most: int | None) -> Attack:
   """The same attack on at most `most` of its images after another, from first step to last; None is all at once.
 
   For a network whose activations, of a whole batch, would leave a CPU core's cache at every step. `logits_fn` must give
@@ -167,7 +162,7 @@ def few_at_a_time(attack: Attack, most: int | None) -> Attack:
 
   def run(keys: Keys, logits_fn: LogitsFn, images: Images, labels: Labels) -> AttackResult:
     on_few = lambda keys, images, labels: attack(keys, logits_fn, images, labels)
-    results = chunks.few_at_a_time(on_few, most, per_image_keys(keys, images), images, labels)
+    results = microbatch_lib.microbatch(on_few, most, per_image_keys(keys, images), images, labels)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
 
   return run

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-VERSIONS = ("standard", "plus", "rand", "fast")
+VERSIONS = ("standard", "plus", "rand", "apgd")
 
 # Gradients that `rand` averages over at every step.
 _EOT_SAMPLES = 20
@@ -35,7 +35,7 @@ class Stage(NamedTuple):
       return 0
     steps = self.arguments.get("num_steps", 100) + (self.attack == "apgd")
     steps *= self.gradients_per_step
-    return steps * self.arguments.get("num_restarts", 1) * max(self.arguments.get("eot_samples", 0), 1)
+    return steps * self.arguments.get("num_restarts", 1) * max(self.arguments.get("eot_iter", 0), 1)
 
 
 def _apgd_dlr(num_classes: int, restarts: int, **arguments: Any) -> Stage:
@@ -44,7 +44,7 @@ def _apgd_dlr(num_classes: int, restarts: int, **arguments: Any) -> Stage:
 
 
 def _all_stages(version: str, norm: str, num_classes: int) -> list[Stage]:
-  early = {"stop_early": True}
+  early = {"early_stop": True}
   most = num_classes - 1
   targeted_loss = "dlr_targeted" if num_classes >= 4 else "margin_targeted"
   targets = _TARGETS[norm] if version != "plus" else 9
@@ -55,17 +55,21 @@ def _all_stages(version: str, norm: str, num_classes: int) -> list[Stage]:
   restarts = 5 if norm == "l1" else 1
   if version == "standard":
     return [apgd_ce(restarts), apgd_t, fab_t, square]
-  if version == "fast":
+  if version == "apgd":
     return [apgd_ce(restarts), apgd_t]
   if version == "plus":
     fab = Stage("fab", "fab", {"num_restarts": 5}, gradients_per_step=num_classes)
     return [apgd_ce(5), _apgd_dlr(num_classes, 5, **early), fab, square, apgd_t, fab_t]
-  random = {"eot_samples": _EOT_SAMPLES, **early}
+  random = {"eot_iter": _EOT_SAMPLES, **early}
   return [apgd_ce(1, **random), _apgd_dlr(num_classes, 1, **random)]
 
 
 def stages(
-  version: str, norm: str, num_classes: int, parts: Sequence[str] | None, changes: Mapping[str, Mapping[str, Any]]
+  version: str,
+  norm: str,
+  num_classes: int,
+  attacks_to_run: Sequence[str] | None,
+  overrides: Mapping[str, Mapping[str, Any]],
 ) -> tuple[list[Stage], list[str]]:
   """The stages of a version in their order, and warnings that belong beside the result.
 
@@ -73,8 +77,8 @@ def stages(
   wrong classes.
 
   Args:
-    parts: names of the stages to keep; None keeps all.
-    changes: stage name -> arguments that replace the version's own.
+    attacks_to_run: names of the stages to keep; None keeps all.
+    overrides: stage name -> arguments that replace the version's own.
 
   Raises:
     ValueError: an unknown version, or a part or a change of a stage that the version does not have.
@@ -83,17 +87,17 @@ def stages(
     raise ValueError(f"version={version!r} is unknown; choose from {list(VERSIONS)}.")
   found = _all_stages(version, norm, num_classes)
   names = [stage.name for stage in found]
-  for name in (*(parts or ()), *changes):
+  for name in (*(attacks_to_run or ()), *overrides):
     if name not in names:
       raise ValueError(f"version {version!r} has no stage {name!r}; choose from {names}.")
   notes = []
-  if parts is not None and set(parts) != set(names):
-    notes.append(f"not the whole {version} version: only {', '.join(parts)} ran.")
-    found = [stage for stage in found if stage.name in parts]
-  if version == "fast":
-    notes.append("fast leaves FAB-T and Square out: its robust accuracy is an upper bound of the standard version's.")
-  if changes:
-    notes.append(f"not the {version} version: the arguments of {', '.join(sorted(changes))} were changed.")
+  if attacks_to_run is not None and set(attacks_to_run) != set(names):
+    notes.append(f"not the whole {version} version: only {', '.join(attacks_to_run)} ran.")
+    found = [stage for stage in found if stage.name in attacks_to_run]
+  if version == "apgd":
+    notes.append("apgd leaves FAB-T and Square out: its robust accuracy is an upper bound of the standard version's.")
+  if overrides:
+    notes.append(f"not the {version} version: the arguments of {', '.join(sorted(overrides))} were changed.")
   if num_classes <= 3:
     notes.append(f"with {num_classes} classes a margin stands in for DLR losses that are not defined.")
-  return [stage._replace(arguments={**stage.arguments, **changes.get(stage.name, {})}) for stage in found], notes
+  return [stage._replace(arguments={**stage.arguments, **overrides.get(stage.name, {})}) for stage in found], notes

@@ -10,7 +10,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from lrat_jax import sharding
+from lrat_jax.core import sharding
 from lrat_jax.data.sources import Split
 
 Batch = dict[str, Any]

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrat_jax.attacks import own_code
-from lrat_jax.data import archives, prepared
-from lrat_jax.data.archives import DataError
+from lrat_jax.core import user_code
+from lrat_jax.data import npz_idx, tfds
+from lrat_jax.data.npz_idx import DataError
 
 SPLITS = ("test", "validation", "train")
 
@@ -56,7 +56,7 @@ class Dataset(NamedTuple):
     return self.train.images.shape[1:]
 
 
-def _check_images(images: np.ndarray, where: str) -> np.ndarray:
+def _num_sanity_examples(images: np.ndarray, where: str) -> np.ndarray:
   """[n, h, w] or [n, h, w, c] as uint8, or as float32 in [0, 1]."""
   if images.ndim == 3:
     images = images[..., None]
@@ -86,7 +86,7 @@ def _check_labels(labels: np.ndarray, count: int, num_classes: int | None, where
 
 
 def _split(images: np.ndarray, labels: np.ndarray, num_classes: int | None, where: str) -> Split:
-  images = _check_images(images, f"{where} images")
+  images = _num_sanity_examples(images, f"{where} images")
   labels = _check_labels(labels, len(images), num_classes, f"{where} labels")
   return Split(images, labels, np.arange(len(images), dtype=np.int32))
 
@@ -122,7 +122,7 @@ def _digits(_: str, __: str) -> tuple[Split, Split, int]:
 def _tfds(name: str, data_dir: str) -> tuple[Split, Split, int]:
   where = f"data.source={f'tfds:{name}'!r}"
   try:
-    *arrays, num_classes = prepared.read(name, data_dir)
+    *arrays, num_classes = tfds.read(name, data_dir)
   except DataError as error:
     raise DataError(f"{where}: {error}") from None
   return _train_and_test(*arrays, num_classes, where)
@@ -147,7 +147,7 @@ def _npz(path: str, _: str) -> tuple[Split, Split, int]:
   if not _is_file(Path(path)):
     raise DataError(f"{where}: there is no such file.")
   try:
-    arrays = archives.read_npz(Path(path), _NPZ_NAMES)
+    arrays = npz_idx.read_npz(Path(path), _NPZ_NAMES)
   except DataError as error:
     raise DataError(f"{where}: {error}") from None
   return _train_and_test(arrays[:2], arrays[2:], None, where)
@@ -164,7 +164,7 @@ def _idx(directory: str, _: str) -> tuple[Split, Split, int]:
     if not found:
       raise DataError(f"{where}: {name} (or {name}.gz) is not there; the four files are {list(_IDX_FILES)}.")
     try:
-      arrays.append(archives.read_idx(found[0]))
+      arrays.append(npz_idx.read_idx(found[0]))
     except DataError as error:
       raise DataError(f"{where}: {found[0].name}: {error}") from None
   return _train_and_test(arrays[:2], arrays[2:], None, where)
@@ -174,8 +174,8 @@ def _own(name: str) -> tuple[Split, Split, int]:
   """The arrays that the user's function returns, under the names of an npz."""
   where = f"data.source={name!r}"
   try:
-    found = own_code.function(name)()
-  except own_code.OwnCodeError as error:
+    found = user_code.function(name)()
+  except user_code.UserCodeError as error:
     raise DataError(f"data.source={error}") from error
   names = next((names for names in _NPZ_NAMES if isinstance(found, Mapping) and set(names) <= set(found)), None)
   if names is None:
@@ -184,7 +184,7 @@ def _own(name: str) -> tuple[Split, Split, int]:
   try:
     arrays = [np.asarray(found[name]) for name in names]
   except (TypeError, ValueError) as error:  # lists of unequal lengths
-    raise DataError(f"{where} returns what is no array: {archives.reason(error)}") from None
+    raise DataError(f"{where} returns what is no array: {npz_idx.reason(error)}") from None
   return _train_and_test(arrays[:2], arrays[2:], None, where)
 
 
@@ -197,9 +197,9 @@ SOURCES: dict[str, Callable[[str, str], tuple[Split, Split, int]]] = {
 _SPELLINGS = ("digits", "tfds:NAME", "npz:PATH", "idx:DIR", "package.module:function")
 
 
-def is_own(source: str) -> bool:
+def is_users(source: str) -> bool:
   """Whether a source is a function of the user's, "package.module:function", whose module `load` would import."""
-  return own_code.is_name(source) and source.partition(":")[0] not in SOURCES
+  return user_code.is_name(source) and source.partition(":")[0] not in SOURCES
 
 
 def load(source: str, *, data_dir: str = "", validation_size: int, train_size: int = 0) -> Dataset:
@@ -217,9 +217,9 @@ def load(source: str, *, data_dir: str = "", validation_size: int, train_size: i
       or arrays of the wrong shape, type or range.
   """
   kind, _, argument = source.partition(":")
-  if not is_own(source) and (kind not in SOURCES or bool(argument) == (kind == "digits")):
+  if not is_users(source) and (kind not in SOURCES or bool(argument) == (kind == "digits")):
     raise DataError(f"data.source={source!r} is unknown; choose from {list(_SPELLINGS)}.")
-  whole, test, num_classes = _own(source) if is_own(source) else SOURCES[kind](argument, data_dir)
+  whole, test, num_classes = _own(source) if is_users(source) else SOURCES[kind](argument, data_dir)
   count = len(whole.labels)
   if not 1 <= validation_size < count:
     raise DataError(

@@ -3,7 +3,7 @@
   python -m lrat_jax.report runs/lrat_digits_seed0                     runs/lrat_digits_seed0/report.html
   python -m lrat_jax.report runs/compare_digits/*/seed* --output=digits.html    several, beside one another
 
-  RUN...              workdirs; runs that differ in their seed alone are one arm, the first is what the
+  RUN...              workdirs; runs that differ in their seed alone are one method, the first is what the
                       others are compared with
   --output=FILE.html  if not given, RUN/report.html for one run and report.html for several
 
@@ -19,8 +19,9 @@ from typing import NamedTuple
 from absl import flags
 from rich.console import Console
 
-from lrat_jax import command_line, files
-from lrat_jax.config_checks import ConfigError
+from lrat_jax.config import command_line
+from lrat_jax.core import files
+from lrat_jax.core.errors import ConfigError
 from lrat_jax.report import page
 
 BAD_INPUT, FILES_FAILED = 2, 4
@@ -60,7 +61,7 @@ def parse(arguments: Sequence[str]) -> Options | None:
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
-  """The whole program. Raises ConfigError or files.DamagedError for bad input, OSError where it cannot write."""
+  """The whole program. Raises ConfigError or files.CorruptFileError for bad input, OSError where it cannot write."""
   options = parse(arguments)
   if options is None:
     print(__doc__.strip())
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the program on command-line arguments and returns its exit code; what went wrong is one line on stderr."""
   try:
     run(sys.argv[1:] if arguments is None else arguments, Console())
-  except (ConfigError, files.DamagedError) as error:
+  except (ConfigError, files.CorruptFileError) as error:
     print(f"error: {error}", file=sys.stderr)
     return BAD_INPUT
   except OSError as error:

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import altair as alt
 import numpy as np
 
-from lrat_jax import inspection, metrics
-from lrat_jax.inspection import Inconsistency, WeightHistory
-from lrat_jax.report.arms import Arm
+from lrat_jax.analysis import inspection
+from lrat_jax.analysis.inspection import Inconsistency, WeightHistory
+from lrat_jax.report.methods import MethodRuns
 from lrat_jax.report.runs import Run
 from lrat_jax.report.tables import Comparison, Row
+from lrat_jax.training import metrics
 
 Record = dict[str, Any]
 
@@ -80,33 +81,33 @@ def _legend(names: Sequence[str]) -> dict[str, Any]:
   return {"legend": alt.Legend(columns=max(1, 36 // (4 + max(map(len, names)))))}
 
 
-def _dots(records: list[Record], attacks: list[str], arms: list[str], title: str, note: str, reach) -> Chart:
-  """Estimates with their intervals: an attack a row, an arm a colour and a shape beside the others."""
-  legend = _legend(arms)
+def _dots(records: list[Record], attacks: list[str], methods: list[str], title: str, note: str, reach) -> Chart:
+  """Estimates with their intervals: an attack a row, a method a colour and a shape beside the others."""
+  legend = _legend(methods)
   encoding = {
     "y": alt.Y("attack:N", sort=attacks, title=None, axis=alt.Axis(labelLimit=160, grid=False)),
-    "color": _names(arms, "arm", **legend),
+    "color": _names(methods, "method", **legend),
   }
-  if len(arms) > 1:
-    encoding["yOffset"] = alt.YOffset("arm:N", sort=arms)
-  tooltip = [alt.Tooltip(f"{name}:N") for name in ("attack", "arm", "value", "interval")]
+  if len(methods) > 1:
+    encoding["yOffset"] = alt.YOffset("method:N", sort=methods)
+  tooltip = [alt.Tooltip(f"{name}:N") for name in ("attack", "method", "value", "interval")]
   axis = alt.X("at:Q", title=reach["title"], scale=alt.Scale(**reach["scale"]), axis=alt.Axis(tickCount=8))
   base = alt.Chart(_data(records)).encode(**encoding, tooltip=tooltip)
   bars = base.mark_rule(strokeWidth=2, opacity=0.55).encode(x=alt.X("low:Q", title=reach["title"]), x2="high:Q")
-  turned = [_SHAPES[(place + place // len(_SERIES)) % len(_SHAPES)] for place in range(len(arms))]
-  shape = alt.Shape("arm:N", scale=alt.Scale(domain=arms, range=turned), **legend)
+  turned = [_SHAPES[(place + place // len(_SERIES)) % len(_SHAPES)] for place in range(len(methods))]
+  shape = alt.Shape("method:N", scale=alt.Scale(domain=methods, range=turned), **legend)
   points = base.mark_point(filled=True, size=70, opacity=1).encode(x=axis, shape=shape)
   layers = [bars, points]
   if "zero" in reach:
     layers = [alt.Chart(_data([{"at": 0}])).mark_rule(color=_INK, strokeWidth=1).encode(x="at:Q"), *layers]
-  return _finished(title, note, alt.layer(*layers), height=len(attacks) * max(26, 15 * len(arms) + 10))
+  return _finished(title, note, alt.layer(*layers), height=len(attacks) * max(26, 15 * len(methods) + 10))
 
 
 def accuracies(rows: Sequence[Row], name: str) -> Chart:
   """A run's robust accuracy under each attack with its interval."""
   records = [
     {
-      "attack": row.name, "arm": name, "at": _plain(100 * row.accuracy.value), "low": _plain(100 * row.accuracy.low),
+      "attack": row.name, "method": name, "at": _plain(100 * row.accuracy.value), "low": _plain(100 * row.accuracy.low),
       "high": _plain(100 * row.accuracy.high), "value": row.accuracy.text, "interval": row.accuracy.interval,
     }
     for row in rows
@@ -117,10 +118,10 @@ def accuracies(rows: Sequence[Row], name: str) -> Chart:
 
 
 def compared(found: Comparison) -> list[Chart]:
-  """Accuracies of all arms, and their differences to the first."""
+  """Accuracies of all methods, and their differences to the first."""
   records = [
     {
-      "attack": column, "arm": name, "at": _plain(100 * estimate.value), "low": _plain(100 * estimate.low),
+      "attack": column, "method": name, "at": _plain(100 * estimate.value), "low": _plain(100 * estimate.low),
       "high": _plain(100 * estimate.high), "value": estimate.text, "interval": estimate.interval,
     }
     for column in found.columns
@@ -128,7 +129,7 @@ def compared(found: Comparison) -> list[Chart]:
   ]  # fmt: skip
   differences = [
     {
-      "attack": column, "arm": name, "at": _plain(100 * estimate.value), "low": _plain(100 * estimate.low),
+      "attack": column, "method": name, "at": _plain(100 * estimate.value), "low": _plain(100 * estimate.low),
       "high": _plain(100 * estimate.high), "value": estimate.points, "interval": estimate.points_interval,
     }
     for column in found.columns
@@ -138,7 +139,7 @@ def compared(found: Comparison) -> list[Chart]:
   note = "Points are accuracies, bars their 95 % intervals."
   charts = [_dots(records, found.columns, found.names, "Accuracy under each attack", note, reach)]
   if differences:
-    # The first arm keeps its colour and its place, so that a colour is one arm in both charts.
+    # The first method keeps its colour and its place, so that a colour is one method in both charts.
     reach = {"title": f"difference to {found.names[0]} (points)", "scale": {"zero": True}, "zero": True}
     note = "Right of the line: more accurate than the first. A bar that crosses the line may be chance."
     charts.append(_dots(differences, found.columns, found.names, "Difference to the first", note, reach))
@@ -178,7 +179,7 @@ def _lines(records: list[Record], series: Sequence[str], percent: bool, **legend
 
 
 def _chosen(run: Run) -> int:
-  """The epoch whose weights were judged, from 1; the first of the best where nothing was judged."""
+  """The epoch whose weights were evaluated, from 1; the first of the best where nothing was evaluated."""
   rows = [row for row in run.rows if row["split"] == "validation"]
   step = (run.results or {}).get("step")
   return 1 + next((row for row in rows if row["step"] == step), max(rows, key=lambda row: row["robust"]))["epoch"]
@@ -210,8 +211,8 @@ def training(run: Run) -> list[Chart]:
   return charts
 
 
-def training_compared(arms: Sequence[Arm]) -> list[Chart]:
-  """All runs' accuracy in validation and loss in training: a line for each run in its arm's colour; no legend."""
+def training_compared(methods: Sequence[MethodRuns]) -> list[Chart]:
+  """All runs' accuracy in validation and loss in training: a line for each run in its method's colour; no legend."""
   panels = {
     "Robust accuracy in validation": ("validation", "robust", 100),
     "Clean accuracy in validation": ("validation", "clean", 100),
@@ -221,12 +222,12 @@ def training_compared(arms: Sequence[Arm]) -> list[Chart]:
   for title, (split, field, scale) in panels.items():
     records = [
       record | {"run": str(run.seed)}
-      for arm in arms
-      for run in arm.runs
-      for record in _epoch_records(run.rows, {arm.name: (split, field)}, scale)
+      for method in methods
+      for run in method.runs
+      for record in _epoch_records(run.rows, {method.name: (split, field)}, scale)
     ]
     if records:
-      chart = _lines(records, [arm.name for arm in arms], scale == 100, legend=None)
+      chart = _lines(records, [method.name for method in methods], scale == 100, legend=None)
       charts.append(_finished(title, "", chart))
   return charts
 

@@ -13,22 +13,24 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from lrat_jax import comparison, inspection, metrics
-from lrat_jax.figures.style import COLOURS
-from lrat_jax.report import arms as arms_lib
+from lrat_jax.analysis import inspection
+from lrat_jax.analysis.plots.style import COLOURS
+from lrat_jax.compare import summary
+from lrat_jax.core.text import seconds_text
 from lrat_jax.report import charts, pictures, repeat, runs, tables, words
-from lrat_jax.report.arms import Arm
+from lrat_jax.report import methods as arms_lib
+from lrat_jax.report.methods import MethodRuns
 from lrat_jax.report.runs import Run
 
 # A run's folder may lack these; each is said in a line.
 _MISSING = {
-  "results": "No results.json: this run was trained and not judged. --mode=evaluate judges it.",
+  "results": "No results.json: this run was trained and not evaluated. --mode=evaluate evaluates it.",
   "per_example": "No per_example.npz: nothing is said of single images.",
-  "timings": "No timings.json: seconds of judging are not shown.",
+  "timings": "No timings.json: seconds of evaluation are not shown.",
   "rows": "No metrics.jsonl: there are no training curves.",
   "weights": "No weights/epoch_*.npz: there are no weights to show.",
 }
-_JUDGED_ONLY = "A function was judged here, and nothing trained: there are no training curves and no weights."
+_EVALUATED_ONLY = "A function was evaluated here, and nothing trained: there are no training curves and no weights."
 
 
 class Agreement(NamedTuple):
@@ -42,11 +44,11 @@ class Agreement(NamedTuple):
 
 
 class View(NamedTuple):
-  """One run as the page shows it, in the place of its arm."""
+  """One run as the page shows it, in the place of its method."""
 
-  arm: Arm
+  method: MethodRuns
   run: Run
-  method: str
+  description: str
   facts: dict[str, str]
   changes: list[repeat.Change]
   commands: list[str]
@@ -68,18 +70,18 @@ def _missing(run: Run) -> list[str]:
     lines = {name: line for name, line in lines.items() if name not in ("rows", "weights")}
   if run.results is None:
     lines = {name: line for name, line in lines.items() if name not in ("per_example", "timings")}
-  if run.config is not None and not run.config.train.weights_sample:
-    lines["weights"] = "No weights were recorded: train.weights_sample is 0."
+  if run.config is not None and not run.config.train.num_logged_examples:
+    lines["weights"] = "No weights were recorded: train.num_logged_examples is 0."
   found = [line for name, line in lines.items() if not getattr(run, name)]
-  return [_JUDGED_ONLY, *found] if run.config is None else found
+  return [_EVALUATED_ONLY, *found] if run.config is None else found
 
 
-def _facts(arm: Arm, run: Run) -> dict[str, str]:
-  """What was trained and judged, by name."""
+def _facts(method: MethodRuns, run: Run) -> dict[str, str]:
+  """What was trained and evaluated, by name."""
   facts = {}
   if run.config is not None:
     config = run.config
-    seconds = comparison.training_seconds(run) if run.rows else None
+    seconds = summary.training_seconds(run) if run.rows else None
     epochs = 1 + max((row["epoch"] for row in run.rows), default=-1)
     facts |= {
       "Data": config.data.source,
@@ -88,17 +90,17 @@ def _facts(arm: Arm, run: Run) -> dict[str, str]:
       "Epochs": f"{config.train.epochs}" + (f", of which {epochs} are done" if epochs < config.train.epochs else ""),
       "Batch": f"{config.data.batch_size} images",
       "Optimiser": f"SGD, learning rate {config.optimizer.learning_rate:g}, {config.optimizer.schedule}",
-      "Training time": "" if seconds is None else metrics.seconds_text(seconds),
+      "Training time": "" if seconds is None else seconds_text(seconds),
     }
-  facts["Seed" if len(arm.runs) == 1 else "Seeds"] = ", ".join(str(one.seed) for one in arm.runs)
+  facts["Seed" if len(method.runs) == 1 else "Seeds"] = ", ".join(str(one.seed) for one in method.runs)
   if run.results is not None:
     results, environment = run.results, dict(run.results["environment"])
     device = environment.pop("device", "unknown")
     facts |= {
-      "Data": results["data"],
-      "Judged": f"{results['n']:,} {results['split']} images"
+      "Data": results["dataset"],
+      "Evaluated": f"{results['n']:,} {results['split']} images"
       + (f", the weights of step {results['step']:,}" if "step" in results else ""),
-      "Judging time": "" if run.timings is None else metrics.seconds_text(run.timings["seconds"]),
+      "Evaluation time": "" if run.timings is None else seconds_text(run.timings["seconds"]),
       "Device": f"{environment.pop('num_devices', 1)} x {device}",
       "Versions": ", ".join(f"{name} {version}" for name, version in environment.items()),
     }
@@ -139,23 +141,23 @@ def _drawn(run: Run, examples: Sequence[pictures.Example], alone: bool) -> dict[
   return {stem: pictures.file_uri(path) for stem, path in found.items() if path is not None}
 
 
-def _view(arm: Arm, *, alone: bool) -> View:
-  """An arm by its first run; `alone` where the page is of this run and no other."""
-  run = arm.runs[0]
+def _view(method: MethodRuns, *, alone: bool) -> View:
+  """A method by its first run; `alone` where the page is of this run and no other."""
+  run = method.runs[0]
   rows = tables.accuracies(run) if run.results is not None else []
   weight_charts, same = _weight_charts(run)
   examples = pictures.worst(run)
   return View(
-    arm=arm,
+    method=method,
     run=run,
-    method="" if run.config is None else words.method(run.config),
-    facts=_facts(arm, run),
-    changes=[change for change in arm.origins[0].changes if change.field != "seed"] if arm.origins[0] else [],
-    commands=[command for command in arm.commands if command is not None],
+    description="" if run.config is None else words.method(run.config),
+    facts=_facts(method, run),
+    changes=[change for change in method.origins[0].changes if change.field != "seed"] if method.origins[0] else [],
+    commands=[command for command in method.commands if command is not None],
     configuration=runs.configuration_text(run),
     missing=_missing(run),
     rows=rows,
-    accuracy_chart=charts.accuracies(rows, arm.name) if rows and alone else None,
+    accuracy_chart=charts.accuracies(rows, method.name) if rows and alone else None,
     training=charts.training(run) if alone else [],
     weights=weight_charts,
     same_weights=same,
@@ -195,26 +197,26 @@ def _own(name: str) -> Markup:
 
 def _context(found: Sequence[Run]) -> dict[str, Any]:
   grouped = arms_lib.group(found)
-  judged = arms_lib.judged(grouped)
+  evaluated = arms_lib.evaluated(grouped)
   several = len(found) > 1
   compared = None
-  if several and judged:
-    compared = tables.compare(grouped, judged, arms_lib.summarise(judged))
+  if several and evaluated:
+    compared = tables.compare(grouped, evaluated, arms_lib.summarise(evaluated))
   suites_of = [run.results["suite"] for run in found if run.results]
   return {
     "several": several,
-    "views": [_view(arm, alone=not several) for arm in grouped],
+    "views": [_view(method, alone=not several) for method in grouped],
     "compared": compared,
     "compared_charts": charts.compared(compared) if compared else [],
     "training": charts.training_compared(grouped) if several else [],
-    "legend": {arm.name: charts.colour(place) for place, arm in enumerate(grouped)},
+    "legend": {method.name: charts.colour(place) for place, method in enumerate(grouped)},
     "left_out": [str(run.workdir) for run in found if run.per_example is None] if several else [],
     "not_shared": sorted({name for suite in suites_of for name in suite} - set(compared.summary["suite"]))
     if compared
     else [],
     "warnings": tables.warnings(grouped),
     "num_results": sum(run.results is not None for run in found),
-    "checked": any(run.config is None or run.config.eval.check_images for run in found if run.results),
+    "checked": any(run.config is None or run.config.eval.num_sanity_examples for run in found if run.results),
     "glossary": words.glossary(entry["name"] for suite in suites_of for entry in suite.values()),
   }
 
@@ -223,8 +225,8 @@ def render(workdirs: Sequence[Path]) -> str:
   """The whole page on one run or several. The same runs make the same page, to the byte.
 
   Raises:
-    ConfigError: a folder is no run's, is named twice, or was judged on other images than the first.
-    files.DamagedError: a file is not as a run writes it.
+    ConfigError: a folder is no run's, is named twice, or was evaluated on other images than the first.
+    files.CorruptFileError: a file is not as a run writes it.
   """
   context = _context([runs.read(workdir) for workdir in workdirs])
   vega, script = Markup(_vega()), _own("report.js")

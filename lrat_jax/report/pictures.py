@@ -18,7 +18,7 @@ class Example(NamedTuple):
     attack: its name.
     index: of the image in its split.
     label: the true class.
-    answer: the model's on the adversarial; -1 where its logits were not finite.
+    prediction: the model's on the adversarial; -1 where its logits were not finite.
     largest: the largest change of a pixel, in [0, 1].
     scale: by what the difference is enlarged.
     original, adversarial, difference: data URIs; where nothing changed, the difference is of middle grey.
@@ -27,7 +27,7 @@ class Example(NamedTuple):
   attack: str
   index: int
   label: int
-  answer: int
+  prediction: int
   largest: float
   scale: float
   original: str
@@ -76,4 +76,4 @@ def worst(run: Run) -> list[Example]:
   return examples
 
 
-_COLUMNS = {"index": "indices", "label": "labels", "answer": "answers"}
+_COLUMNS = {"index": "indices", "label": "labels", "prediction": "predictions"}

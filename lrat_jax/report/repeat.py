@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lrat_jax import config as config_lib
-from lrat_jax import workdirs
+from lrat_jax.config import default as config_lib
+from lrat_jax.config.suites import SUITES
 from lrat_jax.report.runs import Run
-from lrat_jax.suites import SUITES
+from lrat_jax.training import workdir
 
 # What each file in configs/ sets on `config.default`, and its own training attack where it is not "pgd".
 METHODS: dict[str, dict[str, Any]] = {
@@ -69,10 +69,10 @@ def origin(config: ConfigDict) -> Origin | None:
 
   None where none does: a file of the user's own names attacks of its own.
   """
-  mine, best = _flat(workdirs.portable(config)), None
+  mine, best = _flat(workdir.portable(config)), None
   for method, argument in itertools.product(METHODS, _arguments(config)):
     try:
-      theirs = _flat(workdirs.portable(_base(method, argument)))
+      theirs = _flat(workdir.portable(_base(method, argument)))
     except ValueError:  # an attack that the default does not know by that name
       continue
     if set(theirs) != set(mine):
@@ -88,11 +88,11 @@ def text(value: Any) -> str:
   return f"({','.join(map(str, value))},)" if isinstance(value, list | tuple) else str(value)
 
 
-def _judged_function(run: Run) -> str | None:
+def _evaluated_function(run: Run) -> str | None:
   """The command for a function, whose results keep no configuration; None where its suite is of the user's own."""
   for preset, suite in itertools.product(config_lib.PRESETS, SUITES):
     config = config_lib.default("at", f"{preset},suite={suite}")
-    if config.data.source == run.results["data"] and config.eval.suite.to_dict() == run.results["suite"]:
+    if config.data.source == run.results["dataset"] and config.eval.suite.to_dict() == run.results["suite"]:
       words = [f"--config=configs/at.py:{preset},suite={suite}", f"--model={run.name}", f"--config.seed={run.seed}"]
       return shlex.join(["python", "-m", "lrat_jax.main", *words, f"--workdir={run.workdir}"])
   return None
@@ -101,7 +101,7 @@ def _judged_function(run: Run) -> str | None:
 def command(run: Run, found: Origin | None) -> str | None:
   """What a reader types to repeat a run, given its `origin`; None where that cannot be told."""
   if run.config is None:
-    return _judged_function(run)
+    return _evaluated_function(run)
   if found is None:
     return None
   changed = [f"--config.{change.field}={text(change.value)}" for change in found.changes]

@@ -9,9 +9,13 @@ import jsonschema
 import numpy as np
 from ml_collections import ConfigDict
 
-from lrat_jax import config as config_lib
-from lrat_jax import config_checks, files, inspection, judging, metrics, suites
-from lrat_jax.config_checks import ConfigError
+from lrat_jax.analysis import inspection
+from lrat_jax.config import default as config_lib
+from lrat_jax.config import suites, validate
+from lrat_jax.core import files
+from lrat_jax.core.errors import ConfigError
+from lrat_jax.evaluation import runner
+from lrat_jax.training import metrics
 
 Found = TypeVar("Found")
 
@@ -31,10 +35,10 @@ _RESULTS = {
     "name": _TEXT,
     "model": _TEXT,
     "step": _COUNT,
-    "configuration": {"type": "object"},
+    "config": {"type": "object"},
     "clean": _SHARE,
     "robust": {"type": "object", "additionalProperties": _SHARE, "minProperties": 1},
-    "worst_case": _SHARE,
+    "union": _SHARE,
     "n": {"type": "integer", "minimum": 1},
     "warnings": {"type": "array", "items": _TEXT},
     "autoattack": {"type": "object", "additionalProperties": {"type": "array", "items": _STAGE}},
@@ -45,7 +49,7 @@ _RESULTS = {
     "environment": {"type": "object", "additionalProperties": {"type": ["string", "integer"]}},
   },
   "required": [
-    "name", "clean", "robust", "worst_case", "n", "warnings", "autoattack", "suite", "seed", "data", "split",
+    "name", "clean", "robust", "union", "n", "warnings", "autoattack", "suite", "seed", "data", "split",
     "environment",
   ],
 }  # fmt: skip
@@ -60,7 +64,7 @@ _NEEDED_IN_ROWS = {
   "train": {"loss", "natural_accuracy", "adversarial_accuracy", "steps", "images_per_second"},
   "validation": {"clean", "robust"},
 }
-_WORST = ("attacks", "indices", "labels", "answers", "originals", "adversarials")
+_WORST = ("attacks", "indices", "labels", "predictions", "originals", "adversarials")
 
 # Groups of attacks by names of one's own, which are not completed from the default's.
 _OWN_GROUPS = ("train_attacks", "suite", "validation_attack")
@@ -71,9 +75,9 @@ class Run(NamedTuple):
 
   Attributes:
     workdir: as it was given.
-    name: of its configuration, or of the function that was judged.
-    seed: of training and judging.
-    config: None where a function was judged.
+    name: of its configuration, or of the function that was evaluated.
+    seed: of training and evaluation.
+    config: None where a function was evaluated.
     results: of results.json.
     per_example: of per_example.npz.
     timings: of timings.json.
@@ -103,7 +107,7 @@ def _check(content: Mapping[str, Any], schema: Mapping[str, Any], path: Path) ->
   error = next(jsonschema.Draft202012Validator(schema).iter_errors(content), None)
   if error is not None:
     where = ".".join(map(str, error.absolute_path)) or "the whole"
-    raise files.DamagedError(f"{path} is damaged ({where}: {error.message[:200]}).")
+    raise files.CorruptFileError(f"{path} is damaged ({where}: {error.message[:200]}).")
 
 
 def _if_there(path: Path, read: Callable[[Path], Found]) -> Found | None:
@@ -119,9 +123,9 @@ def _read_results(path: Path) -> dict[str, Any]:
       suites.kind(results["suite"][name])
       suites.radius(results["suite"][name])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-      raise files.DamagedError(f"{path} is damaged (suite.{name}: {type(error).__name__} {error}).") from None
+      raise files.CorruptFileError(f"{path} is damaged (suite.{name}: {type(error).__name__} {error}).") from None
   if stray := sorted(set(results["autoattack"]) - set(results["robust"])):
-    raise files.DamagedError(f"{path} is damaged (autoattack.{stray[0]} is none of the attacks in robust).")
+    raise files.CorruptFileError(f"{path} is damaged (autoattack.{stray[0]} is none of the attacks in robust).")
   return results
 
 
@@ -137,7 +141,7 @@ def _read_per_example(path: Path, results: Mapping[str, Any]) -> dict[str, np.nd
   arrays = files.read_arrays(path, needed)
   for name in needed:
     if arrays[name].shape != (results["n"],) or arrays[name].dtype.kind not in "biuf":
-      raise files.DamagedError(f"{path} is damaged ({name} is no column of {results['n']} numbers).")
+      raise files.CorruptFileError(f"{path} is damaged ({name} is no column of {results['n']} numbers).")
   return arrays
 
 
@@ -157,10 +161,10 @@ def _read_weights(workdir: Path) -> inspection.WeightHistory | None:
     return None
   try:
     return inspection.weight_history(workdir)
-  except files.DamagedError:
+  except files.CorruptFileError:
     raise
   except (ValueError, IndexError) as error:  # columns that do not fit one another
-    raise files.DamagedError(f"{workdir / 'weights'} is damaged ({error}).") from None
+    raise files.CorruptFileError(f"{workdir / 'weights'} is damaged ({error}).") from None
 
 
 def _read_worst(path: Path) -> dict[str, np.ndarray]:
@@ -169,7 +173,7 @@ def _read_worst(path: Path) -> dict[str, np.ndarray]:
   images = [arrays[name] for name in ("originals", "adversarials")]
   fitting = images[0].shape == images[1].shape and images[0].ndim == 4 and images[0].shape[-1] in (1, 3)
   if len(counts) > 1 or not fitting or not all(np.all(np.isfinite(image)) for image in images):
-    raise files.DamagedError(f"{path} is damaged (its arrays do not fit one another).")
+    raise files.CorruptFileError(f"{path} is damaged (its arrays do not fit one another).")
   return arrays
 
 
@@ -186,9 +190,9 @@ def _completed(content: Mapping[str, Any], default: Mapping[str, Any]) -> dict[s
 def _read_config(content: Mapping[str, Any], path: Path) -> ConfigDict:
   try:
     config = ConfigDict(_completed(content, config_lib.default("any").to_dict()))
-    config_checks.check_form(config)
+    validate.check_form(config)
   except (ConfigError, ValueError, TypeError) as error:
-    raise files.DamagedError(f"{path} holds no configuration of this version: {error}") from None
+    raise files.CorruptFileError(f"{path} holds no configuration of this version: {error}") from None
   return config
 
 
@@ -197,17 +201,17 @@ def _find_config(workdir: Path) -> ConfigDict | None:
   if (workdir / "config.json").exists():
     return _read_config(files.read_json(workdir / "config.json"), workdir / "config.json")
   results = _if_there(workdir / "results.json", files.read_json) or {}
-  return _read_config(results["configuration"], workdir / "results.json") if "configuration" in results else None
+  return _read_config(results["config"], workdir / "results.json") if "config" in results else None
 
 
 def read(workdir: Path) -> Run:
   """Reads a run's folder.
 
-  The configuration is the one that the results were judged with, where there are results.
+  The configuration is the one that the results were evaluated with, where there are results.
 
   Raises:
     ConfigError: it is no run's folder.
-    files.DamagedError: a file in it is not as a run writes it.
+    files.CorruptFileError: a file in it is not as a run writes it.
   """
   if not workdir.is_dir():
     raise ConfigError(f"{workdir} is no folder; give the workdir of a run.")
@@ -217,11 +221,11 @@ def read(workdir: Path) -> Run:
     )
     raise ConfigError(f"{workdir} is no run: it holds neither config.json nor results.json.{hint}")
   config = _find_config(workdir)
-  folder = workdir if config is None else judging.results_folder(workdir, config.eval.split)
+  folder = workdir if config is None else runner.results_folder(workdir, config.eval.split)
   folder = folder if (folder / "results.json").exists() else workdir
   results = _if_there(folder / "results.json", _read_results)
-  if results is not None and "configuration" in results:
-    config = _read_config(results["configuration"], folder / "results.json")
+  if results is not None and "config" in results:
+    config = _read_config(results["config"], folder / "results.json")
   if config is None and results is None:
     raise ConfigError(f"{workdir} is no run: it holds neither config.json nor results.json.")
   read_per_example = lambda path: _read_per_example(path, results)
@@ -246,5 +250,5 @@ def drawn(run: Run, stem: str) -> Path | None:
 
 
 def configuration_text(run: Run) -> str:
-  """The whole configuration, as JSON for people; empty where a function was judged."""
+  """The whole configuration, as JSON for people; empty where a function was evaluated."""
   return "" if run.config is None else json.dumps(run.config.to_dict(), indent=2)

@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from lrat_jax import comparison, inspection, metrics, suites
-from lrat_jax.evaluate import CLEAN
+from lrat_jax.analysis import inspection
+from lrat_jax.compare import summary as summary_lib
+from lrat_jax.config import suites
+from lrat_jax.core.text import seconds_text
+from lrat_jax.evaluation.evaluate import CLEAN
 from lrat_jax.report import words
-from lrat_jax.report.arms import Arm, Judged
+from lrat_jax.report.methods import EvaluatedRun, MethodRuns
 from lrat_jax.report.runs import Run
 
 WILSON = "Wilson, over images"
@@ -49,7 +52,7 @@ class Estimate(NamedTuple):
 
 
 class Row(NamedTuple):
-  """An attack, or clean or worst case, in a run's own table."""
+  """An attack, or clean or the union, in a run's own table."""
 
   name: str
   threat: str
@@ -88,24 +91,24 @@ def trained_on(run: Run) -> set[str]:
   if run.config is None:
     return set()
   kinds = {suites.kind(entry) for entry in run.config.train_attacks.to_dict().values()}
-  judged = {name: suites.kind(entry) for name, entry in run.results["suite"].items()}
-  return {name for name, kind in judged.items() if kind is not None and kind in kinds}
+  evaluated = {name: suites.kind(entry) for name, entry in run.results["suite"].items()}
+  return {name for name, kind in evaluated.items() if kind is not None and kind in kinds}
 
 
 def accuracies(run: Run) -> list[Row]:
-  """A run's own table: clean, each attack of its suite, the worst case."""
+  """A run's own table: clean, each attack of its suite, the union."""
   results, count = run.results, run.results["n"]
   seconds = {} if run.timings is None else run.timings["attack_seconds"]
-  shares = {CLEAN: results["clean"], **results["robust"], comparison.WORST: results["worst_case"]}
+  shares = {CLEAN: results["clean"], **results["robust"], summary_lib.WORST: results["union"]}
   threats = {name: words.threat(results["suite"][name]) for name in results["robust"]}
-  threats |= {CLEAN: "the images as they are", comparison.WORST: "right under all of the above"}
+  threats |= {CLEAN: "the images as they are", summary_lib.WORST: "right under all of the above"}
   return [
     Row(
       name,
       threats[name],
       wilson(share, count),
       round((results["clean"] - share) * count),
-      metrics.seconds_text(seconds[name]) if name in seconds else "",
+      seconds_text(seconds[name]) if name in seconds else "",
       name in trained_on(run),
     )
     for name, share in shares.items()
@@ -113,16 +116,16 @@ def accuracies(run: Run) -> list[Row]:
 
 
 class Comparison(NamedTuple):
-  """Several arms side by side, a row for each column of `comparison.summarise`.
+  """Several methods side by side, a row for each column of `comparison.summarise`.
 
   Attributes:
     summary: of `comparison.summarise`.
-    names: of the arms, the first being the one that the others are compared with.
-    columns: clean, the attacks, the worst case.
+    names: of the methods, the first being the one that the others are compared with.
+    columns: clean, the attacks, the union.
     threats: by column.
-    accuracies: by column and arm.
-    differences: by column and arm, of all arms but the first.
-    methods: by arm, what its intervals are.
+    accuracies: by column and method.
+    differences: by column and method, of all methods but the first.
+    interval_methods: by method, what its intervals are.
   """
 
   summary: Mapping[str, Any]
@@ -131,44 +134,46 @@ class Comparison(NamedTuple):
   threats: dict[str, str]
   accuracies: dict[str, dict[str, Estimate]]
   differences: dict[str, dict[str, Estimate]]
-  methods: dict[str, str]
+  interval_methods: dict[str, str]
 
   def groups(self, column: str) -> str:
-    """What is to be known of a column: whether an arm trained on its attack."""
-    return {"seen": "trained on by some", "unseen": "unseen"}.get(
-      next((group for group in ("seen", "unseen") if column in self.summary[group]), ""), ""
+    """What is to be known of a column: whether a method trained on its attack."""
+    return {"trained_on": "trained on by some", "held_out": "held_out"}.get(
+      next((group for group in ("trained_on", "held_out") if column in self.summary[group]), ""), ""
     )
 
 
-def _arm_accuracies(runs: Sequence[Judged], groups: Mapping[str, list[str]], columns: list[str]) -> dict[str, Estimate]:
+def _method_accuracies(
+  runs: Sequence[EvaluatedRun], groups: Mapping[str, list[str]], columns: list[str]
+) -> dict[str, Estimate]:
   """By column; over one seed with Wilson intervals, over several with the bootstrap over seeds and images."""
-  held = [comparison.robust_columns(run, groups) for run in runs]
+  held = [summary_lib.robust_columns(run, groups) for run in runs]
   stacked = np.array([[one[column] for one in held] for column in columns])
   means = stacked.mean(axis=(1, 2))
   if len(runs) == 1:
     estimates = [wilson(float(mean), stacked.shape[2]) for mean in means]
   else:
-    intervals = comparison.paired_intervals(stacked)
+    intervals = summary_lib.paired_intervals(stacked)
     estimates = [Estimate(float(mean), *map(float, ends)) for mean, ends in zip(means, intervals, strict=True)]
   return dict(zip(columns, estimates, strict=True))
 
 
-def compare(arms: Sequence[Arm], judged: Sequence[Judged], summary: Mapping[str, Any]) -> Comparison:
-  """The tables of several arms, of their runs with results and the summary of these."""
-  groups = {name: summary[name] for name in ("seen", "unseen", "autoattack")}
+def compare(methods: Sequence[MethodRuns], evaluated: Sequence[EvaluatedRun], summary: Mapping[str, Any]) -> Comparison:
+  """The tables of several methods, of their runs with results and the summary of these."""
+  groups = {name: summary[name] for name in ("trained_on", "held_out", "autoattack")}
   columns, suite = summary["columns"], summary["suite"]
-  runs = {arm.name: [one for one in judged if one.arm.name == arm.name] for arm in arms}
+  runs = {method.name: [one for one in evaluated if one.method.name == method.name] for method in methods}
   runs = {name: mine for name, mine in runs.items() if mine}
-  by_arm = {name: _arm_accuracies(mine, groups, columns) for name, mine in runs.items()}
+  by_arm = {name: _method_accuracies(mine, groups, columns) for name, mine in runs.items()}
   differences = {
     column: {
-      name: Estimate(*(arm["difference"][column][key] for key in ("mean", "low", "high")))
-      for name, arm in summary["arms"].items()
-      if column in arm["difference"]
+      name: Estimate(*(method["difference"][column][key] for key in ("mean", "low", "high")))
+      for name, method in summary["methods"].items()
+      if column in method["difference"]
     }
     for column in columns
   }
-  more = {CLEAN: "the images as they are", comparison.WORST: "right under all of the attacks"}
+  more = {CLEAN: "the images as they are", summary_lib.WORST: "right under all of the attacks"}
   threats = {name: words.threat(entry) for name, entry in suite.items()} | more
   return Comparison(
     summary=summary,
@@ -177,7 +182,7 @@ def compare(arms: Sequence[Arm], judged: Sequence[Judged], summary: Mapping[str,
     threats=threats,
     accuracies={column: {name: found[column] for name, found in by_arm.items()} for column in columns},
     differences=differences,
-    methods={name: WILSON if len(mine) == 1 else BOOTSTRAP for name, mine in runs.items()},
+    interval_methods={name: WILSON if len(mine) == 1 else BOOTSTRAP for name, mine in runs.items()},
   )
 
 
@@ -195,7 +200,7 @@ def crossed(found: inspection.Inconsistency) -> list[list[Cell]]:
   return [[Cell(percent(value), float(value) / most) for value in row] for row in found.cross]
 
 
-class Doubt(NamedTuple):
+class WarningLine(NamedTuple):
   """A line of the checks with the runs that gave it, and the lines that differ from it in their numbers alone."""
 
   line: str
@@ -203,14 +208,14 @@ class Doubt(NamedTuple):
   alike: list[tuple[str, list[str]]]
 
 
-def warnings(arms: Sequence[Arm]) -> list[Doubt]:
+def warnings(methods: Sequence[MethodRuns]) -> list[WarningLine]:
   """Each warning once, those with the same words together."""
   runs: dict[str, list[str]] = {}
-  for arm in arms:
-    for run in arm.runs:
+  for method in methods:
+    for run in method.runs:
       for line in run.results["warnings"] if run.results else ():
-        runs.setdefault(line, []).append(f"{arm.name} seed {run.seed}")
+        runs.setdefault(line, []).append(f"{method.name} seed {run.seed}")
   together: dict[str, list[tuple[str, list[str]]]] = {}
   for line, names in runs.items():
     together.setdefault(re.sub(r"[0-9.]+", "", line), []).append((line, names))
-  return [Doubt(*first, more) for first, *more in together.values()]
+  return [WarningLine(*first, more) for first, *more in together.values()]

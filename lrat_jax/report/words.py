@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lrat_jax import suites
+from lrat_jax.config import suites
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _OBJECTIVES = {"ce": "Adversarial training", "trades": "TRADES", "mart": "MART"}
@@ -21,12 +21,12 @@ _ATTACKS = {
   "carlini_wagner": "A search for the smallest change (in L2) that fools the model.",
   "spatial": "The worst of a grid of rotations and shifts.",
   "corruption": "A fixed change such as blur, noise or JPEG, which no attacker chose.",
-  "autoattack": "A fixed ensemble of attacks (APGD-CE, APGD-T, FAB-T, Square), the usual standard; fast is APGD alone.",
+  "autoattack": "A fixed ensemble of attacks (APGD-CE, APGD-T, FAB-T, Square), the usual standard.",
 }
 _TERMS = {
   "Clean accuracy": "The share of the images, unattacked, that the model gets right.",
   "Robust accuracy": "The share that the model gets right clean and still gets right under an attack.",
-  "Worst case": "The share that the model gets right clean and under every attack of the suite.",
+  "Union": "The share that the model gets right clean and under every attack of the suite.",
   "Radius": "How far an attack may move an image; pixels run from 0 to 1.",
   "L∞, L2, L1": "How that distance is measured: a pixel's largest change, the root of the sum of squares, the sum.",
   "Vulnerability": "The largest wrong probability minus the true one, in [-1, 1]; above 0: fooled.",
@@ -72,15 +72,15 @@ def _how(config: ConfigDict) -> str:
     sentence += f" (β = {config.beta:g})"
   weights = []
   if config.local_weights.kind != "none":
-    weights.append(f"local weights inside each pair (LRAT), after {_share(config.local_weights.begin)}")
+    weights.append(f"local weights inside each pair (LRAT), after {_share(config.local_weights.begin_fraction)}")
   if config.global_weights.kind != "none":
     kind = _GLOBAL.get(config.global_weights.kind, config.global_weights.kind)
-    weights.append(f"global weights across pairs ({kind}), after {_share(config.global_weights.begin)}")
+    weights.append(f"global weights across pairs ({kind}), after {_share(config.global_weights.begin_fraction)}")
   sentence += f" with {' and '.join(weights)}" if weights else ", all images and variants weighing the same"
   if config.awp.gamma:
     sentence += f"; adversarial weight perturbation of {config.awp.gamma:g}"
   if config.train.ema_decay:
-    sentence += f"; an average of the weights is judged (decay {config.train.ema_decay:g})"
+    sentence += f"; an average of the weights is evaluated (decay {config.train.ema_decay:g})"
   return f"{sentence}."
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lrat_jax import attacks, sharding
+from lrat_jax import attacks
 from lrat_jax.attacks import threat_model
-from lrat_jax.attacks.apgd import check_periods
+from lrat_jax.attacks._apgd import check_periods
+from lrat_jax.core import sharding
 
 RADII = {"linf": 0.06, "l2": 0.5, "l1": 3.0}
 LOSSES = {"ce": {}, "dlr": {}, "dlr_targeted": {"target_rank": 1}}
@@ -60,7 +61,7 @@ def test_an_image_has_one_adversarial_whatever_its_batch(attack, keys, images, a
 def test_runs_on_devices_as_on_one(keys, images, answers, cnn_logits):
   for norm, loss in (("linf", "ce"), ("l1", "dlr_targeted")):
     run = functools.partial(
-      attacks.apgd, norm=norm, loss=loss, epsilon=RADII[norm], num_steps=10, stop_early=True, **LOSSES[loss]
+      attacks.apgd, norm=norm, loss=loss, epsilon=RADII[norm], num_steps=10, early_stop=True, **LOSSES[loss]
     )
     spec = PartitionSpec(sharding.AXIS)
     sharded = jax.shard_map(
@@ -96,7 +97,7 @@ def test_reaches_the_best_point_of_a_linear_model(norm, keys, linear_weights):
 
 def test_early_stop_fools_the_same_images_at_their_first_adversarial(keys, images, answers, cnn_logits):
   run = functools.partial(attacks.apgd, keys, cnn_logits, images, answers, epsilon=0.02, num_steps=20)
-  late, early = run(), run(stop_early=True)
+  late, early = run(), run(early_stop=True)
   fooled = [np.asarray(cnn_logits(result.images).argmax(axis=1) != answers) for result in (late, early)]
   np.testing.assert_array_equal(*fooled)
   assert 0 < fooled[0].sum() < 16
@@ -131,9 +132,7 @@ def test_gradients_of_a_random_model_are_averaged(keys, images, linear_weights):
   gradient = _gradients(linear_weights, np.asarray(labels))
 
   def gain(samples):
-    result = attacks.apgd(
-      keys, logits_fn, images, labels, epsilon=0.1, num_steps=10, loss="margin", eot_samples=samples
-    )
+    result = attacks.apgd(keys, logits_fn, images, labels, epsilon=0.1, num_steps=10, loss="margin", eot_iter=samples)
     return float(((np.asarray(result.images) - 0.5) * gradient).sum())
 
   assert gain(40) > 1.5 * gain(1)
@@ -144,7 +143,7 @@ def test_gradients_of_a_random_model_are_averaged(keys, images, linear_weights):
   [
     ({"epsilon": -0.1}, r"epsilon=-0.1 is outside \[0, 1\]"),
     ({"num_steps": 0}, "num_steps=0 must be an integer of 1 or more"),
-    ({"eot_samples": -1}, "eot_samples=-1 must be an integer of 0 or more"),
+    ({"eot_iter": -1}, "eot_iter=-1 must be an integer of 0 or more"),
     ({"norm": "l7"}, "norm='l7' is unknown; choose from"),
     ({"loss": "mse"}, "loss='mse' is unknown; choose from"),
     ({"loss": "dlr_targeted"}, "loss='dlr_targeted' needs targets or target_rank"),

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from lrat_jax import attacks
 from lrat_jax.attacks import stages
 
-autoattack_lib = importlib.import_module("lrat_jax.attacks.autoattack")  # the package's name is the function
+autoattack_lib = importlib.import_module("lrat_jax.attacks._autoattack")  # the package's name is the function
 
 FEW_QUERIES = {"square": {"num_queries": 100}}
 
@@ -41,7 +41,7 @@ def answers(model, images):
 
 
 def run(model, images, labels, **arguments):
-  arguments = {"epsilon": 0.02, "version": "fast", "chunk_size": 8, "batch_size": 16} | arguments
+  arguments = {"epsilon": 0.02, "version": "apgd", "chunk_size": 8, "batch_size": 16} | arguments
   return attacks.autoattack(jax.random.key(0), model, images, labels, **arguments)
 
 
@@ -107,7 +107,7 @@ def test_few_classes_work(num_classes, images, linear_weights):
   model = Partial(_linear, jnp.asarray(linear_weights[:, :num_classes]))
   labels = np.asarray(model(images).argmax(axis=1))
   small = {"apgd-ce": {"num_steps": 5}, "apgd-t": {"num_steps": 5}, "fab-t": {"num_steps": 5}}
-  report = run(model, images, labels, version="standard", changes={**small, "square": {"num_queries": 10}})
+  report = run(model, images, labels, version="standard", overrides={**small, "square": {"num_queries": 10}})
   assert 0 < report.robust_accuracy < 1
   assert any("a margin stands in" in line for line in report.warnings)
   planned, _ = stages.stages("standard", "linf", num_classes, None, {})
@@ -127,20 +127,20 @@ def test_masked_gradients_do_not_fool_it(masked, images, linear_weights):
   # The epsilon moves every pixel by two of the rounding's levels.
   model, plain = Partial(masked, jnp.asarray(linear_weights)), Partial(_linear, jnp.asarray(linear_weights))
   labels = np.asarray(model(images).argmax(axis=1))
-  unmasked = run(plain, images, labels, epsilon=0.1, version="standard", changes=FEW_QUERIES)
-  report = run(model, images, labels, epsilon=0.1, version="standard", changes={"square": {"num_queries": 1500}})
+  unmasked = run(plain, images, labels, epsilon=0.1, version="standard", overrides=FEW_QUERIES)
+  report = run(model, images, labels, epsilon=0.1, version="standard", overrides={"square": {"num_queries": 1500}})
   assert report.robust_accuracy <= unmasked.robust_accuracy + 0.15
 
 
-def test_random_models_are_judged_by_majority(images, linear_weights):
+def test_random_models_are_evaluated_by_majority(images, linear_weights):
   # Wrong on one draw in five, whatever the image: a single answer would call a fifth of the images broken.
   def logits_fn(x, keys):
     flip = jax.vmap(jax.random.bernoulli, in_axes=(0, None))(keys, 0.2)
     return jnp.where(flip[:, None], -1.0, 1.0) * _linear(linear_weights, x)
 
   labels = np.asarray(_linear(linear_weights, images).argmax(axis=1))
-  few = {"num_steps": 2, "eot_samples": 2}
-  report = run(logits_fn, images, labels, epsilon=0.0, version="rand", changes={"apgd-ce": few, "apgd-dlr": few})
+  few = {"num_steps": 2, "eot_iter": 2}
+  report = run(logits_fn, images, labels, epsilon=0.0, version="rand", overrides={"apgd-ce": few, "apgd-dlr": few})
   assert report.clean_accuracy > 0.95 and report.robust_accuracy > 0.9
 
 
@@ -152,7 +152,7 @@ def test_the_versions_have_the_originals_stages():
   assert names("standard", "l1") == [("apgd-ce", 5), ("apgd-t", 5), ("fab-t", 9), ("square", 1)]
   assert names("plus") == [("apgd-ce", 5), ("apgd-dlr", 5), ("fab", 1), ("square", 1), ("apgd-t", 9), ("fab-t", 9)]
   assert names("rand") == [("apgd-ce", 1), ("apgd-dlr", 1)]
-  assert names("fast") == names("standard")[:2]
+  assert names("apgd") == names("standard")[:2]
 
 
 def test_gradients_of_a_round_are_counted():
@@ -204,14 +204,14 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, report, model, images,
   [
     ({"epsilon": 0.03}, "threat"),
     ({"batch_size": 8}, "batch size"),
-    ({"changes": {"apgd-ce": {"num_steps": 5}}}, "attacks"),
-    ({"scale": 2.0}, "answers of the model"),
+    ({"overrides": {"apgd-ce": {"num_steps": 5}}}, "attacks"),
+    ({"scale": 2.0}, "predictions of the model"),
     ({"shift": 1}, "images, labels or example indices"),
   ],
 )
 def test_a_store_of_other_work_is_refused(change, reason, tmp_path, model, images, answers, linear_weights):
   store = attacks.FileStore(tmp_path)
-  small = functools.partial(run, parts=["apgd-ce"], store=store, devices=jax.devices()[:1])
+  small = functools.partial(run, attacks_to_run=["apgd-ce"], store=store, devices=jax.devices()[:1])
   small(model, images[:8], answers[:8])
   change = dict(change)
   other = Partial(_linear, jnp.asarray(linear_weights) * change.pop("scale", 1.0))
@@ -224,8 +224,8 @@ def test_a_store_of_other_work_is_refused(change, reason, tmp_path, model, image
   ("change", "message"),
   [
     ({"version": "quick"}, "version='quick' is unknown; choose from"),
-    ({"parts": ["square"]}, "version 'fast' has no stage 'square'; choose from"),
-    ({"changes": {"fab-t": {}}}, "version 'fast' has no stage 'fab-t'; choose from"),
+    ({"attacks_to_run": ["square"]}, "version 'apgd' has no stage 'square'; choose from"),
+    ({"overrides": {"fab-t": {}}}, "version 'apgd' has no stage 'fab-t'; choose from"),
     ({"norm": "l7"}, "norm='l7' is unknown"),
     ({"epsilon": 2.0}, r"epsilon=2 is outside \[0, 1\]"),
     ({"example_indices": np.zeros(3, int)}, r"example_indices must be integers of shape \(40,\)"),
@@ -254,13 +254,13 @@ def test_images_outside_the_ball_or_the_range_are_brought_back(images):
 
 
 def test_every_stage_and_round_has_keys_of_its_own(monkeypatch, model, images, answers):
-  seen, replicate = [], autoattack_lib.chunks.replicate
+  seen, replicate = [], autoattack_lib.microbatch.replicate
 
   def watch(plan, shared):
     seen.append(jax.random.key_data(shared[1]).tolist())
     return replicate(plan, shared)
 
   monkeypatch.setattr(autoattack_lib.chunks, "replicate", watch)
-  report = run(model, images, answers, changes={"apgd-ce": {"num_steps": 1}, "apgd-t": {"num_steps": 1}})
+  report = run(model, images, answers, overrides={"apgd-ce": {"num_steps": 1}, "apgd-t": {"num_steps": 1}})
   assert report.robust.any() and len(seen) == 1 + 1 + 4  # the clean images, apgd-ce, and apgd-t for 4 targets
   assert len({tuple(key) for key in seen}) == len(seen)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lrat_jax import attacks, sharding
+from lrat_jax import attacks
 from lrat_jax.attacks import threat_model
+from lrat_jax.core import sharding
 
 SUITE = {
   "fab": functools.partial(attacks.fab, epsilon=0.1, num_steps=5, target_rank=1),

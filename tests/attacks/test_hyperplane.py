@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from lrat_jax.attacks import hyperplane
+from lrat_jax.attacks import _hyperplane
 
 NORMS = ["linf", "l2", "l1"]
 _LENGTHS = {
@@ -58,7 +58,7 @@ def _shortest(point, normal, value, norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_steps_are_as_short_as_a_solvers(norm):
   points, normals, values, share = _problems()
-  steps = np.asarray(hyperplane.step_onto(*map(jnp.float32, (points, normals, values)), norm))
+  steps = np.asarray(_hyperplane.step_onto(*map(jnp.float32, (points, normals, values)), norm))
   assert (points + steps).min() >= -1e-6 and (points + steps).max() <= 1 + 1e-6
   reachable = share < 0.99
   assert 40 < reachable.sum() < 60
@@ -70,7 +70,7 @@ def test_steps_are_as_short_as_a_solvers(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_out_of_reach_ends_in_the_nearest_corner(norm):
   points, normals, values, share = _problems()
-  steps = np.asarray(hyperplane.step_onto(*map(jnp.float32, (points, normals, values)), norm))
+  steps = np.asarray(_hyperplane.step_onto(*map(jnp.float32, (points, normals, values)), norm))
   beyond = share > 1.001
   towards = np.where(normals * np.sign(values)[:, None] > 0, 0.0, 1.0)
   expected = np.where(normals == 0, points, towards)
@@ -82,21 +82,21 @@ def test_out_of_reach_ends_in_the_nearest_corner(norm):
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
 def test_steps_do_not_depend_on_the_scale_of_the_function(norm, scale):
   points, normals, values, _ = map(jnp.float32, _problems())
-  expected = hyperplane.step_onto(points, normals, values, norm)
-  np.testing.assert_allclose(hyperplane.step_onto(points, normals * scale, values * scale, norm), expected, atol=1e-5)
+  expected = _hyperplane.step_onto(points, normals, values, norm)
+  np.testing.assert_allclose(_hyperplane.step_onto(points, normals * scale, values * scale, norm), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_constant_function_moves_nothing(norm):
   points = jnp.full((2, 2, 2, 1), 0.5)
-  steps = hyperplane.step_onto(points, jnp.zeros_like(points), jnp.array([1.0, 0.0]), norm)
+  steps = _hyperplane.step_onto(points, jnp.zeros_like(points), jnp.array([1.0, 0.0]), norm)
   np.testing.assert_array_equal(steps, 0.0)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_step_does_not_depend_on_the_batch(norm):
   points, normals, values, _ = map(jnp.float32, _problems())
-  step = jax.jit(lambda *arrays: hyperplane.step_onto(*arrays, norm))
+  step = jax.jit(lambda *arrays: _hyperplane.step_onto(*arrays, norm))
   whole = step(points, normals, values)
   single = jnp.concatenate([step(points[i : i + 1], normals[i : i + 1], values[i : i + 1]) for i in range(8)])
   np.testing.assert_allclose(single, whole[:8], atol=1e-6)

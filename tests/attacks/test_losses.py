@@ -77,8 +77,8 @@ def test_targeted_losses_name_the_choices():
 def test_logits_that_are_not_finite_are_no_right_answer():
   logits = np.tile(np.array([3.0, 0.0, -1.0]), (5, 1))
   logits[1:4, [0, 1, 2]] = [[np.nan] * 3, [np.inf, 0, 0], [0, 0, -np.inf]]
-  assert losses.right(logits, np.zeros(5, int)).tolist() == [True, False, False, False, True]
-  assert not losses.right(logits, np.full(5, 1)).any()
+  assert losses.is_correct(logits, np.zeros(5, int)).tolist() == [True, False, False, False, True]
+  assert not losses.is_correct(logits, np.full(5, 1)).any()
 
 
 def test_kl_is_from_clean_to_adversarial():

@@ -32,8 +32,8 @@ def test_scaling_may_be_traced(keys, images, labels, linear_logits):
   np.testing.assert_array_equal(run(0.0), images)
 
 
-@pytest.mark.parametrize(("most", "at_once"), [(None, 16), (4, 4), (5, 4), (99, 16), (15, 8)])
-def test_a_few_images_at_a_time_fare_as_all_together(keys, images, labels, linear_logits, most, at_once):
+@pytest.mark.parametrize(("most", "microbatch_size"), [(None, 16), (4, 4), (5, 4), (99, 16), (15, 8)])
+def test_a_few_images_at_a_time_fare_as_all_together(keys, images, labels, linear_logits, most, microbatch_size):
   attack, seen = attacks.from_config(PGD | {"num_restarts": 2}), set()
 
   def watched(images):
@@ -41,8 +41,8 @@ def test_a_few_images_at_a_time_fare_as_all_together(keys, images, labels, linea
     return linear_logits(images)
 
   whole = attack(keys, linear_logits, images, labels)
-  parts = attacks.few_at_a_time(attack, most)(keys, watched, images, labels)
-  assert seen == {at_once}
+  parts = attacks.microbatch(attack, most)(keys, watched, images, labels)
+  assert seen == {microbatch_size}
   np.testing.assert_allclose(parts.images, whole.images, atol=1e-6)
   np.testing.assert_array_equal(parts.surviving_steps, whole.surviving_steps)
 
@@ -50,16 +50,16 @@ def test_a_few_images_at_a_time_fare_as_all_together(keys, images, labels, linea
 def test_a_single_key_is_split_over_all_images_and_no_part_is_empty(images, labels, linear_logits):
   attack, key = attacks.from_config(PGD), jax.random.key(5)
   whole = attack(key, linear_logits, images, labels)
-  parts = attacks.few_at_a_time(attack, 4)(key, linear_logits, images, labels)
+  parts = attacks.microbatch(attack, 4)(key, linear_logits, images, labels)
   np.testing.assert_allclose(parts.images, whole.images, atol=1e-6)
   with pytest.raises(ValueError, match="most=0 must be an integer of 1 or more"):
-    attacks.few_at_a_time(attack, 0)
+    attacks.microbatch(attack, 0)
 
 
 def test_images_without_a_divisor_near_the_most_go_through_at_once(keys, images, labels, linear_logits):
   sizes = []
   count_and_answer = lambda images: sizes.append(len(images)) or linear_logits(images)
-  attacks.few_at_a_time(attacks.from_config(PGD), 8)(keys[:13], count_and_answer, images[:13], labels[:13])
+  attacks.microbatch(attacks.from_config(PGD), 8)(keys[:13], count_and_answer, images[:13], labels[:13])
   assert set(sizes) == {13}
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from lrat_jax import attacks
-from lrat_jax.attacks.spatial import transform
+from lrat_jax.attacks._spatial import transform
 
 
 def test_quarter_turns_and_whole_shifts_are_exact(images):

@@ -11,7 +11,7 @@ import pytest
 from lrat_jax import attacks
 from lrat_jax.attacks import losses
 
-square_lib = importlib.import_module("lrat_jax.attacks.square")  # the package's name "square" is the attack
+square_lib = importlib.import_module("lrat_jax.attacks._square")  # the package's name "square" is the attack
 
 
 def test_window_sides_follow_the_schedule():

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lrat_jax import arms, compare
-from lrat_jax.config_checks import ConfigError
+from lrat_jax.compare import __main__ as compare
+from lrat_jax.compare import methods
+from lrat_jax.core.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -43,28 +44,28 @@ pieces = st.sampled_from(
 @example("../configs/at")
 @example("configs/at.py\n")
 @example("at@" + "x" * 5000 + "=1")
-def test_an_arm_of_any_text_is_planned_inside_the_workdir_or_refused_in_one_line(text):
+def test_an_method_of_any_text_is_planned_inside_the_workdir_or_refused_in_one_line(text):
   def plan():
-    return arms.plan([arms.parse(text)], [0], data="digits", suite="fast", overrides=[], workdir=Path("w"))
+    return methods.plan([methods.parse(text)], [0], data="digits", suite="apgd", overrides=[], workdir=Path("w"))
 
   if lines_of(plan) == 0:
     (run,) = plan()
-    assert run.workdir.resolve().is_relative_to(Path("w").resolve()) and len(run.arm.folder) <= 200
+    assert run.workdir.resolve().is_relative_to(Path("w").resolve()) and len(run.method.folder) <= 200
   assert lines_of(plan) <= 1
 
 
 words = st.sampled_from(
-  ["--configs=at", "--configs=", "--configs=at,,irat", "--configs", "--seeds=0", "--seeds=", "--seeds=0,00",
+  ["--methods=at", "--methods=", "--methods=at,,irat", "--configs", "--seeds=0", "--seeds=", "--seeds=0,00",
    "--seeds=²", "--jobs=0", "--jobs=2", "--jobs=x", "--data=digits", "--data=", "--suite=", "--workdir=",
-   "--config.beta=1", "--config.", "--config.seed=1", "--help=maybe", "--configs=\"at"]
+   "--config.beta=1", "--config.", "--config.seed=1", "--help=maybe", "--methods=\"at"]
 )  # fmt: skip
 
 
 @given(st.lists(words | st.text()))
-@example(["--configs=at", "--seeds=²"])
-@example(["--configs=at", "--seeds=" + "9" * 5000])
-@example(["--configs=at", "--jobs=999999999999"])
-@example(["--configs=at", "--workdir=a\0b"])
+@example(["--methods=at", "--seeds=²"])
+@example(["--methods=at", "--seeds=" + "9" * 5000])
+@example(["--methods=at", "--jobs=999999999999"])
+@example(["--methods=at", "--workdir=a\0b"])
 def test_any_words_are_understood_or_refused_in_one_line(arguments):
   assert lines_of(compare.parse, arguments) <= 1
 
@@ -72,16 +73,16 @@ def test_any_words_are_understood_or_refused_in_one_line(arguments):
 @pytest.mark.parametrize(
   ("arguments", "reason"),
   [
-    (["--configs=at", "--seeds=0,00"], "--seeds='0,00' names one twice"),
-    (["--configs=at", "--seeds=²"], "must be whole numbers"),
-    (["--configs=at", "--seeds=4294967296"], "config.seed=4294967296 is outside"),
-    (["--configs=at", "--jobs=1001"], "--jobs=1001 must be 1 or more, and 1000 at most"),
-    (["--configs=at@beta=1.0,at@beta:1.0"], "'at@beta:1.0' is not understood"),
-    (["--configs=at@data.data_dir=a:b,at@data.data_dir=a_b"], "would share"),
-    (["--configs=at@data.data_dir=" + "x" * 300], "is too long"),
+    (["--methods=at", "--seeds=0,00"], "--seeds='0,00' names one twice"),
+    (["--methods=at", "--seeds=²"], "must be whole numbers"),
+    (["--methods=at", "--seeds=4294967296"], "config.seed=4294967296 is outside"),
+    (["--methods=at", "--jobs=1001"], "--jobs=1001 must be 1 or more, and 1000 at most"),
+    (["--methods=at@beta=1.0,at@beta:1.0"], "'at@beta:1.0' is not understood"),
+    (["--methods=at@data.data_dir=a:b,at@data.data_dir=a_b"], "would share"),
+    (["--methods=at@data.data_dir=" + "x" * 300], "is too long"),
   ],
 )
 def test_what_would_collide_or_cannot_be_is_refused_before_any_run(arguments, reason, tmp_path, capsys):
-  assert compare.main([*arguments, "--suite=fast", f"--workdir={tmp_path}/c"]) == compare.BAD_INPUT
+  assert compare.main([*arguments, "--suite=apgd", f"--workdir={tmp_path}/c"]) == compare.BAD_INPUT
   error = capsys.readouterr().err
   assert reason in error and error.count("\n") == 1 and not (tmp_path / "c").exists()

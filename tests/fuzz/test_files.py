@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lrat_jax import data
-from lrat_jax.data import prepared
+from lrat_jax.data import tfds
 
 GENERATOR = np.random.default_rng(0)
 ARRAYS = {
@@ -297,5 +297,5 @@ def test_prepared_data_import_no_module_that_they_name(tmp_path, field, monkeypa
   (version / "features.json").write_text(nested)
   (version / "dataset_info.json").write_text('{"name": "mine", "version": "1.0.0"}')
   with pytest.raises(data.DataError, match="names the Python class 'planted.Feature'"):
-    prepared.read("mine", str(tmp_path))
+    tfds.read("mine", str(tmp_path))
   assert not (tmp_path / "made").exists()

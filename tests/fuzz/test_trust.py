@@ -1,4 +1,4 @@
-"""What a run loads cannot run code: no pickle is opened on the way, and the project's own code has no means to."""
+"""What a run loads cannot run code: no pickle is opened on the way, and the project's user code has no means to."""
 
 import ast
 import pickle
@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from lrat_jax import files
-from lrat_jax.checkpoints import Checkpoints, Progress
-from lrat_jax.data import archives
+from lrat_jax.core import files
+from lrat_jax.data import npz_idx
+from lrat_jax.training.checkpoints import Checkpoints, Progress
 from tests.helpers import make_config, make_experiment, to_numpy
 
 SOURCES = sorted((Path(__file__).parent.parent.parent / "lrat_jax").rglob("*.py"))
@@ -47,7 +47,7 @@ def test_no_code_of_the_project_runs_what_it_loads():
 
 def test_one_file_imports_what_a_name_says():
   means = re.compile("import_module|resolve_name|__import__|runpy|exec_module|entry_points")
-  assert {path.name for path in SOURCES if means.search(path.read_text())} == {"own_code.py"}
+  assert {path.name for path in SOURCES if means.search(path.read_text())} == {"user_code.py"}
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_checkpoints_and_arrays_are_read_without_pickle(tmp_path, no_pickle):
   jax.tree.map(np.testing.assert_array_equal, to_numpy(restored), to_numpy(state))
   np.savez(tmp_path / "a.npz", a=np.arange(3))
   assert files.read_arrays(tmp_path / "a.npz")["a"].tolist() == [0, 1, 2]
-  assert archives.read_npz(tmp_path / "a.npz", [["a"]])[0].tolist() == [0, 1, 2]
+  assert npz_idx.read_npz(tmp_path / "a.npz", [["a"]])[0].tolist() == [0, 1, 2]
 
 
 def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path):

@@ -9,8 +9,9 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from lrat_jax import attacks, models, sharding
-from lrat_jax.models import conv, in_cache, winograd
+from lrat_jax import attacks, models
+from lrat_jax.core import sharding
+from lrat_jax.models.layers import cache, conv, winograd
 
 
 def _plain(x, kernel, strides, padding):
@@ -58,7 +59,7 @@ def test_a_few_images_at_a_time_are_as_good_as_all(monkeypatch, channels, stride
   ours = lambda x, k: conv.conv2d(x, k, (stride, stride))
   gradient_text = lambda: jax.jit(jax.grad(lambda x: ours(x, kernel).sum())).lower(x).as_text()
   assert "while" not in gradient_text()
-  monkeypatch.setattr(in_cache, "_CACHED", 4 * 36 * 32 * 2 if stride == 1 else 16 * 9 * 2 * 2)  # two images
+  monkeypatch.setattr(cache, "_CACHED", 4 * 36 * 32 * 2 if stride == 1 else 16 * 9 * 2 * 2)  # two images
   assert "while" in gradient_text() and f"tensor<3x2x8x8x{channels}xf32>" in gradient_text()
   _assert_equal_in_values_and_gradients(ours, lambda x, k: _plain(x, k, (stride, stride), 1), x, kernel, 3e-4, 3e-5)
 
@@ -68,18 +69,18 @@ def test_a_few_images_at_a_time_are_as_good_as_all(monkeypatch, channels, stride
   [(12, 10, 4), (7, 20, 1), (7, 10, 7), (12, 99, 1), (3, 1, 3)],  # 5 would fit of 7 at 10: all at once, not singly
 )
 def test_as_many_images_at_a_time_as_divide_all_and_fit(monkeypatch, count, per_image, at_a_time):
-  monkeypatch.setattr(in_cache, "_CACHED", 50)
-  monkeypatch.setattr(in_cache, "_LARGEST_KERNEL", 6)
+  monkeypatch.setattr(cache, "_CACHED", 50)
+  monkeypatch.setattr(cache, "_LARGEST_KERNEL", 6)
   images, sizes = jnp.arange(count), []
 
   def function(part):
     sizes.append(len(part))
     return part + 1
 
-  found = in_cache.in_cache(function, [images], per_image, (2, 3))
+  found = cache.microbatch(function, [images], per_image, (2, 3))
   np.testing.assert_array_equal(found.ravel(), images + 1)
   assert found.shape == (count // at_a_time, at_a_time) and set(sizes) == {at_a_time}
-  assert in_cache.in_cache(function, [images], per_image, (7,)).shape == (1, count)  # the kernel fills it by itself
+  assert cache.microbatch(function, [images], per_image, (7,)).shape == (1, count)  # the kernel fills it by itself
 
 
 def test_layers_of_many_channels_go_through_winograd():

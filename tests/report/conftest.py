@@ -28,7 +28,7 @@ def copy(finished, tmp_path):
     found = json.loads((workdir / "results.json").read_text()) | dict(results)
     plain = json.loads((workdir / "config.json").read_text())
     for path, value in dict(config).items():
-      for tree in (plain, found["configuration"]):
+      for tree in (plain, found["config"]):
         *parents, leaf = path.split(".")
         for parent in parents:
           tree = tree[parent]

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lrat_jax import comparison, files
-from lrat_jax.config_checks import ConfigError
+from lrat_jax.compare import summary
+from lrat_jax.core import files
+from lrat_jax.core.errors import ConfigError
 from lrat_jax.report import page, pictures, runs, tables
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -69,15 +70,15 @@ def test_every_number_of_the_results_is_on_the_page(whole, finished):
   results = json.loads((finished / "results.json").read_text())
   tree = _parse(whole)
   rows = {_text(row[0]).removesuffix(" †"): [_text(cell) for cell in row] for row in tree.iter("tr") if len(row) == 6}
-  for name, share in {"clean": results["clean"], **results["robust"], "worst case": results["worst_case"]}.items():
+  for name, share in {"clean": results["clean"], **results["robust"], "union": results["union"]}.items():
     assert rows[name][1] == f"{100 * share:.1f}"
     found = tables.wilson(share, results["n"])
     assert rows[name][2] == f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
   text = _visible(tree)
   for said in (f"{results['n']} test images", f"step {results['step']}", *results["environment"].values()):
     assert str(said) in text
-  assert all(f"L∞ {entry['text']}" in text for entry in results["epsilons"].values())
-  assert f"{100 * results['worst_case']:.1f} % robust in the worst case" in text
+  assert all(f"L∞ {entry['text']}" in text for entry in results["threat_models"].values())
+  assert f"{100 * results['union']:.1f} % robust to the union" in text
 
 
 def test_stages_of_autoattack_are_shown(copy):
@@ -96,7 +97,7 @@ def test_charts_hold_the_numbers_of_the_tables(whole, finished):
   }
   accuracy = {row["attack"]: row["at"] for row in values["Accuracy under each attack"][0]}
   assert accuracy == pytest.approx({name: 100 * share for name, share in results["robust"].items()} | {
-    "clean": 100 * results["clean"], "worst case": 100 * results["worst_case"],
+    "clean": 100 * results["clean"], "union": 100 * results["union"],
   }, abs=0.01)  # fmt: skip
   rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
   robust = [100 * row["robust"] for row in rows if row["split"] == "validation"]
@@ -111,7 +112,7 @@ def test_warnings_stand_before_the_numbers(copy):
   section = next(node for node in tree.iter("section") if "warnings" in node.get("class", ""))
   assert all(line in _text(section) for line in lines) and "Read this before" in _text(section)
   tree = _parse(page.render([copy("quiet", results={"warnings": []})]))
-  assert "the checks were off" in _visible(tree)  # eval.check_images is 0 in the small run
+  assert "the checks were off" in _visible(tree)  # eval.num_sanity_examples is 0 in the small run
 
 
 def test_hostile_text_stays_text(copy):
@@ -135,9 +136,9 @@ def test_hostile_text_stays_text(copy):
 @pytest.mark.parametrize(
   ("gone", "said", "hidden"),
   [
-    (["results.json"], "this run was trained and not judged", "Do attacks agree on which images are vulnerable? Of"),
+    (["results.json"], "this run was trained and not evaluated", "Do attacks agree on which images are vulnerable? Of"),
     (["per_example.npz"], "No per_example.npz", "Rank correlation of vulnerability"),
-    (["timings.json"], "No timings.json", "Judging time"),
+    (["timings.json"], "No timings.json", "Evaluation time"),
     (["metrics.jsonl"], "No metrics.jsonl", "Validation accuracy"),
     (["weights"], "No weights/epoch_*.npz", "Vulnerability in training"),
     (["worst_examples.npz"], "as the run drew them: above each the attack", "enlarged so that"),
@@ -153,16 +154,16 @@ def test_what_is_missing_is_said(copy, whole, gone, said, hidden):
   assert said not in _visible(_parse(whole)) and hidden in _visible(_parse(whole))
 
 
-def test_a_judged_function_needs_no_configuration(copy):
+def test_a_evaluated_function_needs_no_configuration(copy):
   workdir = copy()
   results = json.loads((workdir / "results.json").read_text())
-  del results["configuration"], results["step"]
+  del results["config"], results["step"]
   (workdir / "results.json").write_text(json.dumps(results | {"name": "mine.net:logits", "model": "mine.net:logits"}))
   for name in ("config.json", "metrics.jsonl"):
     (workdir / name).unlink()
   shutil.rmtree(workdir / "weights")
   text = _visible(_parse(page.render([workdir])))
-  assert "A function was judged here" in text and "mine.net:logits" in text and "Rank correlation of" in text
+  assert "A function was evaluated here" in text and "mine.net:logits" in text and "Rank correlation of" in text
 
 
 def test_the_same_run_makes_the_same_page(whole, finished):
@@ -191,9 +192,9 @@ def test_kept_examples_are_those_that_broke(finished):
   kept, found = (files.read_arrays(finished / f"{name}.npz") for name in ("worst_examples", "per_example"))
   rows = [int(np.flatnonzero(found["indices"] == index)[0]) for index in kept["indices"]]
   np.testing.assert_array_equal(kept["labels"], found["labels"][rows])
-  for row, name, answer in zip(rows, kept["attacks"], kept["answers"], strict=True):
+  for row, name, answer in zip(rows, kept["attacks"], kept["predictions"], strict=True):
     assert found["clean_correct"][row] and not found[f"robust/{name}"][row]
-    assert found[f"answer/{name}"][row] == answer != found["labels"][row]
+    assert found[f"prediction/{name}"][row] == answer != found["labels"][row]
   assert len(set(rows)) == len(rows)
 
 
@@ -213,7 +214,7 @@ def test_runs_side_by_side_are_compared_with_the_first(copy):
   rows = [[_text(cell) for cell in row] for row in tree.iter("tr")]
   arrays = [runs.read(path).per_example["robust/pgd20"].astype(float) for path in (first, other)]
   change = arrays[1] - arrays[0]
-  low, high = comparison.paired_interval(change[None])
+  low, high = summary.paired_interval(change[None])
   expected = f"{tables.signed(change.mean())} [{tables.signed(low)}, {tables.signed(high)}]"
   assert change.mean() != 0 and [row[1] for row in rows if row[0] == "pgd20" and len(row) == 2] == [expected]
   heads = [row for row in rows if row[0] == "Attack" and "What it may do" in row[-1]]
@@ -221,7 +222,7 @@ def test_runs_side_by_side_are_compared_with_the_first(copy):
   assert "Intervals: Wilson, over images." in _visible(tree)
 
 
-def test_seeds_are_one_arm_and_each_is_shown(copy):
+def test_seeds_are_one_method_and_each_is_shown(copy):
   first = copy("seed0")
   other = copy("seed1", results={"seed": 1}, config={"seed": 1}, flip="fgsm")
   text = _visible(_parse(page.render([first, other])))
@@ -237,10 +238,10 @@ def test_seeds_are_one_arm_and_each_is_shown(copy):
 def test_only_attacks_that_all_runs_share_are_compared(copy):
   first, other = copy("first"), copy("other", config={"global_weights.kind": "mail"})
   results = json.loads((other / "results.json").read_text())
-  results["suite"]["cw20"]["epsilon"] = results["configuration"]["eval"]["suite"]["cw20"]["epsilon"] = "0.3"
+  results["suite"]["cw20"]["epsilon"] = results["config"]["eval"]["suite"]["cw20"]["epsilon"] = "0.3"
   (other / "results.json").write_text(json.dumps(results))
   text = _visible(_parse(page.render([first, other])))
-  assert "not all runs were judged by it alike: cw20" in text
+  assert "not all runs were evaluated by it alike: cw20" in text
   both = [runs.read(path).per_example for path in (first, other)]
   worst = np.mean(both[0]["clean_correct"] & both[0]["robust/pgd20"] & both[0]["robust/fgsm"])
   assert f"lrat_irat_digits {100 * worst:.1f} %" in text
@@ -250,16 +251,16 @@ def test_runs_on_other_images_are_not_compared(copy):
   first, other = copy("first"), copy("other", config={"global_weights.kind": "mail"})
   arrays = dict(np.load(other / "per_example.npz"))
   np.savez(other / "per_example.npz", **(arrays | {"indices": arrays["indices"] + 1}))
-  with pytest.raises(ConfigError, match="was judged on other images"):
+  with pytest.raises(ConfigError, match="was evaluated on other images"):
     page.render([first, other])
   with pytest.raises(ConfigError, match="is named twice"):
     page.render([first, first])
 
 
-def test_a_run_that_was_not_judged_is_left_out_of_the_comparison(copy):
+def test_a_run_that_was_not_evaluated_is_left_out_of_the_comparison(copy):
   first, other = copy("first"), copy("other", config={"global_weights.kind": "mail"})
   (other / "results.json").unlink()
   text = _visible(_parse(page.render([first, other])))
-  assert f"{other} has no results for single images, and is left out" in text and "not judged" in text
+  assert f"{other} has no results for single images, and is left out" in text and "not evaluated" in text
   (first / "results.json").unlink()
-  assert "Not judged: no run here has results" in _visible(_parse(page.render([first, other])))
+  assert "Not evaluated: no run here has results" in _visible(_parse(page.render([first, other])))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lrat_jax.report import arms, runs, tables
+from lrat_jax.report import methods, runs, tables
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 10), (106, 500), (9_999, 10_000), (3, 3)])
@@ -22,6 +22,6 @@ def test_differences_have_a_sign_and_nothing_has_none():
 def test_warnings_that_differ_in_numbers_alone_stand_together():
   lines = [["a 1 %", "b"], ["a 2.5 %", "b"], []]
   found = [runs.Run(None, "x", seed, None, {"warnings": mine}, *[None] * 5) for seed, mine in enumerate(lines)]
-  doubts = tables.warnings([arms.Arm("x", found, [None] * 3)])
-  assert doubts[0] == tables.Doubt("a 1 %", ["x seed 0"], [("a 2.5 %", ["x seed 1"])])
-  assert doubts[1:] == [tables.Doubt("b", ["x seed 0", "x seed 1"], [])]
+  warning = tables.warnings([methods.MethodRuns("x", found, [None] * 3)])
+  assert warning[0] == tables.WarningLine("a 1 %", ["x seed 0"], [("a 2.5 %", ["x seed 1"])])
+  assert warning[1:] == [tables.WarningLine("b", ["x seed 0", "x seed 1"], [])]

@@ -1,0 +1,45 @@
+"""An attack of one's own: MI-FGSM, PGD with momentum (Dong et al., arXiv:1710.06081). Trains and evaluates with it:
+
+python -m lrat_jax.main --config=examples/custom_config.py
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lrat_jax import attacks
+from lrat_jax.attacks import losses
+
+
+def mi_fgsm(keys, logits_fn, images, labels, *, epsilon, step_size, num_steps, norm="linf", decay=1.0):
+  """Steps along a decaying sum of the gradients so far, which small bumps of the loss do not turn.
+
+  Args:
+    keys: one for each image [batch]. What is random must come from an image's own key, so that neither its batch nor
+      the number of devices changes its result.
+    logits_fn: images -> logits [batch, classes]; all that an attack knows of a model.
+    images, labels: float [batch, h, w, c] in [0, 1], int [batch].
+    epsilon, step_size, num_steps, norm, decay: the fields of the configuration's entry. While training ramps epsilon
+      and step size up they are traced: calculate with them, but do not branch on them.
+
+  Returns:
+    AttackResult: images inside the ball and [0, 1], and at how many of the points on the way the model was right.
+  """
+  ball = attacks.get_norm(norm)
+
+  def total_loss(points):
+    logits = logits_fn(points)
+    return jnp.sum(losses.cross_entropy(logits, labels)), logits  # a sum: each image's gradient stays its own
+
+  def step(_, carry):
+    points, momentum, survived = carry
+    gradient, logits = jax.grad(total_loss, has_aux=True)(points)
+    survived += losses.is_correct(logits, labels)
+    size = jnp.mean(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
+    momentum = decay * momentum + gradient / jnp.maximum(size, 1e-12)
+    points = attacks.project(points + step_size * ball.steepest(momentum), images, epsilon, ball)
+    return points, momentum, survived
+
+  start = attacks.starting_points("uniform", keys, images, epsilon, ball)
+  # Zeros made of images and labels, not constants: a loop's carry must vary over devices from the start.
+  points, _, survived = jax.lax.fori_loop(0, num_steps, step, (start, 0 * images, 0 * labels))
+  return attacks.AttackResult(points, survived)

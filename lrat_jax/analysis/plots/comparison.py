@@ -1,0 +1,59 @@
+"""The picture of a comparison: every method under every attack, and how far it is from the first method."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lrat_jax.analysis.plots.style import COLOURS, INK, blank, tidy
+
+# Methods beyond the colours begin again with another marker.
+_MARKERS = ("o", "s", "^", "D")
+_WIDTH = 0.8
+
+
+def _style(number: int) -> dict[str, Any]:
+  marker = _MARKERS[number // len(COLOURS) % len(_MARKERS)]
+  return {"color": COLOURS[number % len(COLOURS)], "marker": marker, "markersize": 5, "linestyle": "none"}
+
+
+def plot_comparison(summary: Mapping[str, Any]) -> Figure:
+  """Above, accuracies with their standard deviation over seeds; below, differences with their intervals.
+
+  Args:
+    summary: of `comparison.summarise`.
+  """
+  methods, columns = summary["methods"], summary["columns"]
+  title = f"{summary['title']}: {summary['n']:,} {summary['split']} images"
+  width = max(1.2, 0.17 * len(methods)) * len(columns) + 1.0
+  # Entries of the legend, as wide as its longest name in inches, and as high as they are many.
+  beside = max(1, int(width / (0.6 + 0.085 * max(map(len, methods)))))
+  figure = blank(title, width, 6.5 + 0.22 * -(-len(methods) // beside))
+  above, below = figure.subplots(2, 1, sharex=True)
+  offsets = (np.arange(len(methods)) - (len(methods) - 1) / 2) * _WIDTH / max(len(methods), 2)
+  for number, (name, method) in enumerate(methods.items()):
+    style, places = _style(number), {column: place + offsets[number] for place, column in enumerate(columns)}
+    shown = [column for column in columns if column in method["mean"]]
+    means = [100 * method["mean"][column] for column in shown]
+    spread = [100 * method["std"].get(column, 0.0) for column in shown]
+    above.errorbar([places[c] for c in shown], means, yerr=spread, elinewidth=1, label=name, **style)
+    shown = [column for column in columns if column in method["difference"]]
+    found = np.array([[100 * method["difference"][c][key] for key in ("mean", "low", "high")] for c in shown])
+    if shown:
+      reach = np.abs(found[:, 1:] - found[:, :1]).T
+      below.errorbar([places[c] for c in shown], found[:, 0], yerr=reach, elinewidth=1, **style)
+  above.set(ylabel="accuracy (%)", ylim=(0, 102))
+  below.set(ylabel=f"difference to {summary['baseline']} (points)", xticks=range(len(columns)))
+  group = {name: kind for kind in ("trained_on", "held_out") for name in summary[kind]}
+  below.set_xticklabels(
+    [f"{column}\n({group[column]})" if column in group else column for column in columns], fontsize=9
+  )
+  below.axhline(0, color=INK, linewidth=0.8)
+  for axis in (above, below):
+    tidy(axis)
+    axis.grid(visible=False, axis="x")
+    for edge in range(1, len(columns)):
+      axis.axvline(edge - 0.5, color=INK, alpha=0.15, linewidth=0.6)
+  figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=beside, frameon=False, fontsize=9)
+  return figure

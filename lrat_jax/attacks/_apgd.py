@@ -1,0 +1,306 @@
+"""Auto-PGD: projected gradient ascent with momentum that sets its own step size."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lrat_jax.attacks import _l1, losses, threat_model
+from lrat_jax.attacks._pgd import AttackResult, best_run, prepare
+from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Rank, Scalar
+
+LOSSES = ("ce", "cw", "margin", "dlr", *losses.TARGETED_LOSSES)
+
+# Share of the way to the new point; the rest goes on in the direction of the last step.
+_MOMENTUM = 0.75
+# The step stays as long as the loss rose in more than this share of a period's steps.
+_ENOUGH_RISES = 0.75
+
+
+class _Answer(NamedTuple):
+  """What the model says at some points: the loss [batch], whether it is wrong [batch], the loss's gradient."""
+
+  loss: Array
+  wrong: Array
+  gradient: Array
+
+
+class _Pace(NamedTuple):
+  """How the step size came about, each [batch]: itself, what the last step and check saw, and what came of it."""
+
+  step_size: Array
+  last_loss: Array
+  rises: Array  # steps of this period in which the loss rose
+  checked_loss: Array  # the best loss at the last check
+  halved: Array  # whether that check halved the step
+
+
+class _State(NamedTuple):
+  """A run before the model is asked about x^step; arrays [batch, ...] but for `step`."""
+
+  step: Array
+  points: Array  # x^step, about which the model is asked next
+  origin: Array  # the point from which the last step was taken: x^{step-1}, or the best one
+  best_points: Array
+  best: _Answer
+  adversarial: Array
+  fooled: Array
+  survived: Array
+  pace: Any
+
+
+class _Rule(NamedTuple):
+  """What differs between norms: how a run paces itself, where a step leads, what a check changes, and when it is due.
+
+  Attributes:
+    begin: (start, answer) -> pace.
+    move: (pace, points, where the step to them came from, gradient, whether it is the first step) -> the next points.
+    adapt: (pace, best_points, best_loss, period) -> (pace, [batch] bool: go on from the best point).
+    periods: int [steps], the length of the period that ends with a step, 0 where none ends.
+  """
+
+  begin: Callable[[Array, _Answer], Any]
+  move: Callable[[Any, Array, Array, Array, Array], Array]
+  adapt: Callable[..., tuple[Any, Array]]
+  periods: np.ndarray
+
+
+def check_periods(num_steps: int) -> np.ndarray:
+  """int [num_steps]: the length of the period that ends with each step, 0 where none does.
+
+  The first is 22% of the steps; each is 3% of the steps shorter than the one before, down to 6% (arXiv:2003.01690,
+  section 3.2): 22, 19, 16, 13, 10, 7, 6, 6, ... for 100 steps.
+  """
+  length, shrink, shortest = (max(int(share * num_steps), 1) for share in (0.22, 0.03, 0.06))
+  periods = np.zeros(num_steps, np.int32)
+  end = length
+  while end <= num_steps:
+    periods[end - 1] = length
+    length = max(length - shrink, shortest)
+    end += length
+  return periods
+
+
+def _per_image(values: Array, like: Array) -> Array:
+  return values.reshape(values.shape + (1,) * (like.ndim - 1))
+
+
+def _choose(where: Array, new: Any, old: Any) -> Any:
+  """For each image the first tree where `where` [batch], else the second."""
+  return jax.tree.map(lambda a, b: jnp.where(_per_image(where, a), a, b), new, old)
+
+
+def _dense_rule(images: Array, epsilon: float | Array, ball: threat_model.Norm, num_steps: int) -> _Rule:
+  """L-inf and L2: momentum, and a step that is halved when the loss rises too seldom or its best stands still."""
+
+  def begin(_: Array, answer: _Answer) -> _Pace:
+    zero = 0.0 * answer.loss
+    # The original compares the first loss with an empty row of its table, that is with 0, and never halves at the first
+    # check because the best loss stands still. Both are kept: they decide on the steps that follow.
+    return _Pace(2.0 * epsilon + zero, zero, zero, answer.loss, zero == 0.0)
+
+  def move(pace: _Pace, points: Array, origin: Array, gradient: Array, is_first: Array) -> Array:
+    project = lambda points: threat_model.project(points, images, epsilon, ball)
+    step = _per_image(pace.step_size, images) * ball.steepest(gradient)
+    share = jnp.where(is_first, 1.0, _MOMENTUM)
+    ahead = project(points + step) - points
+    return project(points + share * ahead + (1.0 - share) * (points - origin))
+
+  def adapt(pace: _Pace, _: Array, best_loss: Array, period: Array) -> tuple[_Pace, Array]:
+    halve = (pace.rises <= _ENOUGH_RISES * period) | (~pace.halved & (pace.checked_loss >= best_loss))
+    step_size = jnp.where(halve, 0.5 * pace.step_size, pace.step_size)
+    return pace._replace(step_size=step_size, rises=0.0 * pace.rises, checked_loss=best_loss, halved=halve), halve
+
+  return _Rule(begin, move, adapt, check_periods(num_steps))
+
+
+def _sparse_rule(images: Array, epsilon: float | Array, num_steps: int) -> _Rule:
+  """L1: steps along few coordinates, of which fewer move as the perturbation's support shrinks; no momentum."""
+  period = _l1.period(num_steps)
+  return _Rule(
+    begin=lambda start, _: _l1.begin(start, images, epsilon),
+    move=lambda pace, points, origin, gradient, is_first: _l1.move(pace, points, gradient, images, epsilon),
+    adapt=lambda pace, best_points, *_: _l1.adapt(pace, best_points, images, epsilon),
+    periods=np.where((np.arange(num_steps) + 1) % period == 0, period, 0).astype(np.int32),
+  )
+
+
+def _observe(pace: Any, loss: Array) -> Any:
+  if not isinstance(pace, _Pace):
+    return pace
+  return pace._replace(last_loss=loss, rises=pace.rises + (loss > pace.last_loss))
+
+
+def _ascend(
+  rule: _Rule, ask: Callable[[Array, Array], _Answer], start: Array, num_steps: int, early_stop: bool
+) -> _State:
+  """`num_steps` steps from `start`; with `early_stop` only until every image was fooled once.
+
+  The model is asked at one place, about x^0 too: its gradient is compiled once.
+  """
+  periods = jnp.asarray(np.append(0, rule.periods))  # of the period that ends with the step to x^k
+
+  def advance(state: _State) -> _State:
+    is_first = state.step == 0
+    answer = ask(state.points, state.step)
+    adversarial = _choose(answer.wrong & ~(state.fooled & early_stop), state.points, state.adversarial)
+    fooled = state.fooled | answer.wrong
+    counts = ~answer.wrong & (state.step < num_steps) & ~(fooled & early_stop)  # x^K is none of x^0..x^{K-1}
+    better = is_first | (answer.loss > state.best.loss)
+    best_points, best = _choose(better, (state.points, answer), (state.best_points, state.best))
+    begun = rule.begin(state.points, answer)
+    pace = jax.tree.map(lambda new, old: jnp.where(is_first, new, old), begun, _observe(state.pace, answer.loss))
+    period = periods[state.step]
+    adapted, again = rule.adapt(pace, best_points, best.loss, period)
+    pace = jax.tree.map(lambda new, old: jnp.where(period > 0, new, old), adapted, pace)
+    origin, gradient = _choose(again & (period > 0), (best_points, best.gradient), (state.points, answer.gradient))
+    points = rule.move(pace, origin, state.origin, gradient, is_first)
+    survived = state.survived + counts.astype(jnp.int32)
+    return _State(state.step + 1, points, origin, best_points, best, adversarial, fooled, survived, pace)
+
+  def goes_on(state: _State) -> Array:
+    more = state.step <= num_steps
+    return more & ~jnp.all(state.fooled) if early_stop else more
+
+  # From the points, not a constant: under shard_map a carry must vary over devices from the start.
+  never = jnp.any(start > jnp.inf, axis=tuple(range(1, start.ndim)))
+  blank = lambda like: jnp.broadcast_to(_per_image(never, like), like.shape).astype(like.dtype)
+  unasked = jax.tree.map(blank, jax.eval_shape(ask, start, jnp.int32(0)))
+  pace = rule.begin(start, unasked)
+  first = _State(jnp.int32(0), start, start, start, unasked, start, never, never.astype(jnp.int32), pace)
+  return jax.lax.while_loop(goes_on, advance, first)
+
+
+def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Array, keys: Array, eot_iter: int):
+  """(points, step) -> `_Answer`, of one call of the model and its gradient, or the mean of several random ones."""
+
+  def total_loss(points, *draw):
+    logits = logits_fn(points, *draw)
+    loss = surrogate(logits)
+    wrong = ~losses.is_correct(logits, labels) & threat_model.finite(points)
+    return jnp.sum(loss), (loss, wrong.astype(loss.dtype))
+
+  def once(points, *draw) -> _Answer:
+    gradient, (loss, wrong) = jax.grad(total_loss, has_aux=True)(points, *draw)
+    return _Answer(loss, wrong, gradient)
+
+  def ask(points: Array, step: Array) -> _Answer:
+    if not eot_iter:
+      answer = once(points)
+      return answer._replace(wrong=answer.wrong > 0.5)
+    fold = lambda draw: jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, step), draw))(keys)
+    add = lambda draw, total: jax.tree.map(jnp.add, total, once(points, fold(draw)))
+    total = jax.lax.fori_loop(1, eot_iter, add, once(points, fold(0)))
+    mean = jax.tree.map(lambda sum_: sum_ / eot_iter, total)
+    return mean._replace(wrong=mean.wrong > 0.5)
+
+  return ask
+
+
+def _run_dense(ask, images, epsilon, ball: threat_model.Norm, draw, num_steps: int, early_stop: bool, keys) -> _State:
+  """From a random point, drawn by `draw` and brought to the edge of the ball."""
+  noise = jax.vmap(lambda key: draw(key, images.shape[1:]))(keys).astype(images.dtype)
+  noise = noise / (_per_image(ball.length(noise), noise) + 1e-12)
+  start = jnp.clip(images + epsilon * noise, 0.0, 1.0)
+  return _ascend(_dense_rule(images, epsilon, ball, num_steps), ask, start, num_steps, early_stop)
+
+
+def _run_l1(ask, images, epsilon, num_steps: int, early_stop: bool, keys: Array) -> _State:
+  """From a random point of a ball three times as large, in three parts; only the last part's points are in the ball."""
+  noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys).astype(images.dtype)
+  points, survived = images + noise, 0
+  for factor, steps in _l1.schedule(num_steps):
+    radius = factor * epsilon
+    start = _l1.project(points, images, radius)
+    # Being fooled from outside the ball is no reason to stop.
+    state = _ascend(_sparse_rule(images, radius, steps), ask, start, steps, early_stop and factor == 1.0)
+    points, survived = state.best_points, survived + state.survived
+  return state._replace(survived=survived)
+
+
+def _check_loss(loss: str, targets: Array | None, target_rank: int | Array | None) -> None:
+  if loss not in LOSSES:
+    raise ValueError(f"loss={loss!r} is unknown; choose from {list(LOSSES)}.")
+  if (targets is not None or target_rank is not None) != (loss in losses.TARGETED_LOSSES):
+    needs = "needs targets or target_rank" if loss in losses.TARGETED_LOSSES else "takes no targets and no target_rank"
+    raise ValueError(f"loss={loss!r} {needs}.")
+
+
+def _surrogate(loss: str, logits_fn, images, labels, keys, eot_iter: int, targets, target_rank):
+  """The loss as a function of logits; a rank is turned into targets by one forward of the clean images."""
+  if loss not in losses.TARGETED_LOSSES:
+    return losses.surrogate(loss, logits_fn, images, labels)
+  clean_logits = logits_fn(images, keys) if eot_iter else logits_fn(images)
+  return losses.targeted(loss, labels, losses.choose_targets(clean_logits, labels, targets, target_rank))
+
+
+def apgd(
+  keys: Keys,
+  logits_fn: LogitsFn,
+  images: Images,
+  labels: Labels,
+  *,
+  epsilon: Scalar,
+  norm: str = "linf",
+  loss: str = "ce",
+  num_steps: int = 100,
+  num_restarts: int = 1,
+  targets: Labels | None = None,
+  target_rank: Rank | None = None,
+  eot_iter: int = 0,
+  early_stop: bool = False,
+) -> AttackResult:
+  """Auto-PGD (Croce & Hein, arXiv:2003.01690, algorithm 1; for L1 arXiv:2103.01208), as AutoAttack runs it.
+
+  The step is 2 epsilon (L1: epsilon) at first. At each check (`check_periods`) it is halved, and the run goes on from
+  its best point with that point's gradient, if the loss rose in 75% of the period's steps or fewer, or if the last
+  check did not halve it and the best loss has not moved since. L1 runs 30% of the steps in a ball of 3 epsilon and 30%
+  in one of 2. One gradient a step. Works under `jit` and `shard_map`.
+
+  Against the original: noise comes from a key per image, so that an image's result does not depend on its batch; an
+  image that is never fooled comes back at its highest loss, there as it was; with several random draws the
+  loss is averaged and an iterate fools by majority, there the last draw decides; the L1 ball is always approached from
+  larger ones, there only in the standard version.
+
+  Args:
+    keys, images, labels: as for `pgd`.
+    logits_fn: images -> logits [batch, classes]; with `eot_iter` (images, keys [batch]) -> logits.
+    epsilon: radius of the ball; may be traced.
+    norm: "linf", "l2" or "l1".
+    loss: "ce", "dlr", "margin", "cw", or towards a class "dlr_targeted", "margin_targeted".
+    num_steps: 1 or more.
+    num_restarts: independent runs; per image the first that fools the model counts, else the highest loss.
+    targets: int [batch], the classes of a targeted loss, or
+    target_rank: the target by its rank among the wrong classes on the clean image, 1 = the most likely; may be traced.
+    eot_iter: for a random model, how many draws a gradient is averaged over; 0 for a model without chance.
+    early_stop: end when all images were fooled, and keep the first point of an image that did it, not the last.
+
+  Returns:
+    AttackResult. An image is the last iterate that the model gets wrong (`early_stop`: the first), else the one of
+    highest loss. With `early_stop`, `surviving_steps` counts only up to that first one.
+
+  Raises:
+    ValueError: an argument outside what is listed here; the message gives its name and the choices.
+  """
+  counts = {"num_steps": (num_steps, 1), "num_restarts": (num_restarts, 1), "eot_iter": (eot_iter, 0)}
+  keys, ball = prepare(keys, images, labels, epsilon, norm, **counts)
+  _check_loss(loss, targets, target_rank)
+  surrogate = _surrogate(loss, logits_fn, images, labels, keys, eot_iter, targets, target_rank)
+
+  def run(run_keys: Array) -> _State:
+    ask = _asker(logits_fn, surrogate, labels, run_keys, eot_iter)
+    if norm == "l1":
+      return _run_l1(ask, images, epsilon, num_steps, early_stop, run_keys)
+    draw = jax.random.normal if norm == "l2" else functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+    return _run_dense(ask, images, epsilon, ball, draw, num_steps, early_stop, run_keys)
+
+  def outcome(run_keys: Array) -> tuple[AttackResult, Array]:
+    state = run(run_keys)
+    found = _choose(state.fooled, state.adversarial, state.best_points)
+    return AttackResult(found, state.survived), jnp.where(state.fooled, jnp.inf, state.best.loss)
+
+  return jax.lax.stop_gradient(best_run(outcome, lambda outcome_: outcome_[1], keys, num_restarts)[0])

@@ -1,0 +1,340 @@
+"""AutoAttack: several strong attacks in a row, each on the images that the ones before it left standing."""
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+
+from lrat_jax.attacks import losses, threat_model
+from lrat_jax.attacks._pgd import check_batch, example_keys
+from lrat_jax.attacks.eval_state import NullStore, Store
+from lrat_jax.attacks.registry import from_config
+from lrat_jax.attacks.stages import Stage, stages
+from lrat_jax.core import microbatch
+from lrat_jax.core.typing import HostAnswers, HostFloats, HostImages, HostIntegers, LogitsFn, OneKey
+
+# Floating point may carry a projected image this far outside its ball, relative and absolute.
+_SLACK = 1e-5, 1e-6
+# How many predictions of a random model are counted for its verdict on an image.
+_VOTES = 11
+# Images that a device works on at once: what is fastest on a CPU core, and what fills an accelerator.
+_CHUNK_SIZES = {"cpu": 32}
+_LARGE_CHUNK = 256
+
+CLEAN = "clean"
+ROBUST = -1
+
+
+class StageSummary(NamedTuple):
+  """What one stage did.
+
+  Attributes:
+    name: of the stage.
+    robust_accuracy: the share of all images that is left after it, in [0, 1].
+    attacked, broken: images that entered it, and those of them that fell.
+    seconds: wall-clock, compilation included; of work taken from a store, what it took then.
+    images_per_second: images attacked a second.
+    gradient_calls: gradients of the model for one image, at most: a batch stops when all its images have fallen.
+  """
+
+  name: str
+  robust_accuracy: float
+  attacked: int
+  broken: int
+  seconds: float
+  images_per_second: float
+  gradient_calls: int
+
+
+class AutoAttackReport(NamedTuple):
+  """The result of `autoattack` on n images.
+
+  Attributes:
+    robust: bool [n], right on the clean image and under every attack.
+    robust_accuracy, clean_accuracy: shares of n, in [0, 1].
+    images: float32 [n, h, w, c], the adversarial that broke an image, else the clean image.
+    broken_by: int [n], an index into `stages`: which broke the image; -1 where none did.
+    stages: "clean", then the stages' names.
+    distances: float [n], norm of the difference to the clean image.
+    per_attack: a `StageSummary` for each stage that ran; none runs on an empty rest.
+    warnings: lines to read before the number is believed.
+  """
+
+  robust: HostAnswers
+  robust_accuracy: float
+  clean_accuracy: float
+  images: HostImages
+  broken_by: HostIntegers
+  stages: tuple[str, ...]
+  distances: HostFloats
+  per_attack: tuple[StageSummary, ...]
+  warnings: tuple[str, ...]
+
+
+class _Job(NamedTuple):
+  """What stays the same through a run."""
+
+  logits_fn: Partial
+  key: Array
+  images: np.ndarray
+  labels: np.ndarray
+  indices: np.ndarray
+  epsilon: float
+  norm: str
+  plan: microbatch.Layout
+  store: Store
+  random: bool  # whether the model is a random one, called with keys
+
+
+def _verdict(logits_fn: LogitsFn, keys: Array, images: Array, labels: Array, random: bool) -> Array:
+  """bool [batch], whether the model is right; a random one by the majority of its predictions."""
+  if not random:
+    return losses.is_correct(logits_fn(images), labels)
+  draw = lambda index: jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+  right = lambda index: losses.is_correct(logits_fn(images, draw(index)), labels).astype(jnp.int32)
+  return 2 * jax.lax.fori_loop(1, _VOTES, lambda index, total: total + right(index), right(0)) > _VOTES
+
+
+def _repair(found: Array, images: Array, epsilon: float, norm: str) -> tuple[Array, Array]:
+  """The images found, brought back where they are outside the ball or the range, and which were: bool [batch]."""
+  ball = threat_model.get_norm(norm)
+  outside = ~threat_model.finite(found) | (jnp.abs(found - 0.5) > 0.5).any(axis=(1, 2, 3))
+  outside |= ball.length(found - images) > epsilon * (1 + _SLACK[0]) + _SLACK[1]
+  back = threat_model.project(jnp.where(jnp.isfinite(found), found, images), images, epsilon, ball)
+  return jnp.where(outside[:, None, None, None], back, found), outside
+
+
+def _compile_stage(job: _Job, stage: Stage) -> Callable[..., dict[str, Array]]:
+  """One round of a stage on a batch: the images found, whether the model is right on them, which had to be repaired."""
+  attack = from_config({"name": stage.attack, "epsilon": job.epsilon, "norm": job.norm, **stage.arguments})
+  epsilon, norm, random = job.epsilon, job.norm, job.random
+
+  def on_chunk(shared: tuple[Partial, Array, Array], rows: tuple[Array, Array, Array]) -> dict[str, Array]:
+    (logits_fn, key, rank), (images, labels, indices) = shared, rows
+    keys = example_keys(key, indices)
+    target = {"target_rank": rank} if stage.targeted else {}
+    found, outside = _repair(attack(keys, logits_fn, images, labels, **target).images, images, epsilon, norm)
+    vote_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    return {"images": found, "right": _verdict(logits_fn, vote_keys, found, labels, random), "outside": outside}
+
+  return microbatch.compile_for(job.plan, on_chunk)
+
+
+def _run_piece(job: _Job, compiled: Callable[..., Any], shared: Any, batch: np.ndarray, name: str) -> dict[str, Any]:
+  """One batch of one round, from the store or run and kept there."""
+  kept = job.store.load(name)
+  if kept is not None:
+    return kept
+  start = time.perf_counter()
+  result = microbatch.run_batch(job.plan, compiled, shared, (job.images[batch], job.labels[batch], job.indices[batch]))
+  piece = {
+    "fallen": batch[~result["right"]],
+    "images": result["images"][~result["right"]],
+    "repaired": np.int64(result["outside"].sum()),
+    "seconds": np.float64(time.perf_counter() - start),
+  }
+  job.store.save(name, piece)
+  return piece
+
+
+def _run_stage(
+  job: _Job, number: int, stage: Stage, robust: np.ndarray, adversarial: np.ndarray
+) -> tuple[np.ndarray, StageSummary, int]:
+  """All rounds of a stage. Returns the images still robust [n], a summary, and how many images had to be repaired.
+
+  Writes what it finds into `adversarial`, of which there is one for the whole run.
+  """
+  compiled = _compile_stage(job, stage)
+  entered, attacked, seconds, repaired = int(robust.sum()), 0, 0.0, 0
+  robust = robust.copy()
+  for round_ in range(stage.rounds):
+    key = jax.random.fold_in(jax.random.fold_in(job.key, number), round_)
+    shared = microbatch.replicate(job.plan, (job.logits_fn, key, jnp.int32(round_ + 1)))
+    standing = np.flatnonzero(robust)
+    attacked += len(standing)
+    for index, batch in enumerate(microbatch.batches(job.plan, standing)):
+      piece = _run_piece(job, compiled, shared, batch, f"{number}-{stage.name}-{round_}-{index}")
+      robust[piece["fallen"]] = False
+      adversarial[piece["fallen"]] = piece["images"]
+      seconds, repaired = seconds + float(piece["seconds"]), repaired + int(piece["repaired"])
+  broken = entered - int(robust.sum())
+  summary = StageSummary(
+    name=stage.name,
+    robust_accuracy=float(robust.mean()),
+    attacked=entered,
+    broken=broken,
+    seconds=seconds,
+    images_per_second=entered / max(seconds, 1e-9),
+    gradient_calls=attacked * stage.gradient_calls(),
+  )
+  return robust, summary, repaired
+
+
+def _clean(job: _Job) -> tuple[np.ndarray, str]:
+  """Which clean images the model gets right, bool [n], and a digest of its predictions."""
+  random = job.random
+
+  def on_chunk(shared: tuple[Partial, Array], rows: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    (logits_fn, key), (images, labels, indices) = shared, rows
+    keys = example_keys(key, indices)
+    logits = logits_fn(images, keys) if random else logits_fn(images)
+    return _verdict(logits_fn, keys, images, labels, random), logits
+
+  compiled = microbatch.compile_for(job.plan, on_chunk)
+  shared = microbatch.replicate(job.plan, (job.logits_fn, jax.random.fold_in(job.key, 0)))
+  right, digest = [], hashlib.sha256()
+  for batch in microbatch.batches(job.plan, np.arange(len(job.images))):
+    rows = (job.images[batch], job.labels[batch], job.indices[batch])
+    predictions, logits = microbatch.run_batch(job.plan, compiled, shared, rows)
+    right.append(predictions)
+    digest.update(logits.tobytes())
+  return np.concatenate(right), digest.hexdigest()
+
+
+def _fingerprint(job: _Job, planned: Sequence[Stage], predictions: str) -> dict[str, str]:
+  """What the result depends on, by the name under which a store tells that it has changed."""
+  data = hashlib.sha256()
+  for array in (job.images, job.labels, job.indices):
+    data.update(np.ascontiguousarray(array).tobytes())
+  attacks = [[stage.name, stage.attack, sorted(stage.arguments.items()), stage.rounds] for stage in planned]
+  return {
+    "images, labels or example indices": data.hexdigest(),
+    "predictions of the model": predictions,
+    "threat": f"{job.norm} {job.epsilon!r}",
+    "attacks": str(attacks),
+    "key": str(np.asarray(jax.random.key_data(job.key)).tolist()),
+    # A piece is a batch, and its size decides which images are in it.
+    "batch size": f"{job.plan.batch_size} in chunks of {job.plan.chunk_size}",
+    "version of jax": jax.__version__,
+  }
+
+
+def _distances(images: np.ndarray, originals: np.ndarray, norm: str) -> np.ndarray:
+  length = threat_model.get_norm(norm).length
+  slices = [slice(first, first + 1024) for first in range(0, len(images), 1024)]
+  return np.concatenate([np.asarray(length(images[part] - originals[part])) for part in slices])
+
+
+def _check_data(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> None:
+  check_batch(images, labels)
+  if len(images) == 0:
+    raise ValueError("images is empty; give at least one.")
+  if not (images.min() >= 0 and images.max() <= 1):
+    raise ValueError(f"images must be in [0, 1], they are in [{images.min():g}, {images.max():g}].")
+  if indices.shape != labels.shape or not np.issubdtype(indices.dtype, np.integer):
+    raise ValueError(f"example_indices must be integers of shape {labels.shape}, one per image.")
+
+
+def autoattack(
+  key: OneKey,
+  logits_fn: LogitsFn,
+  images: HostImages,
+  labels: HostIntegers,
+  *,
+  epsilon: float,
+  norm: str = "linf",
+  version: str = "standard",
+  batch_size: int = 256,
+  chunk_size: int | None = None,
+  devices: Sequence[jax.Device] | None = None,
+  example_indices: HostIntegers | None = None,
+  attacks_to_run: Sequence[str] | None = None,
+  overrides: Mapping[str, Mapping[str, Any]] | None = None,
+  on_stage: Callable[[StageSummary], None] = lambda summary: None,
+  store: Store | None = None,
+) -> AutoAttackReport:
+  """AutoAttack (Croce & Hein, arXiv:2003.01690), with the original's attacks, counts and order.
+
+  "standard": APGD on cross-entropy, APGD towards targets, FAB towards targets, Square. "plus": restarts and untargeted
+  FAB as well. "rand": for random models, gradients averaged over 20 draws. "apgd": the first two of "standard", an
+  upper bound. An image that falls is out of all that follows, the next target included. An attack succeeds if the model
+  is wrong on the image that it returns, after that was checked to lie in the ball and in [0, 1].
+
+  Against the original: the key is each image's own, so results depend neither on batch size nor on devices; an attack
+  ends at an image's first adversarial; an image outside the ball is projected and evaluated again; 2 and 3 classes
+  work;
+  "rand" goes by the majority of several predictions, on clean and on attacked images, where the original takes one.
+
+  Runs on the host, in a single process, not under jit. One batch is on the devices at a time, all else in host memory.
+
+  Args:
+    key: a typed key; an image's own is folded from it by stage, round and `example_indices`.
+    logits_fn: images -> logits [batch, classes] ("rand": (images, keys [batch]) -> logits). Wrap parameters as
+      `jax.tree_util.Partial(apply, variables)`, or they are compiled in as constants.
+    images: float [n, h, w, c] in [0, 1], on the host.
+    labels: int [n].
+    epsilon: radius of the ball.
+    norm: "linf", "l2" or "l1".
+    version: "standard", "plus", "rand" or "apgd".
+    batch_size: images on all devices together, rounded up to whole chunks. Changes no result, to the last bit.
+    chunk_size: images that go through the model at once on one device; 32 on CPU, 256 elsewhere; fewer are faster
+      where they keep to a core's cache. Results at other sizes differ as far as sums in floating point do.
+    devices: all by default. Their number overrides no result, to the last bit.
+    example_indices: int [n], which images these are; by default their places.
+    attacks_to_run: names of the version's stages to run; all by default.
+    overrides: stage name -> arguments other than the version's, such as {"square": {"num_queries": 100}}.
+    on_stage: told each stage's summary as it ends.
+    store: keeps finished work, so that the same call goes on where it was stopped; see `FileStore`.
+
+  Raises:
+    ValueError: an argument outside what is listed here, or a store of other work; the message gives the reason.
+  """
+  images, labels = np.asarray(images, np.float32), np.asarray(labels)
+  indices = np.arange(len(labels)) if example_indices is None else np.asarray(example_indices)
+  _check_data(images, labels, indices)
+  threat_model.check_epsilon(epsilon, norm, images.shape[1:])
+  devices = list(jax.devices() if devices is None else devices)
+  plan = microbatch.layout(devices, batch_size, chunk_size or _CHUNK_SIZES.get(devices[0].platform, _LARGE_CHUNK))
+  logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+  random = version == "rand"
+  job = _Job(
+    logits_fn, key, images, labels.astype(np.int32), indices.astype(np.int32), float(epsilon), norm, plan,
+    NullStore() if store is None else store, random,
+  )  # fmt: skip
+  num_classes = _num_classes(job)
+  planned, notes = stages(version, norm, num_classes, attacks_to_run, overrides or {})
+  robust, predictions = _clean(job)
+  job.store.open(_fingerprint(job, planned, predictions))
+  return _run(job, planned, notes, robust, on_stage)
+
+
+def _num_classes(job: _Job) -> int:
+  one = jax.ShapeDtypeStruct((1, *job.images.shape[1:]), jnp.float32)
+  keys = (jax.eval_shape(functools.partial(jax.random.split, num=1), job.key),) if job.random else ()
+  return jax.eval_shape(job.logits_fn, one, *keys).shape[-1]
+
+
+def _run(job: _Job, planned: list[Stage], notes: list[str], robust: np.ndarray, on_stage) -> AutoAttackReport:
+  """The stages in order, from the images that the model gets right."""
+  clean_accuracy, adversarial, summaries = float(robust.mean()), job.images.copy(), []
+  broken_by = np.where(robust, ROBUST, 0)
+  for number, stage in enumerate(planned, start=1):
+    if not robust.any():
+      break
+    left, summary, repaired = _run_stage(job, number, stage, robust, adversarial)
+    broken_by[robust & ~left] = number
+    robust = left
+    summaries.append(summary)
+    if repaired:
+      notes.append(
+        f"{stage.name} left the ball or [0, 1] on {repaired} images, which were projected and evaluated again."
+      )
+    on_stage(summary)
+  return AutoAttackReport(
+    robust=robust,
+    robust_accuracy=float(robust.mean()),
+    clean_accuracy=clean_accuracy,
+    images=adversarial,
+    broken_by=broken_by,
+    stages=(CLEAN, *(stage.name for stage in planned)),
+    distances=_distances(adversarial, job.images, job.norm),
+    per_attack=tuple(summaries),
+    warnings=tuple(notes),
+  )

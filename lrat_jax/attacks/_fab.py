@@ -1,0 +1,187 @@
+"""FAB: short steps along the decision boundary, biased towards the clean image, until one lies in the epsilon ball."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from lrat_jax.attacks import _hyperplane, losses, threat_model
+from lrat_jax.attacks._pgd import AttackResult, prepare
+from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Rank, Scalar
+
+# Keeps 0 / 0 out of the bias and of the distances to boundaries.
+_TINY_STEP = 1e-8
+_TINY_SLOPE = 1e-12
+# A step that goes ten times too far shortens nothing.
+_LARGEST_OVERSHOOT = 10
+# Random starts lie this share of epsilon away from the image.
+_START_SHARE = 0.5
+
+
+class _State(NamedTuple):
+  """Where the loop stands: [batch, ...] arrays."""
+
+  points: Array  # where the next gradient is taken
+  adversarial: Array  # the answer: the clean image until one is found
+  fooled: Array  # bool: an adversarial inside the ball is found
+  survived: Array  # int32: points so far that the model gets right
+
+
+def _per_image(values: Array) -> Array:
+  return values[:, None, None, None]
+
+
+def _targeted_boundary(logits_fn: LogitsFn, points: Array, labels: Array, targets: Array):
+  """The function z_target - z_label linearised: (values [batch], gradients [batch, h, w, c], logits)."""
+
+  def total_gap(points):
+    logits = logits_fn(points)
+    pair = jnp.take_along_axis(logits, jnp.stack([targets, labels], axis=-1), axis=-1)
+    gaps = pair[:, 0] - pair[:, 1]
+    return jnp.sum(gaps), (gaps, logits)
+
+  gradients, (values, logits) = jax.grad(total_gap, has_aux=True)(points)
+  return values, gradients, logits
+
+
+def _nearest_boundary(logits_fn: LogitsFn, points: Array, labels: Array, norm: str):
+  """As `_targeted_boundary`, of the class whose linearised boundary is nearest; a gradient for every class."""
+  logits, pull_back = jax.vjp(logits_fn, points)
+  num_classes = logits.shape[-1]
+  rows = jnp.broadcast_to(jnp.eye(num_classes, dtype=logits.dtype)[:, None], (num_classes, *logits.shape))
+  gradients = jnp.moveaxis(jax.vmap(lambda row: pull_back(row + 0 * logits)[0])(rows), 0, 1)
+  label_index = labels[:, None]
+  values = logits - jnp.take_along_axis(logits, label_index, axis=-1)
+  gradients -= jnp.take_along_axis(gradients, label_index[..., None, None, None], axis=1)
+  sizes = jnp.abs(gradients.reshape(*logits.shape, -1))
+  # The distance to a hyperplane is measured by the dual norm of its normal.
+  slopes = {
+    "linf": jnp.sum(sizes, axis=-1),
+    "l2": jnp.sqrt(jnp.sum(jnp.square(sizes), axis=-1)),
+    "l1": jnp.max(sizes, axis=-1),
+  }[norm]
+  is_label = jnp.arange(num_classes) == label_index
+  nearest = jnp.argmin(jnp.where(is_label, jnp.inf, jnp.abs(values) / (_TINY_SLOPE + slopes)), axis=-1)[:, None]
+  chosen = jnp.take_along_axis(gradients, nearest[..., None, None, None], axis=1)[:, 0]
+  return jnp.take_along_axis(values, nearest, axis=-1)[:, 0], chosen, logits
+
+
+def _advance(points, images, values, gradients, norm: str, alpha_max: float, overshoot: float) -> Array:
+  """A little past the linearised boundary from the point, mixed with as far from the clean image, in [0, 1]."""
+  step = _hyperplane.step_onto(points, gradients, values, norm)
+  values_of_images = values + jnp.sum(gradients * (images - points), axis=(1, 2, 3))
+  step_of_images = _hyperplane.step_onto(images, gradients, values_of_images, norm)
+  length = threat_model.get_norm(norm).length
+  near, far = (jnp.maximum(length(delta), _TINY_STEP) for delta in (step, step_of_images))
+  alpha = _per_image(jnp.minimum(near / (near + far), alpha_max))
+  mixed = (1.0 - alpha) * (points + overshoot * step) + alpha * (images + overshoot * step_of_images)
+  return jnp.clip(mixed, 0.0, 1.0)
+
+
+def _start(restart: int | Array, keys: Array, images: Array, epsilon: float | Array, norm: str) -> Array:
+  """The images, and for restarts after the first points at a fixed distance in random directions, cut to [0, 1]."""
+  if isinstance(restart, int) and restart == 0:
+    return images
+  ball = threat_model.get_norm(norm)
+  draw = lambda key: ball.sample(jax.random.fold_in(key, restart), images.shape[1:])
+  noise = jax.vmap(draw)(keys).astype(images.dtype)
+  return jnp.clip(images + _START_SHARE * epsilon * noise / _per_image(ball.length(noise)), 0.0, 1.0)
+
+
+def _make_step(logits_fn, images, labels, targets, epsilon, norm, alpha_max, overshoot, backward):
+  """The body of the loop: (index, state) -> (index + 1, state)."""
+  length = threat_model.get_norm(norm).length
+
+  def step(carry: tuple[int | Array, _State]) -> tuple[int | Array, _State]:
+    index, state = carry
+    if targets is None:
+      values, gradients, logits = _nearest_boundary(logits_fn, state.points, labels, norm)
+    else:
+      values, gradients, logits = _targeted_boundary(logits_fn, state.points, labels, targets)
+    points = _advance(state.points, images, values, gradients, norm, alpha_max, overshoot)
+    right = losses.is_correct(logits, labels)
+    wrong = ~losses.is_correct(logits_fn(points), labels)
+    found = wrong & (length(points - images) <= epsilon) & ~state.fooled
+    return index + 1, _State(
+      jnp.where(_per_image(wrong), images + backward * (points - images), points),
+      jnp.where(_per_image(found), points, state.adversarial),
+      state.fooled | found,
+      state.survived + (right & ~state.fooled).astype(jnp.int32),
+    )
+
+  return step
+
+
+def _check_shares(alpha_max: float, overshoot: float, backward: float) -> None:
+  for name, value in (("alpha_max", alpha_max), ("backward", backward)):
+    if not 0 <= value <= 1:
+      raise ValueError(f"{name}={value} is outside [0, 1].")
+  if not 1 <= overshoot <= _LARGEST_OVERSHOOT:
+    raise ValueError(f"overshoot={overshoot} is outside [1, {_LARGEST_OVERSHOOT}].")
+
+
+def fab(
+  keys: Keys,
+  logits_fn: LogitsFn,
+  images: Images,
+  labels: Labels,
+  *,
+  epsilon: Scalar,
+  norm: str = "linf",
+  num_steps: int = 100,
+  num_restarts: int = 1,
+  targets: Labels | None = None,
+  target_rank: Rank | None = None,
+  alpha_max: float = 0.1,
+  overshoot: float = 1.05,
+  backward: float = 0.9,
+) -> AttackResult:
+  """The Fast Adaptive Boundary attack (Croce & Hein, arXiv:1907.02044), with the constants of AutoAttack.
+
+  Each step linearises z_target - z_label, finds the shortest steps from the point and from the clean image onto that
+  boundary inside [0, 1], goes a little past both and mixes the two ends. A point that fools the model is drawn back
+  towards the image. One gradient and one forward a step.
+
+  It differs from AutoAttack's FAB in one thing on purpose: an image is done at its first adversarial inside the ball,
+  where the original goes on to shorten it. Which images fall is the same, and the loop ends when all have fallen.
+
+  Args:
+    keys: typed keys [batch], or a single key; they matter from the second start on.
+    logits_fn: images -> logits [batch, classes].
+    images: float [batch, h, w, c] in [0, 1].
+    labels: int [batch].
+    epsilon: an adversarial counts if its distance is at most this. May be traced.
+    norm: "linf", "l2" or "l1".
+    num_steps: steps from each start.
+    num_restarts: starts; the first is the image itself, others lie epsilon / 2 away from it.
+    targets: int [batch], the class to head for, other than the label.
+    target_rank: instead, the class of that rank in the clean image's logits; 1 is the second largest. May be traced.
+      Given neither, it is the class whose boundary is nearest at each step (untargeted FAB): a gradient a class.
+    alpha_max: greatest share of the step from the clean image in the mix.
+    overshoot: how far past the boundary both steps go, as a factor.
+    backward: share of its distance that a point keeps when it is drawn back.
+
+  Returns:
+    AttackResult: an adversarial inside the ball, else the clean image unchanged; also unchanged where the model is
+    wrong on it. `surviving_steps`: of the points where a gradient was taken, those that the model gets right.
+
+  Raises:
+    ValueError: an argument outside what is listed here.
+  """
+  counts = {"num_steps": (num_steps, 0), "num_restarts": (num_restarts, 1)}
+  keys, _ = prepare(keys, images, labels, epsilon, norm, **counts)
+  _check_shares(alpha_max, overshoot, backward)
+  clean_logits = logits_fn(images)
+  targets = losses.choose_targets(clean_logits, labels, targets, target_rank)
+  start = _State(images, images, ~losses.is_correct(clean_logits, labels), 0 * labels.astype(jnp.int32))
+  step = _make_step(logits_fn, images, labels, targets, epsilon, norm, alpha_max, overshoot, backward)
+  unfinished = lambda carry: (carry[0] < num_steps) & ~jnp.all(carry[1].fooled)
+
+  def run(restart, state):
+    return lax.while_loop(unfinished, step, (0, state._replace(points=_start(restart, keys, images, epsilon, norm))))[1]
+
+  state = run(0, start)
+  if num_restarts > 1:
+    state = lax.fori_loop(1, num_restarts, run, state)
+  return lax.stop_gradient(AttackResult(state.adversarial, state.survived))

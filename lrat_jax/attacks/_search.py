@@ -1,0 +1,63 @@
+"""Attacks that only ask: of a sequence of points, the first that fools the model, or the one that comes nearest."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from lrat_jax.attacks import losses
+from lrat_jax.attacks._pgd import AttackResult, LogitsFn
+
+
+class _State(NamedTuple):
+  """Where the search stands: [batch, ...] arrays."""
+
+  best: Array  # the points with the largest margin so far
+  margin: Array  # theirs
+  fooled: Array  # bool
+  survived: Array  # int32
+
+
+def _ask(logits_fn: LogitsFn, points: Array, labels: Array, state: _State) -> _State:
+  """One query for each image: the points stay where they raise the margin or fool the model."""
+  logits = logits_fn(points)
+  margin = losses.margin(logits, labels)
+  wrong = ~losses.is_correct(logits, labels)
+  better = ~state.fooled & (wrong | (margin > state.margin))
+  return _State(
+    jnp.where(better[:, None, None, None], points, state.best),
+    jnp.where(better, margin, state.margin),
+    state.fooled | wrong,
+    state.survived + (~state.fooled & ~wrong).astype(jnp.int32),
+  )
+
+
+def search(
+  logits_fn: LogitsFn,
+  images: Array,
+  labels: Array,
+  start: Array,
+  propose: Callable[[Array, Array], Array],
+  num_queries: int,
+) -> AttackResult:
+  """Asks about `start`, then `num_queries` times about propose(best points, query), query = 0, 1, ...
+
+  An image is done with the first point that fools the model, and the loop ends when all are. Images on which the model
+  is wrong come back as they are.
+
+  Returns:
+    AttackResult: the best points; `surviving_steps` counts the queries that the model withstood, the start's included,
+    in 0..num_queries + 1.
+  """
+
+  def step(carry: tuple[int | Array, _State]) -> tuple[int | Array, _State]:
+    query, state = carry
+    return query + 1, _ask(logits_fn, propose(state.best, query), labels, state)
+
+  unfinished = lambda carry: (carry[0] < num_queries) & ~jnp.all(carry[1].fooled)
+  wrong = ~losses.is_correct(logits_fn(images), labels)
+  lowest = 0.0 * images[:, 0, 0, 0] - jnp.inf
+  state = _ask(logits_fn, start, labels, _State(images, lowest, wrong, 0 * labels.astype(jnp.int32)))
+  state = lax.while_loop(unfinished, step, (0, state))[1]
+  return lax.stop_gradient(AttackResult(state.best, state.survived))

@@ -1,0 +1,233 @@
+"""Signs that a robust accuracy is not to be trusted: figures from a small batch, and the lines that they amount to."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.tree_util import Partial
+
+from lrat_jax.attacks import losses, threat_model
+from lrat_jax.attacks._pgd import AttackResult, LogitsFn, cw, per_image_keys, pgd, prepare
+
+LOGIT_SCALES = (0.1, 1.0, 10.0, 100.0)
+
+# Rounding of inputs in [0, 1], and of sums of probabilities.
+_ROUNDING = 1e-5
+# Two predictions to one image differ by less than this, of logits of unit length (AutoAttack's bound).
+_SAME_PREDICTION = 1e-4
+# Of the survivors' gradients.
+_VANISHING_SHARE = 0.05
+# AutoAttack's bound on what Square may find that gradients did not.
+_SQUARE_GAIN = 0.002
+# PGD - CW - APGD-T: 3 to 7 points for AT, TRADES and MART against 11 to 22 for GAIRAT and MAIL-AT.
+_ATTACK_GAP = 0.09
+# What PGD may gain by a scale on the logits: nothing for a model whose gradients are sound, but for chance.
+_SCALE_GAIN = 0.03
+
+
+class Findings(NamedTuple):
+  """What the checks measured; a field that was not measured is None or empty.
+
+  Attributes:
+    lowest, highest: of the images.
+    probabilities: whether the outputs look like a softmax.
+    prediction_difference: largest L2 distance between two predictions to one image, of logits of unit length.
+    vanishing_share: share of the survivors' gradients that are 0, over all steps of a PGD.
+    robust: robust accuracy by attack, weakest attack first, such as {"pgd": ..., "cw": ..., "apgd_t": ...}.
+    scaled: PGD's robust accuracy by the factor on the logits.
+    num_images: how many images `robust` and `scaled` are shares of; two of them more or less are taken for chance.
+    square_gain: share of all images that Square broke after gradient attacks could not.
+  """
+
+  lowest: float | None = None
+  highest: float | None = None
+  probabilities: bool = False
+  prediction_difference: float | None = None
+  vanishing_share: float | None = None
+  robust: Mapping[str, float] = {}
+  scaled: Mapping[float, float] = {}
+  num_images: int | None = None
+  square_gain: float | None = None
+
+
+def looks_like_probabilities(logits: Array) -> Array:
+  """Whether all outputs [batch, classes] lie in [0, 1] and each row sums to 1. bool []."""
+  in_range = (jnp.min(logits) > -_ROUNDING) & (jnp.max(logits) < 1.0 + _ROUNDING)
+  return in_range & jnp.all(jnp.abs(jnp.sum(logits, axis=-1) - 1.0) < _ROUNDING)
+
+
+def prediction_difference(logits_fn: LogitsFn, images: Array, num_calls: int = 3) -> float:
+  """Largest L2 distance between predictions to the same image, of logits of unit length.
+
+  Compares calls on the whole batch, and on its halves in reverse order: it must depend neither on chance nor on
+  the rest of the batch. Not for use under `jit`, which would freeze a model's chance.
+  """
+  unit = lambda logits: logits / (jnp.linalg.norm(logits, axis=-1, keepdims=True) + 1e-10)
+  halves = jnp.split(images, [(len(images) + 1) // 2])
+  in_parts = jnp.concatenate([logits_fn(half[::-1])[::-1] for half in halves if len(half)])
+  predictions = [unit(in_parts), *(unit(logits_fn(images)) for _ in range(num_calls))]
+  return max(float(jnp.max(jnp.linalg.norm(prediction - predictions[0], axis=-1))) for prediction in predictions[1:])
+
+
+def vanishing_gradients(
+  keys: Array,
+  logits_fn: LogitsFn,
+  images: Array,
+  labels: Array,
+  *,
+  epsilon: float | Array,
+  norm: str = "linf",
+  num_steps: int = 10,
+) -> tuple[Array, Array]:
+  """PGD on cross-entropy, watching its gradients at every step.
+
+  Arguments as for `pgd`; the step is epsilon / 4.
+
+  Returns:
+    (zero_steps int32 [batch], in 0..num_steps: steps whose gradient was 0 throughout;
+    survived bool [batch]: the model is right on the image and at the end).
+  """
+  keys, ball = prepare(keys, images, labels, epsilon, norm, num_steps=(num_steps, 0))
+  noise = jax.vmap(lambda key: ball.sample(key, images.shape[1:]))(keys).astype(images.dtype)
+  right = lambda points: losses.is_correct(logits_fn(points), labels)
+  gradient_of = jax.grad(lambda points: jnp.sum(losses.cross_entropy(logits_fn(points), labels)))
+
+  def step(_, carry):
+    points, zero_steps = carry
+    gradient = gradient_of(points)
+    zero_steps += jnp.all(gradient == 0, axis=(1, 2, 3)).astype(jnp.int32)
+    return threat_model.project(points + 0.25 * epsilon * ball.steepest(gradient), images, epsilon, ball), zero_steps
+
+  start = threat_model.project(images + epsilon * noise, images, epsilon, ball)
+  points, zero_steps = lax.fori_loop(0, num_steps, step, (start, 0 * labels.astype(jnp.int32)))
+  return zero_steps, right(images) & right(points)
+
+
+def _robust_accuracy(logits_fn: LogitsFn, images: Array, labels: Array, result: AttackResult) -> Array:
+  return jnp.mean(losses.is_correct(logits_fn(images), labels) & losses.is_correct(logits_fn(result.images), labels))
+
+
+def scaled_accuracies(
+  keys: Array,
+  logits_fn: LogitsFn,
+  images: Array,
+  labels: Array,
+  *,
+  epsilon: float | Array,
+  norm: str = "linf",
+  num_steps: int = 20,
+  scales: tuple[float, ...] = LOGIT_SCALES,
+) -> Array:
+  """Robust accuracy under CE-PGD with the logits times each scale (Hitaj et al., arXiv:2103.01914). float [scales].
+
+  A scale changes no prediction of the model. Where it helps the attack, the model's robustness was partly the loss's.
+  """
+
+  def accuracy(scale: Array) -> Array:
+    scaled_logits = lambda points: scale * logits_fn(points)
+    result = pgd(
+      keys, scaled_logits, images, labels, epsilon=epsilon, step_size=0.1 * epsilon, num_steps=num_steps, norm=norm
+    )
+    return _robust_accuracy(logits_fn, images, labels, result)
+
+  return lax.map(accuracy, jnp.array(scales))
+
+
+def run_sanity_checks(
+  keys: Array,
+  logits_fn: LogitsFn,
+  images: Array,
+  labels: Array,
+  *,
+  epsilon: float,
+  norm: str = "linf",
+  num_steps: int = 20,
+) -> Findings:
+  """All that can be measured on one small batch; APGD-T's accuracy and Square's gain are for the caller to add.
+
+  Not for use under `jit`: a model is asked from outside whether it predicts alike twice.
+
+  Args:
+    keys, logits_fn, images, labels, epsilon, norm: as for `pgd`.
+    num_steps: steps of each PGD, epsilon / 10 long.
+  """
+  attack = {"epsilon": epsilon, "norm": norm, "num_steps": num_steps}
+  # An argument of what is compiled, so that a model's parameters are no constants there.
+  logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+
+  @jax.jit
+  def measure(logits_fn, keys, images, labels):
+    robust = [
+      _robust_accuracy(
+        logits_fn, images, labels, kind(keys, logits_fn, images, labels, step_size=0.1 * epsilon, **attack)
+      )
+      for kind in (pgd, cw)
+    ]
+    zero_steps, survived = vanishing_gradients(keys, logits_fn, images, labels, **attack)
+    vanishing = jnp.sum(jnp.where(survived, zero_steps, 0)) / jnp.maximum(num_steps * jnp.sum(survived), 1)
+    scaled = scaled_accuracies(keys, logits_fn, images, labels, **attack)
+    return robust, vanishing, scaled
+
+  robust, vanishing, scaled = measure(logits_fn, per_image_keys(keys, images), images, labels)
+  return Findings(
+    lowest=float(jnp.min(images)),
+    highest=float(jnp.max(images)),
+    probabilities=bool(looks_like_probabilities(logits_fn(images))),
+    prediction_difference=prediction_difference(logits_fn, images),
+    vanishing_share=float(vanishing),
+    robust={"pgd": float(robust[0]), "cw": float(robust[1])},
+    scaled=dict(zip(LOGIT_SCALES, map(float, scaled), strict=True)),
+    num_images=len(images),
+  )
+
+
+def _points(share: float) -> str:
+  return f"{100 * share:.1f}"
+
+
+def _chance(findings: Findings) -> float:
+  return 2.0 / findings.num_images if findings.num_images else 0.0
+
+
+def _gap_line(findings: Findings) -> list[str]:
+  robust = findings.robust
+  if not robust:
+    return []
+  first, weakest = next(iter(robust)), min(robust, key=robust.get)
+  if robust[first] - robust[weakest] <= _ATTACK_GAP + _chance(findings):
+    return []
+  chain = ", ".join(f"{name} {_points(accuracy)} %" for name, accuracy in robust.items())
+  return [f"{weakest} leaves far less than {first} ({chain}): the model may be fitted to {first}'s loss alone."]
+
+
+def _scale_line(findings: Findings) -> list[str]:
+  scaled = findings.scaled
+  if not scaled or scaled[1.0] - min(scaled.values()) <= _SCALE_GAIN + _chance(findings):
+    return []
+  chain = ", ".join(f"x{scale:g} {_points(accuracy)} %" for scale, accuracy in scaled.items())
+  return [f"PGD does better when the logits are scaled ({chain}): their size hides gradients."]
+
+
+def warning_lines(findings: Findings) -> list[str]:
+  """One line for each finding that makes a robust accuracy doubtful; none for a healthy model."""
+  lines = []
+  lines += [
+    f"images reach {extreme:g}, outside [0, 1]: attacks clip there, so normalise in the model."
+    for extreme in (findings.lowest, findings.highest)
+    if extreme is not None and not -_ROUNDING <= extreme <= 1.0 + _ROUNDING
+  ]
+  if findings.probabilities:
+    lines.append("outputs look like probabilities: give logits, or the losses' gradients vanish.")
+  if findings.prediction_difference is not None and not findings.prediction_difference <= _SAME_PREDICTION:
+    difference = f"{findings.prediction_difference:.2g}"
+    lines.append(f"two predictions to an image differ by {difference}: by chance, or by the rest of the batch.")
+  if findings.vanishing_share is not None and findings.vanishing_share > _VANISHING_SHARE:
+    share = _points(findings.vanishing_share)
+    lines.append(f"{share} % of the gradients on surviving images are 0: gradient attacks cannot evaluate this model.")
+  lines += _gap_line(findings) + _scale_line(findings)
+  if findings.square_gain is not None and findings.square_gain > _SQUARE_GAIN:
+    gain = _points(findings.square_gain)
+    lines.append(f"Square broke {gain} points that gradient attacks did not: gradients may be masked.")
+  return lines

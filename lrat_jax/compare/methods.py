@@ -1,0 +1,168 @@
+"""The methods of a comparison: how each is named, the command that runs it, and whether its result is there."""
+
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from lrat_jax.config import command_line, validate
+from lrat_jax.core import files, versions
+from lrat_jax.core.errors import ConfigError
+from lrat_jax.evaluation import runner
+from lrat_jax.training import workdir as workdir_lib
+
+# What a comparison reads of results.json.
+_RESULTS = {"clean": float, "union": float, "n": int, "warnings": list}
+
+_NAME = re.compile(r"(?P<file>[^:@]+)(:(?P<attacks>[^@]+))?(?P<fields>(@[^@=]+=[^@]*)*)")
+
+
+class MethodSpec(NamedTuple):
+  """One row of a comparison.
+
+  Attributes:
+    name: as it was given, "lrat:pgd+cw@local_weights.slope=4".
+    config_file: the method's file.
+    attacks: the training attacks that it names; empty is the method's own.
+    fields: (field, value) that it changes.
+  """
+
+  name: str
+  config_file: Path
+  attacks: tuple[str, ...]
+  fields: tuple[tuple[str, str], ...]
+
+  @property
+  def folder(self) -> str:
+    """Its name as a folder's."""
+    return re.sub(r"[^\w.+-]+", "_", self.name)
+
+
+def _is_whole(results: Mapping[str, Any]) -> bool:
+  """Whether all that a comparison reads of results.json is there, as it was written."""
+  if not all(isinstance(results.get(name), kind) for name, kind in _RESULTS.items()):
+    return False
+  shares = all(0 <= results[name] <= 1 for name in ("clean", "union"))
+  return shares and all(isinstance(line, str) for line in results["warnings"])
+
+
+class Run(NamedTuple):
+  """One method with one seed: its workdir, the arguments of `lrat_jax.main`, and the configuration that they make."""
+
+  method: MethodSpec
+  seed: int
+  workdir: Path
+  arguments: tuple[str, ...]
+  config: ConfigDict
+
+  @property
+  def name(self) -> str:
+    return f"{self.method.name} seed {self.seed}"
+
+  @property
+  def command(self) -> str:
+    """What a reader types to repeat it."""
+    return shlex.join(["python", "-m", "lrat_jax.main", *self.arguments])
+
+  @property
+  def process(self) -> list[str]:
+    """The same for this interpreter."""
+    return [sys.executable, "-m", "lrat_jax.main", *self.arguments]
+
+  @property
+  def results_folder(self) -> Path:
+    """Where its results lie."""
+    return runner.results_folder(self.workdir, self.config.eval.split)
+
+  def results(self) -> dict[str, Any] | None:
+    """The content of results.json, if it is whole and of this very configuration; else None."""
+    try:
+      found = files.read_json(self.results_folder / "results.json")
+      versions.refuse_earlier(self.results_folder / "results.json", found)
+    except files.CorruptFileError:
+      return None
+    return found if _is_whole(found) and found.get("config") == workdir_lib.portable(self.config) else None
+
+  def per_example(self) -> dict[str, np.ndarray]:
+    """The arrays of per_example.npz.
+
+    Raises:
+      files.CorruptFileError: it is not there, not whole, or lacks an attack of the suite.
+    """
+    path = self.results_folder / "per_example.npz"
+    attacked = [f"{field}/{name}" for name in self.config.eval.suite for field in ("robust", "vulnerability")]
+    try:
+      return files.read_arrays(path, ("clean_correct", "robust", *attacked))
+    except files.CorruptFileError as error:
+      raise files.CorruptFileError(
+        f"{error} Remove {path.with_name('results.json')}, and it is evaluated again."
+      ) from None
+
+
+def parse(text: str) -> MethodSpec:
+  """A method from NAME[:ATTACK+ATTACK...][@FIELD=VALUE...]; NAME is a file in configs/, or the path of one.
+
+  Raises:
+    ConfigError: a text of another form, or a file that is not there (with the choices).
+  """
+  match = _NAME.fullmatch(text)
+  if match is None:
+    raise ConfigError(f"--methods: {text!r} is not understood; write NAME[:ATTACK+ATTACK][@FIELD=VALUE].")
+  path = Path(match["file"] if match["file"].endswith(".py") else f"configs/{match['file']}.py")
+  if not path.is_file():
+    choices = sorted(file.stem for file in Path("configs").glob("*.py"))
+    raise ConfigError(f"--methods: {text!r}: there is no file {path}; choose from {choices}, or give a path.")
+  fields = tuple(tuple(field.split("=", 1)) for field in match["fields"].split("@")[1:])
+  return MethodSpec(text, path, tuple(match["attacks"].split("+")) if match["attacks"] else (), fields)
+
+
+def plan(
+  methods: Sequence[MethodSpec], seeds: Sequence[int], *, data: str, suite: str, overrides: Sequence[str], workdir: Path
+) -> list[Run]:
+  """All runs of a comparison, seed by seed so that whole comparisons come early, each checked as far as it can be.
+
+  Args:
+    data: the name of a preset.
+    suite: the name of the suite that evaluates.
+    overrides: `--config.FIELD=VALUE` for every method; a method's own come after them.
+    workdir: the comparison's folder; a run's own is METHOD/seedN in it.
+
+  Raises:
+    ConfigError: a name, field or value that no run can use, with the method.
+  """
+  runs = []
+  for seed in seeds:
+    for method in methods:
+      argument = ",".join([data, *method.attacks, f"suite={suite}"])
+      folder = workdir / method.folder / f"seed{seed}"
+      fields = [f"--config.{field}={value}" for field, value in method.fields]
+      arguments = (
+        f"--config={method.config_file}:{argument}",
+        *overrides,
+        *fields,
+        f"--config.seed={seed}",
+        f"--workdir={folder}",
+      )
+      try:
+        config = command_line.parse(arguments).config
+        validate.check(config)
+      except ConfigError as error:
+        raise ConfigError(f"{method.name}: {error}") from None
+      runs.append(Run(method, seed, folder, arguments, config))
+  _check_folders(runs)
+  return runs
+
+
+def _check_folders(runs: Sequence[Run]) -> None:
+  """Refuses methods whose names make one folder, and names that are too long for one."""
+  methods: dict[Path, str] = {}
+  for run in runs:
+    if len(run.method.folder.encode()) > 200:
+      raise ConfigError(f"--methods: {run.method.name!r} is too long; put its fields in a file of configs/.")
+    if methods.setdefault(run.workdir, run.method.name) != run.method.name:
+      raise ConfigError(f"--methods: {methods[run.workdir]!r} and {run.method.name!r} would share {run.workdir}.")

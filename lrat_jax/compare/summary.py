@@ -1,0 +1,298 @@
+"""What a comparison of methods says: means, spread and paired differences over seeds, as data and as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lrat_jax.analysis import inspection
+from lrat_jax.compare.methods import Run
+from lrat_jax.config import suites
+from lrat_jax.evaluation.evaluate import CLEAN
+from lrat_jax.training import metrics
+
+WORST, HELD_OUT_MEAN = "union", "held out, mean"
+_RESAMPLES, _CONFIDENCE = 2000, 0.95
+
+
+def paired_intervals(differences: np.ndarray, seed: int = 0) -> np.ndarray:
+  """The 95 % bootstrap intervals of the means of paired differences, over seeds and images.
+
+  Both are drawn again, with replacement and independently, so the interval holds for other seeds and other images of
+  the same kind; with one seed it holds for other images alone. A few seeds say little about all seeds: with so few it
+  is rather too narrow than too wide.
+
+  Args:
+    differences: float [k, seeds, images], for each seed and image what one method has more than the other.
+    seed: of the resampling, which is the same for all k.
+
+  Returns:
+    float [k, 2], low and high.
+  """
+  generator = np.random.default_rng(seed)
+  _, num_seeds, num_images = differences.shape
+  means = np.empty((_RESAMPLES, len(differences)))
+  for index in range(_RESAMPLES):
+    seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds)) / num_seeds
+    images = generator.multinomial(num_images, np.full(num_images, 1 / num_images)) / num_images
+    means[index] = seeds @ differences @ images
+  tail = (1 - _CONFIDENCE) / 2
+  return np.quantile(means, (tail, 1 - tail), axis=0).T
+
+
+def paired_interval(difference: np.ndarray, seed: int = 0) -> tuple[float, float]:
+  """(low, high) of `paired_intervals`, for one difference float [seeds, images]."""
+  low, high = paired_intervals(difference[None], seed)[0]
+  return float(low), float(high)
+
+
+def _seen(run: Run) -> list[str]:
+  """The attacks of the suite that are of a kind that the run trained on."""
+  trained = {suites.kind(entry) for entry in run.config.train_attacks.to_dict().values()}
+  evaluated = {name: suites.kind(entry) for name, entry in run.config.eval.suite.to_dict().items()}
+  return [name for name, kind in evaluated.items() if kind is not None and kind in trained]
+
+
+def _columns(runs: Sequence[Run]) -> dict[str, list[str]]:
+  """The suite's attacks by group: trained on by any method, by none, and AutoAttack."""
+  suite = runs[0].config.eval.suite.to_dict()
+  seen = {name for run in runs for name in _seen(run)}
+  automatic = [name for name, entry in suite.items() if suites.is_autoattack(entry)]
+  return {
+    "trained_on": [name for name in suite if name in seen],
+    "held_out": [name for name in suite if name not in seen and name not in automatic],
+    "autoattack": automatic,
+  }
+
+
+def robust_columns(run: Run, columns: Mapping[str, list[str]]) -> dict[str, np.ndarray]:
+  """For each column of the table float [images], in the order of the table: 1 where the model holds.
+
+  Args:
+    run: with results.
+    columns: the attacks as "trained_on", "held_out" and "autoattack", as `summarise` groups them.
+  """
+  arrays = run.per_example()
+  attacks = {name: arrays[f"robust/{name}"].astype(float) for group in columns.values() for name in group}
+  robust = {CLEAN: arrays["clean_correct"].astype(float), **attacks}
+  if len(columns["held_out"]) > 1:
+    robust[HELD_OUT_MEAN] = np.mean([attacks[name] for name in columns["held_out"]], axis=0)
+  return robust | {WORST: arrays["robust"].astype(float)}
+
+
+def training_seconds(run: Run) -> float:
+  """How long a run's steps took, by its metrics.jsonl: compilation and no validation included."""
+  rows = [row for row in metrics.read_rows(run.workdir / "metrics.jsonl") if row["split"] == "train"]
+  return sum(row["steps"] * run.config.data.batch_size / row["images_per_second"] for row in rows)
+
+
+def _method_summary(runs: Sequence[Run], robust: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+  done = [run for run in runs if run.name in robust]
+  per_seed = {run.seed: {name: float(held.mean()) for name, held in robust[run.name].items()} for run in done}
+  table = {name: [scores[name] for scores in per_seed.values()] for name in next(iter(per_seed.values()), {})}
+  return {
+    "commands": [run.command for run in runs],
+    "trained_on": _seen(runs[0]),
+    "training_seconds": [training_seconds(run) for run in done],
+    "seeds": {str(seed): scores for seed, scores in per_seed.items()},
+    "mean": {name: float(np.mean(values)) for name, values in table.items()},
+    "std": {name: float(np.std(values, ddof=1)) for name, values in table.items() if len(values) > 1},
+    "difference": {},
+  }
+
+
+def _differences(ours: Sequence[Mapping[str, np.ndarray]], theirs: Sequence[Mapping[str, np.ndarray]]):
+  """For each column {"mean", "low", "high"} of ours - theirs, seed by seed; nothing where no seed is paired."""
+  if not ours:
+    return {}
+  pairs = list(zip(ours, theirs, strict=True))
+  differences = np.array([[mine[column] - other[column] for mine, other in pairs] for column in ours[0]])
+  found = zip(ours[0], differences.mean(axis=(1, 2)).tolist(), paired_intervals(differences).tolist(), strict=True)
+  return {column: {"mean": mean, "low": low, "high": high} for column, mean, (low, high) in found}
+
+
+def _spread(tables: Sequence[np.ndarray]) -> dict[str, Any]:
+  """{"mean", "std"} over seeds of tables [k, k], as lists; None where one is NaN, or where there is one seed."""
+  plain = lambda table: [[None if np.isnan(value) else float(value) for value in row] for row in table]
+  spread = np.std(tables, axis=0, ddof=1) if len(tables) > 1 else np.full_like(tables[0], np.nan)
+  return {"mean": plain(np.mean(tables, axis=0)), "std": plain(spread)}
+
+
+def _inconsistency(runs: Sequence[Run]) -> dict[str, Any] | None:
+  """How far attacks disagree on one method's runs (`inspection.inconsistency`); None where they cannot be compared."""
+  found = []
+  for run in runs:
+    per_example = run.per_example()
+    if len(inspection.attack_names(per_example)) < 2 or not per_example["clean_correct"].any():
+      return None
+    found.append(inspection.inconsistency(per_example))
+  tables = {field: _spread([getattr(one, field) for one in found]) for field in ("rank_correlation", "cross")}
+  return {"method": runs[0].method.name, "attacks": found[0].names, **tables} if found else None
+
+
+def summarise(runs: Sequence[Run], title: str) -> dict[str, Any]:
+  """The comparison as plain data; the first run's method is the one that the others are compared with.
+
+  A run without results is left out, and its method's "seeds" lack it. Differences are over the seeds
+  that both methods have.
+
+  Returns:
+    {"title", "n", "split", "suite", "columns", "trained_on", "held_out", "autoattack", "baseline", "warnings",
+    "missing",
+    "inconsistency" of the first method: {"method", "attacks" [k], "rank_correlation", "cross": {"mean", "std"} [k, k]},
+    "methods": {method: {"commands", "trained_on", "training_seconds", "seeds": {seed: {column: accuracy}}, "mean",
+    "std",
+    "difference": {column: {"mean", "low", "high"}}}}}, accuracies and differences as shares.
+
+  Raises:
+    ValueError: no run has results, or a file of one is damaged.
+  """
+  groups = _columns(runs)
+  results = {run.name: run.results() for run in runs}
+  robust = {run.name: robust_columns(run, groups) for run in runs if results[run.name] is not None}
+  if not robust:
+    raise ValueError("no run has results.")
+  methods = {run.method.name: [other for other in runs if other.method.name == run.method.name] for run in runs}
+  summaries = {name: _method_summary(mine, robust) for name, mine in methods.items()}
+  baseline = {run.seed: robust[run.name] for run in next(iter(methods.values())) if run.name in robust}
+  for name, mine in list(methods.items())[1:]:
+    paired = [run for run in mine if run.name in robust and run.seed in baseline]
+    summaries[name]["difference"] = _differences(
+      [robust[run.name] for run in paired], [baseline[run.seed] for run in paired]
+    )
+  found = {name: result for name, result in results.items() if result is not None}
+  return {
+    "title": title,
+    "n": next(iter(found.values()))["n"],
+    "split": runs[0].config.eval.split,
+    "suite": runs[0].config.eval.suite.to_dict(),
+    "columns": list(next(iter(robust.values()))),
+    **groups,
+    "baseline": next(iter(methods)),
+    "warnings": {name: result["warnings"] for name, result in found.items() if result["warnings"]},
+    "missing": [name for name in results if name not in found],
+    "inconsistency": _inconsistency([run for run in next(iter(methods.values())) if run.name in found]),
+    "methods": summaries,
+  }
+
+
+def _accuracy(method: Mapping[str, Any], column: str) -> str:
+  if column not in method["mean"]:
+    return "-"
+  spread = f" ± {100 * method['std'][column]:.1f}" if column in method["std"] else ""
+  return f"{100 * method['mean'][column]:.1f}{spread}" + (" †" if column in method["trained_on"] else "")
+
+
+def _seconds(method: Mapping[str, Any]) -> str:
+  return f"{np.mean(method['training_seconds']):.0f}" if method["training_seconds"] else "-"
+
+
+def _change(method: Mapping[str, Any], column: str) -> str:
+  if column not in method["difference"]:
+    return "-"
+  points = {name: 100 * value for name, value in method["difference"][column].items()}
+  return f"{points['mean']:+.1f} [{points['low']:+.1f}, {points['high']:+.1f}]"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+  return ["| " + " | ".join(row) + " |" for row in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
+
+
+def _inconsistency_lines(found: Mapping[str, Any]) -> list[str]:
+  """The two tables of `summarise`'s "inconsistency"."""
+
+  def cell(mean: float | None, std: float | None, scale: float, digits: int) -> str:
+    if mean is None:
+      return "-"
+    # A table's own diagonal does not vary but by rounding.
+    spread = f" ± {scale * std:.{digits}f}" if std is not None and std > 1e-9 else ""
+    return f"{scale * mean:.{digits}f}{spread}"
+
+  def cells(table: Mapping[str, Any], scale: float, digits: int) -> list[list[str]]:
+    rows = []
+    for name, means, spreads in zip(found["attacks"], table["mean"], table["std"], strict=True):
+      rows.append([name, *(cell(*pair, scale, digits) for pair in zip(means, spreads, strict=True))])
+    return rows
+
+  return [
+    "",
+    "Do attacks agree on which images are vulnerable? Rank correlation of vulnerability over the images that are right "
+    f"when clean (`{found['method']}`):",
+    "",
+    *_table(["", *found["attacks"]], cells(found["rank_correlation"], 1, 2)),
+    "",
+    "Share of the images, in percent, that the row's attack breaks and the column's does not:",
+    "",
+    *_table(["", *found["attacks"]], cells(found["cross"], 100, 1)),
+  ]
+
+
+def _provenance_lines(summary: Mapping[str, Any]) -> list[str]:
+  """Command, commit, date, device and versions, where the summary has them."""
+  if "command" not in summary:
+    return []
+  made, packages = summary["environment"], ("python", "jax", "jaxlib", "flax")
+  versions = ", ".join(f"{package} {made[package]}" for package in packages)
+  return [
+    "```sh",
+    summary["command"],
+    "```",
+    "",
+    f"{summary['date']}, commit {summary['commit'] or 'unknown'}, {made['device']}, "
+    f"{summary['jobs']} run(s) at a time, "
+    f"{versions}. Seconds of training are a run's mean, compilation and no validation included.",
+    "",
+  ]
+
+
+def _warning_lines(warnings: Mapping[str, Sequence[str]]) -> list[str]:
+  """Each warning once, with how many runs gave it, and which where they are few."""
+  runs: dict[str, list[str]] = {}
+  for run, lines in warnings.items():
+    for line in lines:
+      runs.setdefault(line, []).append(run)
+  return [
+    f"- warning in {len(names)} run(s){', ' + ', '.join(names) if len(names) < 5 else ''}: {line}"
+    for line, names in runs.items()
+  ]
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+  """A summary of `summarise` as a page: accuracies, differences, what the attacks may do, warnings, commands."""
+  methods, columns, baseline = summary["methods"], summary["columns"], summary["baseline"]
+  seeds = max(len(method["seeds"]) for method in methods.values())
+  lines = [f"## {summary['title']}", "", *_provenance_lines(summary)]
+  lines += [
+    f"Accuracy in percent on {summary['n']:,} {summary['split']} images: mean ± standard deviation, {seeds} seed(s).",
+    "† is of a kind (loss and norm) that the method trained on. An attack that no method trained on is held out.",
+    "",
+    *_table(
+      ["method", *columns, "training, s"],
+      [[name, *(_accuracy(method, c) for c in columns), _seconds(method)] for name, method in methods.items()],
+    ),
+  ]
+  others = {name: method for name, method in methods.items() if name != baseline}
+  if others:
+    lines += [
+      "",
+      f"Difference to `{baseline}` in points, with the 95 % interval of a paired bootstrap over seeds and images:",
+      "",
+      *_table(
+        ["method", *columns], [[name, *(_change(method, c) for c in columns)] for name, method in others.items()]
+      ),
+    ]
+  if summary["inconsistency"] is not None:
+    lines += _inconsistency_lines(summary["inconsistency"])
+  lines += ["", "Threats: " + "; ".join(f"{name}: {suites.threat(entry)}" for name, entry in summary["suite"].items())]
+  lines += [f"- missing: {name}" for name in summary["missing"]]
+  lines += _warning_lines(summary["warnings"])
+  lines += [
+    "",
+    "Each run by itself:",
+    "",
+    "```sh",
+    *(c for method in methods.values() for c in method["commands"]),
+    "```",
+    "",
+  ]
+  return "\n".join(lines)

@@ -1,0 +1,132 @@
+"""The command line: absl flags and ml_collections overrides, with one clear line for whatever is wrong in it."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lrat_jax.config.validate import check_form
+from lrat_jax.core.errors import ConfigError
+
+MODES = ("train_and_evaluate", "train", "evaluate")
+# An override of a configuration's field: its path, and "=" where a value follows.
+OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)")
+
+
+class Options(NamedTuple):
+  """What was asked for; `config` is None where only help was, `model` where a run's own checkpoint is evaluated.
+
+  `track` names the services that follow the run (`trackers`). The last three say how to find the run's other processes
+  (`distributed.join`).
+  """
+
+  config: ConfigDict | None
+  workdir: str | None
+  mode: str
+  model: str | None
+  track: tuple[str, ...] = ()
+  dry_run: bool = False
+  coordinator: str | None = None
+  num_processes: int | None = None
+  process_id: int | None = None
+
+
+def check_characters(arguments: Sequence[str]) -> None:
+  """Refuses what no file can be named. Raises ConfigError."""
+  for argument in arguments:
+    if "\0" in argument:
+      raise ConfigError(f"{argument!r} holds a null character.")
+
+
+def _define(arguments: list[str]) -> flags.FlagValues:
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", None, "FILE or FILE:ARGUMENT", flag_values=values, sys_argv=arguments)
+  flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
+  flags.DEFINE_string("model", None, "package.module:function, a model to evaluate", flag_values=values)
+  flags.DEFINE_string("mode", None, "what to do", flag_values=values)
+  flags.DEFINE_list("track", [], "wandb, mlflow", flag_values=values)
+  flags.DEFINE_bool("dry_run", False, "says what the run would take", flag_values=values)
+  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
+  flags.DEFINE_integer("num_processes", None, "of this run", flag_values=values)
+  flags.DEFINE_integer("process_id", None, "which of them this is", flag_values=values)
+  flags.DEFINE_bool("help", False, "shows help", short_name="h", flag_values=values)
+  return values
+
+
+def reason(error: BaseException) -> str:
+  """The last line of an error's text, where ml_collections quotes a whole traceback."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return re.sub(r"^(flag --\S+: )?(\w+(Error|Exception): )?", "", lines[-1]) if lines else type(error).__name__
+
+
+def _parse(arguments: list[str]) -> flags.FlagValues:
+  values = _define(["lrat_jax", *arguments])
+  try:
+    rest = values(["lrat_jax", *arguments])[1:]
+  except flags.IllegalFlagValueError as error:
+    flag = str(error).splitlines()[0].removeprefix("flag --").partition(": ")[0]
+    raise ConfigError(f"--{flag}: {reason(error)}") from None
+  except (flags.Error, AttributeError, TypeError, ValueError) as error:
+    raise ConfigError(reason(error)) from None
+  except Exception as error:  # whatever the code of the user's file raises
+    raise ConfigError(f"--config: the file failed with {type(error).__name__}: {reason(error)}") from None
+  if rest:
+    raise ConfigError(f"{rest[0]!r} is not understood; options are written --name=value.")
+  return values
+
+
+def _load(values: flags.FlagValues) -> ConfigDict:
+  if values.config is None:
+    raise ConfigError("--config is missing; try --config=configs/lrat.py.")
+  try:
+    is_config = hasattr(values.config, "keys") and isinstance(values.config, ConfigDict)
+  except OSError as error:  # a file that failed to load says so only when it is used
+    raise ConfigError(f"--config: {reason(error)}; try --config=configs/lrat.py.") from None
+  if not is_config:
+    raise ConfigError(f"--config: the file returns {type(values.config).__name__}, no ConfigDict.")
+  check_form(values.config)
+  return values.config
+
+
+def _check_override(config: ConfigDict, argument: str) -> None:
+  """Refuses `--config.PATH=VALUE` where PATH is no field, or is a group of fields."""
+  path, equals = OVERRIDE.match(argument).groups()
+  if not equals:
+    raise ConfigError(f"{argument!r} is not understood; options are written --name=value.")
+  node, done = config, "config"
+  for key in path.split("."):
+    if not isinstance(node, ConfigDict) or key not in node:
+      choices = f"choose from {sorted(node)}" if isinstance(node, ConfigDict) else "it holds a value, not fields"
+      raise ConfigError(f"{done}.{key} is unknown; {done}: {choices}.")
+    node, done = node[key], f"{done}.{key}"
+  if isinstance(node, ConfigDict):
+    hint = " Training attacks are chosen in the config's argument, as in configs/lrat.py:digits,pgd,cw."
+    raise ConfigError(
+      f"{done} is a group of the fields {sorted(node)}; set one of them.{hint * (done == 'config.train_attacks')}"
+    )
+
+
+def parse(arguments: Sequence[str]) -> Options:
+  """Reads the command line, the configuration and its overrides. Raises ConfigError with one line of what is wrong."""
+  check_characters(arguments)
+  overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
+  values = _parse([argument for argument in arguments if argument not in overrides])
+  mode = values.mode or ("evaluate" if values.model is not None else MODES[0])
+  if values.help:
+    return Options(None, None, mode, None)
+  if mode not in MODES:
+    raise ConfigError(f"--mode={mode!r} is unknown; choose from {list(MODES)}.")
+  if values.model is not None and mode != "evaluate":
+    raise ConfigError(f"--mode={mode} is not for --model, which is only evaluated; use --mode=evaluate.")
+  for name in ("track", "dry_run"):
+    if values.model is not None and values[name].value:
+      raise ConfigError(f"--{name} is for a run of a configuration, not for --model.")
+  config = _load(values)
+  for argument in overrides:
+    _check_override(config, argument)
+  if overrides:
+    config = _load(_parse(list(arguments)))
+  others = (values.coordinator, values.num_processes, values.process_id)
+  return Options(config, values.workdir, mode, values.model, tuple(values.track), values.dry_run, *others)

@@ -1,0 +1,205 @@
+"""The complete default configuration, and the presets that go together with each data set.
+
+Plain data only: everything is built from it in code. The files in `configs/` change a few fields of `default(arg)`, and
+the command line changes more (`--config.train.epochs=5`). Lengths in the image range (`epsilon`, `step_size`) are text,
+so that "8/255" stays what it was given as; shares are of the whole training, in [0, 1]. Where an attack, a model, a
+weighting or a data set is named, "package.module:function" names one of the user's own (examples/custom_config.py).
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lrat_jax.config.suites import SUITES, iterated
+
+SCHEDULES = ("constant", "piecewise", "cosine", "one_cycle")
+
+
+def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padding: int = 0, flip: bool = False):
+  return dict(
+    source=source,  # digits | tfds:NAME | npz:PATH | idx:DIR | package.module:function
+    data_dir="",  # where TFDS keeps its data sets; empty is TFDS's own default
+    batch_size=batch_size,  # of all devices and hosts together
+    placement="auto",  # auto | device | host: where training images wait; auto is the device if they fit in a quarter
+    validation_size=validation_size,  # images held out of the training split
+    train_size=0,  # trains on so many of the rest, the same for every seed; 0 is all
+    crop_padding=crop_padding,  # random crops after padding by so many pixels; 0 is off
+    flip=flip,  # random horizontal flips
+  )
+
+
+def _model(name: str, mean: tuple[float, ...], std: tuple[float, ...]):
+  return dict(
+    name=name,  # cnn | resnet18 | preact_resnet18, each _WIDTH too | wide_resnet_DEPTH_WIDTH
+    dtype="auto",  # auto | float32 | bfloat16: what the network computes in; auto is float32 on CPU, else bfloat16
+    mean=mean,  # of the training images, for each channel or one for all: subtracted inside the model
+    std=std,  # their standard deviations: divided by inside the model
+  )
+
+
+def _optimizer(learning_rate: float, schedule: str, weight_decay: float = 5e-4):
+  return dict(
+    learning_rate=learning_rate,  # the peak
+    momentum=0.9,  # SGD's
+    nesterov=False,  # whether the momentum is Nesterov's
+    weight_decay=weight_decay,  # added to the gradient, that many times the weights
+    schedule=schedule,  # constant | piecewise | cosine | one_cycle
+    warmup=0.3 if schedule == "one_cycle" else 0.0,  # cosine, one_cycle: share of the steps before the peak
+    boundary_fractions=(0.5, 0.75),  # piecewise: shares of the steps after which the rate falls
+    decay_rate=0.1,  # piecewise: by how much it falls there
+  )
+
+
+def _budget(linf: tuple[str, str], l2: tuple[str, str], *, num_steps: int, l1: str, spatial: tuple[float, float]):
+  """Radius and step size by norm, the steps of training attacks, L1's radius, and degrees and pixels of movements."""
+  return dict(linf=linf, l2=l2, num_steps=num_steps, l1=l1, spatial=spatial)
+
+
+# Before the name of a suite in the config's argument.
+_SUITE = "suite="
+
+# What goes together. Each names its data, model, optimiser, epochs, epsilon ramp and attack budget.
+PRESETS: dict[str, dict[str, Any]] = {
+  "digits": dict(
+    data=_data("digits", 197, batch_size=64),
+    model=_model("cnn", (0.305,), (0.376,)),
+    optimizer=_optimizer(0.1, "one_cycle"),
+    epochs=40,
+    epsilon_ramp_fraction=0.5,
+    budget=_budget(("0.2", "0.05"), ("0.6", "0.15"), num_steps=10, l1="1.25", spatial=(15.0, 0.5)),
+  ),
+  "fashion_mnist": dict(
+    data=_data("tfds:fashion_mnist", 2000),
+    model=_model("cnn", (0.286,), (0.353,)),
+    optimizer=_optimizer(0.1, "one_cycle"),
+    epochs=10,
+    epsilon_ramp_fraction=0.7,
+    budget=_budget(("0.1", "0.035"), ("1.5", "0.5"), num_steps=5, l1="5", spatial=(15.0, 1.0)),
+  ),
+  "cifar10": dict(
+    data=_data("tfds:cifar10", 1000, crop_padding=4, flip=True),
+    model=_model("resnet18", (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    optimizer=_optimizer(0.1, "piecewise"),
+    epochs=100,
+    epsilon_ramp_fraction=0.0,
+    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), num_steps=10, l1="12", spatial=(30.0, 3.0)),
+  ),
+  "svhn": dict(
+    data=_data("tfds:svhn_cropped", 1000),
+    model=_model("resnet18", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    optimizer=_optimizer(0.05, "piecewise"),
+    epochs=60,
+    epsilon_ramp_fraction=0.1,  # from the full epsilon at once, SVHN often stays at chance
+    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), num_steps=10, l1="12", spatial=(30.0, 3.0)),
+  ),
+}
+
+
+def _training_attacks(budget: dict[str, Any]) -> dict[str, dict[str, Any]]:
+  """The training attacks that a config can ask for by name."""
+  steps = budget["num_steps"]
+  return {
+    "pgd": iterated(budget, "linf", steps, name="pgd", loss="ce", random_start="uniform"),
+    "cw": iterated(budget, "linf", steps, name="cw", random_start="uniform"),
+    "dlr": iterated(budget, "linf", steps, name="pgd", loss="dlr", random_start="uniform"),
+    "kl": iterated(budget, "linf", steps, name="pgd", loss="kl", random_start="gaussian"),
+    "pgd_l2": iterated(budget, "l2", steps, name="pgd", loss="ce", random_start="uniform"),
+    "fgsm": dict(name="fgsm", norm="linf", epsilon=budget["linf"][0], loss="ce"),
+  }
+
+
+def _parse(arg: str | None) -> tuple[str, list[str], str]:
+  """The preset, the training attacks and the suite that a config's argument names."""
+  preset_name, *more = (arg or "digits").split(",")
+  attack_names = [name for name in more if not name.startswith(_SUITE)]
+  suite_names = [name.removeprefix(_SUITE) for name in more if name.startswith(_SUITE)] or ["pgd"]
+  if preset_name not in PRESETS:
+    raise ValueError(
+      f"data set {preset_name!r} is unknown in the config's argument {arg!r}; choose from {sorted(PRESETS)}."
+    )
+  attacks = _training_attacks(PRESETS[preset_name]["budget"])
+  for name in attack_names:
+    if name not in attacks:
+      raise ValueError(
+        f"training attack {name!r} is unknown in the config's argument {arg!r}; choose from {sorted(attacks)}."
+      )
+  if len(set(attack_names)) < len(attack_names):
+    raise ValueError(f"the config's argument {arg!r} names a training attack twice.")
+  if len(suite_names) > 1 or suite_names[0] not in SUITES:
+    raise ValueError(
+      f"suite {','.join(suite_names)!r} is unknown in the config's argument {arg!r}; choose one from {sorted(SUITES)}."
+    )
+  return preset_name, attack_names, suite_names[0]
+
+
+def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigDict:
+  """The full configuration of plain adversarial training for a data set.
+
+  Args:
+    method: the first part of the run's name; the file in `configs/` that calls this makes it true.
+    arg: what stands behind the colon of `--config=configs/NAME.py:ARG`: a preset, then the training attacks of each
+      pair, and the suite that evaluates, separated by commas: "cifar10", "digits,pgd,cw", "digits,suite=unforeseen".
+      Empty is "digits"; without attacks it is `attack`, without a suite "pgd".
+    attack: the method's own training attack.
+
+  Returns:
+    A type-safe ConfigDict whose keys are fixed.
+
+  Raises:
+    ValueError: an unknown preset, attack or suite (with the choices), or one named twice.
+  """
+  preset_name, attack_names, suite_name = _parse(arg)
+  preset = PRESETS[preset_name]
+  attacks = _training_attacks(preset["budget"])
+  return ConfigDict(
+    dict(
+      name="_".join([method, preset_name, *attack_names]),  # of the run, and with the seed of its workdir
+      seed=0,  # of all that is random in the run
+      compilation_cache="auto",  # auto | off | DIR: where compiled programs are kept; auto is beside the workdir
+      data=preset["data"],
+      model=preset["model"],
+      optimizer=preset["optimizer"],
+      train=dict(
+        epochs=preset["epochs"],  # passes over the training images
+        epsilon_ramp_fraction=preset[
+          "epsilon_ramp_fraction"
+        ],  # share of the steps over which epsilon and step size grow from 0
+        attack_batch_norm="eval",  # eval | train: which batch-norm statistics the training attacks see
+        ema_decay=0.0,  # of the weights that are validated and evaluated; 0 is off
+        log_every_steps=20,  # steps between two rows of metrics
+        checkpoint_every_steps=500,  # steps between checkpoints; the best epoch since the last is saved with the next
+        num_logged_examples=2048,  # training images whose weights are kept for every epoch
+      ),
+      train_attacks={name: attacks[name] for name in attack_names or [attack]},  # one variant in the pair for each
+      objective="ce",  # ce | trades | mart: the loss of each member of a pair
+      beta=6.0,  # trades, mart: what the divergence from the natural prediction weighs
+      local_weights=dict(
+        kind="none",  # none | lrat
+        begin_fraction=0.5,  # share of the epochs that train as plain adversarial training first
+        total=1.0,  # C, a pair's weight
+        minimum_natural=0.1,  # omega_min, the least weight of a natural image
+        slope=5.0,  # of the curve h; this and the bias were chosen by validation on digits, results/README.md
+        bias=-1.0,  # the vulnerability at which h is 1/2
+      ),
+      global_weights=dict(
+        kind="none",  # none | gairat | mail
+        begin_fraction=0.5,  # share of the epochs in which all pairs count alike first
+        gairat=dict(slope=5.0, bias=0.2),  # the paper's own constants, in the terms of reweighting.increasing_weight
+        mail=dict(slope=5.0, bias=0.5),  # the paper's own, in the same terms
+      ),
+      awp=dict(
+        gamma=0.0,  # adversarial weight perturbation of that relative length; 0 is off
+        begin_fraction=0.0,  # share of the epochs without it first
+      ),
+      validation_attack=dict(SUITES["pgd"](preset["budget"])["pgd20"], num_steps=10),  # chooses the best checkpoint
+      eval=dict(
+        batch_size=256,  # images evaluated at a time, on all devices and hosts together
+        split="test",  # test | validation | train: what is evaluated; choose on validation, report on test, once
+        num_images=0,  # evaluates the first so many images of the split; 0 is all
+        num_sanity_examples=64,  # images for the checks of whether a robust accuracy is too high; 0 is off
+        save_images=False,  # whether every adversarial is written, a file for each attack
+        robustbench=False,  # whether RobustBench's model JSON is written; needs the suite "autoattack"
+        suite=SUITES[suite_name](preset["budget"]),  # the attacks that evaluate, by name
+      ),
+    )
+  )

@@ -1,0 +1,223 @@
+"""Which attacks evaluate a model: the suites that a configuration can name, and AutoAttack as an entry of one."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from lrat_jax import attacks
+from lrat_jax.attacks import corruptions, registry, stages, threat_model
+from lrat_jax.core import user_code
+
+AUTOATTACK = "autoattack"
+_AUTOATTACK_FIELDS = ("name", "norm", "epsilon", "version", "attacks_to_run", "overrides")
+# "rand" is for models that take keys, which no other attack of a suite can give.
+_VERSIONS = ("standard", "plus", "apgd")
+
+
+class Cost(NamedTuple):
+  """What an attack takes of one image at most: gradients of the model, and queries without one."""
+
+  gradients: int = 0
+  queries: int = 0
+
+
+Budget = Mapping[str, Any]
+Suite = dict[str, dict[str, Any]]
+
+
+def iterated(budget: Budget, norm: str, num_steps: int, **arguments: Any) -> dict[str, Any]:
+  """An attack of many steps with a preset's radius and step size in a norm."""
+  epsilon, step_size = budget[norm]
+  return dict(norm=norm, epsilon=epsilon, step_size=step_size, num_steps=num_steps, num_restarts=1, **arguments)
+
+
+def _tenth(length: str) -> str:
+  numerator, _, denominator = length.partition("/")
+  return f"{float(numerator) / 10:.6g}" + (f"/{denominator}" if denominator else "")
+
+
+def _autoattack(budget: Budget, version: str) -> dict[str, Any]:
+  return dict(name=AUTOATTACK, norm="linf", epsilon=budget["linf"][0], version=version)
+
+
+def _pgd(budget: Budget) -> Suite:
+  """The first evaluation: one step, and 20 steps of a tenth of the ball's width on two losses."""
+  epsilon = budget["linf"][0]
+  fine = dict(budget, linf=(epsilon, _tenth(epsilon)))
+  return {
+    "fgsm": dict(name="fgsm", norm="linf", epsilon=epsilon, loss="ce"),
+    "pgd20": iterated(fine, "linf", 20, name="pgd", loss="ce", random_start="uniform"),
+    "cw20": iterated(fine, "linf", 20, name="cw", random_start="uniform"),
+  }
+
+
+def _other_norms(budget: Budget) -> Suite:
+  """Attacks in norms that training does not use, and in none."""
+  apgd = dict(name="apgd", loss="ce", num_steps=100, num_restarts=1)
+  rotation, translation = budget["spatial"]
+  return {
+    "apgd_l2": dict(apgd, norm="l2", epsilon=budget["l2"][0]),
+    "apgd_l1": dict(apgd, norm="l1", epsilon=budget["l1"]),
+    "spatial": dict(name="spatial", max_rotation=rotation, max_translation=translation),
+  }
+
+
+def _unforeseen(budget: Budget) -> Suite:
+  """Attacks that nobody trains on, in other norms and in none, beside APGD-CE + APGD-T."""
+  search = dict(binary_search_steps=6, num_steps=200, learning_rate=0.02, initial_const=0.1)
+  return {
+    "apgd": _autoattack(budget, "apgd"),
+    "carlini_wagner": dict(name="carlini_wagner", norm="l2", epsilon=budget["l2"][0], **search),
+    **_other_norms(budget),
+    **{kind: dict(name="corruption", kind=kind, severity=3) for kind in corruptions.CORRUPTIONS},
+  }
+
+
+def _full(budget: Budget) -> Suite:
+  """What `lrat_jax.compare` evaluates by: the attack that most training uses, others, and AutoAttack, whole."""
+  pgd = _pgd(budget)
+  square = dict(name="square", norm="linf", epsilon=budget["linf"][0], num_queries=1000)
+  return {
+    "pgd20": pgd["pgd20"],
+    "cw20": pgd["cw20"],
+    "square": square,
+    **_other_norms(budget),
+    "autoattack": _autoattack(budget, "standard"),
+  }
+
+
+SUITES: dict[str, Callable[[Budget], Suite]] = {
+  "pgd": _pgd,
+  "apgd": lambda budget: {"apgd": _autoattack(budget, "apgd")},
+  "autoattack": lambda budget: {"autoattack": _autoattack(budget, "standard")},
+  "unforeseen": _unforeseen,
+  "full": _full,
+}
+
+
+def kind(entry: Mapping[str, Any]) -> tuple[str, str] | None:
+  """What an attack maximises in which norm, the same for FGSM, PGD and APGD; None where it follows no loss in a ball.
+
+  Two attacks of one kind differ in steps and radius alone, so training on the one is training on the other. One of the
+  user's own is a kind of its own.
+  """
+  if user_code.is_name(entry["name"]):
+    return entry["name"], entry.get("norm", "linf")
+  losses = {"cw": "cw", "fgsm": "ce", "pgd": "ce", "apgd": "ce"}
+  if entry["name"] not in losses:
+    return None
+  return entry.get("loss", losses[entry["name"]]), entry.get("norm", "linf")
+
+
+def is_autoattack(entry: Mapping[str, Any]) -> bool:
+  """Whether an entry of a suite is AutoAttack, which runs on the host and not as one attack on a batch."""
+  return entry.get("name") == AUTOATTACK
+
+
+def autoattack_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
+  """The keyword arguments of `attacks.autoattack` that a suite's entry stands for.
+
+  Raises:
+    ValueError: an argument that does not belong there or is missing, or a version that a suite cannot run.
+  """
+  arguments = {name: value for name, value in entry.items() if name != "name"}
+  unknown = sorted(set(entry) - set(_AUTOATTACK_FIELDS))
+  if unknown:
+    raise ValueError(
+      f"{unknown[0]}={entry[unknown[0]]!r} is no argument of 'autoattack'; choose from {sorted(_AUTOATTACK_FIELDS)}."
+    )
+  if "epsilon" not in arguments:
+    raise ValueError("epsilon is missing for 'autoattack'.")
+  if arguments.setdefault("version", "standard") not in _VERSIONS:
+    raise ValueError(f"version={arguments['version']!r} is unknown; choose from {sorted(_VERSIONS)}.")
+  arguments.setdefault("norm", "linf")
+  arguments["epsilon"] = registry.as_number(arguments["epsilon"], "epsilon")
+  return arguments
+
+
+def changed_stages(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_classes: int) -> list[attacks.Attack]:
+  """The attacks of an AutoAttack entry whose arguments are not the version's own, for a closer look.
+
+  Raises:
+    ValueError: an entry that cannot run on images [h, w, c] of that many classes.
+  """
+  arguments = autoattack_arguments(entry)
+  threat_model.check_epsilon(arguments["epsilon"], arguments["norm"], image_shape)
+  attacks_to_run, overrides = arguments.get("attacks_to_run"), arguments.get("overrides") or {}
+  planned, _ = stages.stages(arguments["version"], arguments["norm"], num_classes, attacks_to_run, overrides)
+  threat = {"norm": arguments["norm"], "epsilon": arguments["epsilon"]}
+  built = [attacks.from_config({"name": stage.attack} | threat | dict(stage.arguments)) for stage in planned]
+  return [
+    functools.partial(attack, target_rank=1) if stage.targeted else attack
+    for stage, attack in zip(planned, built, strict=True)
+    if stage.name in overrides
+  ]
+
+
+def _autoattack_cost(entry: Mapping[str, Any], num_classes: int) -> Cost:
+  arguments = autoattack_arguments(entry)
+  overrides = arguments.get("overrides") or {}
+  planned, _ = stages.stages(
+    arguments["version"], arguments["norm"], num_classes, arguments.get("attacks_to_run"), overrides
+  )
+  queries = (cost({"name": "square"} | dict(stage.arguments)) for stage in planned if stage.attack == "square")
+  gradients = sum(stage.rounds * stage.gradient_calls() for stage in planned)
+  return Cost(gradients, sum(found.queries for found in queries))
+
+
+def cost(entry: Mapping[str, Any], num_classes: int = 10) -> Cost:
+  """What an entry of a suite, or a training attack, takes of one image that stays robust.
+
+  An attack ends in one or two queries more; those are not counted. One of the user's own is taken for one gradient a
+  step.
+  """
+  if is_autoattack(entry):
+    return _autoattack_cost(entry, num_classes)
+  given = registry.defaults(entry["name"]) | dict(entry)
+  steps = given.get("num_steps", 0) * given.get("num_restarts", 1)
+  match entry["name"]:
+    case "fgsm":
+      return Cost(1)
+    case "apgd":
+      return Cost(steps + given["num_restarts"])
+    case "fab":
+      return Cost(steps * num_classes)
+    case "carlini_wagner":
+      return Cost(steps * given["binary_search_steps"])
+    case "square":
+      return Cost(queries=given["num_queries"])
+    case "spatial":
+      return Cost(queries=given["num_rotations"] * given["num_translations"] ** 2)
+  return Cost(steps)
+
+
+def radius(entry: Mapping[str, Any]) -> float | None:
+  """An entry's epsilon as a number; None where it has none."""
+  return registry.as_number(entry["epsilon"], "epsilon") if "epsilon" in entry else None
+
+
+def threat(entry: Mapping[str, Any]) -> str:
+  """What an entry allows an attacker, for people: "linf 8/255, 20 steps of 2/255", "jpeg, severity 3"."""
+  words = [f"{entry.get('norm', 'linf')} {entry['epsilon']}"] if "epsilon" in entry else []
+  if user_code.is_name(entry["name"]):  # whose fields mean what its author says
+    return ", ".join(words + [f"{k} {v}" for k, v in entry.items() if k not in ("name", "norm", "epsilon")])
+  if "kind" in entry:
+    return f"{entry['kind']}, severity {entry['severity']}"
+  if "step_size" in entry:
+    words.append(f"{entry['num_steps']} steps of {entry['step_size']}")
+  elif "num_steps" in entry:
+    words.append(f"{entry['num_steps']} steps")
+  if "version" in entry:
+    words.append(f"{entry['version']} version")
+  if "max_rotation" in entry:
+    words.append(f"{entry['max_rotation']:g} degrees, {entry.get('max_translation', 3.0):g} pixels")
+  return ", ".join(words)
+
+
+def robustbench_name(suite: Mapping[str, Mapping[str, Any]]) -> str | None:
+  """The first entry of a suite whose number RobustBench takes: AutoAttack's standard version, whole and unchanged."""
+  for name, entry in suite.items():
+    changed = entry.get("attacks_to_run") or entry.get("overrides")
+    if is_autoattack(entry) and entry.get("version", "standard") == "standard" and not changed:
+      return name
+  return None

@@ -1,0 +1,259 @@
+"""Whether a configuration makes sense, before anything is built or written. One clear line if it does not."""
+
+import re
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from lrat_jax import attacks, data, models, objectives, reweighting
+from lrat_jax.config import default as config_lib
+from lrat_jax.config import suites, validate_user_code
+from lrat_jax.core import user_code
+from lrat_jax.core.errors import ConfigError
+
+# Far beyond use, and far from where float32, int32 or memory end.
+_LARGEST = 1e6
+_MOST = 10**9
+_LARGEST_BATCH = 2**20
+
+# Groups whose members are attacks, by names that also name files.
+_ATTACK_GROUPS = ("train_attacks", "eval.suite")
+_NAME = re.compile(r"\w[\w.+-]{0,199}")
+
+
+def _is_like(value: Any, like: Any) -> bool:
+  """Whether a value is of a field's type: a whole number serves as a float, a list of numbers as a tuple of them."""
+  if isinstance(like, tuple):
+    return isinstance(value, tuple | list) and all(_is_like(entry, 0.0) for entry in value)
+  if isinstance(like, float):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+  return type(value) is type(like)
+
+
+def _check_group(config: Any, like: ConfigDict, path: str) -> None:
+  """Refuses fields that are missing, unknown or of another type than in `like`, in groups too."""
+  if not isinstance(config, ConfigDict):
+    raise ConfigError(f"config{path}={config!r} must be a group of the fields {sorted(like)}.")
+  for name in sorted({*like, *config}, key=str):
+    field = f"{path}.{name}"
+    if name not in config:
+      raise ConfigError(f"config{field} is missing.")
+    if name not in like:
+      raise ConfigError(f"config{field} is unknown; config{path}: choose from {sorted(like)}.")
+    if field[1:] in (*_ATTACK_GROUPS, "validation_attack"):
+      continue
+    if isinstance(like[name], ConfigDict):
+      _check_group(config[name], like[name], field)
+    elif not _is_like(config[name], like[name]):
+      raise ConfigError(f"config{field}={config[name]!r} must be of the type {type(like[name]).__name__}.")
+
+
+def check_form(config: Any) -> None:
+  """Refuses what is no configuration: other fields than `config.default` has, or values of other types.
+
+  The command line cannot make such a one, but a file can. Names must serve as those of files, and lead nowhere else.
+
+  Raises:
+    ConfigError: with the field.
+  """
+  _check_group(config, config_lib.default("any"), "")
+  for path in _ATTACK_GROUPS:
+    group = _field(config, path)
+    if not isinstance(group, ConfigDict) or not len(group):
+      raise ConfigError(f"config.{path}={group!r} must be a group of one attack or more.")
+    for name in group:
+      if not _NAME.fullmatch(str(name)):
+        raise ConfigError(f"config.{path} names an attack {name!r}; a name is of letters, digits and _ . + - alone.")
+  for path in _attack_paths(config):
+    if not isinstance(_field(config, path), ConfigDict):
+      raise ConfigError(f"config.{path}={_field(config, path)!r} must be a group of an attack's fields.")
+  if not _NAME.fullmatch(config.name):
+    raise ConfigError(f"config.name={config.name!r} must be of letters, digits and _ . + - alone.")
+
+
+def _field(config: ConfigDict, path: str) -> Any:
+  for key in path.split("."):
+    config = config[key]
+  return config
+
+
+def _choice(config: ConfigDict, path: str, choices: Collection[str]) -> None:
+  if (value := _field(config, path)) not in choices:
+    raise ConfigError(f"config.{path}={value!r} is unknown; choose from {sorted(choices)}.")
+
+
+def _range(config: ConfigDict, path: str, low: float, high: float = _LARGEST, *, open_low: bool = False) -> None:
+  value = _field(config, path)
+  if not (low < value if open_low else low <= value) or not value <= high:
+    raise ConfigError(f"config.{path}={value!r} is outside {'(' if open_low else '['}{low:g}, {high:g}].")
+
+
+def _attack_paths(config: ConfigDict) -> Iterator[str]:
+  yield "validation_attack"
+  yield from (f"{group}.{name}" for group in _ATTACK_GROUPS for name in _field(config, group))
+
+
+def _check_kind(config: ConfigDict, group: str, kinds: Collection[str]) -> None:
+  """One of the weightings that there are, or the user's own, which is found."""
+  path = f"{group}.kind"
+  try:
+    if user_code.is_name(name := _field(config, path)):
+      user_code.function(name)
+    elif name not in kinds:
+      choices = f"choose from {sorted(kinds)}, or write package.module:function"
+      raise ConfigError(f"config.{path}={name!r} is unknown; {choices}.")
+  except user_code.UserCodeError as error:
+    raise ConfigError(f"config.{path}={error}") from error
+
+
+def _find_user_attacks(config: ConfigDict) -> None:
+  """Finds the user's own attacks, and compares the fields that they have with those that they take."""
+  for path in _attack_paths(config):
+    entry = _field(config, path).to_dict()
+    if user_code.is_name(entry.get("name")):
+      try:
+        validate_user_code.check_fields(entry)
+        attacks.from_config(entry)
+      except user_code.UserCodeError as error:
+        raise ConfigError(f"config.{path}.name={error}") from error
+      except ValueError as error:
+        raise ConfigError(f"config.{path}.{error}") from error
+
+
+def _try_user_code(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
+  """Tries what a configuration names of the user's functions, as the run will. Raises ConfigError."""
+  path, num_variants = "model.name", len(config.train_attacks)
+  options = {name: config.local_weights[name] for name in ("total", "minimum_natural", "slope", "bias")}
+  try:
+    if user_code.is_name(name := config.model.name):
+      validate_user_code.check_model(name, config.model.mean, config.model.std, image_shape, num_classes)
+    path = "local_weights.kind"
+    if user_code.is_name(name := config.local_weights.kind):
+      validate_user_code.check_local(name, options, num_variants)
+    path = "global_weights.kind"
+    if user_code.is_name(name := config.global_weights.kind):
+      validate_user_code.check_global(name, num_variants)
+  except user_code.UserCodeError as error:
+    raise ConfigError(f"config.{path}={error}") from error
+  for path in _attack_paths(config):
+    entry = _field(config, path).to_dict()
+    try:
+      if user_code.is_name(entry.get("name")):
+        validate_user_code.check_attack(entry, image_shape, num_classes, ramped=path.startswith("train_attacks"))
+    except user_code.UserCodeError as error:
+      raise ConfigError(f"config.{path}.name={error}") from error
+    except ValueError as error:
+      raise ConfigError(f"config.{path}.{error}") from error
+
+
+def _check_attacks(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
+  """Traces the attacks that are not the user's as the run will, on a stand-in for the model: their own checks speak."""
+
+  def logits_fn(x: jax.Array) -> jax.Array:
+    return jnp.mean(x, axis=(1, 2, 3))[:, None] * jnp.arange(num_classes)
+
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  labels = jax.ShapeDtypeStruct((1,), jnp.int32)
+  ours = [path for path in _attack_paths(config) if not user_code.is_name(_field(config, path).get("name"))]
+  for path in ours:
+    try:
+      if path.startswith("eval.suite.") and suites.is_autoattack(_field(config, path)):
+        traced = suites.changed_stages(_field(config, path).to_dict(), image_shape, num_classes)
+      else:
+        traced = [attacks.from_config(_field(config, path))]
+      for attack in traced:
+        jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
+    except ValueError as error:
+      raise ConfigError(f"config.{path}.{error}") from None
+    except (TypeError, AttributeError) as error:  # only a file can give an attack values of other types
+      raise ConfigError(f"config.{path} holds a value of the wrong type: {error}") from None
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses values that no run can use. Raises ConfigError naming the field, the value and the choices."""
+  _choice(config, "objective", objectives.OBJECTIVES)
+  _check_kind(config, "local_weights", reweighting.LOCAL_KINDS)
+  _check_kind(config, "global_weights", reweighting.GLOBAL_KINDS)
+  _choice(config, "optimizer.schedule", config_lib.SCHEDULES)
+  _choice(config, "data.placement", data.PLACEMENTS)
+  _choice(config, "eval.split", data.SPLITS)
+  _choice(config, "train.attack_batch_norm", ("eval", "train"))
+  _range(config, "seed", 0, 2**32 - 1)
+  for path in ("data.batch_size", "eval.batch_size"):
+    _range(config, path, 1, _LARGEST_BATCH)
+  for path in ("train.epochs", "train.log_every_steps", "train.checkpoint_every_steps", "data.validation_size"):
+    _range(config, path, 1, _MOST)
+  for path in (
+    "data.crop_padding",
+    "data.train_size",
+    "eval.num_images",
+    "eval.num_sanity_examples",
+    "train.num_logged_examples",
+  ):
+    _range(config, path, 0, _MOST)
+  for path in (
+    "train.epsilon_ramp_fraction",
+    "local_weights.begin_fraction",
+    "global_weights.begin_fraction",
+    "awp.begin_fraction",
+    "optimizer.warmup",
+  ):
+    _range(config, path, 0, 1)
+  _range(config, "train.ema_decay", 0, 0.999999)
+  _range(config, "beta", 0)
+  _range(config, "awp.gamma", 0, 1)
+  _range(config, "optimizer.learning_rate", 0)
+  _range(config, "optimizer.weight_decay", 0)
+  _range(config, "optimizer.momentum", 0, 1)
+  _range(config, "optimizer.decay_rate", 0, 1)
+  boundaries = tuple(config.optimizer.boundary_fractions)
+  if list(boundaries) != sorted(set(boundaries)) or not all(0 < b < 1 for b in boundaries):
+    raise ConfigError(f"config.optimizer.boundary_fractions={boundaries} must be rising shares of the steps in (0, 1).")
+  _range(config, "local_weights.total", 0, open_low=True)
+  _range(config, "local_weights.minimum_natural", 0, config.local_weights.total)
+  for path in ("local_weights", "global_weights.gairat", "global_weights.mail"):
+    _range(config, f"{path}.slope", 0)
+    _range(config, f"{path}.bias", -_LARGEST)
+  _choice(config, "model.dtype", ("auto", *models.DTYPES))
+  try:
+    models.create(config.model.name, 2, mean=config.model.mean, std=config.model.std)
+  except user_code.UserCodeError as error:
+    raise ConfigError(f"config.model.name={error}") from error
+  except ValueError as error:
+    raise ConfigError(f"config.model.{error}") from None
+  if not config.compilation_cache:
+    raise ConfigError("config.compilation_cache='' names no folder; it is auto, off or a folder.")
+  if "clean" in config.eval.suite:
+    raise ConfigError("config.eval.suite.clean: 'clean' is the name of the clean accuracy; give the attack another.")
+  if config.eval.robustbench and suites.robustbench_name(config.eval.suite) is None:
+    raise ConfigError("config.eval.robustbench=True needs AutoAttack's standard version, whole; take suite=autoattack.")
+  # Before the data is loaded, images so large that only the data's own shape can make an l2 radius too wide.
+  _check_attacks(config, (1024, 1024, 3), 10)
+  _find_user_attacks(config)
+
+
+def check_for_data(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, num_train: int) -> None:
+  """What only the data can tell: channels, classes, sizes, l2 radii, how many batches there are. Raises ConfigError."""
+  channels, given = image_shape[-1], len(config.model.mean)
+  if given not in (1, channels):
+    raise ConfigError(f"config.model.mean={config.model.mean} has {given} entries, the images {channels} channels.")
+  if config.data.batch_size > num_train:
+    raise ConfigError(f"config.data.batch_size={config.data.batch_size} is more than the {num_train} training images.")
+  if config.train.epochs * (num_train // config.data.batch_size) >= 2**31:  # steps are counted in int32
+    raise ConfigError(f"config.train.epochs={config.train.epochs} makes more than {2**31 - 1:,} steps.")
+  if config.data.crop_padding > min(image_shape[:2]):
+    raise ConfigError(
+      f"config.data.crop_padding={config.data.crop_padding} is more than the side of images {image_shape}."
+    )
+  _check_attacks(config, image_shape, num_classes)
+  _try_user_code(config, image_shape, num_classes)
+
+
+def check_for_devices(config: ConfigDict, num_devices: int) -> None:
+  """Batches must split evenly over the devices. Raises ConfigError."""
+  for path in ("data.batch_size", "eval.batch_size"):
+    if (size := _field(config, path)) % num_devices:
+      raise ConfigError(f"config.{path}={size} is not divisible by the {num_devices} devices in use.")

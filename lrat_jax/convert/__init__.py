@@ -1,0 +1,1 @@
+"""Models carried from PyTorch's files to this library's and back."""

@@ -1,0 +1,139 @@
+"""Carries models from PyTorch's files to ours and back: the same numbers under the names that people's networks use.
+
+  python -m lrat_jax.convert weights.pt weights.safetensors --mean=0.4914,0.4822,0.4465 --std=0.2471,0.2435,0.2616
+  python -m lrat_jax.convert runs/at_cifar10_seed0 at.safetensors          a run's best checkpoint
+  python -m lrat_jax.convert runs/at_cifar10_seed0 at --robustbench=entry.json
+
+  SOURCE                 .pt, .pth, .safetensors, a directory with model.safetensors and config.json, or a run's workdir
+  DESTINATION            NAME.safetensors, or a directory that gets model.safetensors and config.json
+  --mean=M,M,M --std=S,S,S   of the images in [0, 1] that the network was trained on, or one number for all channels;
+                         if not given: what SOURCE says, else none
+  --key=NAME             which of several state_dicts in a .pt file
+  --robustbench=FILE     also writes the model's entry for RobustBench, from a workdir that suite=autoattack evaluated
+
+Known: ResNet-18 and WideResNet as TRADES, RobustBench and Rice et al. name their layers, PreActResNet-18 as Rice et
+al., and the CNN of lrat_jax. PyTorch loads the result by load_state_dict(safetensors.torch.load_file(DESTINATION)),
+and `python -m lrat_jax.main --model=DESTINATION` evaluates it.
+Exit codes: 0 done, 2 bad input, 4 a file could not be written.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from absl import flags, logging
+from rich.console import Console
+
+from lrat_jax.config import command_line
+from lrat_jax.convert import exchange
+from lrat_jax.core import files
+from lrat_jax.core.errors import ConfigError
+from lrat_jax.evaluation import results as results_lib
+
+BAD_INPUT, FILES_FAILED = 2, 4
+
+
+class Options(NamedTuple):
+  """What was asked for."""
+
+  source: Path
+  destination: Path
+  mean: list[float] | None
+  std: list[float] | None
+  key: str | None
+  robustbench: Path | None
+
+
+def _flags() -> flags.FlagValues:
+  values = flags.FlagValues()
+  flags.DEFINE_list("mean", None, "per channel", flag_values=values)
+  flags.DEFINE_list("std", None, "per channel", flag_values=values)
+  flags.DEFINE_string("key", None, "of the state_dict", flag_values=values)
+  flags.DEFINE_string("robustbench", None, "a JSON file to write", flag_values=values)
+  flags.DEFINE_bool("help", False, "shows help", short_name="h", flag_values=values)
+  return values
+
+
+def _numbers(name: str, texts: list[str] | None) -> list[float] | None:
+  try:
+    return None if texts is None else [float(text) for text in texts]
+  except ValueError:
+    raise ConfigError(f"--{name}={','.join(texts)!r} must be numbers, as 0.4914,0.4822,0.4465.") from None
+
+
+def parse(arguments: Sequence[str]) -> Options | None:
+  """Reads the command line; None where help was asked for. Raises ConfigError with one line of what is wrong."""
+  command_line.check_characters(arguments)
+  values = _flags()
+  try:
+    rest = values(["convert", *arguments])[1:]
+  except flags.Error as error:
+    raise ConfigError(command_line.reason(error)) from None
+  if values.help:
+    return None
+  if len(rest) != 2:
+    raise ConfigError(f"SOURCE and DESTINATION are needed, {len(rest)} given; python -m lrat_jax.convert --help.")
+  mean, std = (_numbers(name, values[name].value) for name in ("mean", "std"))
+  if (mean is None) != (std is None):
+    raise ConfigError("--mean and --std go together; give both or neither.")
+  source, destination = (Path(text) for text in rest)
+  if destination.suffix not in ("", ".safetensors") and not destination.is_dir():
+    raise ConfigError(f"{destination} must be NAME.safetensors, or a directory, whose name has no dot.")
+  if (destination / "checkpoints").exists():
+    raise ConfigError(f"{destination} holds a training run; give another DESTINATION.")
+  robustbench = None if values.robustbench is None else Path(values.robustbench)
+  return Options(source, destination, mean, std, values.key, robustbench)
+
+
+def _robustbench(workdir: Path) -> dict[str, Any]:
+  """The entry of a workdir's evaluated model. Raises ConfigError where it has none."""
+  path = workdir / "results.json"
+  if not path.exists():
+    raise ConfigError(f"--robustbench: {path} is not there; evaluate the model by suite=autoattack first.")
+  results = files.read_json(path)
+  try:
+    architecture = results.get("architecture") or results["config"]["model"]["name"]
+    dataset = results["dataset"].partition(":")[2] or results["dataset"]
+    return results_lib.robustbench_entry(results, dataset=dataset, architecture=architecture)
+  except ValueError as error:
+    raise ConfigError(f"--robustbench: {path}: {error}") from None
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ConfigError(f"--robustbench: {path} holds no whole results ({type(error).__name__}: {error}).") from None
+
+
+def run(arguments: Sequence[str], console: Console) -> None:
+  """The whole program. Raises ConfigError and exchange.WeightsError for bad input, OSError where it cannot write."""
+  options = parse(arguments)
+  if options is None:
+    print(__doc__.strip())
+    return
+  say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
+  entry = None if options.robustbench is None else _robustbench(options.source)
+  stored = exchange.read(options.source, mean=options.mean, std=options.std, key=options.key)
+  say(stored.summary())
+  model = stored.build()
+  exchange.save(options.destination, model.module, model.variables, **stored.metadata)
+  if entry is not None:
+    results_lib.write_json(options.robustbench, entry)
+  count = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
+  say(f"{count:,} parameters are in {options.destination}.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the program on command-line arguments and returns its exit code; what went wrong is one line on stderr."""
+  logging.set_verbosity(logging.FATAL)  # Orbax warns of its own defaults
+  try:
+    run(sys.argv[1:] if arguments is None else arguments, Console())
+  except (ConfigError, exchange.WeightsError, files.CorruptFileError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return BAD_INPUT
+  except OSError as error:
+    print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror or error}.", file=sys.stderr)
+    return FILES_FAILED
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

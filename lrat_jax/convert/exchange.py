@@ -1,0 +1,279 @@
+"""Models from other people and for them: from files in PyTorch's names to modules and variables here, and back.
+
+  model = exchange.load("weights.pt")  # or .safetensors, a directory as Hugging Face's, a run's workdir
+  logits = model.logits_fn(images)
+  exchange.save("weights.safetensors", model.module, model.variables)
+
+What is read is numbers; none of it runs (`weight_files`).
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from lrat_jax import models
+from lrat_jax.convert import torch_names, weight_files
+from lrat_jax.convert.weight_files import WeightsError
+from lrat_jax.core import files, user_code
+from lrat_jax.evaluation import evaluate, results
+from lrat_jax.training import checkpoints
+
+# Counters that training keeps; and blocks that TRADES's WideResNet declares and never runs.
+_UNUSED = re.compile(r"(?:.+\.)?(num_batches_tracked|n_averaged|sub_block1\..+)")
+# A normalisation's buffers, wherever in the model it stands.
+_MEANS, _STDS = re.compile(r"(?:.+\.)?(mean|mu)"), re.compile(r"(?:.+\.)?(std|sigma)")
+
+
+class Model(NamedTuple):
+  """A classifier and its weights: `module.apply(variables, images) -> logits`.
+
+  Attributes:
+    module: a `models.Classifier`, with the normalisation of its input inside.
+    variables: {"params"} or {"params", "batch_stats"}, float32.
+  """
+
+  module: models.Classifier
+  variables: dict[str, Any]
+
+  @property
+  def logits_fn(self) -> Partial:
+    """Images float [batch, h, w, c] in [0, 1] -> logits float32 [batch, classes], its parameters an argument."""
+    return Partial(evaluate.apply_function(self.module), self.variables)
+
+
+class Stored(NamedTuple):
+  """What a file holds, read and recognised; not yet compared with what the network needs, which `build` does.
+
+  Attributes:
+    source: where it is from.
+    recognised: the network that the tensors look like.
+    tensors: arrays by name, without a wrapper's prefix.
+    mean, std: per channel, or one for all.
+    notes: what was found out or assumed about it, a line each.
+    metadata: what a run says of its training; empty otherwise.
+  """
+
+  source: str
+  recognised: torch_names.Recognised
+  tensors: dict[str, np.ndarray]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  notes: list[str]
+  metadata: dict[str, Any]
+
+  def summary(self) -> str:
+    """A line on what it is and how its input is taken."""
+    found = self.recognised
+    first = f"{self.source}: {found.name}, {found.num_classes} classes, {found.channels} channels."
+    return " ".join([first, *self.notes])
+
+  def build(self, dtype: str = "float32") -> Model:
+    """The model, with float32 logits whatever it computes in ("float32" or "bfloat16").
+
+    Raises:
+      WeightsError: tensors are missing, left over or of the wrong shape, or mean and std are no normalisation.
+    """
+    name, num_classes, channels = self.recognised.name, self.recognised.num_classes, self.recognised.channels
+    if len(self.mean) not in (1, channels):
+      raise WeightsError(f"{self.source}: mean={self.mean} is of {len(self.mean)} channels, the network of {channels}.")
+    try:
+      module = models.create(name, num_classes, dtype=dtype, mean=self.mean, std=self.std)
+      images = jax.ShapeDtypeStruct((1, *self.recognised.image_size, channels), jnp.float32)
+      like = jax.eval_shape(lambda images: module.init(jax.random.key(0), images), images)
+      variables = torch_names.variables(module.network, like, self.tensors)
+    except torch_names.UnknownNetworkError as error:
+      raise WeightsError(f"{self.source}: the tensors look like {name} but do not fit; {error}") from None
+    except ValueError as error:
+      raise WeightsError(f"{self.source}: {error}") from None
+    return Model(module, jax.tree.map(jnp.asarray, variables))
+
+
+def is_stored(name: str) -> bool:
+  """Whether a name means a file or directory of weights, and not "package.module:function"."""
+  with contextlib.suppress(OSError):  # a name that no file can have
+    return Path(name).exists() or (":" not in name and Path(name).suffix.lower() in weight_files.SUFFIXES)
+  return False
+
+
+def label(name: str) -> str:
+  """A short name for what `--model` names, which can name a folder: of a path its last part without the ending."""
+  if not is_stored(name):
+    return name.replace(":", ".")
+  path = Path(name).absolute()
+  return path.name if path.is_dir() else path.stem
+
+
+def _normalisation(tensors: dict[str, np.ndarray], channels: int) -> tuple[str, str] | None:
+  """The names of the buffers that hold the one mean and the one standard deviation of the input."""
+  names = [[name for name in tensors if pattern.fullmatch(name)] for pattern in (_MEANS, _STDS)]
+  if [len(found) for found in names] != [1, 1]:
+    return None
+  (mean,), (std,) = names
+  fits = tensors[mean].size == tensors[std].size in (1, channels)
+  return (mean, std) if fits else None
+
+
+def numbers(source: str, metadata: Mapping[str, Any], field: str) -> tuple[float, ...]:
+  """Numbers from metadata: a list, or one as text."""
+  value = metadata[field]
+  try:
+    numbers = json.loads(value) if isinstance(value, str) else value
+    if isinstance(numbers, Sequence) and len(numbers):
+      return tuple(float(number) for number in numbers)
+  except (TypeError, ValueError, RecursionError):
+    pass
+  raise WeightsError(f"{source}: its metadata say {field}={value!r}, which is no list of numbers.")
+
+
+def _choose(
+  source: str,
+  given: tuple[Sequence[float], Sequence[float]] | None,
+  buffers: tuple[np.ndarray, np.ndarray] | None,
+  metadata: Mapping[str, Any],
+) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+  """(mean, std, a line that says where they are from), the user's word before the file's."""
+  if given is not None:
+    mean, std, where = *(tuple(float(number) for number in side) for side in given), "as given"
+  elif buffers is not None:
+    mean, std, where = *(tuple(side.ravel().tolist()) for side in buffers), "from its own tensors"
+  elif "mean" in metadata and "std" in metadata:
+    mean, std, where = *(numbers(source, metadata, field) for field in ("mean", "std")), "from its metadata"
+  else:
+    return (0.0,), (1.0,), "No mean and std were found or given: it takes images in [0, 1] as they are."
+  shown = (" ".join(f"{number:.4g}" for number in side) for side in (mean, std))
+  return mean, std, "Its input is normalised, mean {} and std {}, {}.".format(*shown, where)
+
+
+def _store(
+  source: str, tensors: dict[str, np.ndarray], metadata: Mapping[str, Any], given: Any, details: dict[str, Any]
+) -> Stored:
+  unused = {name for name in tensors if _UNUSED.fullmatch(name)}
+  kept = {name: array for name, array in tensors.items() if name not in unused}
+  try:
+    recognised = torch_names.recognise({name: array.shape for name, array in kept.items()})
+  except torch_names.UnknownNetworkError as error:
+    raise WeightsError(f"{source}: {error}") from None
+  names = _normalisation(kept, recognised.channels)
+  mean, std, note = _choose(source, given, names and tuple(kept.pop(name) for name in names), metadata)
+  notes = [note]
+  blocks = [name for name in unused if "sub_block1." in name]
+  if blocks:
+    notes.append(f"Left out: {len(blocks)} tensors of sub_block1, which no forward pass uses.")
+  own = {name.removeprefix(recognised.prefix): array for name, array in kept.items()}
+  return Stored(source, recognised, own, mean, std, notes, details)
+
+
+def _best_checkpoint(workdir: Path) -> tuple[int, dict[str, Any]]:
+  """(step, state as arrays) of a run, which is left as it is."""
+  with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
+    step = saved.best_step()
+    if step is None:
+      raise WeightsError(f"{workdir} holds no finished checkpoint; train there first.")
+    if reason := checkpoints.damage(workdir / "checkpoints" / str(step)):
+      raise WeightsError(
+        f"{workdir}: the checkpoint of step {step} is damaged, {reason}; --mode=evaluate there sets it aside."
+      )
+    return step, saved.read(step)
+
+
+def _read_run(workdir: Path, given: Any) -> Stored:
+  """A run's best checkpoint, without its data set."""
+  step, state = _best_checkpoint(workdir)
+  try:
+    config = files.read_json(workdir / "config.json")
+    variables = state["ema"] or state["variables"]
+    layers = variables["params"]["network"]
+    head = layers[max(name for name in layers if name.startswith("Dense_"))]
+    name = config["model"]["name"]
+    if user_code.is_name(name):  # nor is a module imported because a file names it
+      raise WeightsError(f"{workdir}: its network is code, {name!r}, and has no names in PyTorch.")
+    network = models.create(name, len(head["bias"])).network
+    tensors = torch_names.state_dict(network, variables)
+    against = [f"{radius['norm']} {radius['text']}" for radius in results.radii(config["train_attacks"]).values()]
+    details = {"name": config["name"], "step": step, "dtype": config["model"]["dtype"], "trained_against": against}
+  except files.CorruptFileError as error:
+    raise WeightsError(str(error)) from None
+  except WeightsError:
+    raise
+  except (KeyError, TypeError, AttributeError, ValueError) as error:
+    raise WeightsError(f"{workdir}: config.json and checkpoint do not fit ({type(error).__name__}: {error}).") from None
+  return _store(str(workdir), tensors, config["model"], given, details)
+
+
+def read(
+  source: str | Path,
+  *,
+  mean: Sequence[float] | None = None,
+  std: Sequence[float] | None = None,
+  key: str | None = None,
+) -> Stored:
+  """Reads a model's tensors and finds out which network they are of. Starts no device.
+
+  Known are ResNet-18 and WideResNet as TRADES, RobustBench and Rice et al. name their layers, PreActResNet-18 as Rice
+  et al., and the CNN of lrat_jax; in any width, with any number of classes, behind any prefix ("module.").
+
+  Args:
+    source: .pt, .pth, .safetensors, a directory with model.safetensors and config.json, or a run's workdir.
+    mean, std: of the images in [0, 1], per channel or one for all. If not given: the model's own buffers (mu, sigma,
+      normalize.mean and so on), else the file's metadata, else no normalisation.
+    key: which of several state_dicts in a .pt file.
+
+  Raises:
+    WeightsError: it cannot be read or is no network known here; a line.
+  """
+  path = Path(source)
+  if (mean is None) != (std is None):
+    raise WeightsError("mean and std go together; give both or neither.")
+  given = None if mean is None else (mean, std)
+  if (path / "checkpoints").is_dir():
+    return _read_run(path, given)
+  tensors, metadata = weight_files.read(path, key)
+  return _store(str(path), tensors, metadata, given, {})
+
+
+def load(source: str | Path, *, dtype: str = "float32", **options: Any) -> Model:
+  """The model that a file, directory or workdir holds.
+
+  Args:
+    dtype: what the network computes in, "float32" or "bfloat16".
+    options: mean, std and key of `read`.
+
+  Returns:
+    (module, variables), and a `logits_fn` of both.
+
+  Raises:
+    WeightsError: as `read` and `Stored.build` do.
+  """
+  return read(source, **options).build(dtype)
+
+
+def save(destination: str | Path, module: models.Classifier, variables: Mapping[str, Any], **metadata: Any) -> None:
+  """Writes a model in PyTorch's names, for `load_state_dict(safetensors.torch.load_file(...))` there and `load` here.
+
+  Args:
+    destination: NAME.safetensors, or a directory for model.safetensors and config.json.
+    module: of `models.create`. Its mean and std become metadata: the networks of PyTorch take normalised images.
+    variables: of the module.
+    metadata: more to say of it, as plain data.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  tensors = torch_names.state_dict(module.network, jax.tree.map(np.asarray, dict(variables)))
+  recognised = torch_names.recognise({name: array.shape for name, array in tensors.items()})
+  about = {
+    "architecture": recognised.name,
+    "num_classes": recognised.num_classes,
+    "channels": recognised.channels,
+    "mean": list(module.mean),
+    "std": list(module.std),
+  }
+  weight_files.write(Path(destination), tensors, about | metadata)

@@ -1,0 +1,155 @@
+"""Tensors by name in files of other people's kinds: PyTorch's .pt and .pth, safetensors, Hugging Face's directories.
+
+None of them can run code: .pt files are loaded with PyTorch's `weights_only`, which makes tensors and plain containers
+alone, and safetensors and JSON hold nothing else. PyTorch is imported where a .pt file is read, and nowhere else.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from lrat_jax.core import files
+
+SUFFIXES = (".pt", ".pth", ".safetensors")
+# In a directory as Hugging Face's.
+WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
+# Before it, `weights_only` could be led to run code (CVE-2025-32434).
+_OLDEST_TORCH = (2, 6)
+
+
+class WeightsError(ValueError):
+  """A file that holds no weights that can be used; the message is one line that names it."""
+
+  def __str__(self) -> str:
+    return " ".join(super().__str__().splitlines())  # a tensor's name may hold a line's end
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+  reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+  return WeightsError(f"{path} cannot be read: {' '.join(reason.split())[:200]}.")
+
+
+def _torch(path: Path) -> ModuleType:
+  try:
+    import torch
+  except ImportError:
+    raise WeightsError(
+      f"{path} is read by PyTorch, which is not installed; install torch, or store the weights as .safetensors."
+    ) from None
+  if torch.__version__ < _OLDEST_TORCH:
+    raise WeightsError(f"{path} is read by PyTorch 2.6 or newer alone, which is safe from code in it; update torch.")
+  return torch
+
+
+def _state_dict(path: Path, content: Any, key: str | None, is_tensor: Any) -> Mapping[str, Any]:
+  """The one mapping from names to tensors that a .pt file holds, bare or among other things."""
+  holds_tensors = lambda found: (
+    isinstance(found, Mapping) and found and all(isinstance(k, str) and is_tensor(v) for k, v in found.items())
+  )
+  if key is None and holds_tensors(content):
+    return content
+  within = {k: v for k, v in content.items() if holds_tensors(v)} if isinstance(content, Mapping) else {}
+  if key is None and len(within) == 1:
+    return next(iter(within.values()))
+  if key in within:
+    return within[key]
+  if not within:
+    what = f"only {sorted(map(str, content))[:6]}" if isinstance(content, Mapping) else type(content).__name__
+    raise WeightsError(f"{path} holds no state_dict but {what}.")
+  said = "several state_dicts; choose one by --key" if key is None else f"no state_dict under --key={key!r}; choose"
+  raise WeightsError(f"{path} holds {said} from {sorted(map(str, within))}.")
+
+
+def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
+  try:
+    path.stat()  # before PyTorch is asked for
+  except OSError as error:
+    raise _unreadable(path, error) from None
+  torch = _torch(path)
+  try:
+    with path.open("rb") as file:
+      content = torch.load(file, map_location="cpu", weights_only=True)
+  except OSError as error:
+    raise _unreadable(path, error) from None
+  except Exception as error:  # damaged bytes make its reader raise almost anything
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+      raise WeightsError(
+        f"{path} holds a Python object, {found[1]}, which is not loaded since that can run code; where you trust the "
+        "file, write its state_dict alone: torch.save(model.state_dict(), NEW)."
+      ) from None
+    raise WeightsError(f"{path} is no whole PyTorch file ({type(error).__name__}).") from None
+  arrays = {}
+  for name, tensor in _state_dict(path, content, key, lambda value: isinstance(value, torch.Tensor)).items():
+    try:
+      arrays[name] = tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype).numpy()
+    except (TypeError, RuntimeError, NotImplementedError):  # sparse, quantised, without data
+      raise WeightsError(f"{path}: {name} is no plain tensor ({tensor.dtype}, {tensor.layout}).") from None
+  return arrays
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+      metadata = file.metadata() or {}
+  except (OSError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    raise _unreadable(path, error) from None
+  is_float = lambda array: jnp.issubdtype(array.dtype, jnp.floating)
+  return {name: array.astype(np.float32) if is_float(array) else array for name, array in arrays.items()}, metadata
+
+
+def read(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """The tensors that a file or directory holds, and what it says of them.
+
+  Args:
+    path: .pt, .pth, .safetensors, or a directory with model.safetensors and config.json.
+    key: which of several state_dicts in a .pt file.
+
+  Returns:
+    Arrays by name, float32 where they were floats of any width; and the metadata: of safetensors text by name, of a
+    directory what its config.json holds besides, of .pt files nothing.
+
+  Raises:
+    WeightsError: not there, not whole, of another kind, or with something in it that is no tensor.
+  """
+  if path.is_dir():
+    arrays, metadata = _read_safetensors(path / WEIGHTS)
+    try:
+      return arrays, metadata | files.read_json(path / DESCRIPTION)
+    except files.CorruptFileError as error:
+      raise WeightsError(str(error)) from None
+  suffix = path.suffix.lower()
+  if suffix not in SUFFIXES:
+    raise WeightsError(f"{path} is none of {', '.join(SUFFIXES)} and no directory.")
+  if suffix == ".safetensors":
+    if key is not None:
+      raise WeightsError(f"{path} holds one set of tensors; --key={key!r} is for .pt files.")
+    return _read_safetensors(path)
+  return _read_torch(path, key), {}
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+  """A safetensors file, or for any other name a directory with model.safetensors and config.json.
+
+  The metadata are in the safetensors file as text, what is not text as JSON, and in config.json as they are.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  is_file = path.suffix.lower() == ".safetensors"
+  if not is_file:
+    path.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path / DESCRIPTION) as file:
+      file.write((json.dumps(dict(metadata), indent=2) + "\n").encode())
+  texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
+  with files.replacing(path if is_file else path / WEIGHTS) as file:
+    # "pt" is what readers of safetensors ask for before they take tensors for PyTorch's.
+    file.write(safetensors.numpy.save(dict(tensors), {"format": "pt"} | texts))

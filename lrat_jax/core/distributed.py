@@ -1,0 +1,126 @@
+"""Several processes of one run: how they find each other, which of them writes, and how they fail together."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
+
+import jax
+from jax._src import distributed  # the store of keys that processes share has no public name; Orbax takes it from here
+
+from lrat_jax.core.errors import ConfigError
+
+Result = TypeVar("Result")
+
+_TIMEOUT_S = 300
+# Between processes that have met: one may read its data from a slow disk.
+_PATIENCE_S = 3600
+
+
+class Place(NamedTuple):
+  """Which process of how many this is."""
+
+  index: int = 0
+  count: int = 1
+
+
+# Where a launcher says that it started several processes: their number, and this one's.
+_LAUNCHERS = (("SLURM_NTASKS", "SLURM_PROCID"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"))
+# Slurm sets the above in a batch script too, where nothing but srun starts more than one process.
+_ONLY_UNDER_SRUN = "SLURM_STEP_NODELIST"
+
+
+def _launched(environment: Mapping[str, str], platforms: str) -> bool:
+  """Whether a launcher that JAX knows started this process as one of several, or it is on a Cloud TPU."""
+  for count, index in _LAUNCHERS:
+    under_launcher = index in environment and (count != "SLURM_NTASKS" or _ONLY_UNDER_SRUN in environment)
+    if under_launcher and int(environment.get(count, "1")) > 1:
+      return True
+  return platforms.startswith("tpu")  # JAX sets it so where it finds a Cloud TPU
+
+
+def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+  given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+  missing = [f"--{name}" for name, value in given.items() if value is None]
+  if missing:
+    raise ConfigError(f"{' and '.join(missing)} missing: --coordinator, --num_processes and --process_id go together.")
+  host, colon, port = coordinator.rpartition(":")
+  if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+    raise ConfigError(f"--coordinator={coordinator!r} is not understood; write HOST:PORT, the same for every process.")
+  if num_processes < 1:
+    raise ConfigError(f"--num_processes={num_processes} must be 1 or more.")
+  if not 0 <= process_id < num_processes:
+    raise ConfigError(f"--process_id={process_id} must be in [0, {num_processes - 1}].")
+
+
+def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> Place:
+  """Connects this process with the others of its run; call it before JAX starts its backend.
+
+  Without arguments: on Cloud TPU, and where Slurm's srun or Open MPI's mpirun started several processes, JAX finds them
+  by itself; anywhere else this is a run of one process.
+
+  Raises:
+    ConfigError: some arguments without the others, one out of range, or others that do not come within five minutes.
+  """
+  if (coordinator, num_processes, process_id) != (None, None, None):
+    _check(coordinator, num_processes, process_id)
+    _initialize(coordinator, num_processes, process_id, cluster_detection_method="deactivate")
+  elif _launched(os.environ, jax.config.jax_platforms or ""):
+    _initialize()
+  return place()
+
+
+def _initialize(*where: str | int, **options: str) -> None:
+  try:
+    jax.distributed.initialize(*where, initialization_timeout=_TIMEOUT_S, **options)
+  except ValueError:  # a TPU that stands alone, without the service that tells of neighbours
+    if where:
+      raise
+  except jax.errors.JaxRuntimeError as error:
+    reason = str(error).splitlines()[0]
+    raise ConfigError(f"the other processes of this run were not found within {_TIMEOUT_S} s ({reason}).") from None
+
+
+def place() -> Place:
+  """Which process of how many this is; known before JAX has started its backend."""
+  state = distributed.global_state
+  return Place() if state.client is None else Place(state.process_id, state.num_processes)
+
+
+def is_primary() -> bool:
+  """Whether this is the process that writes and speaks."""
+  return place().index == 0
+
+
+def _tell_all(name: str, text: str) -> list[str]:
+  """What every process said at a point of the program, in their order."""
+  client, (index, count) = distributed.global_state.client, place()
+  if count == 1:
+    return [text]
+  client.key_value_set(f"lrat_jax/{name}/{index:06d}", text)
+  client.wait_at_barrier(f"lrat_jax/{name}", _PATIENCE_S * 1000)
+  return [said for _, said in sorted(client.key_value_dir_get(f"lrat_jax/{name}"))]
+
+
+def run_on_all_processes(name: str, action: Callable[[], Result], same: str = "") -> Result:
+  """The result of `action` on this process, if it succeeds on all of them.
+
+  Args:
+    name: of this point of the program; each is reached once.
+    same: what has to be equal on all processes.
+
+  Raises:
+    ConfigError: `action` raised it on some process, and now it is raised on all; or `same` differs.
+  """
+  try:
+    result, failure = action(), None
+  except ConfigError as error:
+    result, failure = None, error
+  failures = _tell_all(f"{name}/failures", "ok" if failure is None else f"error: {failure}")
+  if failure is not None:
+    raise failure
+  for index, said in enumerate(failures):
+    if said != "ok":
+      raise ConfigError(f"process {index}: {said.removeprefix('error: ')}")
+  if len(set(_tell_all(f"{name}/same", f"={same}"))) > 1:
+    raise ConfigError("the processes of this run were started with different configurations; start them with the same.")
+  return result

@@ -1,0 +1,122 @@
+"""A function of few images over many: a few at a time on one device, or in chunks on all devices.
+
+What a convolution returns for an image depends, in the last bit, on how many images go through it together and on where
+the image stands among them. So for many devices the list of images is cut into chunks of a fixed size before anything
+else, and batches and devices only share out whole chunks: results are equal to the bit for any batch size and any
+number of devices.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, PartitionSpec
+
+from lrat_jax.core import sharding
+
+_AXIS = "images"
+_REPLICATED = PartitionSpec()
+_SHARDED = PartitionSpec(_AXIS)
+
+
+def microbatch(function: Callable[..., Any], most: int, *rows: Any) -> Any:
+  """`function(*rows)` on arrays [n, ...] in a loop over parts of at most `most` rows: a tree of [times, ...].
+
+  The parts are the largest that divide n; without a divisor near `most` all rows go through at once, because steps of
+  one or two rows would cost more than they save. May be traced.
+  """
+  count = len(jax.tree.leaves(rows)[0])
+  most = min(most, count)
+  few = max(size for size in range(1, most + 1) if count % size == 0)
+  if few == count or 4 * few < most:
+    return jax.tree.map(lambda x: x[None], function(*rows))
+  parts = jax.tree.map(lambda x: x.reshape(-1, few, *x.shape[1:]), rows)
+  return jax.lax.map(lambda part: function(*part), parts)
+
+
+class Layout(NamedTuple):
+  """How chunks lie on devices.
+
+  Attributes:
+    mesh: a mesh of one axis over the devices.
+    chunk_size: images that a device works on at once.
+    chunks_per_device: chunks of one device in a batch.
+  """
+
+  mesh: Mesh
+  chunk_size: int
+  chunks_per_device: int
+
+  @property
+  def batch_size(self) -> int:
+    """Images of a batch, on all devices."""
+    return self.mesh.size * self.chunks_per_device * self.chunk_size
+
+
+def layout(devices: list[jax.Device], batch_size: int, chunk_size: int) -> Layout:
+  """Batches of `batch_size` images, rounded up to whole chunks on every device."""
+  mesh = sharding.mesh_of(devices, _AXIS)
+  return Layout(mesh, chunk_size, math.ceil(batch_size / (len(devices) * chunk_size)))
+
+
+def compile_for(plan: Layout, function: Callable[..., Any]) -> Callable[..., Any]:
+  """`function` over a batch, jitted: (shared, counts, rows) -> a tree of arrays [batch_size, ...].
+
+  `function(shared, rows)` takes a tree that all images share and one of arrays [chunk_size, ...], and returns the like.
+  Of each device's chunks only the first `counts` [devices] are worked on; the others' results are zeros.
+  """
+
+  def on_device(shared: Any, count: Array, rows: Any) -> Any:
+    split = lambda x: x.reshape(plan.chunks_per_device, plan.chunk_size, *x.shape[1:])
+    merge = lambda x: x.reshape(-1, *x.shape[2:])
+    chunks = jax.tree.map(split, rows)
+    results = jax.eval_shape(function, shared, jax.tree.map(lambda x: x[0], chunks))
+    # From the count, so that the carry varies over the devices from the start.
+    blank = lambda like: (
+      jnp.zeros((plan.chunks_per_device, *like.shape), like.dtype) + (0 * count[0]).astype(like.dtype)
+    )
+
+    def work(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+      index, done = carry
+      result = function(shared, jax.tree.map(lambda x: x[index], chunks))
+      return index + 1, jax.tree.map(lambda whole, part: whole.at[index].set(part), done, result)
+
+    start = (0 * count[0], jax.tree.map(blank, results))
+    return jax.tree.map(merge, jax.lax.while_loop(lambda carry: carry[0] < count[0], work, start)[1])
+
+  sharded = jax.shard_map(on_device, mesh=plan.mesh, in_specs=(_REPLICATED, _SHARDED, _SHARDED), out_specs=_SHARDED)
+  return jax.jit(sharded)
+
+
+def _rows(plan: Layout, count: int) -> np.ndarray:
+  """The row of a batch in which each of `count` images lies: their chunks go round the devices in turn."""
+  chunk, place = np.divmod(np.arange(count), plan.chunk_size)
+  slot, device = np.divmod(chunk, plan.mesh.size)
+  return (device * plan.chunks_per_device + slot) * plan.chunk_size + place
+
+
+def replicate(plan: Layout, tree: Any) -> Any:
+  """The tree whole on every device."""
+  return sharding.put(tree, plan.mesh, _REPLICATED)
+
+
+def batches(plan: Layout, positions: np.ndarray) -> Iterator[np.ndarray]:
+  """The positions [n] in order, `batch_size` at a time."""
+  for first in range(0, len(positions), plan.batch_size):
+    yield positions[first : first + plan.batch_size]
+
+
+def run_batch(plan: Layout, compiled: Callable[..., Any], shared: Any, rows: Any) -> Any:
+  """`compiled` on arrays [m, ...] with m from 1 to `batch_size`; NumPy arrays [m, ...] come back."""
+  length = len(jax.tree.leaves(rows)[0])
+  used = math.ceil(length / plan.chunk_size)
+  counts = (used - np.arange(plan.mesh.size) + plan.mesh.size - 1) // plan.mesh.size
+  everything = _rows(plan, plan.batch_size)
+  # Rows that nobody needs repeat the last image, so that a chunk is done as soon as its own images are.
+  places = np.minimum(np.argsort(everything), length - 1)
+  placed = sharding.put((counts.astype(np.int32), jax.tree.map(lambda x: x[places], rows)), plan.mesh, _SHARDED)
+  return jax.tree.map(lambda x: x[everything[:length]], sharding.fetch(compiled(shared, *placed)))

@@ -1,0 +1,51 @@
+"""A polite end: how a run is asked to stop, and the moment at which all its processes do."""
+
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+from jax.experimental import multihost_utils
+
+from lrat_jax.core import distributed
+
+
+class Preempted(Exception):
+  """A run that was asked to stop has saved what it did; the message says where it stands."""
+
+
+class Watch:
+  """Whether the run was asked to stop: a context in which SIGTERM and Ctrl-C ask, and a function to ask back.
+
+  Call it at the same points of every process. With several processes it is JAX's preemption service that listens for
+  SIGTERM on each, and chooses the call at which it returns True on all, so that they save the same step. A second
+  Ctrl-C ends the process at once, which costs no more than what was not yet saved.
+  """
+
+  def __init__(self):
+    self._asked = False
+    self._calls = 0
+    self._before: dict[signal.Signals, Any] = {}
+
+  def __enter__(self) -> "Watch":
+    handlers = {signal.SIGINT: self._hear_ctrl_c}
+    if distributed.place().count == 1:
+      handlers[signal.SIGTERM] = self._hear
+    self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _hear(self, number: int, frame: FrameType | None) -> None:
+    self._asked = True
+
+  def _hear_ctrl_c(self, number: int, frame: FrameType | None) -> None:
+    print("Stopping as soon as what is under way is saved; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGTERM)
+
+  def __call__(self) -> bool:
+    self._calls += 1
+    return self._asked or multihost_utils.reached_preemption_sync_point(self._calls)

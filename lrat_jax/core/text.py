@@ -1,0 +1,10 @@
+"""Numbers as people read them."""
+
+
+def seconds_text(seconds: float) -> str:
+  """A duration for people: "42 s", "3 min 20 s", "2 h 05 min"."""
+  seconds = round(seconds)
+  if seconds < 60:
+    return f"{seconds} s"
+  minutes, rest = divmod(seconds, 60)
+  return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

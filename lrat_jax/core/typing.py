@@ -1,0 +1,37 @@
+"""What the arrays of public signatures look like, in jaxtyping's words; axes of one name are of one length.
+
+They are annotations alone: nothing is checked as a program runs, where attacks check what can go wrong by themselves.
+`jaxtyping.jaxtyped(typechecker=...)` around a function checks its calls.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Integer, Key, Real
+
+Images = Float[Array, "batch height width channel"]  # in [0, 1]
+Labels = Integer[Array, "batch"]  # in [0, classes)
+Logits = Float[Array, "batch classes"]
+PerImage = Float[Array, "batch"]
+Answers = Bool[Array, "batch"]
+Counts = Integer[Array, "batch"]
+OneKey = Key[Array, ""]
+KeyPerImage = Key[Array, "batch"]
+# A single key is split over the batch.
+Keys = KeyPerImage | OneKey
+# Numbers that may be traced.
+Scalar = float | int | Real[Array, ""]
+Rank = int | Integer[Array, ""]
+LogitsFn = Callable[[Images], Logits]
+# In host memory, or brought there.
+HostImages = Float[np.ndarray, "batch height width channel"] | Images
+HostIntegers = Integer[np.ndarray, "batch"] | Integer[Array, "batch"]
+HostFloats = Float[np.ndarray, "batch"]
+HostAnswers = Bool[np.ndarray, "batch"]
+# Of pairs: one entry for each adversarial variant.
+PerVariant = Float[Array, "batch variants"]
+VariantLogits = Float[Array, "batch variants classes"]
+# A Flax module's: params and batch_stats.
+Variables = dict[str, Any]

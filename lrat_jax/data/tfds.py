@@ -1,0 +1,89 @@
+"""Data sets that TFDS has prepared on disk, read without TensorFlow, and without running what their files name."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrat_jax.data.npz_idx import DataError, reason
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+# NAME[/CONFIG][:VERSION]; TFDS would also take namespaces, and download code for them.
+_NAME = re.compile(r"([a-z]\w*)(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
+# The fields of a features.json that name Python classes, now and formerly.
+_CLASS_FIELDS = ("pythonClassName", "type")
+
+
+def _classes(features: Any) -> Iterator[str]:
+  """The Python classes that a features.json names; TFDS imports the modules that they are in."""
+  children = features.values() if isinstance(features, dict) else features if isinstance(features, list) else ()
+  for child in children:
+    yield from _classes(child)
+  if isinstance(features, dict):
+    yield from (features[field] for field in _CLASS_FIELDS if isinstance(features.get(field), str))
+
+
+def _check_classes(folder: Path) -> None:
+  """Refuses prepared data whose features are of classes other than TFDS's own."""
+  for path in folder.glob("**/features.json"):
+    foreign = [name for name in _classes(json.loads(path.read_text())) if not name.startswith("tensorflow_datasets.")]
+    if foreign:
+      raise DataError(f"{str(path)!r} names the Python class {foreign[0]!r}, which would be run; only TFDS's own are.")
+
+
+def _read_split(builder: Any, split: str) -> Arrays:
+  examples = list(builder.as_data_source(split))
+  shapes = {example["image"].shape for example in examples}
+  if len(shapes) != 1:
+    raise DataError(f"its {split} images are of {len(shapes)} sizes; lrat_jax takes one size.")
+  return np.stack([e["image"] for e in examples]), np.asarray([e["label"] for e in examples])
+
+
+def _read(name: str, data_dir: str) -> tuple[Arrays, Arrays, int]:
+  import tensorflow_datasets as tfds  # slow to import, and only this source needs it
+
+  place = f", data_dir={data_dir!r}" if data_dir else ""
+  prepare = (
+    'pip install tensorflow && python -c "import tensorflow_datasets as tfds; '
+    f"tfds.builder({name!r}{place}, file_format='array_record').download_and_prepare()\""
+  )
+  _check_classes(Path(data_dir or tfds.core.constants.DATA_DIR, _NAME.fullmatch(name)[1]))
+  try:
+    builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
+  except tfds.core.registered.DatasetNotFoundError:
+    raise DataError(f"TFDS knows no data set {name!r}.") from None
+  missing = DataError(f"it is not prepared in {str(builder.data_dir)!r}; prepare it once with: {prepare}")
+  if not Path(builder.data_dir).is_dir():
+    raise missing
+  features = builder.info.features
+  if not {"image", "label"} <= set(features) or not {"train", "test"} <= set(builder.info.splits):
+    raise DataError("it lacks image and label features or a train and a test split.")
+  try:
+    return _read_split(builder, "train"), _read_split(builder, "test"), features["label"].num_classes
+  except (FileNotFoundError, NotImplementedError):  # prepared in no form that can be read without TensorFlow
+    raise missing from None
+
+
+def read(name: str, data_dir: str) -> tuple[Arrays, Arrays, int]:
+  """(images, labels) of the training and of the test split, and the number of classes.
+
+  Args:
+    name: NAME[/CONFIG][:VERSION], of a prepared image data set.
+    data_dir: where TFDS keeps its data; empty is its own default.
+
+  Raises:
+    DataError: another form of name, a data set that is not there (with the command that prepares it), or one that is
+      damaged, has no images of one size with labels, or names Python classes that are not TFDS's own.
+  """
+  if not _NAME.fullmatch(name):
+    raise DataError("a data set of TFDS is named NAME, NAME/CONFIG or NAME:1.0.0.")
+  try:
+    return _read(name, data_dir)
+  except DataError:
+    raise
+  except Exception as error:  # TFDS and its readers raise almost anything on damaged files
+    raise DataError(f"it cannot be read: {reason(error)}") from None

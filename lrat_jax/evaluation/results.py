@@ -1,0 +1,133 @@
+"""What an evaluation leaves: results and timings, per_example.npz, adversarials, closing table, RobustBench's JSON."""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lrat_jax.config import suites
+from lrat_jax.core import files
+
+
+def environment() -> dict[str, Any]:
+  """What a number depends on besides the code: versions and devices."""
+  return {
+    "python": platform.python_version(),
+    **{package: metadata.version(package) for package in ("jax", "jaxlib", "flax", "numpy")},
+    "device": jax.devices()[0].device_kind,
+    "num_devices": jax.device_count(),
+  }
+
+
+def radii(suite: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+  """For each attack that has one, {"norm", "text", "value"}: its radius as it was given and as a number."""
+  return {
+    name: {"norm": entry.get("norm", "linf"), "text": str(entry["epsilon"]), "value": suites.radius(entry)}
+    for name, entry in suite.items()
+    if "epsilon" in entry
+  }
+
+
+def write_json(path: Path, content: Any) -> None:
+  """Strict JSON, put in its place whole; NaN is a ValueError, and then nothing is written."""
+  text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+  with files.replacing(path) as file:
+    file.write(text.encode())
+
+
+def write_results(
+  workdir: Path, results: dict[str, Any], timings: dict[str, Any], per_example: dict[str, np.ndarray]
+) -> None:
+  """results.json (strict JSON: NaN is a ValueError), timings.json and per_example.npz, each put in its place whole.
+
+  Seconds have a file of their own, so that the others are equal to the byte wherever an evaluation is equal.
+  """
+  json.dumps(results, allow_nan=False)
+  write_json(workdir / "timings.json", timings)
+  with files.replacing(workdir / "per_example.npz") as file:
+    np.savez_compressed(file, **per_example)
+  write_json(workdir / "results.json", results)
+
+
+def write_worst_examples(workdir: Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """worst_examples.npz, of `worst_examples.to_arrays`."""
+  with files.replacing(workdir / "worst_examples.npz") as file:
+    np.savez_compressed(file, **arrays)
+
+
+def write_images(workdir: Path, images: Mapping[str, np.ndarray], indices: np.ndarray) -> None:
+  """adversarials/NAME.npz for each attack: "images" float32 [n, h, w, c] and "indices" [n] in the source's split."""
+  (workdir / "adversarials").mkdir(exist_ok=True)
+  for name, array in images.items():
+    with files.replacing(workdir / "adversarials" / f"{name}.npz") as file:
+      np.savez_compressed(file, images=array, indices=indices)
+
+
+def robustbench_entry(
+  results: Mapping[str, Any],
+  *,
+  dataset: str,
+  architecture: str,
+  name: str | None = None,
+  link: str = "",
+  authors: str = "",
+  venue: str = "",
+  additional_data: bool = False,
+  number_forward_passes: int = 1,
+) -> dict[str, Any]:
+  """A model's entry in RobustBench's own form (its model_info/*.json), from results with AutoAttack's standard version.
+
+  What results cannot know, such as the paper's link and authors, is empty unless given; accuracies are text in percent.
+
+  Raises:
+    ValueError: no AutoAttack of the standard version is among the results.
+  """
+  found = suites.robustbench_name(results["suite"])
+  if found is None:
+    raise ValueError(f"results hold no standard AutoAttack, only {sorted(results['suite'])}; evaluate with it first.")
+  percent = lambda accuracy: f"{100 * accuracy:.2f}"
+  autoattack = percent(results["robust"][found])
+  return {
+    "link": link,
+    "name": results["name"] if name is None else name,
+    "authors": authors,
+    "additional_data": additional_data,
+    "number_forward_passes": number_forward_passes,
+    "dataset": dataset,
+    "venue": venue,
+    "architecture": architecture,
+    "eps": str(results["suite"][found]["epsilon"]),
+    "clean_acc": percent(results["clean"]),
+    "reported": autoattack,
+    "autoattack_acc": autoattack,
+  }
+
+
+def write_robustbench(workdir: Path, results: Mapping[str, Any], **fields: Any) -> None:
+  """robustbench.json, of `robustbench_entry`."""
+  write_json(workdir / "robustbench.json", robustbench_entry(results, **fields))
+
+
+def print_table(console: Console, results: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
+  """The closing table: accuracy in percent, clean, under each attack and under their union; below it the warnings."""
+  title = f"{results['name']} on {results['n']:,} {results['split']} images"
+  table = Table(title=title, title_style="bold", title_justify="left")
+  table.add_column("")
+  table.add_column("accuracy %", justify="right")
+  table.add_column("threat")
+  table.add_column("seconds", justify="right")
+  table.add_row("clean", f"{100 * results['clean']:.2f}", "", f"{seconds['clean']:.1f}")
+  for name, accuracy in results["robust"].items():
+    threat = suites.threat(results["suite"][name])
+    table.add_row(name, f"{100 * accuracy:.2f}", threat, f"{seconds[name]:.1f}")
+  table.add_row("union", f"{100 * results['union']:.2f}", "right under all of the above", "", end_section=True)
+  console.print(table)
+  for line in results.get("warnings", []):
+    console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,143 @@
+"""From a model and a configuration to everything that an evaluation leaves in a workdir."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from lrat_jax import attacks, data
+from lrat_jax.core import distributed, preemption
+from lrat_jax.core.errors import ConfigError
+from lrat_jax.core.text import seconds_text
+from lrat_jax.evaluation import evaluate as evaluate_lib
+from lrat_jax.evaluation import examples
+from lrat_jax.evaluation import results as results_lib
+
+# Finished batches of an evaluation that goes on; it is removed when the evaluation ends.
+PROGRESS = "eval_progress"
+
+Draw = Callable[[Path, str, data.Split, evaluate_lib.EvaluationResult], None]
+
+
+def results_folder(workdir: Path, split: str) -> Path:
+  """Where the results on a split lie in a run's workdir: those of the test split in the workdir itself."""
+  return workdir if split == "test" else workdir / split
+
+
+def evaluate(
+  config: ConfigDict,
+  logits_fn: Callable[[Array], Array],
+  dataset: data.Dataset,
+  mesh: Mesh,
+  workdir: Path,
+  console: Console,
+  *,
+  about: dict[str, Any],
+  stop: Callable[[], bool] = lambda: False,
+  microbatch_size: int | None = None,
+  draw: Draw | None = None,
+) -> dict[str, Any]:
+  """Runs config.eval's suite on its split: table, results.json, timings.json, per_example.npz, pictures.
+
+  The files of the test split lie in `workdir`, those of another in a folder of its name there, so that figures to
+  choose by and figures to report never take each other's place. What was finished when an earlier try was stopped is
+  taken from the folder "eval_progress" beside them.
+
+  Args:
+    about: "name" and whatever else belongs in the results, as the whole configuration where it made the model.
+    stop: asked after every batch, on every process; where it returns True, the call ends, to go on there later.
+    microbatch_size: as of `evaluate.run_suite`.
+    draw: makes the plots, from the folder, the name, the split and what was found.
+
+  Returns:
+    The content of results.json.
+
+  Raises:
+    ConfigError: the model's logits are not finite, or an earlier try evaluated something else.
+    preemption.Preempted: `stop` returned True.
+  """
+
+  def check_stop() -> None:
+    if stop():
+      raise preemption.Preempted("Stopped in the evaluation, whose finished batches are saved")
+
+  suite = config.eval.suite.to_dict()
+  split = dataset.split(config.eval.split)
+  split = split.take(np.arange(min(config.eval.num_images or len(split.labels), len(split.labels))))
+  workdir = results_folder(workdir, config.eval.split)
+  workdir.mkdir(exist_ok=True)
+  progress = workdir / PROGRESS
+  say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
+  try:
+    evaluation = evaluate_lib.run_suite(
+      logits_fn,
+      split,
+      suite,
+      batch_size=config.eval.batch_size,
+      mesh=mesh,
+      seed=config.seed,
+      num_sanity_examples=config.eval.num_sanity_examples,
+      keep_images=config.eval.save_images,
+      microbatch_size=microbatch_size,
+      directory=progress,
+      on_kept=check_stop,
+      on_attack=lambda name, accuracy, seconds: say(f"{name}: {100 * accuracy:.2f} % in {seconds_text(seconds)}"),
+      on_stage=lambda name, stage: say(f"  {name} {stage_text(stage)}"),
+    )
+  except evaluate_lib.EvaluationError as error:
+    raise ConfigError(str(error)) from error
+  results = about | evaluation.summary | _circumstances(config, suite)
+  if not distributed.is_primary():
+    return results
+  _write(config, workdir, results, evaluation, split, about)
+  if draw is not None:
+    draw(workdir, str(about["name"]), split, evaluation)
+  results_lib.write_results(workdir, results, evaluation.timings, evaluation.per_example)
+  shutil.rmtree(progress, ignore_errors=True)
+  results_lib.print_table(console, results, evaluation.timings["attack_seconds"])
+  return results
+
+
+def _circumstances(config: ConfigDict, suite: dict[str, Any]) -> dict[str, Any]:
+  """What results.json says of how it came about."""
+  return {
+    "suite": suite,
+    "threat_models": results_lib.radii(suite),
+    "seed": config.seed,
+    "dataset": config.data.source,
+    "split": config.eval.split,
+    "environment": results_lib.environment(),
+  }
+
+
+def _write(
+  config: ConfigDict,
+  workdir: Path,
+  results: dict[str, Any],
+  evaluation: evaluate_lib.EvaluationResult,
+  split: data.Split,
+  about: dict[str, Any],
+) -> None:
+  """The files of an evaluation but those of `results.write_results`."""
+  if config.eval.save_images:
+    results_lib.write_images(workdir, evaluation.images, split.indices)
+  if config.eval.robustbench:
+    dataset = config.data.source.partition(":")[2] or config.data.source
+    architecture = about.get("architecture", about.get("model", config.model.name))
+    results_lib.write_robustbench(workdir, results, dataset=dataset, architecture=architecture)
+  shown = examples.to_arrays(split, evaluation.examples, evaluation.per_example)
+  results_lib.write_worst_examples(workdir, shown)
+
+
+def stage_text(stage: attacks.StageSummary) -> str:
+  """One stage of AutoAttack for people: "apgd-ce: 41.20 % robust, 62 of 268 broken in 20 s, 13 images/s"."""
+  return (
+    f"{stage.name}: {100 * stage.robust_accuracy:.2f} % robust, {stage.broken:,} of {stage.attacked:,} broken in "
+    f"{seconds_text(stage.seconds)}, {stage.images_per_second:,.0f} images/s"
+  )

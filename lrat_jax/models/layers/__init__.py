@@ -1,0 +1,1 @@
+"""The convolutions of the networks, by the fastest way on each device."""

@@ -1,0 +1,158 @@
+"""The convolution of every model here, by the fastest way on the device; a convolution and its batch norm as one.
+
+GPU and TPU take `lax.conv_general_dilated` with its own gradients. XLA:CPU brings convolutions into the layout of its
+fast path only in a program's entry computation; inside a loop, where an attack takes its gradients, autodiff's input
+gradient (a convolution with transposed kernel dimensions) stays several times slower. So on CPU
+- 3x3 convolutions of stride 1 between many channels go through `winograd`, with their gradients;
+- the others run forward as they are, their input gradient is one matrix product and a sum of shifted images, their
+  kernel gradient one matrix product for each tap;
+- gradients of both, and the former altogether, take a few images at a time (`microbatch`).
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+
+from lrat_jax.models.layers import winograd
+from lrat_jax.models.layers.cache import microbatch, pull_back
+
+# Under so many channels on either side, winograd's transforms cost more than the products that they save: in tiles of
+# 4 x 4 outputs, and in those of 2 x 2 that the smallest images get (there, more than they cost to compile).
+_MIN_WINOGRAD_CHANNELS = 32
+_MIN_WINOGRAD_CHANNELS_OF_SMALL = 128
+
+_Strides = tuple[int, int]
+_Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def _plain(x: Array, kernel: Array, strides: _Strides, padding: _Padding) -> Array:
+  return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _fold(taps: list[Array], axis: int, size: int, stride: int, before: int) -> Array:
+  """Sums along an axis, tap a's element o at stride * o + a - before; [.., o, ..] each -> [.., size, ..].
+
+  The elements of each phase of the stride are summed and then interleaved: cheaper than padding with zeros between.
+  """
+  per_phase = -(-size // stride)
+  phases: list[list[Array]] = [[] for _ in range(stride)]
+  for a, tap in enumerate(taps):
+    shift, phase = divmod(a - before, stride)
+    edges = [(0, 0, 0)] * tap.ndim
+    edges[axis] = (shift, per_phase - tap.shape[axis] - shift, 0)
+    phases[phase].append(lax.pad(tap, jnp.zeros((), tap.dtype), edges))
+  blank = jnp.zeros((*taps[0].shape[:axis], per_phase, *taps[0].shape[axis + 1 :]), taps[0].dtype)
+  return lax.slice_in_dim(winograd.interleave([sum(terms, blank) for terms in phases], axis), 0, size, axis=axis)
+
+
+def _taps(x: Array, size: tuple[int, int], strides: _Strides, padding: _Padding) -> list[Array]:
+  """What a kernel of a size meets, element by element: [n, h', w', c] each."""
+  padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  ends = [length - reach + 1 for length, reach in zip(padded.shape[1:3], size, strict=True)]
+  rows = [padded[:, i : i + ends[0] : strides[0]] for i in range(size[0])]
+  return [row[:, :, j : j + ends[1] : strides[1]] for row in rows for j in range(size[1])]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _folded_gradient(x: Array, kernel: Array, strides: _Strides, padding: _Padding) -> Array:
+  if x.shape[1] >= kernel.shape[0] and x.shape[2] >= kernel.shape[1]:
+    return _plain(x, kernel, strides, padding)
+  # For images smaller than the kernel, XLA:CPU has a convolution ten times as slow as others.
+  columns = jnp.concatenate(_taps(x, kernel.shape[:2], strides, padding), axis=-1)
+  return columns @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _forward(x, kernel, strides, padding):
+  return _folded_gradient(x, kernel, strides, padding), (x, kernel)
+
+
+def _backward(strides, padding, residuals, cotangent):
+  x, kernel = residuals
+  height, width, channels, _ = kernel.shape
+  taps_of_image = math.prod(cotangent.shape[1:3]) * height * width * channels
+
+  def input_gradient(cotangent):
+    taps = cotangent @ kernel.reshape(-1, kernel.shape[-1]).T  # [n, h', w', kh kw c]
+    taps = [taps[..., i * channels : (i + 1) * channels] for i in range(height * width)]
+    lines = [_fold(taps[i * width : (i + 1) * width], 2, x.shape[2], strides[1], padding[1][0]) for i in range(height)]
+    return _fold(lines, 1, x.shape[1], strides[0], padding[0][0])
+
+  def kernel_gradient(x, cotangent):
+    return jnp.einsum("tnhwc,nhwk->tck", jnp.stack(_taps(x, (height, width), strides, padding)), cotangent)
+
+  grad_x = microbatch(input_gradient, [cotangent], taps_of_image, kernel.shape).reshape(x.shape)
+  grad_taps = jnp.sum(microbatch(kernel_gradient, [x, cotangent], taps_of_image, kernel.shape), axis=0)
+  return grad_x, pull_back(lambda kernel: kernel.reshape(grad_taps.shape), kernel, grad_taps)
+
+
+_folded_gradient.defvjp(_forward, _backward)
+
+
+def conv2d(x: Array, kernel: Array, strides: _Strides = (1, 1), padding: _Padding = ((1, 1), (1, 1))) -> Array:
+  """Two-dimensional convolution: x [batch, h, w, c_in], kernel [kh, kw, c_in, c_out] -> [batch, h', w', c_out].
+
+  `padding` is (before, after) for the height and for the width.
+  """
+  if jax.default_backend() != "cpu":
+    return _plain(x, kernel, strides, padding)
+  unit = strides == (1, 1) and padding == ((1, 1), (1, 1)) and kernel.shape[:2] == (3, 3)
+  enough = _MIN_WINOGRAD_CHANNELS_OF_SMALL if winograd.has_small_tiles(x) else _MIN_WINOGRAD_CHANNELS
+  if unit and min(kernel.shape[2:]) >= enough and x.dtype == jnp.float32:
+    return winograd.conv3x3(x, kernel)
+  return _folded_gradient(x, kernel, strides, padding)
+
+
+def _for_flax(
+  lhs, rhs, window_strides, padding, *, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, precision
+):
+  """`conv2d` in the signature that `nn.Conv` calls; the models here use none of the options it leaves out."""
+  plain = (1,) * len(window_strides)
+  if tuple(lhs_dilation) != plain or tuple(rhs_dilation) != plain or feature_group_count != 1 or precision is not None:
+    raise ValueError("Conv of lrat_jax.models takes no dilation, feature groups or precision.")
+  return conv2d(lhs, rhs, tuple(window_strides), tuple(padding))
+
+
+# He et al. 2015, by the outputs' fan, as the PyTorch definitions of these networks have it.
+Conv = functools.partial(
+  nn.Conv,
+  use_bias=False,
+  kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+  conv_general_dilated=_for_flax,
+)
+
+# PyTorch's batch norm in the terms of Flax: momentum 0.1 there is 0.9 here, epsilon is the same.
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+
+class ConvNorm(nn.Module):
+  """A square convolution without bias, padded to keep the size that its stride leaves, and batch norm after it.
+
+  With running averages (`train` False) batch norm is affine per channel and goes into the kernel and a bias: exact up
+  to rounding, and one pass over the images less on every device. The folded kernel depends on no image, so XLA
+  computes it once, before an attack's loop.
+  """
+
+  features: int
+  size: int = 3
+  stride: int = 1
+  dtype: Any = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    reach = self.size // 2
+    strides, padding = (self.stride, self.stride), ((reach, reach), (reach, reach))
+    conv = Conv(self.features, (self.size, self.size), strides, padding=padding, dtype=self.dtype)
+    norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
+    if train or self.is_initializing():
+      return norm(conv(x))
+    weights, running = norm.variables["params"], norm.variables["batch_stats"]
+    scale = weights["scale"] * jax.lax.rsqrt(running["var"] + norm.epsilon)
+    kernel = conv.variables["params"]["kernel"] * scale
+    bias = weights["bias"] - running["mean"] * scale
+    return conv2d(x.astype(self.dtype), kernel.astype(self.dtype), strides, padding) + bias.astype(self.dtype)

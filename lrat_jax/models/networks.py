@@ -1,0 +1,111 @@
+"""Classifiers by name, with the normalisation of their input inside: images in [0, 1] -> float32 logits."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lrat_jax.core import user_code
+from lrat_jax.core.typing import Images, Logits
+from lrat_jax.models.cnn import CNN
+from lrat_jax.models.preact_resnet import PreActResNet
+from lrat_jax.models.resnet import ResNet
+from lrat_jax.models.wide_resnet import WideResNet
+
+DTYPES = ("float32", "bfloat16")
+# Pixels of input whose activations stay in a CPU core's cache through the whole of the small network. Other networks'
+# kernels would be read once more for every few images, and they lose by it.
+_CNN_PIXELS_AT_ONCE = 8 * 28 * 28
+# Images so small that more than this would fit are attacked all at once: a step has hardly more of them.
+_FEW = 32
+NAMES = (
+  "cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "preact_resnet18", "preact_resnet18_WIDTH",
+  "wide_resnet_DEPTH_WIDTH",
+)  # fmt: skip
+
+
+class Classifier(nn.Module):
+  """A network behind its input normalisation, with float32 logits whatever the network computes in.
+
+  `module.apply(variables, images, train=False) -> logits`: images float [batch, h, w, c] in [0, 1], logits float32
+  [batch, classes].
+  """
+
+  network: nn.Module
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  def __call__(self, images: Images, train: bool = False) -> Logits:
+    normalised = (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
+    return self.network(normalised, train).astype(jnp.float32)
+
+
+def _network(name: str, **options: Any) -> nn.Module:
+  """The network that `name` spells, width and depth included. Raises ValueError with the choices."""
+  if user_code.is_name(name):
+    return _user_network(name, **options)
+  if match := re.fullmatch(r"cnn(?:_([1-9]\d{0,3}))?", name):
+    return CNN(width=int(match[1] or 32), **options)
+  if match := re.fullmatch(r"(preact_)?resnet18(?:_([1-9]\d{0,3}))?", name):
+    return (PreActResNet if match[1] else ResNet)(width=int(match[2] or 64), **options)
+  if match := re.fullmatch(r"wide_resnet_(\d{1,3})_([1-9]\d{0,2})", name):
+    depth = int(match[1])
+    if depth < 10 or (depth - 4) % 6:
+      raise ValueError(f"name={name!r}: the depth of a WideResNet is 6 n + 4 with n >= 1, such as 28 or 34.")
+    return WideResNet(depth=depth, width=int(match[2]), **options)
+  choices = f"choose from {list(NAMES)}, such as 'wide_resnet_34_10', or write package.module:function"
+  raise ValueError(f"name={name!r} is no model; {choices}.")
+
+
+def _user_network(name: str, *, num_classes: int, **options: Any) -> nn.Module:
+  """What the user's function makes. Raises UserCodeError where it is not there, fails or makes something else."""
+  network = user_code.function(name)(num_classes, **options)
+  if not isinstance(network, nn.Module):
+    raise user_code.UserCodeError(f"{name!r} returns {type(network).__name__}; it must return a flax.linen.Module.")
+  return network
+
+
+def microbatch_size(name: str, height: int, width: int) -> int | None:
+  """How many images of a size an attack takes at the highest rate; None for all, which is so but for "cnn" on CPU."""
+  fitting = max(_CNN_PIXELS_AT_ONCE // (height * width), 1)
+  return fitting if name == "cnn" and fitting <= _FEW and jax.default_backend() == "cpu" else None
+
+
+def create(
+  name: str,
+  num_classes: int,
+  *,
+  dtype: str = "float32",
+  mean: Sequence[float] = (0.0,),
+  std: Sequence[float] = (1.0,),
+  axis_name: str | None = None,
+) -> Classifier:
+  """A Flax classifier by name.
+
+  Args:
+    name: "cnn", "resnet18", "preact_resnet18", "wide_resnet_DEPTH_WIDTH" ("wide_resnet_34_10"); "cnn_8" and
+      "resnet18_16" are narrow ones. "package.module:function" is the user's own: (num_classes, *, dtype, axis_name) ->
+      a Flax Linen module of (normalised images, train) -> logits, with no variables but params and batch_stats. Its
+      module is imported.
+    num_classes: 2 or more.
+    dtype: what the network computes in, "float32" or "bfloat16"; parameters and logits are float32 always.
+    mean, std: per channel (or one for all) of the training images, subtracted and divided by inside the model.
+    axis_name: mesh axis over which batch norm averages in train mode; None for one device.
+
+  Raises:
+    ValueError: an unknown name or dtype, a function of the user's that is not there or fails, fewer than two classes,
+      or a mean or standard deviation that cannot normalise.
+  """
+  if num_classes < 2:
+    raise ValueError(f"num_classes={num_classes} must be 2 or more.")
+  if dtype not in DTYPES:
+    raise ValueError(f"dtype={dtype!r} is unknown; choose from {list(DTYPES)}.")
+  if len(mean) != len(std) or not all(1e-6 <= s <= 1e6 for s in std) or not all(-1e6 <= m <= 1e6 for m in mean):
+    raise ValueError(
+      f"mean={tuple(mean)} and std={tuple(std)} must be as many, none beyond 1e6, every std above 0 (1e-6 at least)."
+    )
+  network = _network(name, num_classes=num_classes, dtype=jnp.dtype(dtype), axis_name=axis_name)
+  return Classifier(network, tuple(mean), tuple(std))

@@ -1,0 +1,88 @@
+"""A model that the user brings: a Python object found by its name, and whether it behaves as a classifier does."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from lrat_jax.core import user_code
+from lrat_jax.core.user_code import reason
+
+LogitsFn = Callable[[jax.Array], jax.Array]
+
+
+class UserModelError(ValueError):
+  """A named object that is no model; the message is one line that says what is wrong with it."""
+
+
+def _takes_nothing(found: Any) -> bool:
+  try:
+    return not inspect.signature(found).parameters
+  except (TypeError, ValueError):  # some built-in callables do not say
+    return False
+
+
+def find(name: str) -> LogitsFn:
+  """The function that "package.module:function" names: images -> logits, or without arguments one that returns such.
+
+  The module is imported, so its code runs.
+
+  Raises:
+    UserModelError: no such module or name, a module that fails, or an object that cannot be called.
+  """
+  try:
+    found = user_code.find(name)
+  except user_code.UserCodeError as error:
+    raise UserModelError(str(error)) from error
+  if callable(found) and _takes_nothing(found):
+    try:
+      found = found()
+    except Exception as error:  # whatever the user's code raises
+      raise UserModelError(f"{name!r} failed when it was called for its model ({reason(error)}).") from error
+  if not callable(found):
+    raise UserModelError(f"{name!r} is {type(found).__name__}, no function from images to logits.")
+  return found
+
+
+def _guarded(name: str, function: LogitsFn, num_classes: int) -> LogitsFn:
+  """The function with float32 logits, whose exceptions and wrong shapes are UserModelErrors wherever it is called."""
+
+  def call(*arguments: Any, **named: Any) -> jax.Array:
+    images = arguments[-1]
+    try:
+      logits = function(*arguments, **named)
+    except Exception as error:  # whatever the user's code raises
+      raise UserModelError(f"{name!r} failed on images {images.shape} under jax.jit ({reason(error)}).") from error
+    expected = (len(images), num_classes)
+    if not isinstance(logits, jax.Array) or logits.shape != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
+      got = f"{logits.dtype} {logits.shape}" if isinstance(logits, jax.Array) else type(logits).__name__
+      raise UserModelError(f"{name!r} returns {got} for images {images.shape}; it must return float logits {expected}.")
+    return logits.astype(jnp.float32)
+
+  return call
+
+
+def checked(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int) -> LogitsFn:
+  """The function, asked for the logits of a few images float32 [n, h, w, c], and watched from then on.
+
+  A model may fail on batches of another size only, so what is returned raises the same one-line errors later.
+
+  Raises:
+    UserModelError: it fails, cannot be compiled, or returns no finite floats [n, num_classes].
+  """
+  is_partial = isinstance(logits_fn, Partial)  # whose parameters stay arguments of what is compiled
+  guarded = _guarded(name, logits_fn.func if is_partial else logits_fn, num_classes)
+  guarded = Partial(guarded, *logits_fn.args, **logits_fn.keywords) if is_partial else guarded
+  try:
+    logits = jax.jit(guarded)(jnp.asarray(images))
+  except UserModelError:
+    raise
+  except Exception as error:  # what JAX says of a model that it cannot compile or run
+    raise UserModelError(f"{name!r} failed on images {images.shape} under jax.jit ({reason(error)}).") from error
+  if not bool(jnp.all(jnp.isfinite(logits))):
+    raise UserModelError(f"{name!r} returns logits that are NaN or infinite.")
+  return guarded

@@ -1,0 +1,159 @@
+"""What a run would take, without making it: shapes, parameters, steps, memory, and an estimate of the time.
+
+The step of every phase is compiled and taken a few times on the run's own devices and data; nothing is written.
+"""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from lrat_jax import data, objectives
+from lrat_jax.config import suites
+from lrat_jax.core.text import seconds_text
+from lrat_jax.training import loop
+from lrat_jax.training import step as step_lib
+
+_TIMED_STEPS = 5
+
+
+class _PhaseCost(NamedTuple):
+  """What one phase takes: its epochs, seconds to compile and for a step, bytes on a device while it runs."""
+
+  phase: step_lib.Phase
+  epochs: int
+  compiling: float
+  step: float
+  memory: int
+
+
+def _size(values: Any) -> int:
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(values))
+
+
+def _layers(model: Any, variables: Any, image_shape: tuple[int, ...]) -> list[tuple[str, str, int]]:
+  """(name, shape of the output for one image, parameters) of the network's own layers, in the order of their calls."""
+  parameters = variables["params"]["network"]
+  rows = []
+
+  def trace(variables: Any, images: Array) -> Array:
+    logits, found = model.apply(variables, images, capture_intermediates=True, mutable=["intermediates"])
+    for name, layer in found["intermediates"]["network"].items():
+      if name != "__call__" and "__call__" in layer:  # a layer may be used by another method alone
+        output = jax.tree.leaves(layer["__call__"])[0]
+        rows.append((name, "x".join(map(str, output.shape[1:])), _size(parameters.get(name, {}))))
+    return logits
+
+  jax.eval_shape(trace, variables, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+  return rows
+
+
+def _phases(experiment: loop.Experiment) -> list[_PhaseCost]:
+  """Each phase of the training compiled and timed, in the order in which they come."""
+  config, dataset, mesh = experiment.config, experiment.dataset, experiment.mesh
+  phases = [step_lib.phase_at(config, epoch) for epoch in range(config.train.epochs)]
+  place = data.make_device_put(dataset.train, mesh, config.data.placement)
+  rows = np.arange(config.data.batch_size // jax.process_count())
+  batch, costs = place(rows), []
+  for phase in dict.fromkeys(phases):
+    make = (config, experiment.model, experiment.optimizer, experiment.total_steps, mesh, phase)
+    step, state, start = step_lib.make_train_step(*make), experiment.initial_state(), time.perf_counter()
+    compiled = step.func.lower(*step.args, state, batch).compile()
+    compiling = time.perf_counter() - start
+    state, _ = jax.block_until_ready(compiled(*step.args, state, batch))
+    start = time.perf_counter()
+    for _ in range(_TIMED_STEPS):
+      state, output = compiled(*step.args, state, batch)
+    jax.block_until_ready((state, output))
+    seconds = (time.perf_counter() - start) / _TIMED_STEPS
+    used = compiled.memory_analysis()
+    memory = used.argument_size_in_bytes + used.temp_size_in_bytes + used.output_size_in_bytes
+    costs.append(_PhaseCost(phase, phases.count(phase), compiling, seconds, memory - used.alias_size_in_bytes))
+  return costs
+
+
+def _seconds_of_a_gradient(config: ConfigDict, cost: _PhaseCost) -> float:
+  """About how long the gradient of one image takes: an attack's gradients and the update share a step's time."""
+  attacks = sum(suites.cost(entry).gradients for entry in config.train_attacks.values())
+  natural = cost.phase.use_local_weights or objectives.compares_with_natural(config.objective)
+  # The gradient of the weights comes on top of that of the images: half as much again.
+  update = 1.5 * (len(config.train_attacks) + natural) * (1 + cost.phase.perturbs)
+  return cost.step / (config.data.batch_size * (attacks + update))
+
+
+def _evaluation(experiment: loop.Experiment, seconds_of_a_gradient: float) -> tuple[float, float]:
+  """About the seconds of all validations, and those of the evaluation at most: robust images take all of an attack."""
+  config, dataset = experiment.config, experiment.dataset
+  seconds = lambda cost: (cost.gradients + cost.queries / 2) * seconds_of_a_gradient
+  validation = suites.cost(config.validation_attack)
+  validation = validation._replace(queries=validation.queries + 2)
+  validating = config.train.epochs * len(dataset.validation.labels) * seconds(validation)
+  count = len(dataset.split(config.eval.split).labels)
+  count = min(config.eval.num_images or count, count)
+  whole = [suites.cost(entry, dataset.num_classes) for entry in config.eval.suite.values()]
+  return validating, count * sum(map(seconds, whole))
+
+
+def describe(experiment: loop.Experiment, console: Console) -> None:
+  """Prints what training and evaluation an experiment would take. Compiles, takes a few steps, writes nothing."""
+  config, dataset, mesh = experiment.config, experiment.dataset, experiment.mesh
+  say = lambda name, text: console.print(f"{name:<11} {text}", highlight=False, markup=False, soft_wrap=True)
+  shape = "x".join(map(str, dataset.image_shape))
+  splits = ", ".join(f"{len(dataset.split(name).labels):,} {name}" for name in ("train", "validation", "test"))
+  say("run", f"{config.name}, seed {config.seed}; a dry run: nothing is written")
+  say("data", f"{config.data.source}: {splits} images {shape}, {dataset.num_classes} classes")
+  say("devices", f"{mesh.size} {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)")
+  state = jax.eval_shape(experiment.initial_state)
+  layers = Table("layer", "output", "parameters", box=None, pad_edge=False)
+  layers.columns[2].justify = "right"
+  for name, output, parameters in _layers(experiment.model, state.variables, dataset.image_shape):
+    layers.add_row(name, output, f"{parameters:,}")
+  total = _size(state.variables["params"])
+  layers.add_row("all", str(dataset.num_classes), f"{total:,}")
+  console.print(layers)
+  computes = loop.compute_type(config.model.dtype, mesh)
+  say("model", f"{config.model.name}, {total:,} parameters, computes in {computes}")
+  _describe_steps(experiment, say)
+  costs = _phases(experiment)
+  for cost in costs:
+    active = ", ".join(name.replace("_", " ") for name, on in cost.phase._asdict().items() if on) or "plain"
+    text = f"{seconds_text(cost.compiling)} to compile, {1000 * cost.step:,.0f} ms a step"
+    say("phase", f"{cost.epochs} epochs {active}: {text}, {decimal(cost.memory)} on each device")
+  state_bytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+  most, limit = max(cost.memory for cost in costs), (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
+  of = f" of {decimal(limit)}" if limit else ""
+  say("memory", f"{decimal(state_bytes)} of state, {decimal(most)}{of} on each device in a step")
+  training = sum(cost.epochs * experiment.steps_per_epoch * cost.step for cost in costs)
+  validating, evaluation = _evaluation(experiment, _seconds_of_a_gradient(config, costs[-1]))
+  compiling = sum(cost.compiling for cost in costs)
+  say(
+    "time",
+    f"about {seconds_text(training)} of training, {seconds_text(validating)} of validation, {seconds_text(evaluation)} "
+    f"of evaluation at most, {seconds_text(compiling)} and more of compilation",
+  )
+
+
+def _describe_steps(experiment: loop.Experiment, say: Any) -> None:
+  """How many steps, on batches of what, and which attacks make and evaluate them."""
+  config = experiment.config
+  variants = len(config.train_attacks)
+  say(
+    "steps",
+    f"{config.train.epochs} epochs of {experiment.steps_per_epoch} = {experiment.total_steps:,}; batches "
+    f"[{config.data.batch_size}, {', '.join(map(str, experiment.dataset.image_shape))}], {variants} variant(s) a pair",
+  )
+  for name, entry in config.train_attacks.items():
+    say("trains on", f"{name}: {suites.threat(entry)}")
+  cost = [suites.cost(entry, experiment.dataset.num_classes) for entry in config.eval.suite.values()]
+  gradients, queries = sum(c.gradients for c in cost), sum(c.queries for c in cost)
+  say(
+    "evaluated by",
+    f"{', '.join(config.eval.suite)}: {gradients:,} gradients and {queries:,} queries of an image at most",
+  )

@@ -1,0 +1,286 @@
+"""The training run: from a configuration to checkpoints in a workdir, resumed wherever an earlier try stopped."""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lrat_jax import attacks, data, models
+from lrat_jax.core import distributed, preemption, sharding
+from lrat_jax.core.text import seconds_text
+from lrat_jax.core.typing import Variables
+from lrat_jax.evaluation import evaluate
+from lrat_jax.training import checkpoints as checkpoints_lib
+from lrat_jax.training import metric_writers, metrics, optim
+from lrat_jax.training import step as step_lib
+
+
+class Experiment(NamedTuple):
+  """What a configuration builds, the same for training and for evaluation."""
+
+  config: ConfigDict
+  dataset: data.Dataset
+  mesh: Mesh
+  model: nn.Module
+  optimizer: optax.GradientTransformation
+  steps_per_epoch: int
+  total_steps: int
+
+  @property
+  def microbatch_size(self) -> int | None:
+    """How many images an attack on the network takes at once (`models.microbatch_size`)."""
+    return models.microbatch_size(self.config.model.name, *self.dataset.image_shape[:2])
+
+  def initial_state(self) -> step_lib.TrainState:
+    """The state before the first step, whole on every device."""
+    state = step_lib.create_state(self.config, self.model, self.optimizer, self.dataset.image_shape)
+    return sharding.replicate(self.mesh, state)
+
+
+def compute_type(dtype: str, mesh: Mesh) -> str:
+  """What the network computes in: "auto" is bfloat16 on accelerators, float32 on CPU."""
+  if dtype != "auto":
+    return dtype
+  return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+
+
+def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
+  """Model, optimiser and lengths for a checked configuration."""
+  model = models.create(
+    config.model.name,
+    dataset.num_classes,
+    dtype=compute_type(config.model.dtype, mesh),
+    mean=config.model.mean,
+    std=config.model.std,
+    axis_name=sharding.AXIS,
+  )
+  steps_per_epoch = data.steps_per_epoch(dataset.train, config.data.batch_size)
+  total_steps = config.train.epochs * steps_per_epoch
+  optimizer = optim.create(config.optimizer, total_steps)
+  return Experiment(config, dataset, mesh, model, optimizer, steps_per_epoch, total_steps)
+
+
+class _Validator:
+  """Clean and robust accuracy on the validation split; compiled once for all epochs."""
+
+  def __init__(self, experiment: Experiment):
+    make = functools.partial(evaluate.make_evaluator, experiment.model)
+    shared = {"batch_size": experiment.config.eval.batch_size, "mesh": experiment.mesh}
+    attack = attacks.from_config(experiment.config.validation_attack)
+    self._clean = make(None, **shared)
+    self._attacked = make(attacks.microbatch(attack, experiment.microbatch_size), **shared)
+    self._split = experiment.dataset.validation
+    self._key = jax.random.key(experiment.config.seed)
+
+  def __call__(self, variables: Variables) -> dict[str, float]:
+    clean = self._clean(variables, self._split, self._key)["correct"]
+    attacked = self._attacked(variables, self._split, self._key)["correct"]
+    return {"clean": float(np.mean(clean)), "robust": float(np.mean(clean & attacked))}
+
+
+class _Loop:
+  """The host's side of training: what happens between two steps, each as a method of its own."""
+
+  def __init__(
+    self,
+    experiment: Experiment,
+    workdir: Path,
+    saved: checkpoints_lib.Checkpoints,
+    console: Console,
+    stop: Callable[[], bool],
+    writers: Sequence[metric_writers.Tracker],
+  ):
+    self._experiment, self._config = experiment, experiment.config
+    self._saved, self._console, self._stop, self._writers = saved, console, stop, writers
+    self._validate = _Validator(experiment)
+    place = data.make_device_put(experiment.dataset.train, experiment.mesh, self._config.data.placement)
+    self._batches = data.train_batches(experiment.dataset.train, self._config.data.batch_size, self._config.seed, place)
+    self.state = experiment.initial_state()
+    self.step = saved.latest_step() or 0
+    self.finished = False
+    if self.step:
+      self.state, progress = saved.restore(self.step, self.state)
+      self._batches.set_state(progress.data)
+      self.finished = progress.finished
+    self._best_robust = saved.best_robust()
+    self._held: tuple | None = None
+    self._pending: list[step_lib.StepOutput] = []
+    self._compiled = functools.cache(
+      lambda phase: step_lib.make_train_step(
+        self._config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh, phase
+      )
+    )
+    self._workdir = workdir
+
+  def run(self) -> None:
+    """Trains from the current step to the last."""
+    config, experiment = self._config, self._experiment
+    names = list(config.train_attacks)
+    indices = experiment.dataset.train.indices
+    size = min(config.train.num_logged_examples, len(indices))
+    leads = distributed.is_primary()
+    self._weights = metrics.WeightRecord(self._workdir / "weights", indices, size, names, self.step, writes=leads)
+    writer = metrics.MetricWriter(self._workdir, self.step, writes=leads, writers=self._writers)
+    with writer as self._writer, self._progress_bar() as bar:
+      task = bar.add_task("", total=experiment.total_steps, completed=self.step, rate="compiling", epoch="")
+      while self.step < experiment.total_steps:
+        epoch = self.step // experiment.steps_per_epoch
+        bar.update(task, epoch=f"{epoch + 1}/{config.train.epochs}")
+        stopped = self._run_epoch(epoch, lambda rate: bar.update(task, completed=self.step, rate=rate))
+        if stopped and self.step < experiment.total_steps:
+          raise preemption.Preempted(f"Stopped at step {self.step} of {experiment.total_steps}, which is saved")
+
+  def _progress_bar(self) -> Progress:
+    return Progress(
+      TextColumn("epoch {task.fields[epoch]}"),
+      BarColumn(bar_width=10),
+      TextColumn("step {task.completed}/{task.total}"),
+      TimeRemainingColumn(),
+      TextColumn("left  {task.fields[rate]}"),
+      console=self._console,
+      transient=True,
+    )
+
+  def _run_epoch(self, epoch: int, show: Callable[[str], None]) -> bool:
+    """Trains to the end of an epoch, or to the step after which the run was asked to stop; whether it was."""
+    config, experiment = self._config, self._experiment
+    phase = step_lib.phase_at(config, epoch)
+    take_step = self._compiled(phase)
+    end = (epoch + 1) * experiment.steps_per_epoch
+    start_time, start_step = time.perf_counter(), self.step
+    self._row_start = time.perf_counter()
+    stopped = False
+    while self.step < end and not stopped:
+      self.state, output = take_step(self.state, next(self._batches))
+      self._pending.append(output)
+      self.step += 1
+      stopped = self._stop()
+      last = self.step == experiment.total_steps
+      due_to_save = stopped or last or self.step % config.train.checkpoint_every_steps == 0
+      if self.step % config.train.log_every_steps == 0 or due_to_save or self.step == end:
+        show(self._log(epoch))
+      if due_to_save and self.step < end:
+        self._save(None)
+    if self.step < end:
+      return stopped
+    training_seconds = time.perf_counter() - start_time
+    validation = self._validate(self.state.eval_variables)
+    self._writer.write({"split": "validation", "step": self.step, "epoch": epoch, **validation})
+    self._weights.save()
+    if due_to_save:
+      self._save(validation)
+    else:
+      self._hold(validation)
+    self._print_epoch(epoch, phase, validation, training_seconds, self.step - start_step)
+    return stopped
+
+  def _log(self, epoch: int) -> str:
+    """Fetches the pending outputs, stops at the first that is not finite, and writes their row."""
+    outputs = sharding.fetch(self._pending)
+    first_step = self.step - len(outputs) + 1
+    metrics.check_finite(first_step, outputs)
+    seconds = time.perf_counter() - self._row_start
+    row = metrics.training_row(self.step, epoch, outputs)
+    row["images_per_second"] = len(outputs) * self._config.data.batch_size / seconds
+    self._writer.write(row)
+    self._weights.add(epoch, first_step, outputs)
+    self._pending, self._row_start = [], time.perf_counter()
+    return f"{len(outputs) / seconds:.2f} steps/s, {row['images_per_second']:,.0f} images/s"
+
+  def _progress(self) -> checkpoints_lib.Progress:
+    return checkpoints_lib.Progress(self._batches.get_state(), finished=self.step == self._experiment.total_steps)
+
+  def _hold(self, validation: dict[str, float]) -> None:
+    """Keeps a copy of the best state in memory until the next save: epochs may be shorter than a save is worth."""
+    if validation["robust"] > self._best_robust:
+      self._best_robust = validation["robust"]
+      self._held = (self.step, jax.tree.map(jnp.copy, self.state), self._progress(), validation)
+
+  def _save(self, validation: dict[str, float] | None) -> None:
+    """Saves the best state since the last save, if it is better than all before, and the current one."""
+    self._writer.flush()
+    self._weights.save()
+    if self._held is not None:
+      self._saved.save(*self._held)
+      self._held = None
+    self._saved.save(self.step, self.state, self._progress(), validation)
+    if validation is not None:
+      self._best_robust = max(self._best_robust, validation["robust"])
+
+  def _print_epoch(self, epoch: int, phase, validation, seconds: float, steps: int) -> None:
+    names = ("loss", "natural_accuracy", "adversarial_accuracy")
+    means = metrics.epoch_means(self._writer.rows, epoch, names)
+    active = [name for name, on in zip(("local weights", "global weights", "AWP"), phase, strict=True) if on]
+    self._console.print(
+      f"epoch {epoch + 1:>3}/{self._config.train.epochs}  loss {means['loss']:.3f}"
+      f"  train {100 * means['natural_accuracy']:.1f} natural {100 * means['adversarial_accuracy']:.1f} adversarial"
+      f"  validation {100 * validation['clean']:.1f} clean {100 * validation['robust']:.1f} robust"
+      f"  {steps * self._config.data.batch_size / seconds:,.0f} images/s"
+      f"  {seconds_text(seconds)}" + (f"  [{', '.join(active)}]" if active else ""),
+      highlight=False,
+      markup=False,
+      soft_wrap=True,
+    )
+
+
+def _quarantine(workdir: Path, console: Console) -> None:
+  """Takes damaged checkpoints out of a workdir, and says so."""
+  if distributed.is_primary():
+    for line in checkpoints_lib.quarantine_damaged(workdir / "checkpoints"):
+      console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
+  sharding.wait_for_all("damaged checkpoints are set aside")
+
+
+def train(
+  experiment: Experiment,
+  workdir: Path,
+  console: Console,
+  stop: Callable[[], bool] = lambda: False,
+  writers: Sequence[metric_writers.Tracker] = (),
+) -> None:
+  """Trains to the end in `workdir`, or says that an earlier try did.
+
+  Args:
+    stop: asked after every step, on every process; where it returns True, the step is saved and the run ends.
+    writers: told every row of metrics besides the workdir's files.
+
+  Raises:
+    checkpoints.CheckpointError: a checkpoint could not be written; those before it are intact.
+    metrics.NonFiniteError: a metric became NaN or infinite; the checkpoints before it are intact.
+    preemption.Preempted: `stop` returned True before the last step.
+  """
+  _quarantine(workdir, console)
+  with checkpoints_lib.Checkpoints(workdir / "checkpoints") as saved:
+    loop = _Loop(experiment, workdir, saved, console, stop, writers)
+    if loop.finished:
+      console.print(
+        f"Training in {workdir} is finished ({loop.step} steps); its best checkpoint is evaluated.", soft_wrap=True
+      )
+      return
+    if loop.step:
+      console.print(f"Resuming {workdir} from step {loop.step} of {experiment.total_steps}.", soft_wrap=True)
+    loop.run()
+
+
+def load_best(
+  experiment: Experiment, workdir: Path, console: Console | None = None
+) -> tuple[int, step_lib.TrainState] | None:
+  """The checkpoint with the best validation in a workdir, (step, state); None where no checkpoint was finished.
+
+  One that is damaged is set aside, which the console is told, and the best of the others is taken.
+  """
+  _quarantine(workdir, console or Console())
+  with checkpoints_lib.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
+    step = saved.best_step()
+    return None if step is None else (step, saved.restore(step, experiment.initial_state())[0])

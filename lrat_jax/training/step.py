@@ -1,0 +1,277 @@
+"""One training step: attack, weigh, descend. Pure, and sharded over the devices' "data" axis."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax import Array, lax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lrat_jax import attacks, data, models, objectives, reweighting
+from lrat_jax.core import sharding, user_code
+from lrat_jax.core.typing import Variables
+from lrat_jax.training import awp
+
+# Streams of random keys under the seed; numbers are never reused, so that old runs keep their noise.
+_STREAMS = {"init": 0, "augment": 1, "attack": 2}
+
+# One image in so many shows the natural accuracy where the loss has no use for natural images.
+_NATURAL_SAMPLE = 8
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """What a step changes, whole on every device.
+
+  Attributes:
+    step: int32 [], steps done.
+    variables: the model's {"params", "batch_stats"}; the second may be empty.
+    opt_state: optax's.
+    ema: an exponential moving average of `variables`, or None where it is off.
+  """
+
+  step: Array
+  variables: Variables
+  opt_state: optax.OptState
+  ema: Variables | None
+
+  @property
+  def eval_variables(self) -> Variables:
+    """The variables that are validated and evaluated."""
+    return self.variables if self.ema is None else self.ema
+
+
+class Phase(NamedTuple):
+  """What is on; each phase is a compiled step of its own, so that plain training pays for none of them.
+
+  Attributes:
+    use_local_weights: local weights share out each pair; without, the variants share it evenly.
+    use_global_weights: global weights differ between pairs; without, they are 1.
+    use_awp: the gradient is taken where adversarial weight perturbation leads (`awp.perturbed`).
+  """
+
+  use_local_weights: bool
+  use_global_weights: bool
+  use_awp: bool = False
+
+
+class StepOutput(NamedTuple):
+  """What a step tells. The scalars are of the global batch; the rest is per image, [batch] or [batch, m].
+
+  `natural_correct` comes free where natural images are in the loss (its forward, in train mode). Where they are not, it
+  is a sample, the first eighth of each device's images in eval mode: a forward of all would be a tenth of a PGD-5 step.
+  `surviving_fractions` is kappa / K.
+  """
+
+  loss: Array
+  gradient_norm: Array
+  parameter_norm: Array
+  indices: Array
+  labels: Array
+  natural_correct: Array
+  adversarial_correct: Array
+  vulnerabilities: Array
+  surviving_fractions: Array
+  natural_weights: Array
+  adversarial_weights: Array
+  global_weights: Array
+
+
+def stream_key(seed: int, stream: str) -> Array:
+  """The root key of one named use of randomness under a seed."""
+  return jax.random.fold_in(jax.random.key(seed), _STREAMS[stream])
+
+
+def phase_at(config: ConfigDict, epoch: int) -> Phase:
+  """What is on in an epoch (0-based): each begins after its share of the epochs."""
+  done = epoch / config.train.epochs
+  return Phase(
+    use_local_weights=config.local_weights.kind != "none" and done >= config.local_weights.begin_fraction,
+    use_global_weights=config.global_weights.kind != "none" and done >= config.global_weights.begin_fraction,
+    use_awp=config.awp.gamma > 0 and done >= config.awp.begin_fraction,
+  )
+
+
+def create_state(
+  config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation, image_shape: Sequence[int]
+) -> TrainState:
+  """The state before the first step, from the seed alone."""
+  variables = jax.jit(model.init)(stream_key(config.seed, "init"), jnp.zeros((1, *image_shape)))
+  variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    variables=variables,
+    opt_state=optimizer.init(variables["params"]),
+    ema=jax.tree.map(jnp.copy, variables) if config.train.ema_decay else None,
+  )
+
+
+def logits_fn(model: nn.Module, variables: Variables, mode: str = "eval") -> Callable[[Array], Array]:
+  """images -> logits, all that an attack knows of a model. `mode` "train" normalises by the batch's own statistics."""
+  if mode == "eval":
+    return lambda images: model.apply(variables, images, train=False)
+  return lambda images: model.apply(variables, images, train=True, mutable=["batch_stats"])[0]
+
+
+def _weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, surviving_fractions: Array):
+  """(natural [b], adversarial [b, m], global [b]) weights of this phase."""
+  fields = config.local_weights
+  options = {name: fields[name] for name in ("total", "minimum_natural", "slope", "bias")}
+  if not phase.use_local_weights:
+    local = reweighting.uniform_local_weights(vulnerabilities, total=fields.total)
+  elif user_code.is_name(fields.kind):
+    local = reweighting.user_local_weights(user_code.function(fields.kind), vulnerabilities, **options)
+  else:
+    local = reweighting.local_weights(vulnerabilities, **options)
+  kind = config.global_weights.kind if phase.use_global_weights else "none"
+  across = reweighting.global_weights(
+    user_code.function(kind) if user_code.is_name(kind) else kind,
+    vulnerabilities=vulnerabilities,
+    surviving_fractions=surviving_fractions,
+    axis_name=sharding.AXIS,
+    **config.global_weights.get(kind, ConfigDict()).to_dict(),
+  )
+  return *local, across
+
+
+def _attack_all(
+  config: ConfigDict,
+  key: Array,
+  step: Array,
+  total_steps: int,
+  model_logits: Callable,
+  images: Array,
+  labels: Array,
+  indices: Array,
+) -> tuple[Array, Array]:
+  """The variants [b, m, h, w, c] of every image, and the share of iterates [b, m] that the model survived."""
+  ramp_steps = max(config.train.epsilon_ramp_fraction * total_steps, 1.0)
+  ramp = jnp.minimum((step + 1) / ramp_steps, 1.0)
+  keys = attacks.example_keys(jax.random.fold_in(key, step), indices)
+  # With the batch's own statistics every image's logits depend on all others, so all go through at once.
+  eval_mode = config.train.attack_batch_norm == "eval"
+  microbatch_size = models.microbatch_size(config.model.name, *images.shape[1:3]) if eval_mode else None
+  variants, surviving = [], []
+  for j, attack_config in enumerate(config.train_attacks.values()):
+    attack = attacks.scaled(attacks.from_config(attack_config), ramp)
+    variant_keys = jax.vmap(lambda key, j=j: jax.random.fold_in(key, j))(keys)
+    result = attacks.microbatch(attack, microbatch_size)(variant_keys, model_logits, images, labels)
+    variants.append(result.images)
+    surviving.append(result.surviving_steps / max(attack.keywords.get("num_steps", 1), 1))
+  return jnp.stack(variants, axis=1), jnp.stack(surviving, axis=1)
+
+
+def _step(
+  config: ConfigDict,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  total_steps: int,
+  phase: Phase,
+  root_keys: dict[str, Array],
+  state: TrainState,
+  batch: data.loader.Batch,
+) -> tuple[TrainState, StepOutput]:
+  """What one device does with its shard of the batch."""
+  labels, indices = batch["labels"], batch["indices"]
+  # Varying parameters make every gradient below this device's own, so that exactly one mean over devices joins them.
+  variables = {**state.variables, "params": lax.pcast(state.variables["params"], sharding.AXIS, to="varying")}
+  keys = attacks.example_keys(jax.random.fold_in(root_keys["augment"], state.step), indices)
+  images = data.to_float(batch["images"])
+  images = data.augment(keys, images, crop_padding=config.data.crop_padding, flip=config.data.flip)
+  model_logits = logits_fn(model, variables, config.train.attack_batch_norm)
+  variants, surviving_fractions = _attack_all(
+    config, root_keys["attack"], state.step, total_steps, model_logits, images, labels, indices
+  )
+  batch_size, num_variants = variants.shape[:2]
+  adversarial_images = variants.reshape(-1, *images.shape[1:])
+  natural_in_loss = phase.use_local_weights or objectives.compares_with_natural(config.objective)
+
+  def loss_fn(params):
+    inputs = jnp.concatenate([images, adversarial_images]) if natural_in_loss else adversarial_images
+    logits, updated = model.apply({**variables, "params": params}, inputs, train=True, mutable=["batch_stats"])
+    natural = logits[:batch_size] if natural_in_loss else None
+    adversarial = logits[-batch_size * num_variants :].reshape(batch_size, num_variants, -1)
+    vulnerabilities = reweighting.vulnerability(adversarial, labels[:, None].repeat(num_variants, axis=1))
+    weights = _weights(config, phase, vulnerabilities, surviving_fractions)
+    pair_losses = objectives.pair_losses(config.objective, natural, adversarial, labels, *weights[:2], beta=config.beta)
+    return jnp.mean(weights[2] * pair_losses), (natural, vulnerabilities, weights, updated.get("batch_stats", {}))
+
+  at = _gradient_point(config, phase, state, variables["params"], loss_fn)
+  (loss, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(at)
+  natural_logits, vulnerabilities, weights, batch_stats = aux
+  loss, gradients = lax.pmean((loss, gradients), sharding.AXIS)
+  updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables["params"])
+  new_variables = {"params": optax.apply_updates(state.variables["params"], updates), "batch_stats": batch_stats}
+  if natural_logits is None:
+    sampled = -(-batch_size // _NATURAL_SAMPLE)
+    natural_logits = logits_fn(model, variables)(images[:sampled])
+  output = StepOutput(
+    loss=loss,
+    gradient_norm=optax.tree.norm(gradients),
+    parameter_norm=optax.tree.norm(new_variables["params"]),
+    indices=indices,
+    labels=labels,
+    natural_correct=jnp.argmax(natural_logits, axis=-1) == labels[: len(natural_logits)],
+    adversarial_correct=vulnerabilities <= 0,
+    vulnerabilities=vulnerabilities,
+    surviving_fractions=surviving_fractions,
+    natural_weights=weights[0],
+    adversarial_weights=weights[1],
+    global_weights=weights[2],
+  )
+  return (
+    TrainState(state.step + 1, new_variables, opt_state, _moving_average(config, state, new_variables)),
+    output,
+  )
+
+
+def _gradient_point(config: ConfigDict, phase: Phase, state: TrainState, params: Any, loss_fn: Callable) -> Any:
+  """The parameters at which the step takes its gradient: the varying `params`, or where AWP moves them."""
+  if not phase.use_awp:
+    return params
+  uphill = lax.pmean(jax.grad(loss_fn, has_aux=True)(params)[0], sharding.AXIS)
+  moved = awp.perturbed(state.variables["params"], uphill, config.awp.gamma)
+  return lax.pcast(moved, sharding.AXIS, to="varying")
+
+
+def _moving_average(config: ConfigDict, state: TrainState, variables: Variables) -> Variables | None:
+  """The average with a decay that grows to its configured value, so that the first steps do not hold it back."""
+  if state.ema is None:
+    return None
+  decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+  return optax.incremental_update(variables, state.ema, 1.0 - decay)
+
+
+def make_train_step(
+  config: ConfigDict,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  total_steps: int,
+  mesh: Mesh,
+  phase: Phase,
+) -> Callable[[TrainState, data.loader.Batch], tuple[TrainState, StepOutput]]:
+  """The compiled step of one phase: (state, batch) -> (state, StepOutput).
+
+  The state is whole on every device and its buffers are given up to the new one; the batch {"images" [b, h, w, c],
+  "labels" [b], "indices" [b]} and the per-image outputs are split over the mesh. A step holds one mean over devices for
+  loss and gradient (two with AWP), those of batch norm and of global weights where they are on, and none in the attack
+  loop.
+  """
+  per_image = {name: sharding.BATCHED for name in StepOutput._fields}
+  sharded = jax.shard_map(
+    functools.partial(_step, config, model, optimizer, total_steps, phase),
+    mesh=mesh,
+    in_specs=(sharding.REPLICATED, sharding.REPLICATED, sharding.BATCHED),
+    out_specs=(
+      sharding.REPLICATED,
+      StepOutput(**per_image | dict.fromkeys(("loss", "gradient_norm", "parameter_norm"), sharding.REPLICATED)),
+    ),
+  )
+  # The seed enters as an argument, so that one compiled program serves every seed.
+  root_keys = sharding.replicate(mesh, {stream: stream_key(config.seed, stream) for stream in ("augment", "attack")})
+  return functools.partial(jax.jit(sharded, donate_argnums=1), root_keys)

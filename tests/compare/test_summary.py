@@ -1,0 +1,149 @@
+"""What a comparison says, on results written by hand: means, spread, paired intervals, and the page."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lrat_jax.analysis import plots
+from lrat_jax.compare import methods
+from lrat_jax.compare import summary as summary_lib
+from lrat_jax.training import workdir
+
+ROOT = Path(__file__).parent.parent.parent
+# Of ten images, how many each method holds against each attack of the suite, by seed.
+HELD = {
+  "at": {0: {"fgsm": 8, "pgd20": 7, "cw20": 6}, 1: {"fgsm": 8, "pgd20": 5, "cw20": 4}},
+  "lrat:pgd+cw": {0: {"fgsm": 8, "pgd20": 6, "cw20": 8}, 1: {"fgsm": 8, "pgd20": 6, "cw20": 7}},
+}
+
+
+def _write(run, held):
+  run.workdir.mkdir(parents=True)
+  robust = {name: np.arange(10) < count for name, count in held.items()}
+  arrays = {"clean_correct": np.arange(10) < 9, "robust": np.arange(10) < min(held.values())}
+  for name, column in robust.items():
+    arrays |= {
+      f"robust/{name}": column,
+      f"vulnerability/{name}": np.linspace(-1, 1, 10) * (-1 if name == "cw20" else 1),
+    }
+  np.savez(run.workdir / "per_example.npz", **arrays)
+  found = {"config": workdir.portable(run.config), "n": 10, "warnings": ["look"] if run.seed else []}
+  found |= {"clean": 0.9, "union": min(held.values()) / 10}
+  (run.workdir / "results.json").write_text(json.dumps(found))
+  row = {"split": "train", "step": 10, "epoch": 0, "steps": 10, "images_per_second": 64.0}
+  (run.workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  planned = methods.plan(
+    [methods.parse(name) for name in HELD], (0, 1), data="digits", suite="pgd", overrides=[], workdir=tmp_path
+  )
+  for run in planned:
+    _write(run, HELD[run.method.name][run.seed])
+  return planned
+
+
+def test_means_spread_and_differences_are_over_seeds(runs):
+  summary = summary_lib.summarise(runs, "title")
+  assert summary["columns"] == ["clean", "cw20", "fgsm", "pgd20", "union"] and summary["n"] == 10
+  at, lrat = summary["methods"]["at"], summary["methods"]["lrat:pgd+cw"]
+  np.testing.assert_allclose([at["mean"]["pgd20"], lrat["mean"]["pgd20"], lrat["mean"]["cw20"]], [0.6, 0.6, 0.75])
+  np.testing.assert_allclose(at["std"]["cw20"], np.sqrt(0.02))  # of 0.6 and 0.4, with n - 1
+  np.testing.assert_allclose(at["mean"]["union"], 0.5)
+  assert at["seeds"]["1"]["pgd20"] == 0.5 and at["training_seconds"] == [10.0, 10.0]
+  found = lrat["difference"]["cw20"]
+  np.testing.assert_allclose(found["mean"], 0.25)
+  assert 0 <= found["low"] < found["mean"] < found["high"] <= 0.7
+  assert lrat["difference"]["fgsm"] == {"mean": 0.0, "low": 0.0, "high": 0.0} and at["difference"] == {}
+
+
+def test_intervals_of_several_columns_are_those_of_each(runs):
+  differences = np.random.default_rng(1).normal(size=(3, 2, 20))
+  together = summary_lib.paired_intervals(differences)
+  np.testing.assert_allclose(together, [summary_lib.paired_interval(one) for one in differences])
+  assert together.shape == (3, 2) and np.ptp(together[:, 0]) > 0.01
+
+
+def test_arms_of_which_no_image_is_right_are_compared_all_the_same(runs):
+  for run in runs:
+    arrays = dict(np.load(run.workdir / "per_example.npz"))
+    np.savez(run.workdir / "per_example.npz", **(arrays | {"clean_correct": np.zeros(10, bool)}))
+  assert summary_lib.summarise(runs, "title")["inconsistency"] is None
+
+
+def test_attacks_are_grouped_by_what_the_arms_trained_on(runs):
+  summary = summary_lib.summarise(runs, "title")
+  assert (summary["trained_on"], summary["held_out"], summary["autoattack"]) == (["cw20", "fgsm", "pgd20"], [], [])
+  assert summary["methods"]["at"]["trained_on"] == ["fgsm", "pgd20"]
+  alone = summary_lib.summarise([run for run in runs if run.method.name == "at"], "title")
+  assert alone["held_out"] == ["cw20"]
+
+
+def test_the_page_shows_what_the_summary_holds(runs):
+  summary = summary_lib.summarise(runs, "title")
+  page = summary_lib.markdown(summary)
+  assert "| at | 90.0 ± 0.0 | 50.0 ± 14.1 | 80.0 ± 0.0 † | 60.0 ± 14.1 † | 50.0 ± 14.1 | 10 |" in page
+  found = summary["methods"]["lrat:pgd+cw"]["difference"]["cw20"]
+  assert f"+25.0 [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]" in page
+  assert page.count("python -m lrat_jax.main --config=configs/") == 4
+  assert "- warning in 2 run(s), at seed 1, lrat:pgd+cw seed 1: look" in page and "missing" not in page
+
+
+def test_the_page_says_how_it_was_made(runs):
+  environment = {"python": "3.x", "jax": "0.x", "jaxlib": "0.y", "flax": "0.z", "device": "TPU v9"}
+  made = {"command": "python -m this", "commit": "abc", "date": "2030-01-02", "jobs": 3, "environment": environment}
+  page = summary_lib.markdown(summary_lib.summarise(runs, "title") | made)
+  assert "```sh\npython -m this\n```\n\n2030-01-02, commit abc, TPU v9, 3 run(s) at a time, python 3.x, jax 0.x" in page
+
+
+def test_how_far_attacks_disagree_is_told_of_the_first_arm(runs):
+  summary = summary_lib.summarise(runs, "title")
+  found = summary["inconsistency"]
+  assert found["method"] == "at" and found["attacks"] == ["fgsm", "pgd20", "cw20"]
+  np.testing.assert_allclose(found["rank_correlation"]["mean"], [[1, 1, -1], [1, 1, -1], [-1, -1, 1]])
+  # Of nine that are right when clean, PGD breaks 2 and 4, CW 3 and 5 in the two seeds, those of PGD among them.
+  np.testing.assert_allclose(found["cross"]["mean"][2][1], 1 / 9)
+  np.testing.assert_allclose(found["cross"]["mean"][1][2], 0)
+  page = summary_lib.markdown(summary)
+  assert "| cw20 | -1.00 | -1.00 | 1.00 |" in page and "| cw20 | 33.3 ± 15.7 | 11.1 | 0.0 |" in page
+
+
+def test_a_run_without_results_is_missing_and_its_seed_is_not_compared(runs):
+  (runs[3].workdir / "results.json").unlink()
+  summary = summary_lib.summarise(runs, "title")
+  assert summary["missing"] == ["lrat:pgd+cw seed 1"] and list(summary["methods"]["lrat:pgd+cw"]["seeds"]) == ["0"]
+  np.testing.assert_allclose(summary["methods"]["lrat:pgd+cw"]["difference"]["cw20"]["mean"], 0.2)
+  assert "- missing: lrat:pgd+cw seed 1" in summary_lib.markdown(summary)
+  for run in runs:
+    (run.workdir / "results.json").unlink(missing_ok=True)
+  with pytest.raises(ValueError, match="no run has results"):
+    summary_lib.summarise(runs, "title")
+
+
+def test_the_plot_shows_means_and_differences(runs):
+  summary = summary_lib.summarise(runs, "title")
+  above, below = plots.plot_comparison(summary).axes
+  means = [100 * summary["methods"]["at"]["mean"][column] for column in summary["columns"]]
+  np.testing.assert_allclose(above.containers[0].lines[0].get_ydata(orig=False), means)
+  differences = [100 * summary["methods"]["lrat:pgd+cw"]["difference"][c]["mean"] for c in summary["columns"]]
+  np.testing.assert_allclose(below.containers[0].lines[0].get_ydata(orig=False), differences)
+  assert [label.get_text() for label in below.get_xticklabels()][:2] == ["clean", "cw20\n(trained_on)"]
+
+
+def test_with_one_seed_the_interval_is_that_of_the_mean_over_images():
+  difference = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], p=[0.1, 0.7, 0.2], size=(1, 2000))
+  low, high = summary_lib.paired_interval(difference)
+  half = 1.96 * difference.std() / np.sqrt(2000)
+  np.testing.assert_allclose([low, high], [difference.mean() - half, difference.mean() + half], atol=0.2 * half)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+  generator = np.random.default_rng(2)
+  same = np.repeat(generator.choice([-1.0, 0.0, 1.0], size=(1, 500)), 4, axis=0)
+  shifted = same + np.array([[-0.3], [-0.1], [0.1], [0.3]])
+  narrow, wide = (np.diff(summary_lib.paired_interval(d))[0] for d in (same, shifted))
+  assert wide > 1.5 * narrow and summary_lib.paired_interval(np.zeros((3, 9))) == (0.0, 0.0)

@@ -1,0 +1,148 @@
+"""Every configuration file builds, on every preset; every value that no run can use is named."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from lrat_jax.config import default as config_lib
+from lrat_jax.config import validate
+from lrat_jax.core.errors import ConfigError
+from tests.helpers import make_config
+
+CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.py"))
+
+
+def _get_config(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("preset", sorted(config_lib.PRESETS))
+def test_every_method_makes_sense_on_every_data_set(path, preset):
+  config = _get_config(path)(preset)
+  validate.check(config)
+  shape = {"digits": (8, 8, 1), "fashion_mnist": (28, 28, 1)}.get(preset, (32, 32, 3))
+  validate.check_for_data(config, shape, 10, 50_000)
+  assert config.name == f"{path.stem}_{preset}"
+
+
+def test_methods_are_points_on_the_axes():
+  axes = {path.stem: _get_config(path)() for path in CONFIGS}
+  assert {name: (c.local_weights.kind, c.global_weights.kind, c.objective) for name, c in axes.items()} == {
+    "at": ("none", "none", "ce"),
+    "irat": ("none", "gairat", "ce"),
+    "lrat": ("lrat", "none", "ce"),
+    "lrat_irat": ("lrat", "gairat", "ce"),
+    "trades": ("none", "none", "trades"),
+    "mart": ("none", "none", "mart"),
+  }
+  assert {name: list(c.train_attacks) for name, c in axes.items() if name in ("trades", "mart")} == {
+    "trades": ["kl"],
+    "mart": ["pgd"],
+  }
+
+
+def test_the_argument_chooses_data_and_training_attacks():
+  config = config_lib.default("lrat", "cifar10,pgd,cw,kl")
+  assert set(config.train_attacks) == {"pgd", "cw", "kl"} and config.data.source == "tfds:cifar10"
+  assert config.train_attacks.cw.epsilon == "8/255" and config.name == "lrat_cifar10_pgd_cw_kl"
+  assert set(config_lib.default("lrat").train_attacks) == {"pgd"}
+
+
+def test_every_offered_training_attack_can_be_built():
+  names = ["pgd", "cw", "dlr", "kl", "pgd_l2", "fgsm"]
+  validate.check(config_lib.default("lrat", ",".join(["digits", *names])))
+
+
+@pytest.mark.parametrize("argument", ["mnist", "digits,pgd,pgd", "digits,fgms"])
+def test_a_wrong_argument_is_named(argument):
+  with pytest.raises(ValueError, match=f"{argument!r}"):
+    config_lib.default("at", argument)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("objective", "hinge", r"config.objective='hinge' is unknown; choose from \['ce', 'mart', 'trades'\]"),
+    ("beta", -1.0, r"config.beta=-1.0 is outside \[0, 1e\+06\]"),
+    ("awp.gamma", 2.0, r"config.awp.gamma=2.0 is outside \[0, 1\]"),
+    ("awp.begin_fraction", 1.5, r"config.awp.begin_fraction=1.5 is outside \[0, 1\]"),
+    ("eval.split", "all", r"config.eval.split='all' is unknown; choose from \['test', 'train', 'validation'\]"),
+    ("data.train_size", -1, r"config.data.train_size=-1 is outside \[0, 1e\+09\]"),
+    ("local_weights.kind", "global", r"config.local_weights.kind='global' is unknown; choose from \['lrat', 'none'\]"),
+    ("global_weights.kind", "x", r"choose from \['gairat', 'mail', 'none'\]"),
+    ("optimizer.schedule", "step", r"choose from \['constant', 'cosine', 'one_cycle', 'piecewise'\]"),
+    ("train.attack_batch_norm", "test", r"choose from \['eval', 'train'\]"),
+    ("train.epochs", 0, r"config.train.epochs=0 is outside \[1, 1e\+09\]"),
+    ("train.ema_decay", 1.0, "config.train.ema_decay=1.0 is outside"),
+    ("train.epsilon_ramp_fraction", 1.5, r"config.train.epsilon_ramp_fraction=1.5 is outside \[0, 1\]"),
+    ("data.batch_size", -4, "config.data.batch_size=-4 is outside"),
+    ("local_weights.total", 0.0, r"config.local_weights.total=0.0 is outside \(0, 1e\+06\]"),
+    ("local_weights.minimum_natural", 2.0, r"config.local_weights.minimum_natural=2.0 is outside \[0, 1\]"),
+    ("local_weights.slope", -1.0, "config.local_weights.slope=-1.0 is outside"),
+    ("optimizer.learning_rate", float("nan"), "config.optimizer.learning_rate=nan is outside"),
+    ("optimizer.boundary_fractions", (0.7, 0.2), "config.optimizer.boundary_fractions=.* must be rising shares"),
+    ("model.name", "vgg", "config.model.name='vgg' is no model; choose from"),
+    ("model.dtype", "float16", "config.model.dtype='float16' is unknown"),
+    ("train_attacks.pgd.epsilon", "-1/255", "config.train_attacks.pgd.epsilon=-0.00392157 is outside"),
+    ("train_attacks.pgd.epsilon", "1.5", r"config.train_attacks.pgd.epsilon=1.5 is outside \[0, 1\]"),
+    ("train_attacks.pgd.name", "pdg", "config.train_attacks.pgd.name='pdg' is no attack; choose from"),
+    ("train_attacks.pgd.loss", "mse", "config.train_attacks.pgd.loss='mse' is unknown; choose from"),
+    ("eval.suite.pgd20.norm", "l0", "config.eval.suite.pgd20.norm='l0' is unknown; choose from"),
+    ("validation_attack.num_steps", -1, "config.validation_attack.num_steps=-1 must be an integer"),
+    ("seed", -1, "config.seed=-1 is outside"),
+    ("beta", float("inf"), r"config.beta=inf is outside \[0, 1e\+06\]"),
+    ("local_weights.bias", float("nan"), "config.local_weights.bias=nan is outside"),
+    ("eval.batch_size", 2**21, "config.eval.batch_size=2097152 is outside"),
+    ("model.std", (1e-300,), "config.model.mean=.* must be as many, none beyond 1e6, every std above 0"),
+    ("model.name", "cnn_99999", "config.model.name='cnn_99999' is no model"),
+    ("compilation_cache", "", "config.compilation_cache='' names no folder"),
+    ("train_attacks.pgd.num_steps", 10**7, "num_steps=10000000 must be an integer of 0 or more, and 1,000,000 at most"),
+    ("train_attacks.pgd.epsilon", "8/", "config.train_attacks.pgd.epsilon='8/' is no number"),
+  ],
+)
+def test_values_that_no_run_can_use_are_named(field, value, message):
+  with pytest.raises(ConfigError, match=message):
+    validate.check(make_config(**{field.replace(".", "__"): value}))
+
+
+def test_what_only_the_data_can_tell():
+  config = make_config("digits,pgd_l2")
+  validate.check_for_data(config, (8, 8, 1), 10, 1000)
+  with pytest.raises(ConfigError, match="config.data.batch_size=64 is more than the 63 training images"):
+    validate.check_for_data(config, (8, 8, 1), 10, 63)
+  with pytest.raises(ConfigError, match="config.model.mean=.* has 2 entries, the images 3 channels"):
+    validate.check_for_data(make_config(model__mean=(0.1, 0.2), model__std=(1.0, 1.0)), (8, 8, 3), 10, 1000)
+  config.train_attacks.pgd_l2.epsilon = "9"
+  validate.check(config)
+  with pytest.raises(ConfigError, match=r"config.train_attacks.pgd_l2.epsilon=9 is outside \[0, 8\]"):
+    validate.check_for_data(config, (8, 8, 1), 10, 1000)
+  for field, value, message in (
+    ("data__crop_padding", 9, r"config.data.crop_padding=9 is more than the side of images \(8, 8, 1\)"),
+    ("train__epochs", 10**9, "config.train.epochs=1000000000 makes more than 2,147,483,647 steps"),
+  ):
+    with pytest.raises(ConfigError, match=message):
+      validate.check_for_data(make_config(**{field: value}), (8, 8, 1), 10, 1000)
+  dlr = make_config("digits,dlr")
+  with pytest.raises(ConfigError, match="config.train_attacks.dlr.loss='dlr' needs 3 classes or more"):
+    validate.check_for_data(dlr, (8, 8, 1), 2, 1000)
+
+
+@pytest.mark.parametrize("path", ["train_attacks", "eval.suite"])
+def test_attacks_there_must_be(path):
+  config = make_config()
+  with config.unlocked():
+    (config if path == "train_attacks" else config.eval)[path.split(".")[-1]] = {}
+  with pytest.raises(ConfigError, match=f"config.{path}=.* must be a group of one attack or more"):
+    validate.check_form(config)
+
+
+def test_batches_must_split_over_the_devices():
+  config = make_config(data__batch_size=64, eval__batch_size=250)
+  validate.check_for_devices(config, 2)
+  with pytest.raises(ConfigError, match="config.eval.batch_size=250 is not divisible by the 4 devices in use"):
+    validate.check_for_devices(config, 4)

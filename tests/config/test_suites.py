@@ -1,0 +1,140 @@
+"""Suites: every one can run on every preset, and what cannot run is named."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lrat_jax.config import default as config_lib
+from lrat_jax.config import suites, validate
+from lrat_jax.core.errors import ConfigError
+
+AUTOATTACK = {"name": "autoattack", "epsilon": "8/255"}
+
+
+@pytest.mark.parametrize("suite", sorted(suites.SUITES))
+@pytest.mark.parametrize("preset", sorted(config_lib.PRESETS))
+def test_every_suite_makes_sense_on_every_data_set(suite, preset):
+  config = config_lib.default("at", f"{preset},suite={suite}")
+  shape = {"digits": (8, 8, 1), "fashion_mnist": (28, 28, 1)}.get(preset, (32, 32, 3))
+  validate.check(config)
+  validate.check_for_data(config, shape, 10, 50_000)
+  radius = suites.radius(config.train_attacks.pgd)
+  linf = [suites.radius(e) for e in config.eval.suite.values() if e.get("norm") == "linf"]
+  assert linf and set(linf) == {radius}
+  assert all(suites.threat(entry) for entry in config.eval.suite.values())
+  assert config.name == f"at_{preset}"  # another evaluation is of the same run
+
+
+def test_what_is_in_the_suites():
+  names = {name: set(config_lib.default("at", f"digits,suite={name}").eval.suite) for name in suites.SUITES}
+  assert names["pgd"] == set(config_lib.default("at", "digits").eval.suite) == {"fgsm", "pgd20", "cw20"}
+  assert names["apgd"] == {"apgd"} and names["autoattack"] == {"autoattack"}
+  assert {"apgd", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "jpeg", "contrast"} < names["unforeseen"]
+
+
+def test_attacks_of_one_kind_differ_in_steps_and_radius_alone():
+  config = config_lib.default("at", "digits,pgd,cw,pgd_l2,fgsm,kl,suite=full")
+  kinds = {name: suites.kind(entry) for name, entry in config.train_attacks.items()}
+  evaluated = {name: suites.kind(entry) for name, entry in config.eval.suite.items()}
+  assert kinds["pgd"] == kinds["fgsm"] == evaluated["pgd20"] == ("ce", "linf")
+  assert kinds["cw"] == evaluated["cw20"] == ("cw", "linf")
+  assert kinds["pgd_l2"] == evaluated["apgd_l2"] == ("ce", "l2") and kinds["kl"] == ("kl", "linf")
+  assert all(evaluated[name] is None for name in ("square", "spatial", "autoattack"))
+  assert evaluated["apgd_l1"] == ("ce", "l1") not in kinds.values()
+
+
+@pytest.mark.parametrize("argument", ["digits,suite=all", "digits,suite=apgd,suite=pgd", "digits,suite="])
+def test_a_wrong_suite_is_named(argument):
+  with pytest.raises(ValueError, match=r"suite '.*' is unknown in the config's argument .* choose one from \['apgd'"):
+    config_lib.default("at", argument)
+
+
+@pytest.mark.parametrize(
+  ("entry", "message"),
+  [
+    ({"steps": 3}, "steps=3 is no argument of 'autoattack'; choose from"),
+    ({"version": "rand"}, r"version='rand' is unknown; choose from \['fast', 'plus', 'standard'\]"),
+    ({"epsilon": "eight"}, "epsilon='eight' is no number"),
+    ({"epsilon": "2"}, r"epsilon=2 is outside \[0, 1\]"),
+    ({"norm": "l0"}, "norm='l0' is unknown"),
+    ({"attacks_to_run": ("pgd",)}, "has no stage 'pgd'"),
+    ({"overrides": {"square": {"steps": 1}}}, "steps=1 is no argument of 'square'"),
+  ],
+)
+def test_an_autoattack_that_cannot_run_is_named(entry, message):
+  with pytest.raises(ValueError, match=message):
+    suites.changed_stages(AUTOATTACK | entry, (8, 8, 1), 10)
+
+
+@pytest.mark.parametrize(
+  ("argument", "field", "value", "message"),
+  [
+    ("digits,suite=apgd", "eval.suite.apgd.epsilon", "3", r"config.eval.suite.apgd.epsilon=3 is outside"),
+    ("digits", "eval.num_images", -1, "config.eval.num_images=-1 is outside"),
+    ("digits", "eval.num_sanity_examples", -1, "config.eval.num_sanity_examples=-1 is outside"),
+    ("digits", "eval.robustbench", True, "config.eval.robustbench=True needs AutoAttack's standard version"),
+  ],
+)
+def test_fields_of_evaluation_are_checked(argument, field, value, message):
+  config = config_lib.default("at", argument)
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ConfigError, match=message):
+    validate.check(config)
+
+
+def test_threats_are_told_as_they_were_given():
+  pgd = {"name": "pgd", "epsilon": "8/255", "step_size": "2/255", "num_steps": 20}
+  assert suites.threat(pgd) == "linf 8/255, 20 steps of 2/255"
+  assert suites.threat(AUTOATTACK | {"version": "apgd"}) == "linf 8/255, apgd version"
+  assert suites.threat({"name": "corruption", "kind": "jpeg", "severity": 3}) == "jpeg, severity 3"
+  assert suites.radius(pgd) == 8 / 255 and suites.radius({"name": "spatial"}) is None
+
+
+def test_what_an_attack_costs_is_what_the_readme_says():
+  table = (Path(__file__).parent.parent.parent / "README.md").read_text()
+  for name in suites.SUITES:
+    entries = config_lib.default("at", f"digits,suite={name}").eval.suite.values()
+    costs = [suites.cost(entry) for entry in entries]
+    gradients, queries = sum(c.gradients for c in costs), sum(c.queries for c in costs)
+    said = f"{gradients:,}" + (f", and {queries:,} queries" if queries else "")
+    assert re.search(rf"^\| `{name}` \|.*\| {said} \|$", table, re.MULTILINE), (name, said)
+
+
+@pytest.mark.parametrize(
+  ("entry", "cost"),
+  [
+    ({"name": "fgsm"}, (1, 0)),
+    ({"name": "pgd", "num_steps": 10, "num_restarts": 3}, (30, 0)),
+    ({"name": "apgd", "num_steps": 100, "num_restarts": 2}, (202, 0)),
+    ({"name": "fab", "num_steps": 10}, (40, 0)),
+    ({"name": "carlini_wagner", "num_steps": 50, "binary_search_steps": 3}, (150, 0)),
+    ({"name": "square"}, (0, 5000)),
+    ({"name": "spatial", "num_rotations": 3, "num_translations": 2}, (0, 12)),
+    ({"name": "corruption", "kind": "jpeg"}, (0, 0)),
+    (AUTOATTACK, (101 + 3 * 101 + 3 * 100, 5000)),
+  ],
+)
+def test_costs_of_an_image(entry, cost):
+  assert suites.cost(entry, num_classes=4) == cost
+
+
+def test_a_stage_whose_arguments_are_changed_is_checked_with_them():
+  config = config_lib.default("at", "digits,suite=autoattack")
+  entry = config.eval.suite.autoattack
+  for queries, steps in ((10, 5), (-3, 5), (10, "many")):
+    with entry.unlocked(), entry.ignore_type():
+      entry.changes = {"square": {"num_queries": queries}, "apgd-t": {"num_steps": steps}}
+    if (queries, steps) == (10, 5):
+      validate.check(config)
+      continue
+    with pytest.raises(ConfigError, match="config.eval.suite.apgd.num_.*must be an integer"):
+      validate.check(config)
+
+
+def test_an_attack_of_ones_own_is_told_by_its_name_and_fields():
+  own = {"name": "mine.attacks:bend", "norm": "l2", "epsilon": "1/2", "kind": "soft", "step_size": 0.1, "severity": [2]}
+  assert suites.threat(own) == "l2 1/2, kind soft, step_size 0.1, severity [2]"
+  assert suites.threat({"name": "mine.attacks:turn", "max_rotation": "far"}) == "max_rotation far"
+  assert suites.kind(own) == suites.kind(own | {"epsilon": "3"}) == ("mine.attacks:bend", "l2")
+  assert suites.kind(own) != suites.kind(own | {"name": "mine.attacks:turn"})

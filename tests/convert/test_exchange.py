@@ -1,0 +1,149 @@
+"""Models from PyTorch and back: equal logits, equal bits, and every wrapper that people have."""
+
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from lrat_jax import models
+from lrat_jax.convert import exchange, torch_names
+from lrat_jax.evaluation import evaluate
+from tests import torch_definitions as definitions
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+_BUFFERS = {"mean": torch.tensor(MEAN).reshape(1, 3, 1, 1), "std": torch.tensor(STD).reshape(3)}
+
+
+@pytest.mark.parametrize("name", definitions.SMALL)
+def test_logits_are_equal_from_either_kind_of_file(name, tmp_path):
+  network, images = definitions.trained(name), definitions.pictures()
+  torch.save(network.state_dict(), tmp_path / "a.pt")
+  safetensors.torch.save_file(network.state_dict(), tmp_path / "a.safetensors")
+  expected = definitions.logits(network, images)
+  assert np.abs(expected).max() > 1 and np.ptp(expected, axis=0).min() > 0.1
+  first, second = exchange.load(tmp_path / "a.pt"), exchange.load(tmp_path / "a.safetensors")
+  np.testing.assert_allclose(first.logits_fn(images), expected, atol=1e-4)
+  jax.tree.map(np.testing.assert_array_equal, first.variables, second.variables)
+  assert exchange.read(tmp_path / "a.pt").recognised.name == name
+
+
+def _random_variables(model, images):
+  """Variables that PyTorch never saw, none of them as it begins."""
+  generator = np.random.default_rng(1)
+
+  def draw(path, leaf):
+    if path[-1].key in ("scale", "var"):
+      return generator.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+    fan = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 10
+    return generator.normal(0, (2 / fan) ** 0.5, leaf.shape).astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0), images))
+
+
+@pytest.mark.parametrize("name", definitions.SMALL)
+def test_a_model_of_ours_loads_strictly_in_pytorch_with_equal_logits(name, tmp_path):
+  model, images = models.create(name, 7, mean=MEAN, std=STD), definitions.pictures()
+  variables = _random_variables(model, images)
+  exchange.save(tmp_path / "a.safetensors", model, variables)
+  network = definitions.SMALL[name]()
+  network.load_state_dict(safetensors.torch.load_file(tmp_path / "a.safetensors"), strict=True)
+  ours = evaluate.apply_function(model)(variables, images)
+  theirs = definitions.logits(definitions.Normalised(network, MEAN, STD).eval(), images)
+  np.testing.assert_allclose(theirs, ours, atol=1e-4)
+  assert 1 < np.abs(ours).max() < 20
+
+
+@pytest.mark.parametrize("name", definitions.SMALL)
+def test_there_and_back_is_the_same_to_the_bit(name, tmp_path):
+  sent = {key: value for key, value in definitions.trained(name).state_dict().items() if "num_batches" not in key}
+  torch.save(sent, tmp_path / "a.pth")
+  model = exchange.load(tmp_path / "a.pth", mean=MEAN, std=STD)
+  for destination in ("a.safetensors", "folder"):
+    exchange.save(tmp_path / destination, model.module, model.variables)
+    again = exchange.load(tmp_path / destination)
+    jax.tree.map(np.testing.assert_array_equal, again.variables, model.variables)
+    assert (again.module.mean, again.module.std) == (MEAN, STD)
+  written = safetensors.torch.load_file(tmp_path / "a.safetensors")
+  assert written.keys() == sent.keys() and all(torch.equal(written[key], sent[key]) for key in sent)
+
+
+@pytest.mark.parametrize("name", definitions.SMALL)
+def test_every_variable_has_one_name(name):
+  model = models.create(name, 7)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), definitions.pictures())
+  named = torch_names.entries(model.network, shapes)
+  assert len({entry.path for entry in named}) == len({entry.name for entry in named}) == len(named)
+  assert len(named) == len(jax.tree.leaves(shapes))
+
+
+def _behind(prefix, tensors):
+  return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+WRAPPERS = {
+  "state_dict": lambda tensors: {"state_dict": tensors, "epoch": 3, "optimizer": {"state": {}, "param_groups": [{}]}},
+  "model_state_dict": lambda tensors: {"model_state_dict": tensors, "loss": 0.5},
+  "net": lambda tensors: {"net": tensors, "acc": 90.5},
+  "module": lambda tensors: _behind("module.", tensors),
+  "model of a module": lambda tensors: {"state_dict": _behind("module.model.", tensors)},
+  "average": lambda tensors: {"n_averaged": torch.tensor(5)} | _behind("module.", tensors),
+  "double": lambda tensors: {name: tensor.double() for name, tensor in tensors.items()},
+  "Sequential": lambda tensors: _behind("0.", _BUFFERS) | _behind("1.", tensors),
+  "Sequential in parallel": lambda tensors: _behind("module.0.", _BUFFERS) | _behind("module.1.", tensors),
+  "RobustBench": lambda tensors: {"mu": _BUFFERS["mean"], "sigma": _BUFFERS["std"]} | tensors,
+  "RobustBench's ImageNet": lambda tensors: _behind("normalize.", _BUFFERS) | _behind("model.", tensors),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", ["preact_resnet18_4", "wide_resnet_10_1", "cnn_4"])
+def test_wrappers_are_seen_through(name, wrapper, tmp_path):
+  tensors = definitions.trained(name).state_dict()
+  torch.save(WRAPPERS[wrapper](tensors), tmp_path / "a.pt")
+  stored = exchange.read(tmp_path / "a.pt")
+  assert stored.recognised.name == name and stored.recognised.num_classes == 7 and stored.recognised.channels == 3
+  kept = {key: tensor for key, tensor in tensors.items() if "num_batches" not in key}
+  assert stored.tensors.keys() == kept.keys()
+  assert all(np.array_equal(stored.tensors[key], tensor.numpy()) for key, tensor in kept.items())
+  normalises = "Sequential" in wrapper or "RobustBench" in wrapper
+  assert ("from its own tensors" if normalises else "No mean and std were found") in stored.summary()
+  np.testing.assert_allclose(stored.mean, MEAN if normalises else (0.0,), atol=1e-7)
+  np.testing.assert_allclose(stored.std, STD if normalises else (1.0,), atol=1e-7)
+
+
+def test_a_normalisation_in_front_is_part_of_the_model(tmp_path):
+  network, images = definitions.trained("cnn_4"), definitions.pictures()
+  normalised = definitions.Normalised(network, MEAN, STD, ("mu", "sigma")).eval()
+  torch.save(normalised.state_dict(), tmp_path / "a.pt")
+  found = exchange.load(tmp_path / "a.pt").logits_fn(images)
+  np.testing.assert_allclose(found, definitions.logits(normalised, images), atol=1e-4)
+
+
+def test_unused_blocks_are_left_out_and_said(tmp_path):
+  network = definitions.WideResNet(10, 1, 7, sub_block1=True)
+  torch.save(_behind("module.", network.state_dict()), tmp_path / "a.pt")
+  stored = exchange.read(tmp_path / "a.pt")
+  assert "Left out: 12 tensors of sub_block1" in stored.summary()
+  assert stored.build().module.network.depth == 10
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 11), (2, 28)])
+def test_channels_and_image_sizes_are_found_out(channels, size, tmp_path):
+  images = np.random.default_rng(1).uniform(size=(4, size, size, channels)).astype(np.float32)
+  network = definitions.spread(definitions.cnn(6, 3, channels, size), images)
+  torch.save(network.state_dict(), tmp_path / "a.pt")
+  model = exchange.load(tmp_path / "a.pt")
+  np.testing.assert_allclose(model.logits_fn(images), definitions.logits(network, images), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_halves_become_float32(dtype, suffix, tmp_path):
+  tensors = {name: tensor.to(dtype) for name, tensor in definitions.trained("cnn_4").state_dict().items()}
+  path = tmp_path / f"a.{suffix}"
+  torch.save(tensors, path) if suffix == "pt" else safetensors.torch.save_file(tensors, path)
+  stored = exchange.read(path)
+  assert {array.dtype for array in stored.tensors.values()} == {np.dtype("float32")}
+  np.testing.assert_array_equal(stored.tensors["0.weight"], tensors["0.weight"].float().numpy())
+  stored.build()

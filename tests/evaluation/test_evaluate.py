@@ -1,0 +1,198 @@
+"""Evaluation: every image once, whatever batch size and devices; robust means right clean and attacked."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from lrat_jax import data, models
+from lrat_jax.core import sharding
+from lrat_jax.evaluation import evaluate
+from lrat_jax.evaluation import results as results_lib
+from tests.helpers import make_split
+
+SUITE = {
+  "fgsm": {"name": "fgsm", "epsilon": "0.05"},
+  "pgd": {"name": "pgd", "epsilon": "0.05", "step_size": "0.02", "num_steps": 3},
+}
+SPLIT = make_split(40)
+
+
+@pytest.fixture(scope="module")
+def model():
+  return models.create("cnn_4", 4)
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+  return jax.jit(model.init)(jax.random.key(0), SPLIT.images[:1])
+
+
+def run_suite(model, variables, suite=SUITE, batch_size=8, num_devices=1, seed=3, **options):
+  """(summary, per_example)."""
+  logits_fn = Partial(evaluate.apply_function(model), variables)
+  mesh = sharding.make_mesh(num_devices)
+  return evaluate.run_suite(logits_fn, SPLIT, suite, batch_size=batch_size, mesh=mesh, seed=seed, **options)[:2]
+
+
+@pytest.fixture(scope="module")
+def results(model, variables):
+  """The suite's results on one device in batches of 8."""
+  return run_suite(model, variables)
+
+
+@pytest.mark.parametrize(("batch_size", "num_devices"), [(16, 1), (12, 2), (64, 8)])
+def test_batch_size_and_devices_change_nothing(model, variables, results, batch_size, num_devices):
+  summary, per_example = run_suite(model, variables, batch_size=batch_size, num_devices=num_devices)
+  for name in ("clean", "robust", "union", "n"):
+    assert summary[name] == results[0][name]
+  for name, expected in results[1].items():
+    if name == "stages":
+      assert per_example[name].tolist() == expected.tolist()
+    else:
+      np.testing.assert_allclose(per_example[name], expected, atol=1e-4)
+
+
+def _watched(model, variables, suite):
+  """(summary, per_example) of attacks on two images at a time, and how many the model was asked for at once."""
+  seen, apply = set(), evaluate.apply_function(model)
+  logits_fn = Partial(lambda variables, images: seen.add(len(images)) or apply(variables, images), variables)
+  options = {"batch_size": 8, "mesh": sharding.make_mesh(1), "seed": 3, "microbatch_size": 2}
+  return *evaluate.run_suite(logits_fn, SPLIT, suite, **options)[:2], seen
+
+
+def test_attacks_may_take_few_images_at_a_time(model, variables, results):
+  summary, per_example, seen = _watched(model, variables, SUITE)
+  assert seen == {8, 2}  # the clean images and what attacks have found, a batch at a time; attacks two at a time
+  assert summary["robust"] == results[0]["robust"]
+  for column in (f"{name}/{attack}" for name in ("vulnerability", "distance") for attack in SUITE):
+    np.testing.assert_allclose(per_example[column], results[1][column], atol=1e-4)
+
+
+def test_autoattack_may_take_few_images_at_a_time(model, variables):
+  _, _, seen = _watched(
+    model, variables, {"aa": {"name": "autoattack", "epsilon": "0.05", "attacks_to_run": ["apgd-ce"]}}
+  )
+  assert seen == {8, 2, 1}  # one, to count the classes
+
+
+def test_accuracies_are_means_of_the_per_example_results(model, variables, results):
+  summary, per_example = results
+  answers = model.apply(variables, SPLIT.images).argmax(axis=1)
+  np.testing.assert_array_equal(per_example["clean_correct"], answers == SPLIT.labels)
+  assert summary["n"] == 40 and summary["clean"] == per_example["clean_correct"].mean()
+  for name in SUITE:
+    assert summary["robust"][name] == per_example[f"robust/{name}"].mean()
+    assert not (per_example[f"robust/{name}"] & ~per_example["clean_correct"]).any()
+    np.testing.assert_array_equal(
+      per_example[f"robust/{name}"], per_example["clean_correct"] & (per_example[f"vulnerability/{name}"] <= 0)
+    )
+  worst = per_example["robust/fgsm"] & per_example["robust/pgd"]
+  assert summary["union"] == worst.mean()
+
+
+def test_a_perfect_model_is_robust_at_epsilon_0():
+  class Perfect:
+    """Answers with the rows' brightness, which is how the images were made."""
+
+    def apply(self, _, images, train=False):
+      return images.reshape(images.shape[0], 4, -1).mean(axis=-1)
+
+  suite = {"pgd": SUITE["pgd"] | {"epsilon": "0"}, "strong": SUITE["pgd"] | {"epsilon": "1", "step_size": "0.5"}}
+  summary, _ = run_suite(Perfect(), {}, suite, batch_size=10, seed=0)
+  assert summary["clean"] == 1.0 and summary["robust"] == {"pgd": 1.0, "strong": 0.0} and summary["union"] == 0.0
+
+
+def test_an_attack_cannot_make_a_wrong_image_count_as_robust(model, variables):
+  class Backwards:
+    """The same answers with the gradient turned round, so that attacks help the model."""
+
+    def apply(self, variables, images, train=False):
+      logits = model.apply(variables, images, train=train)
+      return 2 * jax.lax.stop_gradient(logits) - logits
+
+  suite = {"helpful": SUITE["pgd"] | {"epsilon": "1", "step_size": "0.2"}}
+  summary, per_example = run_suite(Backwards(), variables, suite, batch_size=20, seed=0)
+  helped = (per_example["vulnerability/helpful"] < 0) & ~per_example["clean_correct"]
+  assert helped.any() and not per_example["robust/helpful"][helped].any()
+  assert summary["robust"]["helpful"] <= summary["clean"]
+
+
+def _off_grid(images):
+  """Whether an attack has moved an image [batch, 1]: those of the split were rounded to 64ths."""
+  return (jnp.abs(images * 64 - jnp.round(images * 64)) > 1e-3).any(axis=(1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize(
+  "entry",
+  [
+    SUITE["pgd"],
+    {"name": "fgsm", "epsilon": "0.05"},
+    {"name": "square", "epsilon": "0.05", "num_queries": 3},
+    {"name": "apgd", "epsilon": "0.05", "num_steps": 3},
+    {"name": "corruption", "kind": "gaussian_noise", "severity": 1},
+    {
+      "name": "autoattack",
+      "epsilon": "0.05",
+      "attacks_to_run": ["square"],
+      "overrides": {"square": {"num_queries": 3}},
+    },
+  ],
+  ids=lambda entry: entry["name"],
+)
+def test_an_image_on_which_an_attack_makes_the_model_fail_is_not_robust(entry):
+  """Of class 0, which is where an argmax finds the first NaN."""
+  split = SPLIT._replace(images=np.round(SPLIT.images * 64) / np.float32(64), labels=np.zeros(40, np.int32))
+  slope = lambda images: 0.01 * images.mean(axis=(1, 2, 3))[:, None]
+  fails = lambda images: jnp.where(_off_grid(images), jnp.nan, jnp.array([1.0, 0, 0, 0]) - slope(images))
+  summary, per_example = evaluate.run_suite(
+    fails, split, {"it": entry}, batch_size=8, mesh=sharding.make_mesh(1), seed=0
+  )[:2]
+  assert summary["clean"] == 1.0
+  failed = per_example["prediction/it"] == evaluate.NO_PREDICTION
+  assert not per_example["robust/it"][failed].any() and (per_example["vulnerability/it"][failed] == 1).all()
+  assert np.isfinite(per_example["distance/it"]).all()
+  said = [line for line in summary["warnings"] if "NaN or infinite" in line]
+  assert failed.any() == bool(said)
+  if entry["name"] != "fgsm":  # whose gradient has one sign, and whose step ends on the grid of some images
+    assert failed.all() and f"on {failed.sum()} attacked images" in said[0]
+
+
+def test_an_attack_whose_gradients_are_not_finite_leaves_images_as_they_were_and_is_warned_of():
+  slopeless = lambda images: jnp.sqrt(0.0 * images).sum(axis=(1, 2, 3))[:, None]  # 0, of slope NaN
+  model = lambda images: images.reshape(images.shape[0], 4, -1).mean(axis=-1) + slopeless(images)
+  summary, per_example = evaluate.run_suite(model, SPLIT, SUITE, batch_size=8, mesh=sharding.make_mesh(1), seed=0)[:2]
+  assert summary["robust"] == {"fgsm": summary["clean"], "pgd": summary["clean"]}
+  assert [line for line in summary["warnings"] if "ended in NaN on 40 images" in line]
+  assert (per_example["distance/pgd"] == 0).all()
+
+
+def test_a_model_that_answers_alike_to_everything_is_warned_of():
+  suite = {"fgsm": SUITE["fgsm"]}
+  for model, expected in (
+    (lambda images: jnp.tile(jnp.arange(4.0), (images.shape[0], 1)), True),
+    (lambda images: images.reshape(images.shape[0], 4, -1).mean(axis=-1), False),
+  ):
+    summary = evaluate.run_suite(model, SPLIT, suite, batch_size=8, mesh=sharding.make_mesh(1), seed=0).summary
+    assert any("one prediction for all clean images" in line for line in summary["warnings"]) == expected
+
+
+def test_results_are_strict_json_and_arrays(tmp_path, results):
+  results_lib.write_results(tmp_path, results[0], {"seconds": 1.0}, results[1])
+  assert json.loads((tmp_path / "results.json").read_text()) == results[0]
+  with np.load(tmp_path / "per_example.npz") as saved:
+    assert set(saved.files) == set(results[1])
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["per_example.npz", "results.json", "timings.json"]
+  with pytest.raises(ValueError, match="not JSON compliant"):
+    results_lib.write_results(tmp_path, {"clean": float("nan")}, {}, {})
+
+
+def test_uint8_images_are_evaluated_as_the_floats_they_stand_for(model, variables):
+  as_bytes = data.Split((SPLIT.images * 255).astype(np.uint8), SPLIT.labels, SPLIT.indices)
+  as_floats = data.Split(as_bytes.images / np.float32(255), SPLIT.labels, SPLIT.indices)
+  evaluator = evaluate.make_evaluator(model, None, 20, sharding.make_mesh(1))
+  first, second = (evaluator(variables, split, jax.random.key(0))["vulnerabilities"] for split in (as_bytes, as_floats))
+  np.testing.assert_allclose(first, second, atol=1e-6)

@@ -1,0 +1,75 @@
+"""The training loop: which epoch counts as the best, however seldom a checkpoint is saved."""
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from lrat_jax.core import preemption
+from lrat_jax.training import checkpoints, metrics
+from lrat_jax.training import loop as loop_lib
+from tests.helpers import SMALL, make_config, make_experiment
+
+CONFIG = {name.replace(".", "__"): value for name, value in SMALL.items()}
+CONFIG |= {"data__batch_size": 16, "train__num_logged_examples": 4, "train__epochs": 5}
+STEPS_AN_EPOCH = 4
+
+
+@pytest.fixture(scope="module")
+def experiment():
+  """Five epochs of four steps, fewer than there are between two checkpoints."""
+  return make_experiment(make_config(**CONFIG))
+
+
+@pytest.fixture
+def validated(monkeypatch):
+  """Makes the robust accuracies of the epochs' validations what they are set to."""
+  robust = {}
+
+  def score(self, variables):
+    return {"clean": 0.9, "robust": robust[int(self.epoch) + 1]}
+
+  def count(loop, epoch, show, run_epoch=loop_lib._Loop._run_epoch):
+    loop._validate.epoch = epoch
+    return run_epoch(loop, epoch, show)
+
+  monkeypatch.setattr(loop_lib._Validator, "__call__", score)
+  monkeypatch.setattr(loop_lib._Loop, "_run_epoch", count)
+  return robust
+
+
+@pytest.mark.parametrize(
+  ("robust", "best"), [((0.1, 0.5, 0.3, 0.5, 0.2), 2), ((0.5, 0.4, 0.3, 0.2, 0.1), 1), ((0.1, 0.2, 0.3, 0.4, 0.5), 5)]
+)
+@pytest.mark.parametrize("asked_at", [None, 6, 8, 10, 14])
+def test_the_first_of_the_best_epochs_is_evaluated_wherever_the_run_was_stopped(
+  experiment, validated, tmp_path, robust, best, asked_at
+):
+  validated.update(enumerate(robust, start=1))
+  if asked_at is not None:
+    calls = iter(range(1, 100))
+    with pytest.raises(preemption.Preempted):
+      loop_lib.train(experiment, tmp_path, Console(quiet=True), stop=lambda: next(calls) == asked_at)
+  loop_lib.train(experiment, tmp_path, Console(quiet=True))
+  assert loop_lib.load_best(experiment, tmp_path)[0] == STEPS_AN_EPOCH * best
+  assert len(list((tmp_path / "checkpoints").iterdir())) <= 3
+  rows = metrics.read_rows(tmp_path / "metrics.jsonl")
+  assert [row["robust"] for row in rows if row["split"] == "validation"] == list(robust)
+  assert len(list((tmp_path / "weights").iterdir())) == len(robust)
+
+
+def test_the_held_epoch_is_the_state_that_was_validated(experiment, validated, tmp_path):
+  """Not the state that training went on to, whose buffers take the place of the old."""
+  validated.update({1: 0.1, 2: 0.9, 3: 0.1, 4: 0.1, 5: 0.1})
+  with pytest.raises(preemption.Preempted):
+    calls = iter(range(1, 100))
+    loop_lib.train(
+      experiment, tmp_path / "stopped", Console(quiet=True), stop=lambda: next(calls) == 2 * STEPS_AN_EPOCH
+    )
+  loop_lib.train(experiment, tmp_path / "whole", Console(quiet=True))
+  states = []
+  for name in ("stopped", "whole"):
+    with checkpoints.Checkpoints(tmp_path / name / "checkpoints", read_only=True) as saved:
+      states.append(saved.restore(2 * STEPS_AN_EPOCH, experiment.initial_state()))
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), states[0][0], states[1][0])
+  assert states[0][1] == states[1][1]
