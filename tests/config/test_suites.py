@@ -128,7 +128,7 @@ def test_a_stage_whose_arguments_are_changed_is_checked_with_them():
     if (queries, steps) == (10, 5):
       validate.check(config)
       continue
-    with pytest.raises(ConfigError, match="config.eval.suite.apgd.num_.*must be an integer"):
+    with pytest.raises(ConfigError, match="config.eval.suite.autoattack.num_.*must be an integer"):
       validate.check(config)
 
 
