@@ -87,7 +87,7 @@ def test_nothing_imports_itself_by_a_detour():
     if module not in state:
       state[module] = "open"
       for imported in graph[module]:
-        if not module.startswith(f"{imported}."):  # a package is there before its modules
+        if not f"{module}.".startswith(f"{imported}."):  # a package is there before its modules
           visit(imported, [*trail, module])
       state[module] = "done"
 

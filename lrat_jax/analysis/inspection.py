@@ -286,7 +286,7 @@ def load_experiment(workdir: Path, *, trust_user_code: bool = False) -> loop.Exp
   """What the config.json of a run built: data, model, optimiser, on all devices.
 
   Raises:
-    ValueError: as `workdirs.load_config`, where `trust_user_code` is explained, or data that are gone.
+    ValueError: as `workdir.load_config`, where `trust_user_code` is explained, or data that are gone.
   """
   config = workdir_lib.load_config(workdir, trust_user_code=trust_user_code)
   return loop.build(config, data.load_for(config.data), sharding.make_mesh())
@@ -308,7 +308,7 @@ def evaluate(
       config.eval.suite.
     split: "train", "validation" or "test".
     num_images: evaluates the first so many; 0 is all.
-    own_code: whether the run's configuration may name code of its author's, as `workdirs.load_config` says.
+    trust_user_code: whether the run's configuration may name code of its author's, as `workdir.load_config` says.
 
   Returns:
     The arrays [n] of a per_example.npz, as `evaluate.run_suite` says; `vulnerabilities` and `inconsistency` take them.

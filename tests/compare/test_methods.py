@@ -31,14 +31,14 @@ def test_a_name_says_file_attacks_and_fields():
   assert methods.parse(f"{ROOT}/configs/at.py").config_file == ROOT / "configs" / "at.py"
 
 
-def test_an_method_may_name_functions_of_ones_own():
+def test_a_method_may_name_functions_of_ones_own():
   method = methods.parse("at:pgd@model.name=tests.user_functions:linear@train.epochs=3")
   assert method.attacks == ("pgd",)
   assert method.fields == (("model.name", "tests.user_functions:linear"), ("train.epochs", "3"))
   assert methods.parse("at@model.name=a.b:c").fields == (("model.name", "a.b:c"),)
   at, mine = _plan("at", "lrat@local_weights.kind=tests.user_functions:even", seeds=(1,))
   assert at.config.local_weights.kind == "none" and mine.config.local_weights.kind == "tests.user_functions:even"
-  assert mine.workdir == Path("w/lrat_local_weights.kind_tests.own_functions_even/seed1")
+  assert mine.workdir == Path("w/lrat_local_weights.kind_tests.user_functions_even/seed1")
   with pytest.raises(ConfigError, match=r"at@model.name=no.such:f: config.model.name='no.such:f': module 'no.such'"):
     _plan("at@model.name=no.such:f")
 

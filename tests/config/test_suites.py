@@ -54,7 +54,7 @@ def test_a_wrong_suite_is_named(argument):
   ("entry", "message"),
   [
     ({"steps": 3}, "steps=3 is no argument of 'autoattack'; choose from"),
-    ({"version": "rand"}, r"version='rand' is unknown; choose from \['fast', 'plus', 'standard'\]"),
+    ({"version": "rand"}, r"version='rand' is unknown; choose from \['apgd', 'plus', 'standard'\]"),
     ({"epsilon": "eight"}, "epsilon='eight' is no number"),
     ({"epsilon": "2"}, r"epsilon=2 is outside \[0, 1\]"),
     ({"norm": "l0"}, "norm='l0' is unknown"),
@@ -124,11 +124,11 @@ def test_a_stage_whose_arguments_are_changed_is_checked_with_them():
   entry = config.eval.suite.autoattack
   for queries, steps in ((10, 5), (-3, 5), (10, "many")):
     with entry.unlocked(), entry.ignore_type():
-      entry.changes = {"square": {"num_queries": queries}, "apgd-t": {"num_steps": steps}}
+      entry.overrides = {"square": {"num_queries": queries}, "apgd-t": {"num_steps": steps}}
     if (queries, steps) == (10, 5):
       validate.check(config)
       continue
-    with pytest.raises(ConfigError, match="config.eval.suite.apgd.num_.*must be an integer"):
+    with pytest.raises(ConfigError, match="config.eval.suite.autoattack.num_.*must be an integer"):
       validate.check(config)
 
 

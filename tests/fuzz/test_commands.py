@@ -55,7 +55,7 @@ def test_an_method_of_any_text_is_planned_inside_the_workdir_or_refused_in_one_l
 
 
 words = st.sampled_from(
-  ["--methods=at", "--methods=", "--methods=at,,irat", "--configs", "--seeds=0", "--seeds=", "--seeds=0,00",
+  ["--methods=at", "--methods=", "--methods=at,,irat", "--methods", "--seeds=0", "--seeds=", "--seeds=0,00",
    "--seeds=²", "--jobs=0", "--jobs=2", "--jobs=x", "--data=digits", "--data=", "--suite=", "--workdir=",
    "--config.beta=1", "--config.", "--config.seed=1", "--help=maybe", "--methods=\"at"]
 )  # fmt: skip
