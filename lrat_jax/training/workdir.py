@@ -83,8 +83,8 @@ def load_config(workdir: Path, *, trust_user_code: bool = False) -> ConfigDict:
   """The config.json of a run that may be another's.
 
   Args:
-    trust_user_code: whether it may name functions of its author's ("package.module:function"), which are imported and run
-      when when the run is built. Say True only of people whose programs you would run.
+    trust_user_code: whether it may name functions of its author's ("package.module:function"), which are imported and
+      run when the run is built. Say True only of people whose programs you would run.
 
   Raises:
     ValueError: no config.json there, one that is damaged, or one that names such functions without leave.
