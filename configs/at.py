@@ -3,11 +3,6 @@
 python -m lrat_jax.main --config=configs/at.py            (or at.py:cifar10, at.py:cifar10,pgd,cw)
 """
 
-from ml_collections import ConfigDict
+from lrat_jax.config.methods import at as get_config
 
-from lrat_jax.config import default as base
-
-
-def get_config(arg: str | None = None) -> ConfigDict:
-  """The configuration for a data set and its training attacks; see `lrat_jax.config.default`."""
-  return base.default("at", arg)
+__all__ = ["get_config"]

@@ -15,7 +15,10 @@ LAYERS = (
   ("training",),
   ("analysis",),
   ("compare", "convert", "report"),
+  ("run",),
   ("main",),
+  ("cli",),
+  ("__main__",),
 )
 RANKS = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 # Within a layer too, what is at the right is imported by what is at the left and by nothing else.

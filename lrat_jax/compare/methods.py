@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lrat_jax.config import command_line, validate
-from lrat_jax.core import files, versions
+from lrat_jax.core import files, provenance
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.evaluation import runner
 from lrat_jax.training import workdir as workdir_lib
@@ -27,13 +27,13 @@ class MethodSpec(NamedTuple):
 
   Attributes:
     name: as it was given, "lrat:pgd+cw@local_weights.slope=4".
-    config_file: the method's file.
+    config: what stands before the colon of --config: a method's name, or a file.
     attacks: the training attacks that it names; empty is the method's own.
     fields: (field, value) that it changes.
   """
 
   name: str
-  config_file: Path
+  config: str
   attacks: tuple[str, ...]
   fields: tuple[tuple[str, str], ...]
 
@@ -83,7 +83,7 @@ class Run(NamedTuple):
     """The content of results.json, if it is whole and of this very configuration; else None."""
     try:
       found = files.read_json(self.results_folder / "results.json")
-      versions.refuse_earlier(self.results_folder / "results.json", found)
+      provenance.refuse_other_schema(self.results_folder / "results.json", found)
     except files.CorruptFileError:
       return None
     return found if _is_whole(found) and found.get("config") == workdir_lib.portable(self.config) else None
@@ -105,7 +105,7 @@ class Run(NamedTuple):
 
 
 def parse(text: str) -> MethodSpec:
-  """A method from NAME[:ATTACK+ATTACK...][@FIELD=VALUE...]; NAME is a file in configs/, or the path of one.
+  """A method from NAME[:ATTACK+ATTACK...][@FIELD=VALUE...]; NAME is a method's, or the path of a file.
 
   Raises:
     ConfigError: a text of another form, or a file that is not there (with the choices).
@@ -113,12 +113,14 @@ def parse(text: str) -> MethodSpec:
   match = _NAME.fullmatch(text)
   if match is None:
     raise ConfigError(f"--methods: {text!r} is not understood; write NAME[:ATTACK+ATTACK][@FIELD=VALUE].")
-  path = Path(match["file"] if match["file"].endswith(".py") else f"configs/{match['file']}.py")
-  if not path.is_file():
-    choices = sorted(file.stem for file in Path("configs").glob("*.py"))
-    raise ConfigError(f"--methods: {text!r}: there is no file {path}; choose from {choices}, or give a path.")
+  name = match["file"]
+  if name not in command_line.METHODS:
+    name = name if name.endswith(".py") else f"configs/{name}.py"
+    if not Path(name).is_file():
+      choices = f"choose from {list(command_line.METHODS)}, or give a path"
+      raise ConfigError(f"--methods: {text!r}: there is no method and no file of that name, {name}; {choices}.")
   fields = tuple(tuple(field.split("=", 1)) for field in match["fields"].split("@")[1:])
-  return MethodSpec(text, path, tuple(match["attacks"].split("+")) if match["attacks"] else (), fields)
+  return MethodSpec(text, name, tuple(match["attacks"].split("+")) if match["attacks"] else (), fields)
 
 
 def plan(
@@ -142,7 +144,7 @@ def plan(
       folder = workdir / method.folder / f"seed{seed}"
       fields = [f"--config.{field}={value}" for field, value in method.fields]
       arguments = (
-        f"--config={method.config_file}:{argument}",
+        f"--config={method.config}:{argument}",
         *overrides,
         *fields,
         f"--config.seed={seed}",

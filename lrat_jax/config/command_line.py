@@ -1,15 +1,18 @@
 """The command line: absl flags and ml_collections overrides, with one clear line for whatever is wrong in it."""
 
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lrat_jax.config.validate import check_form
 from lrat_jax.core.errors import ConfigError
 
+# Of `methods.METHODS`, whose module takes a while to import.
+METHODS = ("at", "irat", "lrat", "lrat_irat", "trades", "mart")
 MODES = ("train_and_evaluate", "train", "evaluate")
 # An override of a configuration's field: its path, and "=" where a value follows.
 OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)")
@@ -18,19 +21,63 @@ OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)")
 class Options(NamedTuple):
   """What was asked for; `config` is None where only help was, `model` where a run's own checkpoint is evaluated.
 
-  `track` names the services that follow the run (`trackers`). The last three say how to find the run's other processes
-  (`distributed.join`).
+  Attributes:
+    preset: the value of --config, such as "lrat:cifar10".
+    arguments: the arguments that determine the result: without where the run lives, and on how many processes.
+    track: the services that follow the run (`metric_writers.find`).
+    coordinator, num_processes, process_id: how to find the run's other processes (`distributed.join`).
   """
 
   config: ConfigDict | None
   workdir: str | None
   mode: str
   model: str | None
+  preset: str = ""
+  arguments: tuple[str, ...] = ()
   track: tuple[str, ...] = ()
   dry_run: bool = False
   coordinator: str | None = None
   num_processes: int | None = None
   process_id: int | None = None
+
+
+# Arguments that say where and how a run goes, not what it computes.
+_PLACE = re.compile(
+  r"--?(workdir|mode|track|no?dry_run|coordinator|num_processes|process_id"
+  r"|config\.(compilation_cache|data\.(data_dir|placement)))="
+)
+_METHODS_FILE = Path(__file__).with_name("methods.py")
+_CONFIG = re.compile(r"--?config=(.*)", re.DOTALL)
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+  """The arguments with "--name value" written as "--name=value"."""
+  result, waiting = [], None
+  for argument in arguments:
+    if waiting is not None:
+      result.append(f"{waiting}={argument}")
+      waiting = None
+    elif re.fullmatch(r"--?(config|workdir|model|mode|track|coordinator|num_processes|process_id)", argument):
+      waiting = argument
+    else:
+      result.append(argument)
+  return result + ([waiting] if waiting is not None else [])
+
+
+def _with_file(argument: str) -> str:
+  """`--config=NAME` or `--config=NAME:ARG` with the file that has the methods; any other argument as it is.
+
+  Raises ConfigError where it names neither a method nor a file.
+  """
+  match = _CONFIG.fullmatch(argument)
+  if match is None:
+    return argument
+  name = match[1].partition(":")[0]
+  if name in METHODS:
+    return f"--config={_METHODS_FILE}:{match[1]}"
+  if not os.path.exists(name):  # noqa: PTH110 (False, not an error, for a name that no file can have)
+    raise ConfigError(f"--config={match[1]}: {name!r} is neither a method, {', '.join(METHODS)}, nor a file.")
+  return argument
 
 
 def check_characters(arguments: Sequence[str]) -> None:
@@ -66,7 +113,7 @@ def _parse(arguments: list[str]) -> flags.FlagValues:
   try:
     rest = values(["lrat_jax", *arguments])[1:]
   except flags.IllegalFlagValueError as error:
-    flag = str(error).splitlines()[0].removeprefix("flag --").partition(": ")[0]
+    flag = str(error).splitlines()[0].removeprefix("flag --").partition(": ")[0].replace(f"{_METHODS_FILE}:", "")
     raise ConfigError(f"--{flag}: {reason(error)}") from None
   except (flags.Error, AttributeError, TypeError, ValueError) as error:
     raise ConfigError(reason(error)) from None
@@ -79,13 +126,15 @@ def _parse(arguments: list[str]) -> flags.FlagValues:
 
 def _load(values: flags.FlagValues) -> ConfigDict:
   if values.config is None:
-    raise ConfigError("--config is missing; try --config=configs/lrat.py.")
+    raise ConfigError("--config is missing; try --config=lrat.")
   try:
     is_config = hasattr(values.config, "keys") and isinstance(values.config, ConfigDict)
   except OSError as error:  # a file that failed to load says so only when it is used
-    raise ConfigError(f"--config: {reason(error)}; try --config=configs/lrat.py.") from None
+    raise ConfigError(f"--config: {reason(error)}; try --config=lrat.") from None
   if not is_config:
     raise ConfigError(f"--config: the file returns {type(values.config).__name__}, no ConfigDict.")
+  from lrat_jax.config.validate import check_form  # imports JAX, which a wrong flag need not wait for
+
   check_form(values.config)
   return values.config
 
@@ -111,6 +160,8 @@ def _check_override(config: ConfigDict, argument: str) -> None:
 def parse(arguments: Sequence[str]) -> Options:
   """Reads the command line, the configuration and its overrides. Raises ConfigError with one line of what is wrong."""
   check_characters(arguments)
+  given = joined(arguments)
+  arguments = [_with_file(argument) for argument in given]
   overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
   values = _parse([argument for argument in arguments if argument not in overrides])
   mode = values.mode or ("evaluate" if values.model is not None else MODES[0])
@@ -128,5 +179,16 @@ def parse(arguments: Sequence[str]) -> Options:
     _check_override(config, argument)
   if overrides:
     config = _load(_parse(list(arguments)))
-  others = (values.coordinator, values.num_processes, values.process_id)
-  return Options(config, values.workdir, mode, values.model, tuple(values.track), values.dry_run, *others)
+  return Options(
+    config,
+    values.workdir,
+    mode,
+    values.model,
+    preset=next(match[1] for match in map(_CONFIG.fullmatch, reversed(given)) if match),
+    arguments=tuple(argument for argument in given if not _PLACE.match(argument)),
+    track=tuple(values.track),
+    dry_run=values.dry_run,
+    coordinator=values.coordinator,
+    num_processes=values.num_processes,
+    process_id=values.process_id,
+  )

@@ -23,8 +23,10 @@ from lrat_jax import models
 from lrat_jax.convert import torch_names, weight_files
 from lrat_jax.convert.weight_files import WeightsError
 from lrat_jax.core import files, user_code
+from lrat_jax.core.errors import ConfigError
 from lrat_jax.evaluation import evaluate, results
 from lrat_jax.training import checkpoints
+from lrat_jax.training.workdir import read_config
 
 # Counters that training keeps; and blocks that TRADES's WideResNet declares and never runs.
 _UNUSED = re.compile(r"(?:.+\.)?(num_batches_tracked|n_averaged|sub_block1\..+)")
@@ -188,7 +190,7 @@ def _read_run(workdir: Path, given: Any) -> Stored:
   """A run's best checkpoint, without its data set."""
   step, state = _best_checkpoint(workdir)
   try:
-    config = files.read_json(workdir / "config.json")
+    config = read_config(workdir / "config.json")
     variables = state["ema"] or state["variables"]
     layers = variables["params"]["network"]
     head = layers[max(name for name in layers if name.startswith("Dense_"))]
@@ -199,7 +201,7 @@ def _read_run(workdir: Path, given: Any) -> Stored:
     tensors = torch_names.state_dict(network, variables)
     against = [f"{radius['norm']} {radius['text']}" for radius in results.radii(config["train_attacks"]).values()]
     details = {"name": config["name"], "step": step, "dtype": config["model"]["dtype"], "trained_against": against}
-  except files.CorruptFileError as error:
+  except (files.CorruptFileError, ConfigError) as error:
     raise WeightsError(str(error)) from None
   except WeightsError:
     raise

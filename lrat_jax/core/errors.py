@@ -1,4 +1,4 @@
-"""The error of a wrong configuration or command line, which every command turns into one line."""
+"""The errors that end a command, each with a message of one line. They stand here so that naming one imports little."""
 
 
 class ConfigError(ValueError):
@@ -6,3 +6,23 @@ class ConfigError(ValueError):
 
   def __str__(self) -> str:
     return " ".join(super().__str__().splitlines())  # a value that was given may hold a line's end
+
+
+class UserCodeError(ValueError):
+  """User code that is not there, fails, or does not do what its place asks."""
+
+
+class CorruptFileError(ValueError):
+  """A file that is not whole, or not what its name says."""
+
+
+class NonFiniteError(ArithmeticError):
+  """A metric is NaN or infinite; the run stops with its last good checkpoint intact."""
+
+
+class CheckpointError(Exception):
+  """A checkpoint could not be written."""
+
+
+class Preempted(Exception):
+  """The run was asked to stop, and everything is saved."""

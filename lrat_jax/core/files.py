@@ -9,9 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-
-class CorruptFileError(ValueError):
-  """A file that a run wrote and that is no longer as it was; the message is one line that names it."""
+from lrat_jax.core.errors import CorruptFileError
 
 
 @contextlib.contextmanager

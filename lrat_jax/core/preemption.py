@@ -10,10 +10,6 @@ from jax.experimental import multihost_utils
 from lrat_jax.core import distributed
 
 
-class Preempted(Exception):
-  """A run that was asked to stop has saved what it did; the message says where it stands."""
-
-
 class Watch:
   """Whether the run was asked to stop: a context in which SIGTERM and Ctrl-C ask, and a function to ask back.
 

@@ -14,13 +14,11 @@ from typing import Any
 
 import jax
 
+from lrat_jax.core.errors import UserCodeError
+
 _NAME = re.compile(r"((?!\d)\w+(?:\.(?!\d)\w+)*):((?!\d)\w+(?:\.(?!\d)\w+)*)")
 # What JAX says where a loop begins from a constant and goes on with what differs from device to device.
 _VARYING = "manual axis types do not match"
-
-
-class UserCodeError(ValueError):
-  """Code of the user's that is not there, fails, or does not what its place asks; the message is one line."""
 
 
 def is_name(value: Any) -> bool:

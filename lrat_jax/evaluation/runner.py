@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from lrat_jax import attacks, data
-from lrat_jax.core import distributed, preemption
+from lrat_jax.core import distributed, preemption, provenance
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.core.text import seconds_text
 from lrat_jax.evaluation import evaluate as evaluate_lib
@@ -92,7 +92,7 @@ def evaluate(
     )
   except evaluate_lib.EvaluationError as error:
     raise ConfigError(str(error)) from error
-  results = about | evaluation.summary | _circumstances(config, suite)
+  results = provenance.stamp() | about | evaluation.summary | _circumstances(config, suite)
   if not distributed.is_primary():
     return results
   _write(config, workdir, results, evaluation, split, about)

@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 from lrat_jax.analysis import inspection
 from lrat_jax.config import default as config_lib
 from lrat_jax.config import suites, validate
-from lrat_jax.core import files, versions
+from lrat_jax.core import files, provenance
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.evaluation import runner
 from lrat_jax.training import metrics
+from lrat_jax.training import workdir as workdir_lib
 
 Found = TypeVar("Found")
 
@@ -116,7 +117,7 @@ def _if_there(path: Path, read: Callable[[Path], Found]) -> Found | None:
 
 def _read_results(path: Path) -> dict[str, Any]:
   results = files.read_json(path)
-  versions.refuse_earlier(path, results)
+  provenance.refuse_other_schema(path, results)
   _check(results, _RESULTS, path)
   for name in results["robust"]:
     try:  # all that the page will ask of an attack, asked once
@@ -189,7 +190,6 @@ def _completed(content: Mapping[str, Any], default: Mapping[str, Any]) -> dict[s
 
 
 def _read_config(content: Mapping[str, Any], path: Path) -> ConfigDict:
-  versions.refuse_earlier(path, content)
   try:
     config = ConfigDict(_completed(content, config_lib.default("any").to_dict()))
     validate.check_form(config)
@@ -201,9 +201,10 @@ def _read_config(content: Mapping[str, Any], path: Path) -> ConfigDict:
 def _find_config(workdir: Path) -> ConfigDict | None:
   """Of config.json, or of results.json where that alone was kept."""
   if (workdir / "config.json").exists():
-    return _read_config(files.read_json(workdir / "config.json"), workdir / "config.json")
+    return _read_config(workdir_lib.read_config(workdir / "config.json"), workdir / "config.json")
   results = _if_there(workdir / "results.json", files.read_json) or {}
-  versions.refuse_earlier(workdir / "results.json", results)
+  if results:
+    provenance.refuse_other_schema(workdir / "results.json", results)
   return _read_config(results["config"], workdir / "results.json") if "config" in results else None
 
 

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from lrat_jax.core import distributed, files
+from lrat_jax.core.errors import CheckpointError
 from lrat_jax.training.step import TrainState
 
 _LATEST_KEPT = 2
@@ -40,10 +41,6 @@ class Progress(NamedTuple):
 
   data: dict[str, Any]
   finished: bool
-
-
-class CheckpointError(Exception):
-  """A checkpoint could not be written; the message is one line with the reason."""
 
 
 # What Orbax and TensorStore raise when a disk is full or gone.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lrat_jax.core import files
+from lrat_jax.core.errors import NonFiniteError
 from lrat_jax.training import metric_writers
 from lrat_jax.training.step import StepOutput
 
@@ -17,10 +18,6 @@ _QUANTILES = {"q05": 0.05, "median": 0.5, "q95": 0.95}
 _SCALARS = ("loss", "gradient_norm", "parameter_norm")
 _EVERY_ROW = {"split": str, "step": int, "epoch": int}
 _WEIGHTS = ("natural_weights", "adversarial_weights", "global_weights", "vulnerabilities")
-
-
-class NonFiniteError(ArithmeticError):
-  """A metric is NaN or infinite; the run stops with its last good checkpoint intact."""
 
 
 def check_finite(first_step: int, outputs: Sequence[StepOutput]) -> None:

@@ -12,7 +12,7 @@ import filelock
 from ml_collections import ConfigDict
 
 from lrat_jax.config import validate, validate_user_code
-from lrat_jax.core import distributed, files, versions
+from lrat_jax.core import distributed, files, provenance
 from lrat_jax.core.errors import ConfigError
 
 # Where this machine keeps things: they change no result.
@@ -54,6 +54,26 @@ def _difference(saved: dict[str, Any], asked: dict[str, Any], prefix: str = "con
   return lines
 
 
+def write_config(workdir: Path, config: ConfigDict, asked: dict[str, Any]) -> None:
+  """config.json: what was asked for under "run", then the fields."""
+  with files.replacing(workdir / "config.json") as file:
+    run = provenance.stamp() | asked
+    file.write((json.dumps({"run": run, **config.to_dict()}, indent=2) + "\n").encode())
+
+
+def read_config(path: Path) -> dict[str, Any]:
+  """The fields in a config.json.
+
+  Raises:
+    ConfigError: it was written by another version.
+    files.CorruptFileError: it is not whole.
+  """
+  saved = files.read_json(path)
+  run = saved.pop("run", None)
+  provenance.refuse_other_schema(path, run if isinstance(run, dict) else {})
+  return saved
+
+
 def check(workdir: Path, config: ConfigDict) -> None:
   """Refuses a workdir that is no directory or holds a run of another configuration, and shows the difference.
 
@@ -66,8 +86,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
     saved_file = workdir / "config.json"
     if not saved_file.exists():
       return
-    saved = files.read_json(saved_file)
-    versions.refuse_earlier(saved_file, saved)
+    saved = read_config(saved_file)
   except OSError as error:  # a name that is too long, or a folder that may not be looked into
     raise ConfigError(f"--workdir={workdir} cannot be: {error.strerror}.") from None
   except files.CorruptFileError as error:
@@ -92,9 +111,7 @@ def load_config(workdir: Path, *, trust_user_code: bool = False) -> ConfigDict:
   path = workdir / "config.json"
   if not path.is_file():
     raise ValueError(f"workdir={str(workdir)!r} holds no config.json; train there first.")
-  saved = files.read_json(path)
-  versions.refuse_earlier(path, saved)
-  config = ConfigDict(saved)
+  config = ConfigDict(read_config(path))
   validate.check_form(config)
   names = list(validate_user_code.named(config.to_dict()))
   if names and not trust_user_code:

@@ -1,0 +1,70 @@
+"""The methods by name, each a few fields over plain adversarial training: `--config=NAME` and configs/NAME.py.
+
+`--config=lrat:cifar10,pgd,cw` is `lrat("cifar10,pgd,cw")`: the data set's preset, the training attacks and the suite
+(`default.default` explains them).
+"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from lrat_jax.config import default as base
+
+
+def at(arg: str | None = None) -> ConfigDict:
+  """Adversarial training (Madry et al., arXiv:1706.06083): all variants weigh the same, natural images nothing."""
+  return base.default("at", arg)
+
+
+def irat(arg: str | None = None) -> ConfigDict:
+  """IRAT: global weights across the pairs, GAIRAT's (arXiv:2010.01736), or MAIL's with global_weights.kind=mail."""
+  config = base.default("irat", arg)
+  config.global_weights.kind = "gairat"
+  return config
+
+
+def lrat(arg: str | None = None) -> ConfigDict:
+  """LRAT (arXiv:2106.15776): weight moves inside each pair of a natural image and its variants, never across pairs."""
+  config = base.default("lrat", arg)
+  config.local_weights.kind = "lrat"
+  return config
+
+
+def lrat_irat(arg: str | None = None) -> ConfigDict:
+  """LRAT and IRAT together: local weights inside the pairs, global weights across them."""
+  config = base.default("lrat_irat", arg)
+  config.local_weights.kind = "lrat"
+  config.global_weights.kind = "gairat"
+  return config
+
+
+def trades(arg: str | None = None) -> ConfigDict:
+  """TRADES (arXiv:1901.08573): cross-entropy on natural images plus beta times the divergence of the variants."""
+  config = base.default("trades", arg, attack="kl")
+  config.objective = "trades"
+  config.beta = 6.0
+  return config
+
+
+def mart(arg: str | None = None) -> ConfigDict:
+  """MART (Wang et al., ICLR 2020): boosted cross-entropy plus a divergence weighted by natural confidence."""
+  config = base.default("mart", arg)
+  config.objective = "mart"
+  config.beta = 5.0
+  return config
+
+
+METHODS: dict[str, Callable[[str | None], ConfigDict]] = {
+  "at": at,
+  "irat": irat,
+  "lrat": lrat,
+  "lrat_irat": lrat_irat,
+  "trades": trades,
+  "mart": mart,
+}
+
+
+def get_config(arg: str) -> ConfigDict:
+  """The configuration of "NAME" or "NAME:ARG": what `--config=NAME:ARG` loads this file for. Raises ValueError."""
+  name, _, rest = arg.partition(":")
+  return METHODS[name](rest or None)

@@ -1,0 +1,172 @@
+"""From the options of a command to a finished run: data, devices, training, evaluation, and what they leave."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from lrat_jax import data, models
+from lrat_jax.analysis import plots
+from lrat_jax.config import validate
+from lrat_jax.config.command_line import Options, reason
+from lrat_jax.convert import exchange
+from lrat_jax.core import distributed, malloc, preemption, sharding
+from lrat_jax.core.errors import ConfigError
+from lrat_jax.evaluation import evaluate, runner
+from lrat_jax.models import user_model
+from lrat_jax.training import dry_run, loop, metric_writers
+from lrat_jax.training import workdir as workdir_lib
+
+
+def _asked(options: Options) -> dict[str, Any]:
+  """What config.json and results.json say of the command."""
+  return {"preset": options.preset, "arguments": list(options.arguments)}
+
+
+def _keep_compiled(where: str, workdir: Path) -> None:
+  """Keeps compiled programs in a folder, beside the workdir unless told otherwise; the environment's word stands."""
+  if where == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return
+  folder = workdir.parent / "compilation_cache" if where == "auto" else Path(where)
+  jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+
+
+def _load_dataset(config: ConfigDict, workdir: Path) -> data.Dataset:
+  validate.check(config)
+  workdir_lib.check(workdir, config)
+  try:
+    return data.load_for(config.data)
+  except data.DataError as error:
+    raise ConfigError(f"config.{error}") from None
+
+
+def _load_data(config: ConfigDict, workdir: Path) -> tuple[data.Dataset, Mesh]:
+  """Checks everything that can be wrong with a configuration; nothing is written before."""
+  same = f"{workdir} {json.dumps(workdir_lib.portable(config), sort_keys=True)}"
+  dataset = distributed.run_on_all_processes("data", lambda: _load_dataset(config, workdir), same)
+  _keep_compiled(config.compilation_cache, workdir)
+  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, num_processes=distributed.place().count)
+  mesh = sharding.make_mesh()
+  if mesh.devices.flat[0].platform == "cpu":
+    malloc.disable_malloc_trim()
+  validate.check_for_devices(config, mesh.size)
+  validate.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
+  return dataset, mesh
+
+
+def _evaluate_checkpoint(
+  experiment: loop.Experiment, asked: dict[str, Any], workdir: Path, console: Console, stop: preemption.Watch
+) -> dict[str, Any]:
+  """Evaluates the best checkpoint, and returns the content of results.json."""
+  best = loop.load_best(experiment, workdir, console)
+  if best is None:
+    raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
+  step, state = best
+  console.print(f"Evaluating the checkpoint of step {step}, the best in validation.")
+  logits_fn = Partial(evaluate.apply_function(experiment.model), state.eval_variables)
+  config = experiment.config
+  options = {"stop": stop, "microbatch_size": experiment.microbatch_size, "draw": plots.draw_evaluation}
+  about = {"name": config.name, "step": step, **asked, "config": workdir_lib.portable(config)}
+  return runner.evaluate(
+    config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, about=about, **options
+  )
+
+
+def _read_stored(name: str) -> exchange.Stored | None:
+  """What `--model` names where that is a file or directory of weights."""
+  if not exchange.is_stored(name):
+    return None
+  if (Path(name) / "checkpoints").exists():
+    raise ConfigError(f"--model={name} is a run's workdir; evaluate it by --mode=evaluate --workdir={name}.")
+  try:
+    return exchange.read(name)
+  except exchange.WeightsError as error:
+    raise ConfigError(f"--model={error}") from None
+
+
+def _evaluate_model(options: Options, workdir: Path, console: Console, stop: preemption.Watch) -> None:
+  """Evaluates a function or a file of weights of the user's."""
+  config, name = options.config, options.model
+  if (workdir / "checkpoints").exists():
+    raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
+  stored = distributed.run_on_all_processes("model", lambda: _read_stored(name))
+  dataset, mesh = _load_data(config, workdir)
+  images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
+  about = {"name": name, "model": name, **_asked(options)}
+  if stored:
+    about |= {"name": exchange.label(name), "architecture": stored.recognised.name}
+    console.print(stored.summary(), highlight=False, markup=False, soft_wrap=True)
+  try:
+    dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
+    found = stored.build(dtype).logits_fn if stored else user_model.find(name)
+    logits_fn = user_model.checked(name, found, images, dataset.num_classes)
+    microbatch_size = models.microbatch_size(stored.recognised.name if stored else name, *dataset.image_shape[:2])
+    with workdir_lib.lock_workdir(workdir):
+      runner.evaluate(
+        config,
+        logits_fn,
+        dataset,
+        mesh,
+        workdir,
+        console,
+        stop=stop,
+        microbatch_size=microbatch_size,
+        draw=plots.draw_evaluation,
+        about=about,
+      )
+  except (user_model.UserModelError, exchange.WeightsError) as error:
+    raise ConfigError(f"--model={error}") from error
+  except jax.errors.JaxRuntimeError as error:  # a callback of the model's, or memory that it took
+    raise ConfigError(f"--model={name!r} failed as it ran: {reason(error)}") from error
+
+
+def _run_config(options: Options, workdir: Path, console: Console, stop: preemption.Watch) -> None:
+  """Trains, evaluates, or both; or says what that would take."""
+  config, mode = options.config, options.mode
+  services = distributed.run_on_all_processes("track", lambda: metric_writers.find(options.track))
+  if options.dry_run:
+    config.compilation_cache = "off"
+  dataset, mesh = _load_data(config, workdir)
+  experiment = loop.build(config, dataset, mesh)
+  if options.dry_run:
+    dry_run.describe(experiment, console)
+    return
+  if mode == "evaluate" and not (workdir / "checkpoints").is_dir():
+    raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
+  with workdir_lib.lock_workdir(workdir), metric_writers.opened(services, workdir, config, console) as writers:
+    if distributed.is_primary():
+      workdir_lib.write_config(workdir, config, _asked(options))
+    console.print(
+      f"{config.name}: {len(dataset.train.labels):,} training, {len(dataset.validation.labels):,} validation and "
+      f"{len(dataset.test.labels):,} test images on {mesh.size} {mesh.devices.flat[0].platform} device(s); "
+      f"workdir {workdir}",
+      highlight=False,
+      soft_wrap=True,
+    )
+    if mode != "evaluate":
+      loop.train(experiment, workdir, console, stop, writers)
+      if distributed.is_primary():
+        plots.draw_run(workdir, config.name, dataset.train)
+    if mode != "train":
+      metric_writers.write_results(writers, _evaluate_checkpoint(experiment, _asked(options), workdir, console, stop))
+
+
+def run(options: Options, console: Console) -> None:
+  """Does what was asked for. Raises ConfigError for bad input, and what `main` makes exit codes of."""
+  distributed.join(options.coordinator, options.num_processes, options.process_id)
+  console.quiet = console.quiet or not distributed.is_primary()
+  name = options.config.name if options.model is None else exchange.label(options.model)
+  workdir = Path(options.workdir or f"runs/{name}_seed{options.config.seed}")
+  with preemption.Watch() as stop:
+    (_run_config if options.model is None else _evaluate_model)(options, workdir, console, stop)
+  if options.dry_run:
+    return
+  left = ", ".join(sorted(path.name for path in workdir.iterdir() if not path.name.startswith(".")))
+  console.print(f"Everything is in {workdir}: {left}", soft_wrap=True)
