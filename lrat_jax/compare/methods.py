@@ -17,7 +17,7 @@ from lrat_jax.evaluation import runner
 from lrat_jax.training import workdir as workdir_lib
 
 # What a comparison reads of results.json.
-_RESULTS = {"clean": float, "union": float, "n": int, "warnings": list}
+_RESULTS = {"schema_version": int, "clean": float, "union": float, "n": int, "warnings": list}
 
 _NAME = re.compile(r"(?P<file>[^:@]+)(:(?P<attacks>[^@]+))?(?P<fields>(@[^@=]+=[^@]*)*)")
 
@@ -46,6 +46,8 @@ class MethodSpec(NamedTuple):
 def _is_whole(results: Mapping[str, Any]) -> bool:
   """Whether all that a comparison reads of results.json is there, as it was written."""
   if not all(isinstance(results.get(name), kind) for name, kind in _RESULTS.items()):
+    return False
+  if results["schema_version"] != provenance.SCHEMA_VERSION:
     return False
   shares = all(0 <= results[name] <= 1 for name in ("clean", "union"))
   return shares and all(isinstance(line, str) for line in results["warnings"])
@@ -83,7 +85,6 @@ class Run(NamedTuple):
     """The content of results.json, if it is whole and of this very configuration; else None."""
     try:
       found = files.read_json(self.results_folder / "results.json")
-      provenance.refuse_other_schema(self.results_folder / "results.json", found)
     except files.CorruptFileError:
       return None
     return found if _is_whole(found) and found.get("config") == workdir_lib.portable(self.config) else None

@@ -84,7 +84,7 @@ def _seconds_of_a_gradient(config: ConfigDict, cost: _PhaseCost) -> float:
   attacks = sum(suites.cost(entry).gradients for entry in config.train_attacks.values())
   natural = cost.phase.use_local_weights or objectives.compares_with_natural(config.objective)
   # The gradient of the weights comes on top of that of the images: half as much again.
-  update = 1.5 * (len(config.train_attacks) + natural) * (1 + cost.phase.perturbs)
+  update = 1.5 * (len(config.train_attacks) + natural) * (1 + cost.phase.use_awp)
   return cost.step / (config.data.batch_size * (attacks + update))
 
 

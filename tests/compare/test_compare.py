@@ -69,7 +69,7 @@ def test_a_comparison_that_is_stopped_leaves_no_run_behind(tmp_path):
   "arguments, reason",
   [
     ([], "--methods is missing"),
-    (["--methods=at,lart"], "there is no file configs/lart.py"),
+    (["--methods=at,lart"], "no file of that name, configs/lart.py"),
     (["--methods=at,at"], "--methods='at,at' names one twice"),
     (["--methods=at", "--seeds=0,x"], "--seeds='0,x' must be whole numbers"),
     (["--methods=at", "--data=mnist"], "--data='mnist' is unknown; choose from ['cifar10'"),

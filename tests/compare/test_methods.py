@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lrat_jax.compare import methods
+from lrat_jax.core import provenance
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.training import workdir
 
@@ -25,10 +26,10 @@ def _plan(*names, seeds=(0,), overrides=()):
 
 def test_a_name_says_file_attacks_and_fields():
   method = methods.parse("lrat:pgd+cw@local_weights.slope=4.0@train.ema_decay=0.9")
-  assert method.config_file == Path("configs/lrat.py") and method.attacks == ("pgd", "cw")
+  assert method.config == "lrat" and method.attacks == ("pgd", "cw")
   assert method.fields == (("local_weights.slope", "4.0"), ("train.ema_decay", "0.9"))
   assert method.folder == "lrat_pgd+cw_local_weights.slope_4.0_train.ema_decay_0.9"
-  assert methods.parse(f"{ROOT}/configs/at.py").config_file == ROOT / "configs" / "at.py"
+  assert methods.parse(f"{ROOT}/configs/at.py").config == f"{ROOT}/configs/at.py"
 
 
 def test_a_method_may_name_functions_of_ones_own():
@@ -46,7 +47,7 @@ def test_a_method_may_name_functions_of_ones_own():
 @pytest.mark.parametrize(
   "name, reason",
   [
-    ("lart", r"'lart': there is no file configs/lart.py; choose from \['at', 'irat'"),
+    ("lart", r"'lart': there is no method and no file of that name, configs/lart.py; choose from \['at', 'irat'"),
     ("at@seed", r"'at@seed' is not understood; write NAME"),
     ("", "'' is not understood"),
   ],
@@ -84,7 +85,7 @@ def test_results_count_only_for_their_own_configuration(tmp_path):
   assert run.results() is None
   run.workdir.mkdir(parents=True)
   file = run.workdir / "results.json"
-  measured = {"clean": 0.5, "union": 0.25, "n": 4, "warnings": []}
+  measured = provenance.stamp() | {"clean": 0.5, "union": 0.25, "n": 4, "warnings": []}
   file.write_text("{")
   assert run.results() is None
   file.write_text(json.dumps({"config": workdir.portable(run.config), **measured}))

@@ -9,6 +9,7 @@ import pytest
 from lrat_jax.analysis import plots
 from lrat_jax.compare import methods
 from lrat_jax.compare import summary as summary_lib
+from lrat_jax.core import provenance
 from lrat_jax.training import workdir
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,7 +30,11 @@ def _write(run, held):
       f"vulnerability/{name}": np.linspace(-1, 1, 10) * (-1 if name == "cw20" else 1),
     }
   np.savez(run.workdir / "per_example.npz", **arrays)
-  found = {"config": workdir.portable(run.config), "n": 10, "warnings": ["look"] if run.seed else []}
+  found = provenance.stamp() | {
+    "config": workdir.portable(run.config),
+    "n": 10,
+    "warnings": ["look"] if run.seed else [],
+  }
   found |= {"clean": 0.9, "union": min(held.values()) / 10}
   (run.workdir / "results.json").write_text(json.dumps(found))
   row = {"split": "train", "step": 10, "epoch": 0, "steps": 10, "images_per_second": 64.0}

@@ -1,6 +1,5 @@
 """Names of the user's functions in a configuration: what is wrong with one is a line, before training begins."""
 
-import json
 import re
 import sys
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from lrat_jax import attacks, data, main, reweighting
 from lrat_jax.analysis import inspection
@@ -231,7 +231,7 @@ def _write(workdir, **fields):
       node = node[group]
     node[name] = value
   workdir.mkdir(exist_ok=True)
-  (workdir / "config.json").write_text(json.dumps(config))
+  workdir_lib.write_config(workdir, ConfigDict(config), {})
 
 
 @pytest.mark.parametrize("place", PLACES)

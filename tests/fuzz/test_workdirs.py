@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lrat_jax.analysis import inspection
 from lrat_jax.attacks.eval_state import FileStore
 from lrat_jax.compare import methods, summary
-from lrat_jax.core import files
+from lrat_jax.core import files, provenance
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.training import metrics
 from lrat_jax.training import workdir as workdir_lib
@@ -83,7 +83,8 @@ def run(tmp_path_factory):
   (run,) = methods.plan([methods.parse("at")], [0], data="digits", suite="pgd", overrides=[], workdir=workdir)
   os.chdir(before)
   run.workdir.mkdir(parents=True)
-  found = {"config": workdir_lib.portable(run.config), "clean": 0.5, "union": 0.5, "n": 4, "warnings": []}
+  found = provenance.stamp() | {"config": workdir_lib.portable(run.config)}
+  found |= {"clean": 0.5, "union": 0.5, "n": 4, "warnings": []}
   (run.workdir / "results.json").write_text(json.dumps(found))
   (run.workdir / "per_example.npz").write_bytes(_per_example(run))
   return run

@@ -10,7 +10,8 @@ from tests.helpers import make_config
 
 
 def test_differences_are_listed_field_by_field(tmp_path):
-  saved = make_config(local_weights__slope=3.0).to_dict()
+  workdir.write_config(tmp_path, make_config(local_weights__slope=3.0), {})
+  saved = json.loads((tmp_path / "config.json").read_text())
   saved["beta"], saved["old"] = 2.0, 1
   (tmp_path / "config.json").write_text(json.dumps(saved))
   with pytest.raises(ConfigError) as refusal:
@@ -25,7 +26,7 @@ def test_differences_are_listed_field_by_field(tmp_path):
 
 
 def test_what_is_evaluated_and_where_things_are_kept_may_differ(tmp_path):
-  (tmp_path / "config.json").write_text(json.dumps(make_config().to_dict()))
+  workdir.write_config(tmp_path, make_config(), {})
   workdir.check(tmp_path, make_config(eval__num_images=3, data__data_dir="/elsewhere", compilation_cache="off"))
 
 
