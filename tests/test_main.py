@@ -221,7 +221,7 @@ def test_a_metric_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(tm
 
 BAD_INPUT = {
   "": "--config is missing",
-  "--config={configs}/nothing.py": "No such file",
+  "--config={configs}/nothing.py": "is neither a method, .*, nor a file",
   "--config={configs}/lrat.py:mnist": "data set 'mnist' is unknown .* choose from",
   "--config={configs}/lrat.py:digits,fgms": "training attack 'fgms' is unknown .* choose from",
   "--config={configs}/lrat.py --config.train.epochz=3": r"config.train.epochz is unknown; config.train: choose from \[",

@@ -67,7 +67,7 @@ def test_runs_go_seed_by_seed_with_the_arms_own_fields_last():
   assert lrat.config.seed == 3 and set(lrat.config.train_attacks) == {"pgd", "cw"}
   assert len({run.workdir for run in runs}) == 4
   assert lrat.command == (
-    "python -m lrat_jax.main --config=configs/lrat.py:digits,pgd,cw,suite=pgd --config.beta=1.0 "
+    "python -m lrat_jax.main --config=lrat:digits,pgd,cw,suite=pgd --config.beta=1.0 "
     "--config.train.epochs=7 --config.beta=2.0 --config.seed=3 --workdir=w/lrat_pgd+cw_beta_2.0/seed3"
   )
 

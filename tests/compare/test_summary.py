@@ -94,7 +94,7 @@ def test_the_page_shows_what_the_summary_holds(runs):
   assert "| at | 90.0 ± 0.0 | 50.0 ± 14.1 | 80.0 ± 0.0 † | 60.0 ± 14.1 † | 50.0 ± 14.1 | 10 |" in page
   found = summary["methods"]["lrat:pgd+cw"]["difference"]["cw20"]
   assert f"+25.0 [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]" in page
-  assert page.count("python -m lrat_jax.main --config=configs/") == 4
+  assert page.count("python -m lrat_jax.main --config=") == 4
   assert "- warning in 2 run(s), at seed 1, lrat:pgd+cw seed 1: look" in page and "missing" not in page
 
 
