@@ -233,12 +233,13 @@ def _provenance_lines(summary: Mapping[str, Any]) -> list[str]:
     return []
   made, packages = summary["environment"], ("python", "jax", "jaxlib", "flax")
   versions = ", ".join(f"{package} {made[package]}" for package in packages)
+  commit = (summary["commit"] or "unknown")[:12] + ("-dirty" if summary.get("dirty") else "")
   return [
     "```sh",
     summary["command"],
     "```",
     "",
-    f"{summary['date']}, commit {summary['commit'] or 'unknown'}, {made['device']}, "
+    f"{summary['date']}, commit {commit}, {made['device']}, "
     f"{summary['jobs']} run(s) at a time, "
     f"{versions}. Seconds of training are a run's mean, compilation and no validation included.",
     "",

@@ -22,15 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from absl import flags, logging
-from rich.console import Console
 
 from lrat_jax.config import command_line
-from lrat_jax.convert import exchange
-from lrat_jax.core import files
-from lrat_jax.core.errors import ConfigError
-from lrat_jax.evaluation import results as results_lib
+from lrat_jax.core.errors import ConfigError, CorruptFileError, WeightsError
 
 BAD_INPUT, FILES_FAILED = 2, 4
 
@@ -89,6 +84,9 @@ def parse(arguments: Sequence[str]) -> Options | None:
 
 def _robustbench(workdir: Path) -> dict[str, Any]:
   """The entry of a workdir's evaluated model. Raises ConfigError where it has none."""
+  from lrat_jax.core import files
+  from lrat_jax.evaluation import results as results_lib
+
   path = workdir / "results.json"
   if not path.exists():
     raise ConfigError(f"--robustbench: {path} is not there; evaluate the model by suite=autoattack first.")
@@ -103,12 +101,15 @@ def _robustbench(workdir: Path) -> dict[str, Any]:
     raise ConfigError(f"--robustbench: {path} holds no whole results ({type(error).__name__}: {error}).") from None
 
 
-def run(arguments: Sequence[str], console: Console) -> None:
-  """The whole program. Raises ConfigError and exchange.WeightsError for bad input, OSError where it cannot write."""
-  options = parse(arguments)
-  if options is None:
-    print(__doc__.strip())
-    return
+def run(options: Options) -> None:
+  """Does what was asked for. Raises ConfigError and WeightsError for bad input, OSError where it cannot write."""
+  import jax
+  from rich.console import Console
+
+  from lrat_jax.convert import exchange
+  from lrat_jax.evaluation import results as results_lib
+
+  console = Console()
   say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
   entry = None if options.robustbench is None else _robustbench(options.source)
   stored = exchange.read(options.source, mean=options.mean, std=options.std, key=options.key)
@@ -125,8 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the program on command-line arguments and returns its exit code; what went wrong is one line on stderr."""
   logging.set_verbosity(logging.FATAL)  # Orbax warns of its own defaults
   try:
-    run(sys.argv[1:] if arguments is None else arguments, Console())
-  except (ConfigError, exchange.WeightsError, files.CorruptFileError) as error:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    if options is None:
+      print(__doc__.strip())
+      return 0
+    run(options)
+  except (ConfigError, WeightsError, CorruptFileError) as error:
     print(f"error: {error}", file=sys.stderr)
     return BAD_INPUT
   except OSError as error:

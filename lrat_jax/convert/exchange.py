@@ -21,9 +21,8 @@ from jax.tree_util import Partial
 
 from lrat_jax import models
 from lrat_jax.convert import torch_names, weight_files
-from lrat_jax.convert.weight_files import WeightsError
 from lrat_jax.core import files, user_code
-from lrat_jax.core.errors import ConfigError
+from lrat_jax.core.errors import ConfigError, WeightsError
 from lrat_jax.evaluation import evaluate, results
 from lrat_jax.training import checkpoints
 from lrat_jax.training.workdir import read_config

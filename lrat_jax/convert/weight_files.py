@@ -17,19 +17,13 @@ import safetensors
 import safetensors.numpy
 
 from lrat_jax.core import files
+from lrat_jax.core.errors import WeightsError
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
 # In a directory as Hugging Face's.
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
 # Before it, `weights_only` could be led to run code (CVE-2025-32434).
 _OLDEST_TORCH = (2, 6)
-
-
-class WeightsError(ValueError):
-  """A file that holds no weights that can be used; the message is one line that names it."""
-
-  def __str__(self) -> str:
-    return " ".join(super().__str__().splitlines())  # a tensor's name may hold a line's end
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:

@@ -16,6 +16,13 @@ class CorruptFileError(ValueError):
   """A file that is not whole, or not what its name says."""
 
 
+class WeightsError(ValueError):
+  """A file that holds no weights that can be used."""
+
+  def __str__(self) -> str:
+    return " ".join(super().__str__().splitlines())  # a tensor's name may hold a line's end
+
+
 class NonFiniteError(ArithmeticError):
   """A metric is NaN or infinite; the run stops with its last good checkpoint intact."""
 

@@ -44,7 +44,10 @@ def _read_split(builder: Any, split: str) -> Arrays:
 
 
 def _read(name: str, data_dir: str) -> tuple[Arrays, Arrays, int]:
-  import tensorflow_datasets as tfds  # slow to import, and only this source needs it
+  try:
+    import tensorflow_datasets as tfds  # slow to import, and only this source needs it
+  except ModuleNotFoundError as error:
+    raise DataError(f"it needs the package {error.name}: pip install 'lrat_jax[tfds]'.") from None
 
   place = f", data_dir={data_dir!r}" if data_dir else ""
   prepare = (

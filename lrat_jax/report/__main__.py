@@ -17,12 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
-from rich.console import Console
 
 from lrat_jax.config import command_line
-from lrat_jax.core import files
-from lrat_jax.core.errors import ConfigError
-from lrat_jax.report import page
+from lrat_jax.core.errors import ConfigError, CorruptFileError
 
 BAD_INPUT, FILES_FAILED = 2, 4
 
@@ -60,18 +57,22 @@ def parse(arguments: Sequence[str]) -> Options | None:
   return Options(workdirs, output)
 
 
-def run(arguments: Sequence[str], console: Console) -> None:
-  """The whole program. Raises ConfigError or files.CorruptFileError for bad input, OSError where it cannot write."""
-  options = parse(arguments)
-  if options is None:
-    print(__doc__.strip())
-    return
+def run(options: Options) -> None:
+  """Writes the page. Raises ConfigError or CorruptFileError for bad input, OSError where it cannot write."""
+  from rich.console import Console
+
+  from lrat_jax.core import files
+
+  try:
+    from lrat_jax.report import page
+  except ModuleNotFoundError as error:
+    raise ConfigError(f"a report needs the package {error.name}: pip install 'lrat_jax[report]'.") from None
   start = time.perf_counter()
   content = page.render(options.workdirs).encode()
   with files.replacing(options.output) as file:
     file.write(content)
   seconds = time.perf_counter() - start
-  console.print(
+  Console().print(
     f"{options.output}: {len(content) / 1e6:.2f} MB in {seconds:.0f} s", highlight=False, markup=False, soft_wrap=True
   )
 
@@ -79,8 +80,12 @@ def run(arguments: Sequence[str], console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the program on command-line arguments and returns its exit code; what went wrong is one line on stderr."""
   try:
-    run(sys.argv[1:] if arguments is None else arguments, Console())
-  except (ConfigError, files.CorruptFileError) as error:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    if options is None:
+      print(__doc__.strip())
+      return 0
+    run(options)
+  except (ConfigError, CorruptFileError) as error:
     print(f"error: {error}", file=sys.stderr)
     return BAD_INPUT
   except OSError as error:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Protocol
 
 from ml_collections import ConfigDict
 from rich.console import Console
-from tensorboardX import SummaryWriter
 
 from lrat_jax.core import distributed, files
 from lrat_jax.core.errors import ConfigError
@@ -40,6 +39,8 @@ class TensorBoard:
   """Event files in a folder, opened at a step: what an earlier try wrote after it is shown no more."""
 
   def __init__(self, folder: Path, step: int):
+    from tensorboardX import SummaryWriter  # slow to import: it imports PyTorch where that is installed
+
     self._events = SummaryWriter(str(folder), purge_step=step + 1, max_queue=1000)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -142,7 +143,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
       yield prefix + key, value
 
 
-class _CallbackStore:
+class _Guarded:
   """A service that is told nothing more once it has failed."""
 
   def __init__(self, name: str, tracker: Tracker, errors: tuple[type[Exception], ...], say: Callable[[str], None]):
@@ -212,7 +213,7 @@ def _open(
       tracker = kind(module, workdir, f"{config.name}_seed{config.seed}", values, known.get(name))
     except errors as error:
       raise ConfigError(f"--track={name}: {_line(error)}") from None
-    trackers.append(_CallbackStore(name, tracker, errors, say))
+    trackers.append(_Guarded(name, tracker, errors, say))
     known[name] = tracker.identity
     results_lib.write_json(path, known)
 
