@@ -18,81 +18,14 @@ comparison.json and comparison.png in the workdir.
 Exit codes: 0 done, 1 a run failed, 2 bad input, 3 a run had a metric that was not finite.
 """
 
-import re
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
-from absl import flags
-
-from lrat_jax.config import command_line
+from lrat_jax.compare.options import BAD_INPUT, NOT_FINITE, parse
 from lrat_jax.core.errors import ConfigError, CorruptFileError
 
-BAD_INPUT, NOT_FINITE = 2, 3
-_MOST_JOBS = 1000
-
-
-class Options(NamedTuple):
-  """What was asked for."""
-
-  methods: list[str]
-  seeds: list[int]
-  data: str
-  suite: str
-  overrides: list[str]
-  workdir: Path
-  jobs: int
-  track: list[str]
-
-
-def _flags() -> flags.FlagValues:
-  values = flags.FlagValues()
-  flags.DEFINE_list("methods", None, "the methods", flag_values=values)
-  flags.DEFINE_list("seeds", ["0", "1", "2"], "the seeds", flag_values=values)
-  flags.DEFINE_string("data", "digits", "a preset", flag_values=values)
-  flags.DEFINE_string("suite", "full", "what evaluates", flag_values=values)
-  flags.DEFINE_string("workdir", None, "where everything lives", flag_values=values)
-  flags.DEFINE_integer("jobs", 1, "runs at a time", flag_values=values)
-  flags.DEFINE_list("track", [], "wandb, mlflow", flag_values=values)
-  flags.DEFINE_bool("help", False, "shows help", short_name="h", flag_values=values)
-  return values
-
-
-def parse(arguments: Sequence[str]) -> Options | None:
-  """Reads the command line; None where help was asked for. Raises ConfigError with one line of what is wrong."""
-  command_line.check_characters(arguments)
-  overrides = [argument for argument in arguments if command_line.OVERRIDE.match(argument)]
-  values = _flags()
-  try:
-    rest = values(["compare", *(argument for argument in arguments if argument not in overrides)])[1:]
-  except flags.Error as error:
-    raise ConfigError(command_line.reason(error)) from None
-  if values.help:
-    return None
-  if rest:
-    raise ConfigError(f"{rest[0]!r} is not understood; options are written --name=value.")
-  if not values.methods:
-    raise ConfigError("--methods is missing; try --methods=at,irat,lrat,lrat_irat.")
-  from lrat_jax.config.default import PRESETS  # imports JAX, which help and a wrong flag need not wait for
-  from lrat_jax.config.suites import SUITES
-
-  for name, value, choices in (("data", values.data, PRESETS), ("suite", values.suite, SUITES)):
-    if value not in choices:
-      raise ConfigError(f"--{name}={value!r} is unknown; choose from {sorted(choices)}.")
-  if not values.seeds or not all(re.fullmatch("[0-9]{1,10}", seed) for seed in values.seeds):
-    raise ConfigError(f"--seeds={','.join(values.seeds)!r} must be whole numbers, as 0,1,2.")
-  if any(argument.lstrip("-").startswith("config.seed") for argument in overrides):
-    raise ConfigError("--config.seed is not for a comparison; give --seeds=0,1,2.")
-  if not 1 <= values.jobs <= _MOST_JOBS:
-    raise ConfigError(f"--jobs={values.jobs} must be 1 or more, and {_MOST_JOBS} at most.")
-  for name, given in (("methods", values.methods), ("seeds", [seed.lstrip("0") for seed in values.seeds])):
-    if len(set(given)) < len(given):
-      raise ConfigError(f"--{name}={','.join(values[name].value)!r} names one twice.")
-  workdir = Path(values.workdir or f"runs/compare_{values.data}")
-  seeds = [int(seed) for seed in values.seeds]
-  return Options(values.methods, seeds, values.data, values.suite, overrides, workdir, values.jobs, values.track)
+__all__ = ["BAD_INPUT", "NOT_FINITE", "main", "parse"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from rich.console import Console
 from lrat_jax.analysis import plots
 from lrat_jax.compare import methods
 from lrat_jax.compare import summary as summary_lib
-from lrat_jax.compare.__main__ import BAD_INPUT, NOT_FINITE, Options
+from lrat_jax.compare.options import BAD_INPUT, NOT_FINITE, Options
 from lrat_jax.core import files, provenance
 from lrat_jax.core.text import seconds_text
 from lrat_jax.evaluation import results as results_lib
