@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 # Command -> the module that has it, and the arguments that it stands for.
-_COMMANDS = {
+COMMANDS = {
   "train": ("lrat_jax.main", ()),
   "evaluate": ("lrat_jax.main", ("--mode=evaluate",)),
   "compare": ("lrat_jax.compare.__main__", ()),
@@ -38,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"lrat_jax {provenance.version()}")
     return 0
   command, *rest = arguments
-  if command not in _COMMANDS:
-    print(f"error: {command!r} is no command; choose from {', '.join(_COMMANDS)}.", file=sys.stderr)
+  if command not in COMMANDS:
+    print(f"error: {command!r} is no command; choose from {', '.join(COMMANDS)}.", file=sys.stderr)
     return BAD_INPUT
-  module, options = _COMMANDS[command]
+  module, options = COMMANDS[command]
   return importlib.import_module(module).main([*options, *rest])
 
 

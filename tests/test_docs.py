@@ -21,7 +21,7 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 from docs.extensions import config_fields, docstrings
-from lrat_jax import attacks, main
+from lrat_jax import attacks, cli, main
 from lrat_jax.config import command_line, suites, validate
 from lrat_jax.config import default as config_lib
 from tests import torch_definitions
@@ -51,9 +51,9 @@ class _Addresses(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-  """The site, built by the README's command, but elsewhere; every warning is an error."""
+  """The site, built by the command in CONTRIBUTING.md, but elsewhere; every warning is an error."""
   folder = tmp_path_factory.mktemp("site")
-  (line,) = re.findall(r"^python (-m sphinx .*?) build/docs", (ROOT / "README.md").read_text(), re.MULTILINE)
+  (line,) = re.findall(r"^python (-m sphinx .*?) build/docs", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
   command = [sys.executable, *line.split(), str(folder), "-W", "--keep-going", "-q"]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
@@ -204,9 +204,11 @@ def _commands(text):
   for line in text.replace("\\\n", " ").splitlines():
     words = shlex.split(line, comments=True)
     starts = [n for n in range(len(words) - 2) if words[n : n + 2] == ["python", "-m"]]
-    for start in starts:
-      module = words[start + 2]
-      rest = words[start + 3 :]
+    commands = [(words[start + 2], words[start + 3 :]) for start in starts]
+    if words[:1] == ["lrat-jax"]:
+      module, options = cli.COMMANDS[words[1]]
+      commands.append((module.removesuffix(".__main__"), [*options, *words[2:]]))
+    for module, rest in commands:
       end = next((n for n, word in enumerate(rest) if word in ("&&", "|", ";", "&")), len(rest))
       if module.startswith("lrat_jax."):
         yield module, rest[:end]

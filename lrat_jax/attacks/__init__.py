@@ -1,6 +1,7 @@
 """Pure, jitted adversarial attacks on any `logits_fn: images -> logits`.
 
-    result = attacks.pgd(keys, logits_fn, images, labels, epsilon=8 / 255, step_size=2 / 255, num_steps=10)
+    result = attacks.pgd(key, logits_fn, images, labels, epsilon=8 / 255, step_size=2 / 255, num_steps=10)
+    result.images, result.success
 
 Images are float [batch, h, w, c] in [0, 1], labels int [batch]; normalisation belongs inside `logits_fn`.
 A custom attack is made of `starting_points`, `losses`, `get_norm` and `project` (examples/custom_attack.py).
@@ -12,7 +13,7 @@ from lrat_jax.attacks._apgd import apgd
 from lrat_jax.attacks._autoattack import AutoAttackReport, StageSummary, autoattack
 from lrat_jax.attacks._carlini_wagner import carlini_wagner
 from lrat_jax.attacks._fab import fab
-from lrat_jax.attacks._pgd import AttackResult, cw, example_keys, fgsm, pgd, starting_points
+from lrat_jax.attacks._pgd import AttackResult, check_batch, cw, example_keys, fgsm, pgd, starting_points
 from lrat_jax.attacks._spatial import spatial
 from lrat_jax.attacks._square import square
 from lrat_jax.attacks.corruptions import corruption
@@ -29,6 +30,7 @@ __all__ = [
   "apgd",
   "autoattack",
   "carlini_wagner",
+  "check_batch",
   "corruption",
   "cw",
   "example_keys",

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from lrat_jax.attacks import _l1, losses, threat_model
-from lrat_jax.attacks._pgd import AttackResult, best_run, prepare
+from lrat_jax.attacks._pgd import AttackResult, best_run, finished, prepare
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Rank, Scalar
 
 LOSSES = ("ce", "cw", "margin", "dlr", *losses.TARGETED_LOSSES)
@@ -239,7 +239,7 @@ def _surrogate(loss: str, logits_fn, images, labels, keys, eot_iter: int, target
 
 
 def apgd(
-  keys: Keys,
+  key: Keys,
   logits_fn: LogitsFn,
   images: Images,
   labels: Labels,
@@ -259,7 +259,8 @@ def apgd(
   The step is 2 epsilon (L1: epsilon) at first. At each check (`check_periods`) it is halved, and the run goes on from
   its best point with that point's gradient, if the loss rose in 75% of the period's steps or fewer, or if the last
   check did not halve it and the best loss has not moved since. L1 runs 30% of the steps in a ball of 3 epsilon and 30%
-  in one of 2. One gradient a step. Works under `jit` and `shard_map`.
+  in one of 2. One gradient a step. Works under `jit` and `shard_map`. Elsewhere epsilon is `eps`, num_steps `n_iter` or
+  `steps`, num_restarts `n_restarts`.
 
   Against the original: noise comes from a key per image, so that an image's result does not depend on its batch; an
   image that is never fooled comes back at its highest loss, there as it was; with several random draws the
@@ -267,7 +268,7 @@ def apgd(
   larger ones, there only in the standard version.
 
   Args:
-    keys, images, labels: as for `pgd`.
+    key, images, labels: as for `pgd`.
     logits_fn: images -> logits [batch, classes]; with `eot_iter` (images, keys [batch]) -> logits.
     epsilon: radius of the ball; may be traced.
     norm: "linf", "l2" or "l1".
@@ -287,7 +288,8 @@ def apgd(
     ValueError: an argument outside what is listed here; the message gives its name and the choices.
   """
   counts = {"num_steps": (num_steps, 1), "num_restarts": (num_restarts, 1), "eot_iter": (eot_iter, 0)}
-  keys, ball = prepare(keys, images, labels, epsilon, norm, **counts)
+  keys, ball = prepare(key, images, labels, epsilon, norm, **counts)
+  norm = threat_model.norm_name(norm)
   _check_loss(loss, targets, target_rank)
   surrogate = _surrogate(loss, logits_fn, images, labels, keys, eot_iter, targets, target_rank)
 
@@ -303,4 +305,10 @@ def apgd(
     found = _choose(state.fooled, state.adversarial, state.best_points)
     return AttackResult(found, state.survived), jnp.where(state.fooled, jnp.inf, state.best.loss)
 
-  return jax.lax.stop_gradient(best_run(outcome, lambda outcome_: outcome_[1], keys, num_restarts)[0])
+  result = best_run(outcome, lambda outcome_: outcome_[1], keys, num_restarts)[0]
+  asked = functools.partial(_with_keys, logits_fn, keys) if eot_iter else logits_fn
+  return finished(asked, labels, result.images, result.surviving_steps)
+
+
+def _with_keys(logits_fn: LogitsFn, keys: Array, images: Array) -> Array:
+  return logits_fn(images, keys)

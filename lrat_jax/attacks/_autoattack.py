@@ -271,7 +271,7 @@ def autoattack(
     images: float [n, h, w, c] in [0, 1], on the host.
     labels: int [n].
     epsilon: radius of the ball.
-    norm: "linf", "l2" or "l1".
+    norm: "linf", "l2" or "l1", in upper or lower case.
     version: "standard", "plus", "rand" or "apgd".
     batch_size: images on all devices together, rounded up to whole chunks. Changes no result, to the last bit.
     chunk_size: images that go through the model at once on one device; 32 on CPU, 256 elsewhere; fewer are faster
@@ -289,6 +289,7 @@ def autoattack(
   images, labels = np.asarray(images, np.float32), np.asarray(labels)
   indices = np.arange(len(labels)) if example_indices is None else np.asarray(example_indices)
   _check_data(images, labels, indices)
+  norm = threat_model.norm_name(norm)
   threat_model.check_epsilon(epsilon, norm, images.shape[1:])
   devices = list(jax.devices() if devices is None else devices)
   plan = microbatch.layout(devices, batch_size, chunk_size or _CHUNK_SIZES.get(devices[0].platform, _LARGE_CHUNK))

@@ -9,7 +9,7 @@ import optax
 from jax import Array, lax
 
 from lrat_jax.attacks import losses, threat_model
-from lrat_jax.attacks._pgd import AttackResult, check_batch, check_budget, per_image_keys
+from lrat_jax.attacks._pgd import AttackResult, check_batch, check_budget, finished, per_image_keys
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
 
 # Keeps images at 0 and 1 inside the range of tanh.
@@ -83,7 +83,7 @@ def _check(epsilon, norm: str, images: Array, learning_rate: float, initial_cons
 
 
 def carlini_wagner(
-  keys: Keys,
+  key: Keys,
   logits_fn: LogitsFn,
   images: Images,
   labels: Labels,
@@ -100,10 +100,11 @@ def carlini_wagner(
 
   Adam on w, with x' = (tanh w + 1) / 2, minimises |x' - x|^2 + const * max(z_y - max_{k != y} z_k + confidence, 0).
   A search over const, for each image, halves the interval between one that was too small and one that was enough.
-  Each step takes one gradient.
+  Each step takes one gradient. In torchattacks it is `CW`, with num_steps as `steps`, learning_rate as `lr` and
+  confidence as `kappa`; in Foolbox `L2CarliniWagnerAttack`, with num_steps as `steps` and learning_rate as `stepsize`.
 
   Args:
-    keys: typed keys [batch] or a single key; nothing here is drawn.
+    key: a typed key or one per image [batch]; nothing here is drawn.
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
@@ -126,7 +127,7 @@ def carlini_wagner(
   check_batch(images, labels)
   counts = {"binary_search_steps": (binary_search_steps, 1), "num_steps": (num_steps, 0)}
   _check(epsilon, norm, images, learning_rate, initial_const, confidence, **counts)
-  per_image_keys(keys, images)
+  per_image_keys(key, images)
 
   def search(_, carry):
     constants, low, high, found = carry
@@ -143,4 +144,4 @@ def carlini_wagner(
   found = lax.fori_loop(0, binary_search_steps, search, carry)[-1]
   counted = found.distance <= epsilon
   survived = jnp.where(wrong, 0, found.survived)
-  return lax.stop_gradient(AttackResult(jnp.where(_per_image(counted), found.images, images), survived))
+  return finished(logits_fn, labels, jnp.where(_per_image(counted), found.images, images), survived)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lrat_jax.attacks import _hyperplane, losses, threat_model
-from lrat_jax.attacks._pgd import AttackResult, prepare
+from lrat_jax.attacks._pgd import AttackResult, finished, prepare
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Rank, Scalar
 
 # Keeps 0 / 0 out of the bias and of the distances to boundaries.
@@ -122,7 +122,7 @@ def _check_shares(alpha_max: float, overshoot: float, backward: float) -> None:
 
 
 def fab(
-  keys: Keys,
+  key: Keys,
   logits_fn: LogitsFn,
   images: Images,
   labels: Labels,
@@ -141,13 +141,14 @@ def fab(
 
   Each step linearises z_target - z_label, finds the shortest steps from the point and from the clean image onto that
   boundary inside [0, 1], goes a little past both and mixes the two ends. A point that fools the model is drawn back
-  towards the image. One gradient and one forward a step.
+  towards the image. One gradient and one forward a step. Elsewhere epsilon is `eps`, num_steps `n_iter` or `steps`,
+  overshoot `eta`, backward `beta`.
 
   It differs from AutoAttack's FAB in one thing on purpose: an image is done at its first adversarial inside the ball,
   where the original goes on to shorten it. Which images fall is the same, and the loop ends when all have fallen.
 
   Args:
-    keys: typed keys [batch], or a single key; they matter from the second start on.
+    key: a typed key or one per image [batch]; it matters from the second start on.
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
@@ -170,7 +171,8 @@ def fab(
     ValueError: an argument outside what is listed here.
   """
   counts = {"num_steps": (num_steps, 0), "num_restarts": (num_restarts, 1)}
-  keys, _ = prepare(keys, images, labels, epsilon, norm, **counts)
+  keys, _ = prepare(key, images, labels, epsilon, norm, **counts)
+  norm = threat_model.norm_name(norm)
   _check_shares(alpha_max, overshoot, backward)
   clean_logits = logits_fn(images)
   targets = losses.choose_targets(clean_logits, labels, targets, target_rank)
@@ -184,4 +186,4 @@ def fab(
   state = run(0, start)
   if num_restarts > 1:
     state = lax.fori_loop(1, num_restarts, run, state)
-  return lax.stop_gradient(AttackResult(state.adversarial, state.survived))
+  return finished(logits_fn, labels, state.adversarial, state.survived)

@@ -1,6 +1,5 @@
 """Projected gradient ascent: the one attack loop behind FGSM, PGD, CW-infinity and the TRADES attack."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lrat_jax.attacks import losses, threat_model
-from lrat_jax.core.typing import Counts, Images, KeyPerImage, Keys, Labels, LogitsFn, OneKey, Scalar
+from lrat_jax.core.typing import Answers, Counts, Images, KeyPerImage, Keys, Labels, LogitsFn, OneKey, Scalar
 
 T = TypeVar("T")
 
@@ -27,10 +26,20 @@ class AttackResult(NamedTuple):
     images: float [batch, h, w, c] in [0, 1], inside the epsilon ball; carries no gradient.
     surviving_steps: int32 [batch], how many of the iterates x^0..x^{K-1} (the start included, the returned
       point not) the model still gets right, in 0..K: GAIRAT's kappa (arXiv:2010.01736).
+    success: bool [batch], whether the model is wrong on the returned image, also where it was wrong on the clean one.
+      One forward, which `jit` leaves out where nobody asks. None only in what a user-defined attack builds itself.
   """
 
   images: Images
   surviving_steps: Counts
+  success: Answers | None = None
+
+
+def finished(logits_fn: LogitsFn, labels: Labels, images: Images, surviving_steps: Counts) -> AttackResult:
+  """An attack's result with its success, and without a gradient."""
+  images = jax.lax.stop_gradient(images)
+  success = ~losses.is_correct(logits_fn(images), labels)
+  return jax.lax.stop_gradient(AttackResult(images, surviving_steps, success))
 
 
 def example_keys(key: OneKey, example_indices: Counts) -> KeyPerImage:
@@ -44,11 +53,11 @@ def example_keys(key: OneKey, example_indices: Counts) -> KeyPerImage:
 def per_image_keys(keys: Keys, images: Images) -> KeyPerImage:
   """Keys [batch]: as given, or a single key split over the batch. Raises ValueError for any other number."""
   if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-    raise ValueError(f"keys must be typed keys as jax.random.key makes them, not an array of {keys.dtype}.")
+    raise ValueError(f"key must be typed, as jax.random.key makes it, not an array of {keys.dtype}.")
   if keys.ndim == 0:
     return example_keys(keys, jnp.arange(images.shape[0]))
   if keys.shape != images.shape[:1]:
-    raise ValueError(f"keys has shape {keys.shape}; give one key, or one for each of the {images.shape[0]} images.")
+    raise ValueError(f"key has shape {keys.shape}; give one key, or one for each of the {images.shape[0]} images.")
   return keys
 
 
@@ -140,7 +149,7 @@ def best_run(run: Callable[[Array], T], score: Callable[[T], Array], keys: Array
 
 
 def pgd(
-  keys: Keys,
+  key: Keys,
   logits_fn: LogitsFn,
   images: Images,
   labels: Labels,
@@ -155,12 +164,14 @@ def pgd(
 ) -> AttackResult:
   """Projected gradient ascent (Madry et al., arXiv:1706.06083, section 2.1).
 
+  Elsewhere epsilon is `eps`, step_size `alpha`, `stepsize` or `eps_iter`, and num_steps `steps` or `nb_iter`.
+
   x^{k+1} = P(x^k + step_size * d(grad loss(x^k))), with d the sign (linf) or the unit vector (l2) and P the
   projection on the epsilon ball and [0, 1]. A pure function: the same keys give the same images. Works under
   `jit`, `vmap` over models and `shard_map`; it contains no collective of its own.
 
   Args:
-    keys: typed keys [batch], one per image, or a single key, which is split over the batch.
+    key: a typed key, which is split over the batch, or one key per image [batch].
     logits_fn: images -> logits [batch, classes]; each image's logits depend on that image alone.
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch], the true classes.
@@ -179,7 +190,7 @@ def pgd(
     ValueError: an argument outside what is listed here; the message gives its name and the choices.
   """
   counts = {"num_steps": (num_steps, 0), "num_restarts": (num_restarts, 1)}
-  keys, ball = prepare(keys, images, labels, epsilon, norm, **counts)
+  keys, ball = prepare(key, images, labels, epsilon, norm, **counts)
   _check_step_size(step_size)
   if loss == "kl" and random_start == "none":
     raise ValueError("loss='kl' has no gradient at the clean image; use random_start='gaussian' or 'uniform'.")
@@ -207,11 +218,11 @@ def pgd(
     score = jnp.where(fooled, jnp.inf, surrogate(logits))
     return jnp.where(threat_model.finite(result.images), score, -jnp.inf)
 
-  return jax.lax.stop_gradient(best_run(run, score, keys, num_restarts))
+  return finished(logits_fn, labels, *best_run(run, score, keys, num_restarts)[:2])
 
 
 def fgsm(
-  keys: Keys,
+  key: Keys,
   logits_fn: LogitsFn,
   images: Images,
   labels: Labels,
@@ -225,10 +236,31 @@ def fgsm(
   `pgd` with num_steps=1, step_size=epsilon and no random start; see there for the arguments.
   """
   return pgd(
-    keys, logits_fn, images, labels,
+    key, logits_fn, images, labels,
     epsilon=epsilon, step_size=epsilon, num_steps=1, norm=norm, loss=loss, random_start="none",
   )  # fmt: skip
 
 
-# CW-infinity as GAIRAT and MAIL run it: `pgd` on the margin loss with confidence 50.
-cw = functools.partial(pgd, loss="cw")
+def cw(
+  key: Keys,
+  logits_fn: LogitsFn,
+  images: Images,
+  labels: Labels,
+  *,
+  epsilon: Scalar,
+  step_size: Scalar,
+  num_steps: int,
+  norm: str = "linf",
+  random_start: str = "uniform",
+  num_restarts: int = 1,
+) -> AttackResult:
+  """PGD on the margin loss with confidence 50, which GAIRAT and MAIL call CW-infinity.
+
+  `pgd` with loss="cw"; see there for the arguments. It is not the CW of torchattacks and Foolbox: that is the
+  minimum-norm L2 attack, `carlini_wagner` here.
+  """
+  return pgd(
+    key, logits_fn, images, labels,
+    epsilon=epsilon, step_size=step_size, num_steps=num_steps, norm=norm, loss="cw", random_start=random_start,
+    num_restarts=num_restarts,
+  )  # fmt: skip

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lrat_jax.attacks import losses
-from lrat_jax.attacks._pgd import AttackResult, LogitsFn
+from lrat_jax.attacks._pgd import AttackResult, LogitsFn, finished
 
 
 class _State(NamedTuple):
@@ -60,4 +60,4 @@ def search(
   lowest = 0.0 * images[:, 0, 0, 0] - jnp.inf
   state = _ask(logits_fn, start, labels, _State(images, lowest, wrong, 0 * labels.astype(jnp.int32)))
   state = lax.while_loop(unfinished, step, (0, state))[1]
-  return lax.stop_gradient(AttackResult(state.best, state.survived))
+  return finished(logits_fn, labels, state.best, state.survived)

@@ -30,7 +30,7 @@ def transform(images: Array, angle: float | Array, down: float | Array, right: f
 
 
 def spatial(
-  keys: Keys,
+  key: Keys,
   logits_fn: LogitsFn,
   images: Images,
   labels: Labels,
@@ -46,7 +46,7 @@ def spatial(
   lie far from the originals in every norm.
 
   Args:
-    keys: typed keys [batch] or a single key; nothing here is drawn.
+    key: a typed key or one per image [batch]; nothing here is drawn.
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
@@ -63,7 +63,7 @@ def spatial(
     ValueError: an argument outside what is listed here.
   """
   check_batch(images, labels)
-  per_image_keys(keys, images)
+  per_image_keys(key, images)
   if not 0 <= max_rotation <= 180:
     raise ValueError(f"max_rotation={max_rotation} is outside [0, 180] degrees.")
   if not 0 <= max_translation <= max(images.shape[1:3]):

@@ -168,7 +168,7 @@ def _pattern_proposal(images: Array, epsilon, p_init: float, norm: str) -> tuple
 
 
 def square(
-  keys: Keys,
+  key: Keys,
   logits_fn: LogitsFn,
   images: Images,
   labels: Labels,
@@ -182,7 +182,8 @@ def square(
 
   Black-box random search: a query changes one square window of the best point so far and is kept if the margin
   rises or the model is fooled. The share of the image that a window covers begins at `p_init` and halves after
-  queries 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000. The loop ends when the whole batch is fooled.
+  queries 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000. The loop ends when the whole batch is fooled. Elsewhere
+  epsilon is `eps` and num_queries `n_queries`.
 
   It differs from AutoAttack's Square in these on purpose:
     - windows, signs and patterns are drawn for each image, not once for the batch, so that an image's result does not
@@ -192,7 +193,7 @@ def square(
     - images need not be square.
 
   Args:
-    keys: typed keys [batch], one per image, or a single key, which is split over the batch.
+    key: a typed key, which is split over the batch, or one key per image [batch].
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
@@ -208,7 +209,8 @@ def square(
   Raises:
     ValueError: an argument outside what is listed here.
   """
-  keys, _ = prepare(keys, images, labels, epsilon, norm, num_queries=(num_queries, 0))
+  keys, _ = prepare(key, images, labels, epsilon, norm, num_queries=(num_queries, 0))
+  norm = threat_model.norm_name(norm)
   if not 0 < p_init <= 1:
     raise ValueError(f"p_init={p_init} is outside (0, 1].")
   if norm == "linf":

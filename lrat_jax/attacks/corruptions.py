@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from lrat_jax.attacks import losses
 from lrat_jax.attacks._jpeg import jpeg
-from lrat_jax.attacks._pgd import AttackResult, check_batch, per_image_keys
+from lrat_jax.attacks._pgd import AttackResult, check_batch, finished, per_image_keys
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn
 
 
@@ -79,14 +79,14 @@ CORRUPTIONS = tuple(_KINDS)
 
 
 def corruption(
-  keys: Keys, logits_fn: LogitsFn, images: Images, labels: Labels, *, kind: str, severity: int
+  key: Keys, logits_fn: LogitsFn, images: Images, labels: Labels, *, kind: str, severity: int
 ) -> AttackResult:
   """A common corruption (Hendrycks & Dietterich, arXiv:1903.12261), of the strengths of CIFAR-10-C.
 
   What it does to an image does not depend on the model, so it may also mend one that the model gets wrong.
 
   Args:
-    keys: typed keys [batch], one per image, or a single key; only the two kinds of noise draw from them.
+    key: a typed key or one per image [batch]; only the two kinds of noise draw from it.
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
@@ -105,6 +105,6 @@ def corruption(
   if severity not in range(1, 6):
     raise ValueError(f"severity={severity!r} is outside 1..5.")
   corrupt, strengths = _KINDS[kind]
-  corrupted = jnp.clip(corrupt(per_image_keys(keys, images), images, strengths[severity - 1]), 0.0, 1.0)
+  corrupted = jnp.clip(corrupt(per_image_keys(key, images), images, strengths[severity - 1]), 0.0, 1.0)
   right = losses.is_correct(logits_fn(images), labels)
-  return jax.lax.stop_gradient(AttackResult(corrupted, right.astype(jnp.int32)))
+  return finished(logits_fn, labels, corrupted, right.astype(jnp.int32))

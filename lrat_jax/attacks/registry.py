@@ -14,7 +14,17 @@ from lrat_jax.attacks import threat_model
 from lrat_jax.attacks._apgd import apgd
 from lrat_jax.attacks._carlini_wagner import carlini_wagner
 from lrat_jax.attacks._fab import fab
-from lrat_jax.attacks._pgd import AttackResult, check_batch, check_budget, check_count, cw, fgsm, per_image_keys, pgd
+from lrat_jax.attacks._pgd import (
+  AttackResult,
+  check_batch,
+  check_budget,
+  check_count,
+  cw,
+  fgsm,
+  finished,
+  per_image_keys,
+  pgd,
+)
 from lrat_jax.attacks._spatial import spatial
 from lrat_jax.attacks._square import square
 from lrat_jax.attacks.corruptions import corruption
@@ -64,18 +74,19 @@ def _own(name: str) -> tuple[Attack, dict[str, inspect.Parameter]]:
     check_batch(images, labels)
     check_budget(fields.get("epsilon", 0.0), fields.get("norm", "linf"), images)
     result = attack(per_image_keys(keys, images), logits_fn, images, labels, **fields)
-    return jax.lax.stop_gradient(_checked(name, result, images))
+    return finished(logits_fn, labels, *_checked(name, result, images))
 
   return run, parameters
 
 
-def _checked(name: str, result: Any, images: Array) -> AttackResult:
-  """What the user's attack returned, in the form of every attack's. Raises UserCodeError for anything else."""
-  if not isinstance(result, tuple) or len(result) != 2 or not all(hasattr(part, "dtype") for part in result):
+def _checked(name: str, result: Any, images: Array) -> tuple[Array, Array]:
+  """The images and surviving steps that the user's attack returned. Raises UserCodeError for anything else."""
+  if not isinstance(result, tuple) or len(result) < 2 or not all(hasattr(part, "dtype") for part in result[:2]):
     raise user_code.UserCodeError(
       f"{name!r} returns {type(result).__name__}; it must return an AttackResult of arrays."
     )
-  (found, survived), batch = result, images.shape[:1]
+  found, survived = result[:2]
+  batch = images.shape[:1]
   if found.shape != images.shape or not jnp.issubdtype(found.dtype, jnp.floating):
     raise user_code.UserCodeError(
       f"{name!r} returns images {found.dtype} {found.shape}; they must be float {images.shape}."
@@ -84,7 +95,7 @@ def _checked(name: str, result: Any, images: Array) -> AttackResult:
     raise user_code.UserCodeError(
       f"{name!r} returns surviving_steps {survived.dtype} {survived.shape}; they must be integers {batch}."
     )
-  return AttackResult(found.astype(images.dtype), survived.astype(jnp.int32))
+  return found.astype(images.dtype), survived.astype(jnp.int32)
 
 
 def _look_up(name: Any) -> tuple[Attack, dict[str, inspect.Parameter]]:

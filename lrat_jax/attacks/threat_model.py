@@ -1,7 +1,7 @@
 """What an attacker may do: the epsilon ball of a norm, cut with the image range [0, 1].
 
-Norms are named "linf", "l2" and "l1". `epsilon` and step sizes may be Python numbers or traced scalars
-(training ramps them), so nothing here branches on their value except `check_epsilon`.
+Norms are named "linf", "l2" and "l1", in upper or lower case. `epsilon` and step sizes may be Python numbers or traced
+scalars (training ramps them), so nothing here branches on their value except `check_epsilon`.
 """
 
 import math
@@ -116,11 +116,17 @@ NORMS: dict[str, Norm] = {
 }
 
 
-def get_norm(name: str) -> Norm:
-  """The `Norm` of that name. Raises ValueError with the choices if there is none."""
-  if name not in NORMS:
+def norm_name(name: str) -> str:
+  """ "linf", "l2" or "l1", however it is written: "Linf", "L2". Raises ValueError with the choices."""
+  lower = name.lower() if isinstance(name, str) else name
+  if lower not in NORMS:
     raise ValueError(f"norm={name!r} is unknown; choose from {sorted(NORMS)}.")
-  return NORMS[name]
+  return lower
+
+
+def get_norm(name: str) -> Norm:
+  """The `Norm` of that name, as `norm_name` reads it. Raises ValueError with the choices if there is none."""
+  return NORMS[norm_name(name)]
 
 
 def check_epsilon(epsilon: float, norm: str, image_shape: tuple[int, ...]) -> None:

@@ -260,7 +260,7 @@ def test_every_stage_and_round_has_keys_of_its_own(monkeypatch, model, images, a
     seen.append(jax.random.key_data(shared[1]).tolist())
     return replicate(plan, shared)
 
-  monkeypatch.setattr(autoattack_lib.chunks, "replicate", watch)
+  monkeypatch.setattr(autoattack_lib.microbatch, "replicate", watch)
   report = run(model, images, answers, overrides={"apgd-ce": {"num_steps": 1}, "apgd-t": {"num_steps": 1}})
   assert report.robust.any() and len(seen) == 1 + 1 + 4  # the clean images, apgd-ce, and apgd-t for 4 targets
   assert len({tuple(key) for key in seen}) == len(seen)

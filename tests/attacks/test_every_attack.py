@@ -89,3 +89,9 @@ def test_surviving_steps_are_counted(attack, keys, images, right_labels, cnn_log
 def test_no_gradient_flows_through_an_attack(attack, keys, images, right_labels):
   gradient = jax.grad(lambda x: attack(keys, x, right_labels).images.sum())(images)
   np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_success_is_that_the_model_is_wrong_on_what_came_back(attack, keys, images, right_labels, cnn_logits):
+  result = attack(keys, images, right_labels)
+  assert result.success.dtype == bool
+  np.testing.assert_array_equal(result.success, cnn_logits(result.images).argmax(axis=1) != right_labels)

@@ -175,12 +175,12 @@ def test_the_compiled_attack_is_reused(keys, images, labels, linear_logits):
     ({"loss": "kl", "random_start": "none"}, "loss='kl' has no gradient at the clean image"),
     ({"labels": jnp.zeros(3, int)}, r"labels must be integers of shape \(16,\)"),
     ({"images": jnp.zeros((16, 8, 8, 1), jnp.uint8)}, "images must be float"),
-    ({"keys": jax.random.PRNGKey(0)}, "keys must be typed keys"),
-    ({"keys": jax.random.split(jax.random.key(0), 3)}, r"keys has shape \(3,\)"),
+    ({"key": jax.random.PRNGKey(0)}, "key must be typed"),
+    ({"key": jax.random.split(jax.random.key(0), 3)}, r"key has shape \(3,\)"),
   ],
 )
 def test_bad_arguments_are_named(change, message, keys, images, labels, linear_logits):
-  arguments = {"keys": keys, "logits_fn": linear_logits, "images": images, "labels": labels}
+  arguments = {"key": keys, "logits_fn": linear_logits, "images": images, "labels": labels}
   arguments |= {"epsilon": 0.1, "step_size": 0.02, "num_steps": 2} | change
   with pytest.raises(ValueError, match=message):
     attacks.pgd(**arguments)

@@ -61,7 +61,7 @@ def test_chance_is_noticed(keys, images, right_labels, cnn_logits):
   assert sanity_checks.prediction_difference(restless, images) > 1e-4
   frozen = lambda x: cnn_logits(x + 0.01 * jax.random.normal(jax.random.key(0), x.shape))
   assert sanity_checks.prediction_difference(frozen, images) > 1e-4
-  assert any("two answers" in line for line in _lines(keys, frozen, images, right_labels))
+  assert any("two predictions" in line for line in _lines(keys, frozen, images, right_labels))
 
 
 def test_answers_that_depend_on_the_batch_are_noticed(images, cnn_logits):

@@ -22,6 +22,7 @@ BALL = {"epsilon": 0.1}
 ATTACKS = {
   attacks.fgsm: BALL,
   attacks.pgd: BALL | {"step_size": 0.1, "num_steps": 1},
+  attacks.cw: BALL | {"step_size": 0.1, "num_steps": 1},
   attacks.apgd: BALL | {"num_steps": 1},
   attacks.fab: BALL | {"num_steps": 1, "target_rank": 1},
   attacks.square: BALL | {"num_queries": 1},

@@ -1,0 +1,163 @@
+"""The robust accuracy of any classifier in one call: AutoAttack on images in host memory, with warnings."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+
+from lrat_jax import attacks, data
+from lrat_jax.attacks import threat_model as threat_model_lib
+from lrat_jax.core.typing import HostAnswers, HostImages, HostIntegers, LogitsFn, OneKey
+from lrat_jax.evaluation import suite_warnings
+
+# What an evaluation may be called: the name AutoAttack belongs to all four attacks alone.
+_TITLES = {
+  "standard": "AutoAttack",
+  "plus": "AutoAttack (plus)",
+  "apgd": "APGD-CE + APGD-T, an upper bound on AutoAttack's robust accuracy",
+}
+
+
+class BenchmarkResult(NamedTuple):
+  """What `benchmark` returns for n images; `print` shows it as a table.
+
+  Attributes:
+    threat_model: "linf", "l2" or "l1".
+    epsilon: radius of the ball, in units of the image range.
+    version: of AutoAttack.
+    clean_accuracy, robust_accuracy: shares of n, in [0, 1].
+    robust: bool [n], right on the clean image and under every attack.
+    images: float32 [n, h, w, c] in [0, 1], the adversarial image that broke the model, else the clean image.
+    broken_by: int [n], an index into `attacks`; -1 where the image is robust.
+    attacks: "clean", then the attacks' names in their order.
+    per_attack: a `StageSummary` for each attack that ran.
+    warnings: lines to read before the number is believed; empty for a healthy model.
+  """
+
+  threat_model: str
+  epsilon: float
+  version: str
+  clean_accuracy: float
+  robust_accuracy: float
+  robust: HostAnswers
+  images: HostImages
+  broken_by: HostIntegers
+  attacks: tuple[str, ...]
+  per_attack: tuple[attacks.StageSummary, ...]
+  warnings: tuple[str, ...]
+
+  def __str__(self) -> str:
+    count = len(self.robust)
+    lines = [
+      f"{_TITLES[self.version]}, {self.threat_model}, epsilon {self.epsilon:.4g}, {count:,} images",
+      f"{'':14}{'accuracy':>9}{'attacked':>10}{'broken':>8}{'seconds':>9}",
+      f"{'clean':14}{100 * self.clean_accuracy:8.2f}%",
+    ]
+    for stage in self.per_attack:
+      share = f"{100 * stage.robust_accuracy:8.2f}%"
+      lines.append(f"{stage.name:14}{share}{stage.attacked:10,}{stage.broken:8,}{stage.seconds:9.1f}")
+    lines.append(f"{'robust':14}{100 * self.robust_accuracy:8.2f}%")
+    return "\n".join([*lines, *(f"warning: {line}" for line in self.warnings)])
+
+
+def _checked_images(images: HostImages) -> np.ndarray:
+  """float32 [n, h, w, c] in [0, 1], from that or from uint8."""
+  images = np.asarray(images)
+  if images.dtype == np.uint8:
+    return images / np.float32(255)
+  if not np.issubdtype(images.dtype, np.floating):
+    raise ValueError(f"images is {images.dtype}; give uint8 in 0..255 or floats in [0, 1].")
+  return images.astype(np.float32)
+
+
+def _check_classes(logits_fn: Partial, images: np.ndarray, labels: np.ndarray) -> None:
+  """Refuses outputs that are no logits of the labels. Raises ValueError."""
+  like = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
+  logits = jax.eval_shape(logits_fn, like)
+  if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:
+    shape = getattr(logits, "shape", type(logits).__name__)
+    raise ValueError(
+      f"logits_fn returns {shape} for one image; it must return logits [batch, classes], 2 classes or more."
+    )
+  if len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
+    raise ValueError(
+      f"labels are in [{labels.min()}, {labels.max()}], but logits_fn returns {logits.shape[1]} classes, "
+      f"0 to {logits.shape[1] - 1}."
+    )
+
+
+def benchmark(
+  logits_fn: LogitsFn,
+  images: HostImages,
+  labels: HostIntegers,
+  *,
+  threat_model: str = "linf",
+  epsilon: float = 8 / 255,
+  version: str = "standard",
+  key: OneKey | None = None,
+  batch_size: int = 256,
+  num_sanity_examples: int = 64,
+) -> BenchmarkResult:
+  """Evaluates a classifier with AutoAttack (Croce & Hein, arXiv:2003.01690).
+
+  `attacks.autoattack` has more options, and keeps finished work.
+
+  Args:
+    logits_fn: images float32 [batch, h, w, c] in [0, 1] -> logits [batch, classes], normalization inside. Wrap large
+      parameters as `jax.tree_util.Partial(apply, variables)`, or they are compiled in as constants.
+    images: uint8, or float in [0, 1], [n, h, w, c], in host memory.
+    labels: int [n].
+    threat_model: "Linf", "L2" or "L1", in upper or lower case.
+    epsilon: radius of the ball, in units of the image range; 8/255 is the usual one for Linf on CIFAR-10.
+    version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus", or "apgd" (the first two alone, an upper bound).
+    key: a typed key; by default `jax.random.key(0)`. The same key gives the same result.
+    batch_size: images on all devices together. Changes no result.
+    num_sanity_examples: images on which signs of a misleading number are looked for; 0 is none.
+
+  Returns:
+    BenchmarkResult.
+
+  Raises:
+    ValueError: an argument outside what is listed here; the message gives the argument and its value.
+  """
+  if version not in _TITLES:
+    raise ValueError(f"version={version!r} is unknown; choose from {list(_TITLES)}.")
+  norm = threat_model_lib.norm_name(threat_model)
+  images, labels = _checked_images(images), np.asarray(labels)
+  attacks.check_batch(images, labels)
+  logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+  _check_classes(logits_fn, images, labels)
+  report = attacks.autoattack(
+    jax.random.key(0) if key is None else key,
+    logits_fn,
+    images,
+    labels,
+    epsilon=epsilon,
+    norm=norm,
+    version=version,
+    batch_size=batch_size,
+  )
+  return BenchmarkResult(
+    threat_model=norm,
+    epsilon=float(epsilon),
+    version=version,
+    clean_accuracy=report.clean_accuracy,
+    robust_accuracy=report.robust_accuracy,
+    robust=report.robust,
+    images=report.images,
+    broken_by=report.broken_by,
+    attacks=report.stages,
+    per_attack=report.per_attack,
+    warnings=_warnings(logits_fn, images, labels, report, norm, epsilon, num_sanity_examples),
+  )
+
+
+def _warnings(
+  logits_fn: Partial, images: np.ndarray, labels: np.ndarray, report: attacks.AutoAttackReport, norm, epsilon, most: int
+) -> tuple[str, ...]:
+  rows = np.arange(min(most, len(labels)))
+  split = data.Split(images[rows], labels[rows].astype(np.int32), rows.astype(np.int32))
+  suite = {"autoattack": {"name": "autoattack", "norm": norm, "epsilon": epsilon}}
+  lines = suite_warnings.warnings(logits_fn, split, suite, {"autoattack": report})
+  return tuple(line.removeprefix("autoattack: ") for line in lines)

@@ -1,0 +1,92 @@
+"""The one-call evaluation: what `attacks.autoattack` says, in a table, and one line for whatever is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lrat_jax
+from lrat_jax import attacks
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def labels(linear_logits, images):
+  """The model's own predictions, wrong for every fourth image."""
+  predictions = np.asarray(linear_logits(images).argmax(axis=1))
+  return np.where(np.arange(16) % 4 == 3, (predictions + 1) % 5, predictions)
+
+
+@pytest.fixture(scope="module")
+def result(linear_logits, images, labels):
+  return lrat_jax.benchmark(linear_logits, images, labels, threat_model="Linf", epsilon=0.02, version="apgd")
+
+
+def test_it_is_what_autoattack_says(result, linear_logits, images, labels):
+  report = attacks.autoattack(jax.random.key(0), linear_logits, images, labels, epsilon=0.02, version="apgd")
+  np.testing.assert_array_equal(result.robust, report.robust)
+  np.testing.assert_array_equal(result.images, report.images)
+  assert result.clean_accuracy == 0.75 and result.robust_accuracy == report.robust.mean() < 0.75
+  assert result.attacks == ("clean", "apgd-ce", "apgd-t") and result.threat_model == "linf"
+  fooled = np.asarray(linear_logits(result.images).argmax(axis=1)) != labels
+  np.testing.assert_array_equal(fooled, ~result.robust)
+
+
+def test_the_text_names_two_attacks_an_upper_bound(result):
+  lines = str(result).splitlines()
+  assert lines[0] == ("APGD-CE + APGD-T, an upper bound on AutoAttack's robust accuracy, linf, epsilon 0.02, 16 images")
+  assert lines[2].split() == ["clean", "75.00%"] and lines[3].split()[:3] == [
+    "apgd-ce",
+    f"{100 * result.per_attack[0].robust_accuracy:.2f}%",
+    "12",
+  ]
+  assert f"robust{100 * result.robust_accuracy:16.2f}%" in str(result)
+  assert any(line.startswith("warning: ") and "upper bound" in line for line in lines)
+
+
+def test_bytes_are_the_same_images(linear_logits, labels):
+  images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8)
+  options = {"epsilon": 0.02, "version": "apgd", "num_sanity_examples": 0}
+  by_bytes = lrat_jax.benchmark(linear_logits, images, labels, **options)
+  by_floats = lrat_jax.benchmark(linear_logits, images / np.float32(255), labels, **options)
+  np.testing.assert_array_equal(by_bytes.images, by_floats.images)
+
+
+def _column(x):
+  return jnp.mean(x, axis=(1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"threat_model": "L3"}, r"norm='L3' is unknown; choose from \['l1', 'l2', 'linf'\]"),
+    ({"version": "quick"}, r"version='quick' is unknown; choose from \['standard', 'plus', 'apgd'\]"),
+    ({"epsilon": 2.0}, r"epsilon=2 is outside \[0, 1\]"),
+    ({"images": np.full((16, 8, 8, 1), 2.0)}, r"images must be in \[0, 1\], they are in \[2, 2\]"),
+    ({"images": np.zeros((16, 8, 8, 1), np.int32)}, "images is int32; give uint8"),
+    ({"images": np.zeros((16, 8, 8))}, "images must be float"),
+    ({"labels": np.zeros(3, int)}, r"labels must be integers of shape \(16,\)"),
+    ({"labels": np.full(16, 5)}, r"labels are in \[5, 5\], but logits_fn returns 5 classes, 0 to 4"),
+    ({"labels": np.full(16, -1)}, r"labels are in \[-1, -1\], but logits_fn returns 5 classes"),
+    ({"logits_fn": _column}, r"logits_fn returns \(1, 1\) for one image"),
+    ({"logits_fn": lambda x: (x, x)}, "logits_fn returns tuple for one image"),
+  ],
+)
+def test_a_wrong_argument_is_one_line(changes, said, linear_logits, images, labels):
+  arguments = {"logits_fn": linear_logits, "images": images, "labels": labels} | changes
+  with pytest.raises(ValueError, match=said) as raised:
+    lrat_jax.benchmark(**arguments)
+  assert "\n" not in str(raised.value)
+
+
+def test_the_package_imports_nothing_until_a_name_is_used():
+  code = "import sys, lrat_jax; print(sorted(m for m in ('jax', 'numpy', 'flax') if m in sys.modules), dir(lrat_jax))"
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+  assert done.stdout.strip() == f"[] {sorted(lrat_jax.__all__)}"
+  with pytest.raises(AttributeError, match="no attribute 'attack'"):
+    _ = lrat_jax.attack
