@@ -25,17 +25,17 @@ class MethodRuns(NamedTuple):
   Attributes:
     name: the configuration's, with the fields that set it apart from other methods of that name.
     runs: one for each seed.
-    origins: where each run's configuration comes from, if that can be told.
+    changes: the fields in which the first run differs from its preset; None where that cannot be told.
   """
 
   name: str
   runs: list[Run]
-  origins: list[repeat.Origin | None]
+  changes: list[repeat.Change] | None
 
   @property
-  def commands(self) -> list[str | None]:
+  def commands(self) -> list[str]:
     """What repeats each run."""
-    return [repeat.command(run, origin) for run, origin in zip(self.runs, self.origins, strict=True)]
+    return [repeat.command(run) for run in self.runs]
 
 
 class EvaluatedRun(NamedTuple):
@@ -43,7 +43,7 @@ class EvaluatedRun(NamedTuple):
 
   method: MethodRuns
   run: Run
-  command: str | None
+  command: str
   config: ConfigDict
   arrays: dict[str, np.ndarray]
 
@@ -77,12 +77,10 @@ def _told_apart(methods: Sequence[MethodRuns]) -> list[MethodRuns]:
   """With names that differ: by the fields that only some methods of a name have changed, or by their folders."""
   fields = [
     {
-      f"{c.field}={repeat.text(c.value)}"
-      for c in method.origins[0].changes
-      if c.field.split(".")[0] not in _NOT_THE_ARM
+      f"{change.field}={repeat.text(change.value)}"
+      for change in method.changes or ()
+      if change.field.split(".")[0] not in _NOT_THE_ARM
     }
-    if method.origins[0]
-    else set()
     for method in methods
   ]
   renamed = []
@@ -107,12 +105,11 @@ def group(runs: Sequence[Run]) -> list[MethodRuns]:
     # A second run of one configuration and seed is a method of its own.
     found.setdefault((_key(run), seen.count((_key(run), run.seed))), []).append(run)
     seen.append((_key(run), run.seed))
-  origin = lambda run: None if run.config is None else repeat.origin(run.config)
-  return _told_apart([MethodRuns(mine[0].name, mine, [origin(run) for run in mine]) for mine in found.values()])
+  return _told_apart([MethodRuns(mine[0].name, mine, repeat.changes(mine[0])) for mine in found.values()])
 
 
 def _images(run: Run) -> str:
-  return f"the first {run.results['n']} {run.results['split']} images of {run.results['data']}"
+  return f"the first {run.results['n']} {run.results['split']} images of {run.results['dataset']}"
 
 
 def _check_same_images(runs: Sequence[Run]) -> None:

@@ -30,6 +30,11 @@ _STAGE = {
   },
   "required": ["name", "robust_accuracy", "attacked", "broken", "gradient_calls"],
 }  # fmt: skip
+_COMMAND = {
+  "type": "object",
+  "properties": {"preset": _TEXT, "arguments": {"type": "array", "items": _TEXT}},
+  "required": ["preset", "arguments"],
+}
 _RESULTS = {
   "type": "object",
   "properties": {
@@ -45,12 +50,12 @@ _RESULTS = {
     "autoattack": {"type": "object", "additionalProperties": {"type": "array", "items": _STAGE}},
     "suite": {"type": "object", "additionalProperties": {"type": "object", "required": ["name"]}},
     "seed": _COUNT,
-    "data": _TEXT,
+    "dataset": _TEXT,
     "split": _TEXT,
     "environment": {"type": "object", "additionalProperties": {"type": ["string", "integer"]}},
   },
   "required": [
-    "name", "clean", "robust", "union", "n", "warnings", "autoattack", "suite", "seed", "data", "split",
+    "name", "clean", "robust", "union", "n", "warnings", "autoattack", "suite", "seed", "dataset", "split",
     "environment",
   ],
 }  # fmt: skip
@@ -78,6 +83,8 @@ class Run(NamedTuple):
     workdir: as it was given.
     name: of its configuration, or of the function that was evaluated.
     seed: of training and evaluation.
+    preset: the value of --config.
+    arguments: of the command, without the workdir.
     config: None where a function was evaluated.
     results: of results.json.
     per_example: of per_example.npz.
@@ -90,6 +97,8 @@ class Run(NamedTuple):
   workdir: Path
   name: str
   seed: int
+  preset: str
+  arguments: list[str]
   config: ConfigDict | None
   results: dict[str, Any] | None
   per_example: dict[str, np.ndarray] | None
@@ -208,6 +217,14 @@ def _find_config(workdir: Path) -> ConfigDict | None:
   return _read_config(results["config"], workdir / "results.json") if "config" in results else None
 
 
+def _read_command(workdir: Path, results: Mapping[str, Any] | None) -> dict[str, Any]:
+  """{"preset", "arguments"}: of the results, or of config.json where there are none."""
+  path = workdir / ("config.json" if results is None else "results.json")
+  asked = files.read_json(path)["run"] if results is None else results
+  _check(asked, _COMMAND, path)
+  return {name: asked[name] for name in _COMMAND["required"]}
+
+
 def read(workdir: Path) -> Run:
   """Reads a run's folder.
 
@@ -237,6 +254,7 @@ def read(workdir: Path) -> Run:
     workdir=workdir,
     name=results["name"] if results is not None else config.name,
     seed=results["seed"] if results is not None else config.seed,
+    **_read_command(workdir, results),
     config=config,
     results=results,
     per_example=None if results is None else _if_there(folder / "per_example.npz", read_per_example),

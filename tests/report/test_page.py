@@ -118,7 +118,7 @@ def test_warnings_stand_before_the_numbers(copy):
 def test_hostile_text_stays_text(copy):
   workdir = copy(
     "<img src=x onerror=alert(3)>",
-    results={"warnings": [HOSTILE], "data": HOSTILE, "environment": {"device": HOSTILE}},
+    results={"warnings": [HOSTILE], "dataset": HOSTILE, "environment": {"device": HOSTILE}},
     config={"data.source": f"npz:{HOSTILE}"},
   )
   for path in (workdir / "weights").iterdir():
@@ -184,7 +184,7 @@ def test_worst_examples_are_pictures_with_words(whole, finished):
     change = adversarial - original
     np.testing.assert_allclose(shown[2] - 0.5, change / np.abs(change).max() / 2, atol=1 / 255)
     assert f"class {kept['labels'][row]}" in triple[0].get("alt")
-    assert f"answers class {kept['answers'][row]}" in triple[1].get("alt")
+    assert f"predicts class {kept['predictions'][row]}" in triple[1].get("alt")
   assert all(image.get("alt") for image in tree.iter("img"))
 
 
@@ -232,7 +232,7 @@ def test_seeds_are_one_method_and_each_is_shown(copy):
   for seed, mean in enumerate(means):
     row = re.search(rf"lrat_irat_digits seed {seed} ([0-9. ]+)", text)[1].split()
     assert f"{100 * mean:.1f}" in row
-  assert text.count("--config=configs/lrat_irat.py:digits") == 2
+  assert text.count("python -m lrat_jax.main --config=") == 2
 
 
 def test_only_attacks_that_all_runs_share_are_compared(copy):

@@ -21,7 +21,9 @@ def test_differences_have_a_sign_and_nothing_has_none():
 
 def test_warnings_that_differ_in_numbers_alone_stand_together():
   lines = [["a 1 %", "b"], ["a 2.5 %", "b"], []]
-  found = [runs.Run(None, "x", seed, None, {"warnings": mine}, *[None] * 5) for seed, mine in enumerate(lines)]
-  warning = tables.warnings([methods.MethodRuns("x", found, [None] * 3)])
+  found = [
+    runs.Run(None, "x", seed, "at", [], None, {"warnings": mine}, *[None] * 5) for seed, mine in enumerate(lines)
+  ]
+  warning = tables.warnings([methods.MethodRuns("x", found, None)])
   assert warning[0] == tables.WarningLine("a 1 %", ["x seed 0"], [("a 2.5 %", ["x seed 1"])])
   assert warning[1:] == [tables.WarningLine("b", ["x seed 0", "x seed 1"], [])]
