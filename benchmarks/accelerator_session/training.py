@@ -12,7 +12,8 @@ from benchmarks.accelerator_session import images, speed, weights
 from benchmarks.accelerator_session.session import Session
 from lrat_jax import data
 from lrat_jax.config import default as config_lib
-from lrat_jax.core import preemption, sharding
+from lrat_jax.core import sharding
+from lrat_jax.core.errors import Preempted
 from lrat_jax.training import loop, metrics
 from lrat_jax.training import step as step_lib
 
@@ -128,7 +129,7 @@ def _train(session: Session, dataset: data.Dataset, method: str, epochs: int) ->
   ended = "whole"
   try:
     loop.train(experiment, workdir, Console(), stop)
-  except (preemption.Preempted, metrics.NonFiniteError) as error:
+  except (Preempted, metrics.NonFiniteError) as error:
     ended = str(error)
   seconds = time.perf_counter() - start
   row = {"method": method, "epochs": epochs, "batch": config.data.batch_size, "seconds": seconds, "ended": ended}

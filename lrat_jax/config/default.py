@@ -161,9 +161,8 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
       optimizer=preset["optimizer"],
       train=dict(
         epochs=preset["epochs"],  # passes over the training images
-        epsilon_ramp_fraction=preset[
-          "epsilon_ramp_fraction"
-        ],  # share of the steps over which epsilon and step size grow from 0
+        # share of the steps over which epsilon and step size grow from 0
+        epsilon_ramp_fraction=preset["epsilon_ramp_fraction"],
         attack_batch_norm="eval",  # eval | train: which batch-norm statistics the training attacks see
         ema_decay=0.0,  # of the weights that are validated and evaluated; 0 is off
         log_every_steps=20,  # steps between two rows of metrics

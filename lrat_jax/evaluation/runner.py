@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from lrat_jax import attacks, data
-from lrat_jax.core import distributed, preemption, provenance
-from lrat_jax.core.errors import ConfigError
+from lrat_jax.core import distributed, provenance
+from lrat_jax.core.errors import ConfigError, Preempted
 from lrat_jax.core.text import seconds_text
 from lrat_jax.evaluation import evaluate as evaluate_lib
 from lrat_jax.evaluation import examples
@@ -60,12 +60,12 @@ def evaluate(
 
   Raises:
     ConfigError: the model's logits are not finite, or an earlier try evaluated something else.
-    preemption.Preempted: `stop` returned True.
+    Preempted: `stop` returned True.
   """
 
   def check_stop() -> None:
     if stop():
-      raise preemption.Preempted("Stopped in the evaluation, whose finished batches are saved")
+      raise Preempted("Stopped in the evaluation, whose finished batches are saved")
 
   suite = config.eval.suite.to_dict()
   split = dataset.split(config.eval.split)

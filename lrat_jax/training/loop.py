@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lrat_jax import attacks, data, models
-from lrat_jax.core import distributed, preemption, sharding
+from lrat_jax.core import distributed, sharding
+from lrat_jax.core.errors import Preempted
 from lrat_jax.core.text import seconds_text
 from lrat_jax.core.typing import Variables
 from lrat_jax.evaluation import evaluate
@@ -139,7 +140,7 @@ class _Loop:
         bar.update(task, epoch=f"{epoch + 1}/{config.train.epochs}")
         stopped = self._run_epoch(epoch, lambda rate: bar.update(task, completed=self.step, rate=rate))
         if stopped and self.step < experiment.total_steps:
-          raise preemption.Preempted(f"Stopped at step {self.step} of {experiment.total_steps}, which is saved")
+          raise Preempted(f"Stopped at step {self.step} of {experiment.total_steps}, which is saved")
 
   def _progress_bar(self) -> Progress:
     return Progress(
@@ -258,7 +259,7 @@ def train(
   Raises:
     checkpoints.CheckpointError: a checkpoint could not be written; those before it are intact.
     metrics.NonFiniteError: a metric became NaN or infinite; the checkpoints before it are intact.
-    preemption.Preempted: `stop` returned True before the last step.
+    Preempted: `stop` returned True before the last step.
   """
   _quarantine(workdir, console)
   with checkpoints_lib.Checkpoints(workdir / "checkpoints") as saved:

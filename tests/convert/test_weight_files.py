@@ -196,7 +196,8 @@ class Missing:
     if name.partition(".")[0] == "torch":
       raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Missing())
-from lrat_jax import convert, main
+from lrat_jax import main
+from lrat_jax.convert import __main__ as convert
 codes = [convert.main([name, "b.safetensors"]) for name in ("a.safetensors", "a.pt", "none.pt")]
 class Version(str):
   __lt__ = lambda self, other: (2, 5) < other

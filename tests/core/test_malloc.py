@@ -10,8 +10,8 @@ import pytest
 # are fresh each time after the first, by getrusage.
 _PROGRAM = """
 import ctypes, resource, sys, threading
-from lrat_jax import host_memory
-host_memory.disable_malloc_trim()
+from lrat_jax.core import malloc
+malloc.disable_malloc_trim()
 libc, size, faults = ctypes.CDLL(None), 40 * 2**20, []
 libc.malloc.restype = ctypes.c_void_p
 def work():

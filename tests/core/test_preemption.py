@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from lrat_jax.core import preemption
+from lrat_jax.core.errors import Preempted
 from lrat_jax.evaluation import runner
 from lrat_jax.training import checkpoints, loop
 from tests.helpers import SMALL, make_config, make_experiment
@@ -34,7 +35,7 @@ def test_a_watch_hears_sigterm_and_gives_the_signal_back():
 @pytest.mark.parametrize(("asked_at", "best"), [(1, 1), (3, 3), (4, 4), (7, 4)])
 def test_a_run_stops_after_the_step_at_which_it_was_asked_and_has_saved_it(experiment, tmp_path, asked_at, best):
   calls = iter(range(1, 100))
-  with pytest.raises(preemption.Preempted, match=f"step {asked_at} of {STEPS}"):
+  with pytest.raises(Preempted, match=f"step {asked_at} of {STEPS}"):
     loop.train(experiment, tmp_path, Console(quiet=True), stop=lambda: next(calls) == asked_at)
   with checkpoints.Checkpoints(tmp_path / "checkpoints", read_only=True) as saved:
     # At an epoch's end it was validated first, so that the best checkpoint is chosen among the same as ever.
@@ -55,7 +56,7 @@ def test_a_evaluation_stops_after_a_batch_and_goes_on_behind_it(experiment, tmp_
     config, logits_fn, dataset, mesh, tmp_path, Console(quiet=True), name="mine", **options
   )
   calls = iter(range(1, 100))
-  with pytest.raises(preemption.Preempted, match="evaluation"):
+  with pytest.raises(Preempted, match="evaluation"):
     evaluate(stop=lambda: next(calls) == 4)
   assert len(list((tmp_path / runner.PROGRESS).glob("*.npz"))) == 4
   assert not (tmp_path / "results.json").exists()

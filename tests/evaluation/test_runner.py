@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from rich.console import Console
 
 from lrat_jax import data
+from lrat_jax.analysis import plots
 from lrat_jax.attacks import eval_state
 from lrat_jax.core import sharding
 from lrat_jax.core.errors import ConfigError
@@ -52,9 +53,8 @@ def _config(**fields):
 
 def _evaluate(workdir, config=None, logits_fn=LOGITS_FN, dataset=DATASET):
   console = Console(file=io.StringIO(), width=100)
-  results = runner.evaluate(
-    config or _config(), logits_fn, dataset, sharding.make_mesh(2), workdir, console, about={"name": "mine"}
-  )
+  more = {"about": {"name": "mine"}, "draw": plots.draw_evaluation}
+  results = runner.evaluate(config or _config(), logits_fn, dataset, sharding.make_mesh(2), workdir, console, **more)
   return results, console.file.getvalue()
 
 

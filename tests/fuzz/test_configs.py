@@ -182,7 +182,8 @@ def test_a_file_that_leaves_out_a_field_or_gives_another_type_is_refused(field, 
   except ConfigError as error:
     assert len(str(error).splitlines()) == 1 and f"config.{parents[0] if parents else name}" in str(error)
     return
-  assert wrong not in ("absent", None, b"") or parents[:2] == ["eval", "suite"]  # attacks have defaults of their own
+  of_attack = parents[:2] == ["eval", "suite"] or parents[:1] in (["train_attacks"], ["validation_attack"])
+  assert wrong not in ("absent", None, b"") or of_attack  # attacks have defaults of their own
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lrat_jax.core import preemption
+from lrat_jax.core.errors import Preempted
 from lrat_jax.training import checkpoints, metrics
 from lrat_jax.training import loop as loop_lib
 from tests.helpers import SMALL, make_config, make_experiment
@@ -48,7 +48,7 @@ def test_the_first_of_the_best_epochs_is_evaluated_wherever_the_run_was_stopped(
   validated.update(enumerate(robust, start=1))
   if asked_at is not None:
     calls = iter(range(1, 100))
-    with pytest.raises(preemption.Preempted):
+    with pytest.raises(Preempted):
       loop_lib.train(experiment, tmp_path, Console(quiet=True), stop=lambda: next(calls) == asked_at)
   loop_lib.train(experiment, tmp_path, Console(quiet=True))
   assert loop_lib.load_best(experiment, tmp_path)[0] == STEPS_AN_EPOCH * best
@@ -61,7 +61,7 @@ def test_the_first_of_the_best_epochs_is_evaluated_wherever_the_run_was_stopped(
 def test_the_held_epoch_is_the_state_that_was_validated(experiment, validated, tmp_path):
   """Not the state that training went on to, whose buffers take the place of the old."""
   validated.update({1: 0.1, 2: 0.9, 3: 0.1, 4: 0.1, 5: 0.1})
-  with pytest.raises(preemption.Preempted):
+  with pytest.raises(Preempted):
     calls = iter(range(1, 100))
     loop_lib.train(
       experiment, tmp_path / "stopped", Console(quiet=True), stop=lambda: next(calls) == 2 * STEPS_AN_EPOCH
