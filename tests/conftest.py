@@ -19,6 +19,12 @@ from hypothesis import settings  # noqa: E402
 
 from lrat_jax import models  # noqa: E402
 
+# Tests of these folders start a process, or draw hundreds of examples, each.
+_SLOW_FOLDERS = ("fuzz", "launch")
+# What a test may take that is not marked slow, its set-up not counted; a fresh compilation cache is given its time.
+_MOST_SECONDS = float(os.environ.get("LRAT_JAX_TEST_SECONDS", "5"))
+_COMPILED_BEFORE = _CACHE.is_dir() and any(_CACHE.iterdir())
+
 settings.register_profile("lrat_jax", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("lrat_jax")
 
@@ -58,3 +64,23 @@ def linear_weights():
 @pytest.fixture(scope="session")
 def linear_logits(linear_weights):
   return lambda x: x.reshape(x.shape[0], -1) @ jnp.asarray(linear_weights)
+
+
+def pytest_collection_modifyitems(items):
+  tests = Path(__file__).parent
+  for item in items:
+    if item.path.relative_to(tests).parts[0] in _SLOW_FOLDERS:
+      item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+  """Fails a test that is too slow to be run every time and does not say so."""
+  report = yield
+  fast_run = item.config.option.markexpr == "not slow"
+  if fast_run and _COMPILED_BEFORE and report.when == "call" and report.passed and call.duration > _MOST_SECONDS:
+    report.outcome = "failed"
+    report.longrepr = (
+      f"{item.nodeid} took {call.duration:.1f} s; mark it slow, or make it faster than {_MOST_SECONDS:g} s."
+    )
+  return report

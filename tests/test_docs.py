@@ -27,6 +27,8 @@ from lrat_jax.config import default as config_lib
 from tests import torch_definitions
 from tests.helpers import SMALL
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
   [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "launch/README.md", *ROOT.glob("*s/README.md")]

@@ -16,6 +16,8 @@ from lrat_jax import attacks, data, main, models, reweighting
 from lrat_jax.analysis import inspection
 from lrat_jax.core import sharding
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TINY = ["--config.train.epochs=1", "--config.train.log_every_steps=2", "--config.data.train_size=128"]
 TINY += [

@@ -18,6 +18,8 @@ from lrat_jax.training import checkpoints, loop
 from tests import programs, soak
 from tests.helpers import SMALL, make_config, make_experiment, to_numpy
 
+pytestmark = pytest.mark.slow
+
 CONFIG = {name.replace(".", "__"): value for name, value in SMALL.items()}
 CONFIG |= {"data__batch_size": 16, "train__num_logged_examples": 4, "train__checkpoint_every_steps": 3}
 

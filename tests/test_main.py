@@ -21,6 +21,8 @@ from lrat_jax.training.checkpoints import Checkpoints
 from tests import programs
 from tests.helpers import SMALL, make_split
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 ARGUMENTS = [f"--config={ROOT}/configs/lrat_irat.py", *(f"--config.{name}={value}" for name, value in SMALL.items())]
 RESULT_FILES = {

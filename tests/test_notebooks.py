@@ -10,6 +10,8 @@ from nbclient import NotebookClient
 
 from tests.helpers import SMALL
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 OPTIONS = {name: value for name, value in SMALL.items() if name != "train.epochs"} | {"train_attacks.cw.num_steps": 2}

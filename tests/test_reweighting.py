@@ -36,6 +36,7 @@ def test_vulnerability_is_the_probability_gap():
   np.testing.assert_allclose(reweighting.vulnerability(logits, np.array([0, 0, 1])), [-0.5, 0.3, 0.25], rtol=1e-5)
 
 
+@pytest.mark.slow
 @given(
   hnp.arrays(np.float32, (6, 4), elements=st.floats(-30, 30, width=32)), hnp.arrays(int, 6, elements=st.integers(0, 3))
 )
@@ -53,6 +54,7 @@ def test_vulnerability_takes_a_variant_axis():
   np.testing.assert_array_equal(both[:, 1], reweighting.vulnerability(logits[:, 1], labels))
 
 
+@pytest.mark.slow
 @given(vulnerability_arrays, options)
 def test_a_pairs_weights_sum_to_the_total_unless_the_floor_binds_and_never_to_less(scores, options):
   natural, adversarial = _weights(scores, **options)
@@ -133,6 +135,7 @@ def test_mail_weights_are_the_papers():
   np.testing.assert_allclose(weights, _mail(margins), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gairat", "mail"])
 @given(data=st.data())
 def test_global_weights_have_mean_1(kind, data):

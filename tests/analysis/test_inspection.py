@@ -221,6 +221,7 @@ def test_a_checkpoint_is_evaluated_on_any_split_by_any_attacks(workdir):
     inspection.evaluate(workdir, "slow")
 
 
+@pytest.mark.slow
 def test_the_weights_that_training_used_are_those_that_inspection_shows(tmp_path):
   """One step of SGD through the training loop, and again by hand with the weights as they are read from the disk."""
   fields = {

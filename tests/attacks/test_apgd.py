@@ -39,6 +39,7 @@ def test_checks_come_after_22_19_16_13_10_7_and_6_steps():
   assert check_periods(10)[check_periods(10) > 0].tolist() == [2, 1, 1, 1, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_result_is_in_the_ball_and_fools(attack, keys, images, answers, cnn_logits):
   run, norm = attack
   result = run(keys, images, answers)
@@ -49,6 +50,7 @@ def test_result_is_in_the_ball_and_fools(attack, keys, images, answers, cnn_logi
   assert (result.surviving_steps[~fooled] == 20).all() and (result.surviving_steps[fooled] < 20).any()
 
 
+@pytest.mark.slow
 def test_an_image_has_one_adversarial_whatever_its_batch(attack, keys, images, answers):
   run, _ = attack
   whole = run(keys, images, answers)
@@ -58,6 +60,7 @@ def test_an_image_has_one_adversarial_whatever_its_batch(attack, keys, images, a
   np.testing.assert_array_equal(part.surviving_steps, whole.surviving_steps[order])
 
 
+@pytest.mark.slow
 def test_runs_on_devices_as_on_one(keys, images, answers, cnn_logits):
   for norm, loss in (("linf", "ce"), ("l1", "dlr_targeted")):
     run = functools.partial(
@@ -80,6 +83,7 @@ def _gradients(weights, labels):
   return np.stack([weights[:, 1 - label] - weights[:, label] for label in labels]).reshape(-1, 8, 8, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_reaches_the_best_point_of_a_linear_model(norm, keys, linear_weights):
   images, labels = jnp.full((16, 8, 8, 1), 0.5), np.arange(16) % 2
@@ -104,12 +108,14 @@ def test_early_stop_fools_the_same_images_at_their_first_adversarial(keys, image
   assert (early.surviving_steps <= late.surviving_steps).all()
 
 
+@pytest.mark.slow
 def test_restarts_never_lose_what_one_run_found(keys, images, answers, cnn_logits):
   run = functools.partial(attacks.apgd, keys, cnn_logits, images, answers, epsilon=0.015, num_steps=3)
   right = [np.asarray(cnn_logits(run(num_restarts=n).images).argmax(axis=1) == answers) for n in (1, 4)]
   assert (right[1] <= right[0]).all()
 
 
+@pytest.mark.slow
 def test_rank_and_targets_name_the_same_class(keys, images, linear_logits):
   logits = linear_logits(images)
   labels = logits.argmax(axis=1)
@@ -120,6 +126,7 @@ def test_rank_and_targets_name_the_same_class(keys, images, linear_logits):
     np.testing.assert_array_equal(by_rank, by_class)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_random_model_are_averaged(keys, images, linear_weights):
   # Noise on the weights: with one draw the steepest direction is off, with many it is nearly that of the mean.
   labels = jnp.arange(16) % 2
@@ -208,6 +215,7 @@ def _reference(start, images, epsilon, norm, loss_name, num_steps):
   return np.stack([run(*each) for each in zip(start, images, strict=True)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("norm", "epsilon", "loss", "num_steps"),
   [

@@ -58,6 +58,7 @@ def _distance_to_boundary(weights, images, labels):
   return np.where(np.arange(5) == labels[:, None], np.inf, gap / np.maximum(length, 1e-9)).min(axis=1)
 
 
+@pytest.mark.slow
 def test_exactly_the_images_near_the_boundary_of_a_linear_model_fall(model, images, answers, linear_weights):
   centred = 0.3 + 0.4 * images  # so that [0, 1] is out of reach
   labels = np.asarray(model(centred).argmax(axis=1))
@@ -88,6 +89,7 @@ def test_what_fell_is_in_the_ball_and_the_rest_is_untouched(report, images):
   assert report.images.min() >= 0 and report.images.max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "devices"), [(50, 1), (128, 2), (8, 2), (24, 3)])
 def test_batch_size_and_devices_change_no_bit(batch_size, devices, report, model, images, answers):
   other = run(model, images, answers, batch_size=batch_size, devices=jax.devices()[:devices])
@@ -95,6 +97,7 @@ def test_batch_size_and_devices_change_no_bit(batch_size, devices, report, model
   np.testing.assert_array_equal(other.broken_by, report.broken_by)
 
 
+@pytest.mark.slow
 def test_an_image_is_known_by_its_index_not_its_place(report, model, images, answers):
   order = np.random.default_rng(0).permutation(40)[:25]
   other = run(model, images[order], answers[order], example_indices=order)
@@ -102,6 +105,7 @@ def test_an_image_is_known_by_its_index_not_its_place(report, model, images, ans
   np.testing.assert_allclose(other.images, report.images[order], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_few_classes_work(num_classes, images, linear_weights):
   model = Partial(_linear, jnp.asarray(linear_weights[:, :num_classes]))
@@ -122,6 +126,7 @@ def _rounded(weights, images):
   return _linear(weights, jnp.round(images * 20) / 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [_scaled, _rounded])
 def test_masked_gradients_do_not_fool_it(masked, images, linear_weights):
   # The epsilon moves every pixel by two of the rounding's levels.
@@ -132,6 +137,7 @@ def test_masked_gradients_do_not_fool_it(masked, images, linear_weights):
   assert report.robust_accuracy <= unmasked.robust_accuracy + 0.15
 
 
+@pytest.mark.slow
 def test_random_models_are_evaluated_by_majority(images, linear_weights):
   # Wrong on one draw in five, whatever the image: a single answer would call a fifth of the images broken.
   def logits_fn(x, keys):
@@ -185,6 +191,7 @@ class _Fragile(attacks.FileStore):
     super().save(piece, arrays)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, report, model, images, answers):
   with pytest.raises(_Killed):
     run(model, images, answers, store=_Fragile(tmp_path, 3), devices=jax.devices()[:1])

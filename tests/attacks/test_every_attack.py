@@ -70,6 +70,7 @@ def test_an_image_has_one_adversarial_whatever_its_batch(attack, keys, images, r
   np.testing.assert_array_equal(part.surviving_steps, whole.surviving_steps[order])
 
 
+@pytest.mark.slow
 def test_devices_change_nothing(attack, keys, images, right_labels):
   mesh = sharding.make_mesh(2)
   specs = {"in_specs": PartitionSpec(sharding.AXIS), "out_specs": PartitionSpec(sharding.AXIS)}

@@ -55,6 +55,7 @@ def _shortest(point, normal, value, norm):
   return result.fun
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_steps_are_as_short_as_a_solvers(norm):
   points, normals, values, share = _problems()

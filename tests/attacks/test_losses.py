@@ -33,6 +33,7 @@ def test_dlr_is_the_ratio_of_logit_differences():
   np.testing.assert_allclose(losses.dlr(LOGITS, LABELS), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_dlr_is_1_where_the_true_class_comes_third():
   logits = jnp.array([[1.1, 4.3, 3.2]])
   np.testing.assert_allclose(losses.dlr(logits, jnp.array([0])), 1.0, rtol=1e-6)

@@ -127,6 +127,7 @@ def test_surviving_steps_equal_a_count_in_python(keys, images, labels, linear_lo
   assert 0 < survived.sum() < 6 * 16
 
 
+@pytest.mark.slow
 def test_restarts_never_lose_what_one_run_found(keys, images, cnn_logits):
   labels = cnn_logits(images).argmax(axis=1)
   run = functools.partial(attacks.pgd, logits_fn=cnn_logits, epsilon=0.04, step_size=0.013, num_steps=1)

@@ -67,6 +67,7 @@ def test_l1_points_spend_the_whole_ball_beside_a_wall():
   assert start.max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(10, 10, 2), (4, 7, 3)])
 def test_l2_points_lie_on_the_sphere_and_move_between_two_windows(shape):
   images, epsilon = jnp.full((50, *shape), 0.5), 0.3

@@ -49,6 +49,7 @@ def test_operations_of_a_convolution_a_product_and_a_function_that_is_called():
   assert flops.count(network, x) == 2 * (4 * 4 * 5) * (3 * 3 * 3) + 2 * 5 * 7
 
 
+@pytest.mark.slow
 def test_weights_in_several_files_are_read_as_they_were_rounded(tmp_path):
   module = models.create("resnet18_4", 10, mean=(0.5, 0.4, 0.3), std=(0.25, 0.25, 0.2))
   images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
@@ -97,6 +98,7 @@ def test_a_part_without_what_it_needs_and_one_without_time_are_lines(tmp_path):
   assert "| left out: no --data_dir |" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_session_leaves_its_tables_and_no_process(tmp_path, stop):
   arguments = ["--trial", "--minutes=5", f"--out={tmp_path}/out", f"--scratch={tmp_path}/scratch"]

@@ -13,6 +13,8 @@ import pytest
 from lrat_jax.compare import __main__ as compare
 from tests.helpers import SMALL
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 FIELDS = [f"--config.{name}={value}" for name, value in (SMALL | {"train.epochs": 1}).items()]
 BROKEN = "at@optimizer.learning_rate=1e4@optimizer.schedule=constant"

@@ -78,6 +78,7 @@ def run(tmp_path_factory):
   return workdir, arguments
 
 
+@pytest.mark.slow
 def test_a_run_goes_out_and_is_evaluated_the_same_from_there(run, tmp_path, capsys):
   """What leaves a run and comes back as `--model` gives the same answers to every attack."""
   workdir, arguments = run

@@ -15,6 +15,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 _BUFFERS = {"mean": torch.tensor(MEAN).reshape(1, 3, 1, 1), "std": torch.tensor(STD).reshape(3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", definitions.SMALL)
 def test_logits_are_equal_from_either_kind_of_file(name, tmp_path):
   network, images = definitions.trained(name), definitions.pictures()

@@ -111,6 +111,7 @@ _NAMES = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.dictionaries(_NAMES | st.text(), st.lists(st.integers(0, 99), max_size=5).map(tuple)))
 def test_any_names_and_shapes_are_a_network_or_refused(shapes):
   try:

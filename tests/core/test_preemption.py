@@ -53,7 +53,7 @@ def test_a_evaluation_stops_after_a_batch_and_goes_on_behind_it(experiment, tmp_
   config, dataset, mesh = make_config(**CONFIG | {"eval__batch_size": 8}), experiment.dataset, experiment.mesh
   logits_fn = lambda images: images.reshape(images.shape[0], -1)[:, :4]
   evaluate = lambda **options: runner.evaluate(
-    config, logits_fn, dataset, mesh, tmp_path, Console(quiet=True), name="mine", **options
+    config, logits_fn, dataset, mesh, tmp_path, Console(quiet=True), about={"name": "mine"}, **options
   )
   calls = iter(range(1, 100))
   with pytest.raises(Preempted, match="evaluation"):

@@ -76,6 +76,7 @@ def named(function):
   return function.__name__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS, ids=named)
 def test_attacks_take_and_return_the_shapes_that_they_say(attack):
   call = functools.partial(checked(attack), **ATTACKS[attack])

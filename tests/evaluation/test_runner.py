@@ -137,6 +137,7 @@ def _count_saves(monkeypatch, stop_after):
   return saved
 
 
+@pytest.mark.slow
 def test_a_evaluation_stopped_at_any_piece_ends_in_the_same_files_and_repeats_nothing(whole, tmp_path, monkeypatch):
   config = _config(eval__save_images=True)
   done = []
@@ -177,6 +178,7 @@ def test_a_half_done_evaluation_of_something_else_is_refused(changed, reason, tm
   assert not (tmp_path / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_hides_its_gradients_is_warned_of(tmp_path):
   # Gradients vanish where the logits are so far apart; a margin at any scale still finds the way.
   config = _config(eval__num_sanity_examples=40)

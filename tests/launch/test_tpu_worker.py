@@ -64,7 +64,7 @@ def test_the_job_is_a_unit_that_is_ended_before_network_and_folder(stage):
 
 
 @pytest.mark.parametrize(
-  ("predictions", "message"),
+  ("answers", "message"),
   [([unit()], "a run is going on here"), ([ABSENT, ("mountpoint", [(1, "")])], "gs://bucket is not mounted")],
 )
 def test_no_second_run_and_none_on_the_wrong_disk(stage, answers, message):

@@ -30,6 +30,7 @@ def _assert_equal_in_values_and_gradients(ours, plain, x, kernel, value_atol, re
     np.testing.assert_allclose(gradient, expected_gradient, atol=relative_gradient_atol * largest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("size", "kernel_size", "padding"),
   [(size, *kernel) for size in (5, 8) for kernel in ((3, 1), (1, 0), (3, 0), (5, 2))]
@@ -44,6 +45,7 @@ def test_values_and_gradients_equal_the_plain_layers(size, kernel_size, padding,
   _assert_equal_in_values_and_gradients(ours, plain, x, kernel, 1e-4, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(2, 3), (4, 4), (5, 8), (7, 14), (16, 9)])
 def test_winograds_values_and_gradients_equal_the_plain_layers(size):
   x = jax.random.normal(jax.random.key(0), (2, *size, 32))
@@ -52,6 +54,7 @@ def test_winograds_values_and_gradients_equal_the_plain_layers(size):
   _assert_equal_in_values_and_gradients(winograd.conv3x3, plain, x, kernel, 3e-4, 3e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "stride"), [(32, 1), (2, 2)])
 def test_a_few_images_at_a_time_are_as_good_as_all(monkeypatch, channels, stride):
   x = jax.random.normal(jax.random.key(0), (6, 8, 8, channels))
@@ -134,6 +137,7 @@ def test_on_cpu_the_compiled_input_gradient_holds_no_kernel_gradient():
   assert flops[0] < 0.7 * flops[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 32])  # by taps, and by Winograd's filtering
 def test_the_kernels_gradient_is_summed_over_devices(channels):
   x = jax.random.normal(jax.random.key(0), (4, 5, 5, channels))

@@ -15,6 +15,7 @@ def _shapes(name, image_shape=(32, 32, 3), num_classes=10):
   return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "count"),
   # As the PyTorch definitions of TRADES, GAIRAT and RobustBench count them for CIFAR-10.
@@ -29,6 +30,7 @@ def test_parameter_counts_are_the_published_ones(name, count):
   assert sum(p.size for p in jax.tree.leaves(_shapes(name)["params"])) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", models.DTYPES)
 @pytest.mark.parametrize("name", SMALL)
 def test_logits_are_float32_and_parameters_too(name, dtype):
@@ -40,6 +42,7 @@ def test_logits_are_float32_and_parameters_too(name, dtype):
   assert jnp.isfinite(logits).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_bfloat16_is_close_to_float32(name):
   images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
@@ -48,6 +51,7 @@ def test_bfloat16_is_close_to_float32(name):
   assert jnp.max(jnp.abs(exact - rough)) < 0.05 * jnp.max(jnp.abs(exact))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_in_eval_mode_an_images_logits_depend_on_it_alone(name):
   images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
@@ -57,6 +61,7 @@ def test_in_eval_mode_an_images_logits_depend_on_it_alone(name):
   np.testing.assert_allclose(jax.jit(model.apply)(variables, images)[2:3], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_normalisation_is_inside():
   images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
   plain, inside = models.create("cnn_4", 5), models.create("cnn_4", 5, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))

@@ -69,6 +69,7 @@ def test_every_example_is_a_model_of_the_digits(module):
   assert np.mean(np.asarray(logits_fn(test.images)).argmax(axis=1) == test.labels) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", EXAMPLES)
 def test_every_example_is_evaluated(module, tmp_path, capsys):
   name = f"examples.{module}:{EXAMPLES[module]}"
@@ -117,6 +118,7 @@ def test_a_model_that_fails_as_it_runs_is_one_line(tmp_path, capsys, caplog):
   assert error.splitlines()[-1] == "error: --model='bad_models:in_a_callback' failed as it ran: no more images"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "warning"), [("half", None), ("by_its_batch", "two predictions to an image differ")])
 def test_a_model_that_is_odd_is_evaluated(name, warning, tmp_path):
   checked = [*FAST[:-1], "--config.eval.num_sanity_examples=16"]

@@ -83,6 +83,7 @@ def test_help_names_the_exit_codes(capsys):
   assert "Exit codes:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_module_runs(tmp_path):
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
   command = [sys.executable, "-m", "lrat_jax.report", str(tmp_path)]

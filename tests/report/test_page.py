@@ -17,6 +17,8 @@ from lrat_jax.core import files
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.report import page, pictures, runs, tables
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
 

@@ -38,6 +38,7 @@ def validated(monkeypatch):
   return robust
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("robust", "best"), [((0.1, 0.5, 0.3, 0.5, 0.2), 2), ((0.5, 0.4, 0.3, 0.2, 0.1), 1), ((0.1, 0.2, 0.3, 0.4, 0.5), 5)]
 )

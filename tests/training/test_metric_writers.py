@@ -51,6 +51,7 @@ def mlflow_client(tmp_path, monkeypatch):
   return mlflow.MlflowClient()
 
 
+@pytest.mark.slow
 def test_mlflow_has_every_number_and_field_and_one_run_over_two_tries(tmp_path, console, mlflow_client):
   for _ in range(2):  # the second as after a kill
     follow(["mlflow"], tmp_path, console)

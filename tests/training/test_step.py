@@ -64,6 +64,7 @@ def _train(num_devices, phase, steps, shape=(8, 8, 1), **fields):
   return to_numpy(state), outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model, objective, phase", [("cnn_2", "mart", PERTURBED), ("wide_resnet_10_1", "ce", BOTH)])
 def test_1_2_and_4_devices_train_the_same_model(model, objective, phase):
   fields = {"model__name": model, "data__crop_padding": 1, "data__flip": True, "train__ema_decay": 0.9}
@@ -76,12 +77,14 @@ def test_1_2_and_4_devices_train_the_same_model(model, objective, phase):
   assert not np.allclose(jax.tree.leaves(alone.variables["params"])[0], jax.tree.leaves(alone.ema["params"])[0])
 
 
+@pytest.mark.slow
 def test_batch_norm_statistics_move_and_stay_finite():
   state, _ = _train(2, LOCAL, steps=2, model__name="wide_resnet_10_1")
   means = [leaf for path, leaf in jax.tree.leaves_with_path(state.variables["batch_stats"]) if "mean" in str(path)]
   assert means and all(np.isfinite(mean).all() for mean in means) and any(np.abs(mean).max() > 1e-3 for mean in means)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", [PLAIN, LOCAL, BOTH])
 def test_one_step_equals_the_method_written_out(phase):
   """SGD on 1/n sum_i w_i [omega_i0 l(x_i) + sum_j omega_ij l(x~_ij)] with weights held constant."""
@@ -162,6 +165,7 @@ def _written_out(experiment, phase, beta):
   return state, batch, loss_fn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", [PLAIN, LOCAL])
 def test_a_trades_step_equals_the_method_written_out(phase):
   fields = {"objective": "trades", "beta": 3.0, "optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0}
@@ -176,6 +180,7 @@ def test_a_trades_step_equals_the_method_written_out(phase):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), to_numpy(after.variables["params"]), expected)
 
 
+@pytest.mark.slow
 def test_awp_takes_the_gradient_at_the_perturbed_parameters():
   """Each kernel up its own gradient by gamma |w|, the gradient there, the step from where the parameters were."""
   fields = {"objective": "trades", "beta": 3.0, "awp__gamma": 0.05}
@@ -196,6 +201,7 @@ def test_awp_takes_the_gradient_at_the_perturbed_parameters():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), to_numpy(after.variables["params"]), expected)
 
 
+@pytest.mark.slow
 def test_one_compiled_program_serves_every_seed_and_each_has_its_own_noise():
   texts, outputs = [], []
   for seed in (0, 1):
@@ -208,6 +214,7 @@ def test_one_compiled_program_serves_every_seed_and_each_has_its_own_noise():
   assert np.abs(outputs[0].vulnerabilities - outputs[1].vulnerabilities).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_outputs_follow_the_model():
   fields = {"model__name": "cnn_8", "train_attacks__pgd__epsilon": "0.05"}
   state, outputs = _train(2, LOCAL, steps=60, optimizer__learning_rate=0.03, **fields)
@@ -217,6 +224,7 @@ def test_outputs_follow_the_model():
   assert state.step == 60
 
 
+@pytest.mark.slow
 def test_epsilon_grows_along_the_ramp():
   """At the first of 100 steps of a ramp the attack moves a hundredth, so vulnerability is that of the clean image."""
   fields = {"train__epochs": 25, "train__epsilon_ramp_fraction": 1.0, "train_attacks__pgd__epsilon": "0.5"}
@@ -246,6 +254,7 @@ def test_augmentation_changes_with_step_and_image_only():
   assert np.abs(later.vulnerabilities - first.vulnerabilities).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_attacks_may_see_the_batchs_own_statistics():
   _, (running,) = _train(1, PLAIN, steps=1, model__name="wide_resnet_10_1")
   _, (own,) = _train(1, PLAIN, steps=1, model__name="wide_resnet_10_1", train__attack_batch_norm="train")
@@ -254,6 +263,7 @@ def test_attacks_may_see_the_batchs_own_statistics():
   np.testing.assert_allclose(own_sharded.vulnerabilities, own.vulnerabilities, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "microbatch_size"), [("eval", 2), ("train", 16)])
 def test_attacks_take_few_images_at_a_time_unless_these_share_their_statistics(monkeypatch, mode, microbatch_size):
   fields = {"model__name": "wide_resnet_10_1", "train__attack_batch_norm": mode}
@@ -287,6 +297,7 @@ def test_phases_begin_after_their_share_of_the_epochs():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn_2", "wide_resnet_10_1"])
 def test_the_compiled_attack_loop_holds_no_collective(model):
   experiment = make_experiment(make_config(**FIELDS | {"model__name": model}), num_devices=2)
@@ -296,6 +307,7 @@ def test_the_compiled_attack_loop_holds_no_collective(model):
   assert hlo.collectives(text) and not any(hlo.collectives(body) for body in bodies)
 
 
+@pytest.mark.slow
 def test_what_depends_on_the_model_alone_is_taken_out_of_the_attacks_loop():
   experiment = make_experiment(make_config(**FIELDS | {"model__name": "resnet18_32"}), shape=(8, 8, 3))
   attack_loop = max(hlo.loop_bodies(_lowered(experiment, LOCAL).compile().as_text()), key=len)
