@@ -185,3 +185,11 @@ def test_bad_arguments_are_named(change, message, keys, images, labels, linear_l
   arguments |= {"epsilon": 0.1, "step_size": 0.02, "num_steps": 2} | change
   with pytest.raises(ValueError, match=message):
     attacks.pgd(**arguments)
+
+
+def test_a_success_that_nobody_asks_for_is_not_computed(keys, linear_logits, images, labels):
+  run = functools.partial(attacks.pgd, logits_fn=linear_logits, epsilon=0.1, step_size=0.03, num_steps=2)
+  compiled = lambda function: jax.jit(function).lower(keys, images, labels).compile().as_text()
+  alone = compiled(lambda keys, images, labels: run(keys, images=images, labels=labels).images)
+  whole = compiled(lambda keys, images, labels: run(keys, images=images, labels=labels))
+  assert alone.count(" dot(") == 2 and whole.count(" dot(") == 3

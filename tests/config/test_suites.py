@@ -91,8 +91,8 @@ def test_threats_are_told_as_they_were_given():
   assert suites.radius(pgd) == 8 / 255 and suites.radius({"name": "spatial"}) is None
 
 
-def test_what_an_attack_costs_is_what_the_readme_says():
-  table = (Path(__file__).parent.parent.parent / "README.md").read_text()
+def test_what_an_attack_costs_is_what_the_documentation_says():
+  table = (Path(__file__).parent.parent.parent / "docs/evaluate.md").read_text()
   for name in suites.SUITES:
     entries = config_lib.default("at", f"digits,suite={name}").eval.suite.values()
     costs = [suites.cost(entry) for entry in entries]

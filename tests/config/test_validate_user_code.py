@@ -145,21 +145,21 @@ def test_arrays_of_a_function_are_a_data_set():
   np.testing.assert_array_equal(dataset.test.labels, arrays["y_test"])
 
 
-def test_lengths_by_default_are_parsed_and_ramped(keys, images, labels):
+def test_lengths_by_default_are_parsed_and_ramped(keys, images, labels, linear_logits):
   attack = attacks.from_config({"name": f"{OWN}noise", "share": 1})
-  found = attacks.scaled(attack, 0.5)(keys, None, images, labels)
+  found = attacks.scaled(attack, 0.5)(keys, linear_logits, images, labels)
   assert jnp.max(jnp.abs(found.images - images)) == pytest.approx(4 / 255, rel=1e-4)
   assert attack.keywords["num_steps"] == 2 and found.surviving_steps.tolist() == [2] * 16
-  one_key = attack(jax.random.key(0), None, images, labels)
-  per_image = attack(attacks.example_keys(jax.random.key(0), jnp.arange(16)), None, images, labels)
+  one_key = attack(jax.random.key(0), linear_logits, images, labels)
+  per_image = attack(attacks.example_keys(jax.random.key(0), jnp.arange(16)), linear_logits, images, labels)
   np.testing.assert_array_equal(one_key.images, per_image.images)
 
 
-def test_surviving_steps_are_shares_of_the_steps_that_an_attack_has_by_default(keys, images, labels):
+def test_surviving_steps_are_shares_of_the_steps_that_an_attack_has_by_default(keys, images, labels, linear_logits):
   config = make_config(train__epsilon_ramp_fraction=1.0)
   config.train_attacks = {"own": {"name": f"{OWN}noise"}}
   variants, fractions = step._attack_all(
-    config, jax.random.key(0), jnp.array(0), 4, None, images, labels, jnp.arange(16)
+    config, jax.random.key(0), jnp.array(0), 4, linear_logits, images, labels, jnp.arange(16)
   )
   assert jnp.max(jnp.abs(variants[:, 0] - images)) == pytest.approx(2 / 255, rel=1e-4)  # a quarter of 8 / 255
   assert fractions.tolist() == [[1.0]] * 16

@@ -181,7 +181,7 @@ def test_a_workdir_is_no_file_of_weights(run, tmp_path, capsys):
 
 
 def test_every_command_that_we_print_is_understood():
-  for text in ((ROOT / "README.md").read_text(), convert.__doc__):
+  for text in ((ROOT / "docs/models.md").read_text(), convert.__doc__):
     commands = re.findall(r"python -m lrat_jax\.convert ([^\n`]*)", text)
     assert len(commands) > 1
     assert all(convert.parse(re.split(" {2,}", command)[0].split()) for command in commands)
