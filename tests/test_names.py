@@ -26,6 +26,8 @@ WORDS = (
   r"optimizer(\.|__)(boundaries|factor)\b",
   r"suite=(quick|fast|standard|compare|unseen)\b",
   r"--configs\b",
+  r"\barms?\b|\bdoubts\b|\bfollowers\b|\bNowhere\b|\bWatched\b|\bperturbs\b",
+  r"worst[ -]case|\"epsilons\"|\bjudged\b|\bjudges?\b",
 )
 FILES = [
   path

@@ -21,7 +21,7 @@ _MOMENTUM = 0.75
 _ENOUGH_RISES = 0.75
 
 
-class _Answer(NamedTuple):
+class _Evaluation(NamedTuple):
   """What the model says at some points: the loss [batch], whether it is wrong [batch], the loss's gradient."""
 
   loss: Array
@@ -46,7 +46,7 @@ class _State(NamedTuple):
   points: Array  # x^step, about which the model is asked next
   origin: Array  # the point from which the last step was taken: x^{step-1}, or the best one
   best_points: Array
-  best: _Answer
+  best: _Evaluation
   adversarial: Array
   fooled: Array
   survived: Array
@@ -57,13 +57,13 @@ class _Rule(NamedTuple):
   """What differs between norms: how a run paces itself, where a step leads, what a check changes, and when it is due.
 
   Attributes:
-    begin: (start, answer) -> pace.
+    begin: (start, evaluation) -> pace.
     move: (pace, points, where the step to them came from, gradient, whether it is the first step) -> the next points.
     adapt: (pace, best_points, best_loss, period) -> (pace, [batch] bool: go on from the best point).
     periods: int [steps], the length of the period that ends with a step, 0 where none ends.
   """
 
-  begin: Callable[[Array, _Answer], Any]
+  begin: Callable[[Array, _Evaluation], Any]
   move: Callable[[Any, Array, Array, Array, Array], Array]
   adapt: Callable[..., tuple[Any, Array]]
   periods: np.ndarray
@@ -97,11 +97,11 @@ def _choose(where: Array, new: Any, old: Any) -> Any:
 def _dense_rule(images: Array, epsilon: float | Array, ball: threat_model.Norm, num_steps: int) -> _Rule:
   """L-inf and L2: momentum, and a step that is halved when the loss rises too seldom or its best stands still."""
 
-  def begin(_: Array, answer: _Answer) -> _Pace:
-    zero = 0.0 * answer.loss
+  def begin(_: Array, evaluation: _Evaluation) -> _Pace:
+    zero = 0.0 * evaluation.loss
     # The original compares the first loss with an empty row of its table, that is with 0, and never halves at the first
     # check because the best loss stands still. Both are kept: they decide on the steps that follow.
-    return _Pace(2.0 * epsilon + zero, zero, zero, answer.loss, zero == 0.0)
+    return _Pace(2.0 * epsilon + zero, zero, zero, evaluation.loss, zero == 0.0)
 
   def move(pace: _Pace, points: Array, origin: Array, gradient: Array, is_first: Array) -> Array:
     project = lambda points: threat_model.project(points, images, epsilon, ball)
@@ -136,7 +136,7 @@ def _observe(pace: Any, loss: Array) -> Any:
 
 
 def _ascend(
-  rule: _Rule, ask: Callable[[Array, Array], _Answer], start: Array, num_steps: int, early_stop: bool
+  rule: _Rule, ask: Callable[[Array, Array], _Evaluation], start: Array, num_steps: int, early_stop: bool
 ) -> _State:
   """`num_steps` steps from `start`; with `early_stop` only until every image was fooled once.
 
@@ -146,18 +146,18 @@ def _ascend(
 
   def advance(state: _State) -> _State:
     is_first = state.step == 0
-    answer = ask(state.points, state.step)
-    adversarial = _choose(answer.wrong & ~(state.fooled & early_stop), state.points, state.adversarial)
-    fooled = state.fooled | answer.wrong
-    counts = ~answer.wrong & (state.step < num_steps) & ~(fooled & early_stop)  # x^K is none of x^0..x^{K-1}
-    better = is_first | (answer.loss > state.best.loss)
-    best_points, best = _choose(better, (state.points, answer), (state.best_points, state.best))
-    begun = rule.begin(state.points, answer)
-    pace = jax.tree.map(lambda new, old: jnp.where(is_first, new, old), begun, _observe(state.pace, answer.loss))
+    evaluation = ask(state.points, state.step)
+    adversarial = _choose(evaluation.wrong & ~(state.fooled & early_stop), state.points, state.adversarial)
+    fooled = state.fooled | evaluation.wrong
+    counts = ~evaluation.wrong & (state.step < num_steps) & ~(fooled & early_stop)  # x^K is none of x^0..x^{K-1}
+    better = is_first | (evaluation.loss > state.best.loss)
+    best_points, best = _choose(better, (state.points, evaluation), (state.best_points, state.best))
+    begun = rule.begin(state.points, evaluation)
+    pace = jax.tree.map(lambda new, old: jnp.where(is_first, new, old), begun, _observe(state.pace, evaluation.loss))
     period = periods[state.step]
     adapted, again = rule.adapt(pace, best_points, best.loss, period)
     pace = jax.tree.map(lambda new, old: jnp.where(period > 0, new, old), adapted, pace)
-    origin, gradient = _choose(again & (period > 0), (best_points, best.gradient), (state.points, answer.gradient))
+    origin, gradient = _choose(again & (period > 0), (best_points, best.gradient), (state.points, evaluation.gradient))
     points = rule.move(pace, origin, state.origin, gradient, is_first)
     survived = state.survived + counts.astype(jnp.int32)
     return _State(state.step + 1, points, origin, best_points, best, adversarial, fooled, survived, pace)
@@ -176,7 +176,7 @@ def _ascend(
 
 
 def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Array, keys: Array, eot_iter: int):
-  """(points, step) -> `_Answer`, of one call of the model and its gradient, or the mean of several random ones."""
+  """(points, step) -> `_Evaluation`, of one call of the model and its gradient, or the mean of several random ones."""
 
   def total_loss(points, *draw):
     logits = logits_fn(points, *draw)
@@ -184,14 +184,14 @@ def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Arr
     wrong = ~losses.is_correct(logits, labels) & threat_model.finite(points)
     return jnp.sum(loss), (loss, wrong.astype(loss.dtype))
 
-  def once(points, *draw) -> _Answer:
+  def once(points, *draw) -> _Evaluation:
     gradient, (loss, wrong) = jax.grad(total_loss, has_aux=True)(points, *draw)
-    return _Answer(loss, wrong, gradient)
+    return _Evaluation(loss, wrong, gradient)
 
-  def ask(points: Array, step: Array) -> _Answer:
+  def ask(points: Array, step: Array) -> _Evaluation:
     if not eot_iter:
-      answer = once(points)
-      return answer._replace(wrong=answer.wrong > 0.5)
+      evaluation = once(points)
+      return evaluation._replace(wrong=evaluation.wrong > 0.5)
     fold = lambda draw: jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, step), draw))(keys)
     add = lambda draw, total: jax.tree.map(jnp.add, total, once(points, fold(draw)))
     total = jax.lax.fori_loop(1, eot_iter, add, once(points, fold(0)))

@@ -23,7 +23,7 @@ class _State(NamedTuple):
   """Where the loop stands: [batch, ...] arrays."""
 
   points: Array  # where the next gradient is taken
-  adversarial: Array  # the answer: the clean image until one is found
+  adversarial: Array  # the result: the clean image until one is found
   fooled: Array  # bool: an adversarial inside the ball is found
   survived: Array  # int32: points so far that the model gets right
 

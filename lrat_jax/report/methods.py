@@ -16,7 +16,7 @@ from lrat_jax.report.runs import Run
 from lrat_jax.training import workdir as workdir_lib
 
 # Of a configuration, what does not make another method.
-_NOT_THE_ARM = ("seed", "eval")
+_NOT_THE_METHOD = ("seed", "eval")
 
 
 class MethodRuns(NamedTuple):
@@ -70,7 +70,7 @@ def _key(run: Run) -> str:
   if run.config is None:
     return run.name
   portable = workdir_lib.portable(run.config)
-  return json.dumps({name: value for name, value in portable.items() if name not in _NOT_THE_ARM}, sort_keys=True)
+  return json.dumps({name: value for name, value in portable.items() if name not in _NOT_THE_METHOD}, sort_keys=True)
 
 
 def _told_apart(methods: Sequence[MethodRuns]) -> list[MethodRuns]:
@@ -79,7 +79,7 @@ def _told_apart(methods: Sequence[MethodRuns]) -> list[MethodRuns]:
     {
       f"{change.field}={repeat.text(change.value)}"
       for change in method.changes or ()
-      if change.field.split(".")[0] not in _NOT_THE_ARM
+      if change.field.split(".")[0] not in _NOT_THE_METHOD
     }
     for method in methods
   ]

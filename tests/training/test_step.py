@@ -1,4 +1,4 @@
-"""The training step: device counts, the method's arms, the gradient written out by hand, and its compiled form."""
+"""The training step: device counts, the methods, the gradient written out by hand, and its compiled form."""
 
 import re
 
