@@ -24,6 +24,7 @@ from unittest import mock
 import jax
 import numpy as np
 
+import lrat_jax.run  # noqa: F401 (`main` imports it late, and a process that `_start` starts needs it early)
 from lrat_jax import main as program
 from tests import programs
 
