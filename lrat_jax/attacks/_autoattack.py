@@ -257,11 +257,9 @@ def autoattack(
   upper bound. An image that falls is out of all that follows, the next target included. An attack succeeds if the model
   is wrong on the image that it returns, after that was checked to lie in the ball and in [0, 1].
 
-  Against the original: the key is each image's own, so results depend neither on batch size nor on devices; an attack
-  ends at an image's first adversarial; an image outside the ball is projected and evaluated again; 2 and 3 classes
-  work;
-  "rand" goes by the majority of several predictions, on clean and on attacked images, where the original takes one.
-
+  Against the original: each image has a key of its own, so results depend neither on batch size nor on devices; an
+  attack ends at an image's first adversarial; an image outside the ball is projected and evaluated again; 2 and 3
+  classes work; "rand" takes the majority of several predictions on clean and attacked images, the original one.
   Runs on the host, in a single process, not under jit. One batch is on the devices at a time, all else in host memory.
 
   Args:

@@ -164,8 +164,6 @@ def pgd(
 ) -> AttackResult:
   """Projected gradient ascent (Madry et al., arXiv:1706.06083, section 2.1).
 
-  Elsewhere epsilon is `eps`, step_size `alpha`, `stepsize` or `eps_iter`, and num_steps `steps` or `nb_iter`.
-
   x^{k+1} = P(x^k + step_size * d(grad loss(x^k))), with d the sign (linf) or the unit vector (l2) and P the
   projection on the epsilon ball and [0, 1]. A pure function: the same keys give the same images. Works under
   `jit`, `vmap` over models and `shard_map`; it contains no collective of its own.
@@ -175,9 +173,9 @@ def pgd(
     logits_fn: images -> logits [batch, classes]; each image's logits depend on that image alone.
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch], the true classes.
-    epsilon: radius of the ball, in units of the image range; 0 returns the images. May be traced.
-    step_size: length of a step in the same norm. May be traced.
-    num_steps: number of gradient steps K.
+    epsilon: radius of the ball, in units of the image range; 0 returns the images. May be traced. Elsewhere `eps`.
+    step_size: length of a step in the same norm. May be traced. Elsewhere `alpha`, `stepsize`, `eps_iter`.
+    num_steps: number of gradient steps K. Elsewhere `steps`, `nb_iter`.
     norm: "linf", "l2" or "l1".
     loss: "ce", "cw" (margin with confidence 50), "margin", "dlr", or "kl" (from the prediction on the clean images).
     random_start: "uniform" in the ball, "gaussian" (0.001 * N(0, 1), as TRADES and MAIL), or "none".

@@ -45,9 +45,8 @@ def evaluate(
 ) -> dict[str, Any]:
   """Runs config.eval's suite on its split: table, results.json, timings.json, per_example.npz, pictures.
 
-  The files of the test split lie in `workdir`, those of another in a folder of its name there, so that figures to
-  choose by and figures to report never take each other's place. What was finished when an earlier try was stopped is
-  taken from the folder "eval_progress" beside them.
+  The files of the test split are in `workdir`, those of another split in a folder of its name there. What an earlier
+  try had finished is taken from the folder "eval_progress" beside them.
 
   Args:
     about: "name" and whatever else belongs in the results, as the whole configuration where it made the model.
@@ -55,8 +54,7 @@ def evaluate(
     microbatch_size: as of `evaluate.run_suite`.
     draw: makes the plots, from the folder, the name, the split and what was found.
 
-  Returns:
-    The content of results.json.
+  Returns: the content of results.json.
 
   Raises:
     ConfigError: the model's logits are not finite, or an earlier try evaluated something else.
