@@ -47,7 +47,7 @@ class Scale(NamedTuple):
 TRIAL = Scale(
   compared_images=64,
   compared_epochs=4,
-  timed=(Setting("cnn_8", 16), Setting("wide_resnet_10_1", 16), Setting("cnn_8", 32)),
+  timed=(Setting("cnn_8", 16), Setting("wide_resnet_10_1", 16)),
   rounds=2,
   round_seconds=0.2,
   product_size=512,
