@@ -1,4 +1,4 @@
-"""An attack of one's own: MI-FGSM, PGD with momentum (Dong et al., arXiv:1710.06081). Trains and evaluates with it:
+"""A custom attack: MI-FGSM, which is PGD with momentum (Dong et al., arXiv:1710.06081). To train and evaluate with it:
 
 python -m lrat_jax.main --config=examples/custom_config.py
 """
@@ -11,18 +11,18 @@ from lrat_jax.attacks import losses
 
 
 def mi_fgsm(keys, logits_fn, images, labels, *, epsilon, step_size, num_steps, norm="linf", decay=1.0):
-  """Steps along a decaying sum of the gradients so far, which small bumps of the loss do not turn.
+  """Steps along a decaying sum of the gradients so far, so that small bumps of the loss do not change the direction.
 
   Args:
-    keys: one for each image [batch]. What is random must come from an image's own key, so that neither its batch nor
-      the number of devices changes its result.
-    logits_fn: images -> logits [batch, classes]; all that an attack knows of a model.
+    keys: one for each image [batch]. All randomness of an image must come from its own key, so that neither its batch
+      nor the number of devices changes its result.
+    logits_fn: images -> logits [batch, classes].
     images, labels: float [batch, h, w, c] in [0, 1], int [batch].
     epsilon, step_size, num_steps, norm, decay: the fields of the configuration's entry. While training ramps epsilon
-      and step size up they are traced: calculate with them, but do not branch on them.
+      and the step size they are traced: calculate with them, but do not branch on them.
 
   Returns:
-    AttackResult: images inside the ball and [0, 1], and at how many of the points on the way the model was right.
+    AttackResult: images inside the ball and [0, 1], and at how many of the iterates the model was correct.
   """
   ball = attacks.get_norm(norm)
 

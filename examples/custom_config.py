@@ -1,4 +1,4 @@
-"""A configuration of one's own: trains against PGD and an attack of one's own, weighs by a rule of one's own.
+"""A custom configuration: trains against PGD and a custom attack, with a custom weighting.
 
 python -m lrat_jax.main --config=examples/custom_config.py            (or custom_config.py:cifar10,pgd,cw)
 """
@@ -18,7 +18,7 @@ def get_config(arg=None):
     num_steps=10,
     decay=0.9,
   )
-  config.train_attacks.mi_fgsm = mine  # one variant more in every pair
+  config.train_attacks.mi_fgsm = mine  # one more variant in every pair
   config.eval.suite.mi_fgsm = mine | dict(num_steps=20)
   config.local_weights.kind = "examples.custom_weighting:linear"
   config.local_weights.update(slope=1.0, bias=0.0)

@@ -1,4 +1,4 @@
-"""A data set of one's own: which of scikit-learn's digits are odd.
+"""A custom data set: which of scikit-learn's digits are odd.
 
 python -m lrat_jax.main --config=configs/lrat.py --config.data.source=examples.custom_data:odd_or_even
 """
@@ -10,8 +10,8 @@ from sklearn.model_selection import train_test_split
 def odd_or_even():
   """Four arrays: images uint8, or floats in [0, 1], [n, h, w] or [n, h, w, c]; labels int [n], numbered from 0.
 
-  It is called anew for each run and must return the same each time; the validation images are cut from the training
-  images by config.data.validation_size.
+  It is called again for each run and must return the same arrays each time. The validation images are taken from the
+  training images (config.data.validation_size).
   """
   digits = load_digits()
   images, labels = digits.images / 16, digits.target % 2

@@ -1,4 +1,4 @@
-"""A network of one's own: three convolutions with batch norm, a mean over the image, and a linear layer.
+"""A custom network: three convolutions with batch norm, a mean over the image, and a linear layer.
 
 python -m lrat_jax.main --config=configs/lrat.py --config.model.name=examples.custom_model:make_network
 """
@@ -12,7 +12,7 @@ class Network(nn.Module):
   """Normalised images [batch, h, w, c] -> logits [batch, num_classes]."""
 
   num_classes: int
-  dtype: Any  # what it computes in: float32, or bfloat16 on accelerators
+  dtype: Any  # the type it computes in: float32, or bfloat16 on accelerators
   axis_name: str | None  # of the devices, over which batch norm averages in training
 
   @nn.compact
@@ -26,5 +26,5 @@ class Network(nn.Module):
 
 
 def make_network(num_classes, *, dtype, axis_name):
-  """What the configuration names; it is put behind the normalisation that config.model.mean and std say."""
+  """The function that the configuration names. Normalization by config.model.mean and std comes before the network."""
   return Network(num_classes, dtype, axis_name)

@@ -1,4 +1,4 @@
-"""Weightings of one's own, inside the pairs and across them: straight lines in place of LRAT's and GAIRAT's curves.
+"""Custom weightings, inside the pairs and across them: straight lines in place of LRAT's and GAIRAT's curves.
 
 python -m lrat_jax.main --config=configs/lrat.py --config.local_weights.kind=examples.custom_weighting:linear
 python -m lrat_jax.main --config=configs/irat.py --config.global_weights.kind=examples.custom_weighting:soon_fooled
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 def linear(vulnerabilities, *, total, minimum_natural, slope, bias):
-  """Local weights: the tangent of LRAT's curve at `bias`, cut at 0 and 1.
+  """Local weights: the tangent of LRAT's curve at `bias`, clipped to [0, 1].
 
   Args:
     vulnerabilities: float [batch, m] in [-1, 1], positive where a variant fools the model.
@@ -31,6 +31,6 @@ def soon_fooled(*, vulnerabilities, surviving_fractions):
     surviving_fractions: float [batch, m] in [0, 1], the share of an attack's steps at which the model was right.
 
   Returns:
-    Raw weights [batch], each 0 or more; they are brought to mean 1 over the batch of all devices.
+    Raw weights [batch], each 0 or more; they are scaled to mean 1 over the batch of all devices.
   """
   return 2.0 - jnp.mean(surviving_fractions, axis=1)

@@ -1,4 +1,4 @@
-"""A Flax Linen model, trained for a moment. `--model=examples.flax_linen:make_model`, which returns the logits_fn."""
+"""A Flax Linen model, trained a few steps. `--model=examples.flax_linen:make_model`, which returns the logits_fn."""
 
 import jax
 from flax import linen as nn
@@ -15,7 +15,7 @@ class Network(nn.Module):
 
 
 def make_model():
-  """Partial(apply, variables) is called with images; its variables are arguments of what is compiled."""
+  """Partial(apply, variables) is called with images; its variables are arguments of the compiled function."""
   model = Network()
   variables = model.init(jax.random.key(0), jax.numpy.zeros((1, 8, 8, 1)))
   return Partial(model.apply, fit(model.apply, variables))

@@ -1,4 +1,4 @@
-"""A Flax NNX model, trained for a moment. `--model=examples.flax_nnx:make_model`, which returns the logits_fn."""
+"""A Flax NNX model, trained a few steps. `--model=examples.flax_nnx:make_model`, which returns the logits_fn."""
 
 import jax
 from flax import nnx
@@ -16,7 +16,7 @@ class Network(nnx.Module):
 
 
 def make_model():
-  """The module is split into what it is and its state; the state goes with the function as a Partial."""
+  """The module is split into its definition and its state. The state goes with the function as a Partial."""
   graph, state = nnx.split(Network(nnx.Rngs(0)))
   apply = lambda state, images: nnx.merge(graph, state)(images)
   return Partial(apply, fit(apply, state))

@@ -1,4 +1,4 @@
-"""A Haiku model, trained for a moment. `--model=examples.haiku_mlp:make_model`, which returns the logits_fn."""
+"""A Haiku model, trained a few steps. `--model=examples.haiku_mlp:make_model`, which returns the logits_fn."""
 
 import haiku as hk
 import jax
@@ -8,7 +8,7 @@ from examples.training import fit
 
 
 def make_model():
-  """A transformed function also takes a key, for layers that draw; without the key it is (parameters, images)."""
+  """A transformed function also takes a key, for random layers. Without it the arguments are (parameters, images)."""
   network = hk.without_apply_rng(hk.transform(lambda images: hk.nets.MLP([64, 10])(hk.Flatten()(images))))
   parameters = network.init(jax.random.key(0), jax.numpy.zeros((1, 8, 8, 1)))
   return Partial(network.apply, fit(network.apply, parameters))

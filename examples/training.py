@@ -1,4 +1,4 @@
-"""What the examples share: a few steps of Adam on the digits, for any parameters that are a tree of arrays."""
+"""Shared by the examples: a few steps of Adam on the digits, for any parameters that are a tree of arrays."""
 
 import jax
 import optax
