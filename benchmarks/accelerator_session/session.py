@@ -25,6 +25,7 @@ class Scale(NamedTuple):
   compared_images: int = 256  # correctness: attacked on the accelerator and on the CPU
   compared_epochs: int = 20  # correctness: of training before that
   timed: tuple[Setting, ...] = (Setting("resnet18", 512), Setting("wide_resnet_34_10", 512), Setting("resnet18", 1024))
+  num_compiled: int = 3  # how many of those are also timed beside compiled PyTorch
   rounds: int = 3
   round_seconds: float = 0.7
   product_size: int = 8192
@@ -48,6 +49,7 @@ TRIAL = Scale(
   compared_images=64,
   compared_epochs=4,
   timed=(Setting("cnn_8", 16), Setting("wide_resnet_10_1", 16)),
+  num_compiled=1,
   rounds=2,
   round_seconds=0.2,
   product_size=512,

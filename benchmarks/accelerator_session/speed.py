@@ -244,5 +244,5 @@ def _measure(session: Session, setting: Setting, peak: float) -> Callable[[], No
 def run(session: Session) -> None:
   peak = _peak(session)
   compiled = [session.attempt(setting.network, _measure, session, setting, peak) for setting in session.scale.timed]
-  for compare in filter(None, compiled):
+  for compare in filter(None, compiled[: session.scale.num_compiled]):
     session.attempt("compiled PyTorch", compare)

@@ -13,7 +13,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from lrat_jax.attacks import losses, threat_model
-from lrat_jax.attacks._pgd import check_batch, example_keys
+from lrat_jax.attacks._pgd import check_batch, check_count, example_keys
 from lrat_jax.attacks.eval_state import NullStore, Store
 from lrat_jax.attacks.registry import from_config
 from lrat_jax.attacks.stages import Stage, stages
@@ -287,6 +287,7 @@ def autoattack(
   images, labels = np.asarray(images, np.float32), np.asarray(labels)
   indices = np.arange(len(labels)) if example_indices is None else np.asarray(example_indices)
   _check_data(images, labels, indices)
+  check_count(batch_size, "batch_size", 1)
   norm = threat_model.norm_name(norm)
   threat_model.check_epsilon(epsilon, norm, images.shape[1:])
   devices = list(jax.devices() if devices is None else devices)

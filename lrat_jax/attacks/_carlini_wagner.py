@@ -71,7 +71,7 @@ def _descend(logits_fn, images, labels, constants, found: _Found, num_steps: int
 
 
 def _check(epsilon, norm: str, images: Array, learning_rate: float, initial_const: float, confidence: float, **counts):
-  if norm != "l2":
+  if threat_model.norm_name(norm) != "l2":
     raise ValueError(f"norm={norm!r} is not what this attack minimises; choose from ['l2'].")
   radius = 0.0 if not isinstance(epsilon, jax.core.Tracer) and epsilon == math.inf else epsilon
   check_budget(radius, norm, images, **counts)

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.tree_util import Partial
 
 from lrat_jax.attacks import losses, threat_model
-from lrat_jax.attacks._pgd import AttackResult, LogitsFn, cw, per_image_keys, pgd, prepare
+from lrat_jax.attacks._pgd import AttackResult, Keys, LogitsFn, cw, per_image_keys, pgd, prepare
 
 LOGIT_SCALES = (0.1, 1.0, 10.0, 100.0)
 
@@ -72,7 +72,7 @@ def prediction_difference(logits_fn: LogitsFn, images: Array, num_calls: int = 3
 
 
 def vanishing_gradients(
-  keys: Array,
+  key: Keys,
   logits_fn: LogitsFn,
   images: Array,
   labels: Array,
@@ -89,7 +89,7 @@ def vanishing_gradients(
     (zero_steps int32 [batch], in 0..num_steps: steps whose gradient was 0 throughout;
     survived bool [batch]: the model is right on the image and at the end).
   """
-  keys, ball = prepare(keys, images, labels, epsilon, norm, num_steps=(num_steps, 0))
+  keys, ball = prepare(key, images, labels, epsilon, norm, num_steps=(num_steps, 0))
   noise = jax.vmap(lambda key: ball.sample(key, images.shape[1:]))(keys).astype(images.dtype)
   right = lambda points: losses.is_correct(logits_fn(points), labels)
   gradient_of = jax.grad(lambda points: jnp.sum(losses.cross_entropy(logits_fn(points), labels)))
@@ -110,7 +110,7 @@ def _robust_accuracy(logits_fn: LogitsFn, images: Array, labels: Array, result: 
 
 
 def scaled_accuracies(
-  keys: Array,
+  key: Keys,
   logits_fn: LogitsFn,
   images: Array,
   labels: Array,
@@ -128,7 +128,7 @@ def scaled_accuracies(
   def accuracy(scale: Array) -> Array:
     scaled_logits = lambda points: scale * logits_fn(points)
     result = pgd(
-      keys, scaled_logits, images, labels, epsilon=epsilon, step_size=0.1 * epsilon, num_steps=num_steps, norm=norm
+      key, scaled_logits, images, labels, epsilon=epsilon, step_size=0.1 * epsilon, num_steps=num_steps, norm=norm
     )
     return _robust_accuracy(logits_fn, images, labels, result)
 
@@ -136,7 +136,7 @@ def scaled_accuracies(
 
 
 def run_sanity_checks(
-  keys: Array,
+  key: Keys,
   logits_fn: LogitsFn,
   images: Array,
   labels: Array,
@@ -150,7 +150,7 @@ def run_sanity_checks(
   Not for use under `jit`: a model is asked from outside whether it predicts alike twice.
 
   Args:
-    keys, logits_fn, images, labels, epsilon, norm: as for `pgd`.
+    key, logits_fn, images, labels, epsilon, norm: as for `pgd`.
     num_steps: steps of each PGD, epsilon / 10 long.
   """
   attack = {"epsilon": epsilon, "norm": norm, "num_steps": num_steps}
@@ -170,7 +170,7 @@ def run_sanity_checks(
     scaled = scaled_accuracies(keys, logits_fn, images, labels, **attack)
     return robust, vanishing, scaled
 
-  robust, vanishing, scaled = measure(logits_fn, per_image_keys(keys, images), images, labels)
+  robust, vanishing, scaled = measure(logits_fn, per_image_keys(key, images), images, labels)
   return Findings(
     lowest=float(jnp.min(images)),
     highest=float(jnp.max(images)),

@@ -116,11 +116,11 @@ NORMS: dict[str, Norm] = {
 }
 
 
-def norm_name(name: str) -> str:
-  """ "linf", "l2" or "l1", however it is written: "Linf", "L2". Raises ValueError with the choices."""
-  lower = name.lower() if isinstance(name, str) else name
+def norm_name(name: str, field: str = "norm") -> str:
+  """ "linf", "l2" or "l1", however it is written: "Linf", "L2". Raises ValueError with the field and the choices."""
+  lower = name.lower() if isinstance(name, str) else None
   if lower not in NORMS:
-    raise ValueError(f"norm={name!r} is unknown; choose from {sorted(NORMS)}.")
+    raise ValueError(f"{field}={name!r} is unknown; choose from {sorted(NORMS)}.")
   return lower
 
 

@@ -121,9 +121,9 @@ def benchmark(
   Raises:
     ValueError: an argument outside what is listed here; the message gives the argument and its value.
   """
-  if version not in _TITLES:
+  if not isinstance(version, str) or version not in _TITLES:
     raise ValueError(f"version={version!r} is unknown; choose from {list(_TITLES)}.")
-  norm = threat_model_lib.norm_name(threat_model)
+  norm = threat_model_lib.norm_name(threat_model, "threat_model")
   images, labels = _checked_images(images), np.asarray(labels)
   attacks.check_batch(images, labels)
   logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)

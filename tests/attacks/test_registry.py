@@ -1,10 +1,12 @@
 """Attacks from plain configuration data."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lrat_jax import attacks
+from lrat_jax.attacks import registry
 
 PGD = {"name": "pgd", "norm": "linf", "epsilon": "8/255", "step_size": "2/255", "num_steps": 3}
 
@@ -81,3 +83,38 @@ def test_bad_configurations_are_named(change, message):
 def test_missing_arguments_are_named():
   with pytest.raises(ValueError, match="num_steps is missing for 'pgd'"):
     attacks.from_config({key: value for key, value in PGD.items() if key != "num_steps"})
+
+
+FEW_STEPS = {
+  "pgd": {"step_size": 0.05, "num_steps": 3},
+  "cw": {"step_size": 0.05, "num_steps": 3},
+  "fgsm": {},
+  "apgd": {"num_steps": 5},
+  "fab": {"num_steps": 3},
+  "square": {"num_queries": 15},
+  "carlini_wagner": {"norm": "l2", "binary_search_steps": 2, "num_steps": 10, "learning_rate": 0.1},
+  "spatial": {"num_rotations": 2, "num_translations": 2},
+  "corruption": {"kind": "contrast", "severity": 5},
+}
+IN_A_BALL = sorted(set(FEW_STEPS) - {"spatial", "corruption"})
+
+
+@pytest.mark.parametrize("name", sorted(registry.REGISTRY))
+def test_every_attack_says_where_the_model_is_wrong(name, keys, images, cnn_logits):
+  predictions = cnn_logits(images).argmax(axis=1)
+  labels = jnp.where(jnp.arange(16) % 4 == 3, (predictions + 1) % 5, predictions)
+  config = {"name": name} | FEW_STEPS[name] | ({"epsilon": 0.2} if name in IN_A_BALL else {})
+  result = attacks.from_config(config)(keys, cnn_logits, images, labels)
+  np.testing.assert_array_equal(result.success, cnn_logits(result.images).argmax(axis=1) != labels)
+  assert result.success[3::4].any() and result.success.dtype == bool
+
+
+NORMS = {name: ("L2",) if name == "carlini_wagner" else ("Linf", "L2", "L1") for name in IN_A_BALL}
+
+
+@pytest.mark.parametrize(("name", "norm"), [(name, norm) for name, norms in NORMS.items() for norm in norms])
+def test_a_norm_is_the_same_however_it_is_written(name, norm, keys, images, cnn_logits):
+  labels = cnn_logits(images).argmax(axis=1)
+  config = {"name": name} | FEW_STEPS[name] | {"epsilon": {"Linf": 0.1, "L2": 0.6, "L1": 3.0}[norm]}
+  run = lambda norm: attacks.from_config(config | {"norm": norm})(keys, cnn_logits, images, labels)
+  jax.tree.map(np.testing.assert_array_equal, run(norm), run(norm.lower()))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import lrat_jax
-from lrat_jax import attacks
+from lrat_jax import attacks, models
+from lrat_jax.convert import exchange
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -57,6 +58,32 @@ def test_bytes_are_the_same_images(linear_logits, labels):
   np.testing.assert_array_equal(by_bytes.images, by_floats.images)
 
 
+def test_a_model_that_answers_by_chance_is_warned_of(images, labels):
+  """The checks on the first images run, and num_sanity_examples=0 leaves them out."""
+  calls = []
+
+  def moody(x):  # another bias at every call outside jit
+    calls.append(0)
+    return jnp.stack([jnp.mean(x, axis=(1, 2, 3)), jnp.full(len(x), 0.1 * len(calls))] * 3, axis=1)
+
+  options = {"epsilon": 0.02, "version": "apgd"}
+  lines = lrat_jax.benchmark(moody, images, labels, **options).warnings
+  assert any("two predictions to an image differ" in line for line in lines)
+  lines = lrat_jax.benchmark(moody, images, labels, num_sanity_examples=0, **options).warnings
+  assert not any("two predictions to an image differ" in line for line in lines)
+
+
+def test_load_model_gives_what_was_saved(tmp_path):
+  module = models.create("cnn_2", num_classes=4)
+  images = np.random.default_rng(0).uniform(0, 1, (3, 8, 8, 1)).astype(np.float32)
+  variables = module.init(jax.random.key(0), images)
+  exchange.save(tmp_path / "a.safetensors", module, variables)
+  model = lrat_jax.load_model(tmp_path / "a.safetensors")
+  np.testing.assert_allclose(model.logits_fn(images), module.apply(variables, images), atol=1e-5)
+  jax.tree.map(np.testing.assert_array_equal, model.variables["params"], variables["params"])
+  assert isinstance(model.module, models.Classifier)
+
+
 def _column(x):
   return jnp.mean(x, axis=(1, 2, 3))[:, None]
 
@@ -64,8 +91,11 @@ def _column(x):
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    ({"threat_model": "L3"}, r"norm='L3' is unknown; choose from \['l1', 'l2', 'linf'\]"),
+    ({"threat_model": "L3"}, r"threat_model='L3' is unknown; choose from \['l1', 'l2', 'linf'\]"),
     ({"version": "quick"}, r"version='quick' is unknown; choose from \['standard', 'plus', 'apgd'\]"),
+    ({"threat_model": ["linf"]}, r"threat_model=\['linf'\] is unknown; choose from"),
+    ({"version": ["apgd"]}, r"version=\['apgd'\] is unknown; choose from"),
+    ({"batch_size": 0}, "batch_size=0 must be an integer of 1 or more"),
     ({"epsilon": 2.0}, r"epsilon=2 is outside \[0, 1\]"),
     ({"images": np.full((16, 8, 8, 1), 2.0)}, r"images must be in \[0, 1\], they are in \[2, 2\]"),
     ({"images": np.zeros((16, 8, 8, 1), np.int32)}, "images is int32; give uint8"),
