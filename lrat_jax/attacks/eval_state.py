@@ -9,6 +9,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from lrat_jax.core import files
+from lrat_jax.core.errors import CorruptFileError
+
 
 @runtime_checkable
 class Store(Protocol):
@@ -48,11 +51,12 @@ class FileStore:
     self._directory.mkdir(parents=True, exist_ok=True)
     path = self._directory / "fingerprint.json"
     if not path.exists():
-      self._replace(path, json.dumps(dict(fingerprint), indent=2).encode())
+      with files.replacing(path) as file:
+        file.write(json.dumps(dict(fingerprint), indent=2).encode())
       return
     try:
-      kept = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
+      kept = files.read_json(path)
+    except CorruptFileError:
       raise ValueError(f"{path} is damaged; remove {self._directory}, and what it holds is done again.") from None
     different = sorted(name for name in {*kept, *fingerprint} if kept.get(name) != fingerprint.get(name))
     if different:
@@ -63,23 +67,14 @@ class FileStore:
   def load(self, piece: str) -> dict[str, np.ndarray] | None:
     """The arrays of a finished piece; None where there is no whole file."""
     try:
-      with np.load(self._directory / f"{piece}.npz") as arrays:
-        return dict(arrays)
-    except Exception:  # a damaged file can make zipfile and NumPy raise almost anything; the piece is done again
+      return files.read_arrays(self._directory / f"{piece}.npz")
+    except CorruptFileError:  # the piece is done again
       return None
 
   def save(self, piece: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes the piece beside its place, then moves it there."""
-    path = self._directory / f"{piece}.npz"
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as file:
+    with files.replacing(self._directory / f"{piece}.npz") as file:
       np.savez(file, **arrays)
-    partial.replace(path)
-
-  def _replace(self, path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 class MultiHostStore:

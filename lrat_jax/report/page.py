@@ -1,25 +1,23 @@
 """The page: what the runs say, put into the template."""
 
 import base64
-import functools
 import hashlib
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import altair as alt
 import jinja2
-import vl_convert
 from markupsafe import Markup
 
-from lrat_jax.analysis import inspection
+from lrat_jax.analysis import inspection, plots
 from lrat_jax.analysis.plots.style import COLOURS
 from lrat_jax.compare import summary
 from lrat_jax.core.text import seconds_text
-from lrat_jax.report import charts, pictures, repeat, runs, tables, words
-from lrat_jax.report import methods as arms_lib
+from lrat_jax.report import methods as methods_lib
+from lrat_jax.report import pictures, repeat, runs, tables, words
 from lrat_jax.report.methods import MethodRuns
+from lrat_jax.report.pictures import Chart
 from lrat_jax.report.runs import Run
 
 # A run's folder may lack these; each is said in a line.
@@ -30,6 +28,9 @@ _MISSING = {
   "rows": "No metrics.jsonl: there are no training curves.",
   "weights": "No weights/epoch_*.npz: there are no weights to show.",
 }
+_SAME_WEIGHTS = {"natural": "Local weights are the same in all pairs.", "across": "All pairs weigh the same."}
+# Weights by class are drawn up to so many classes: more cannot be read.
+_MOST_CLASSES = 30
 _EVALUATED_ONLY = "A function was evaluated here, and nothing trained: there are no training curves and no weights."
 
 
@@ -40,7 +41,7 @@ class Agreement(NamedTuple):
   count: int
   correlations: list[list[tables.Cell]]
   crossed: list[list[tables.Cell]]
-  chart: charts.Chart | None
+  chart: Chart
 
 
 class View(NamedTuple):
@@ -55,9 +56,8 @@ class View(NamedTuple):
   configuration: str
   missing: list[str]
   rows: list[tables.Row]
-  accuracy_chart: charts.Chart | None
-  training: list[charts.Chart]
-  weights: list[charts.Chart]
+  accuracy_chart: Chart | None
+  weights: list[Chart]
   same_weights: list[str]
   agreement: Agreement | None
   examples: list[pictures.Example]
@@ -107,7 +107,7 @@ def _facts(method: MethodRuns, run: Run) -> dict[str, str]:
   return {name: text for name, text in facts.items() if text}
 
 
-def _agreement(run: Run) -> Agreement | None:
+def _agreement(run: Run, name: str) -> Agreement | None:
   """None where attacks cannot be compared."""
   if run.per_example is None:
     return None
@@ -115,23 +115,36 @@ def _agreement(run: Run) -> Agreement | None:
   if len(names) < 2 or not run.per_example["clean_correct"].any():
     return None
   found = inspection.inconsistency(run.per_example, names)
-  chart = charts.least_correlated(found, run.per_example)
+  note = f"{found.count:,} images that are right when clean, a point each. Above 0: fooled."
+  chart = pictures.chart(plots.plot_least_correlated(found, run.per_example, name), note)
   return Agreement(found.names, found.count, tables.correlations(found), tables.crossed(found), chart)
 
 
-def _weight_charts(run: Run) -> tuple[list[charts.Chart], list[str]]:
+def _weight_charts(run: Run, name: str) -> tuple[list[Chart], list[str]]:
   """The charts of a run's weights, and lines on those that are the same for all images."""
   if run.weights is None:
     return [], []
-  found = charts.weights(run.weights)
-  for field, what in (("natural", "local weight of the natural image"), ("across", "global weight")):
-    if inspection.first_difference(run.weights, field) is not None and (
-      chart := charts.by_class(run.weights, field, what)
-    ):
-      found.append(chart)
-  shown = {chart.title for chart in found}
-  lines = {"Local weights": "Local weights are the same in all pairs.", "Global weights": "All pairs weigh the same."}
-  return found, [line for title, line in lines.items() if title not in shown]
+  figures, same = [plots.plot_weight_distributions(run.weights, name)], []
+  for field, line in _SAME_WEIGHTS.items():
+    if inspection.first_difference(run.weights, field) is None:
+      same.append(line)
+    elif len(inspection.by_class(run.weights, field).groups) <= _MOST_CLASSES:
+      figures.append(plots.plot_weights_by_class(run.weights, name, field))
+  return list(map(pictures.chart, figures)), same
+
+
+def _training_chart(methods: Sequence[MethodRuns]) -> Chart | None:
+  """The training curves of one run, or of several beside one another; None where no run has any."""
+  rows = {method.name: [run.rows for run in method.runs if run.rows] for method in methods}
+  rows = {name: mine for name, mine in rows.items() if mine}
+  if not rows:
+    return None
+  if sum(len(method.runs) for method in methods) > 1:
+    return pictures.chart(plots.plot_training_compared(rows))
+  ((name, (only,)),) = rows.items()
+  return pictures.chart(
+    plots.plot_training_curves(only, name), "The dot: the best in validation, whose weights are kept."
+  )
 
 
 def _drawn(run: Run, examples: Sequence[pictures.Example], alone: bool) -> dict[str, str]:
@@ -145,7 +158,8 @@ def _view(method: MethodRuns, *, alone: bool) -> View:
   """A method by its first run; `alone` where the page is of this run and no other."""
   run = method.runs[0]
   rows = tables.accuracies(run) if run.results is not None else []
-  weight_charts, same = _weight_charts(run)
+  weight_charts, same = _weight_charts(run, method.name)
+  accuracies = {row.name: (row.accuracy.value, row.accuracy.low, row.accuracy.high) for row in rows}
   examples = pictures.worst(run)
   return View(
     method=method,
@@ -157,21 +171,13 @@ def _view(method: MethodRuns, *, alone: bool) -> View:
     configuration=runs.configuration_text(run),
     missing=_missing(run),
     rows=rows,
-    accuracy_chart=charts.accuracies(rows, method.name) if rows and alone else None,
-    training=charts.training(run) if alone else [],
+    accuracy_chart=pictures.chart(plots.plot_accuracies(accuracies, method.name)) if rows and alone else None,
     weights=weight_charts,
     same_weights=same,
-    agreement=_agreement(run),
+    agreement=_agreement(run, method.name),
     examples=examples,
     drawn=_drawn(run, examples, alone),
   )
-
-
-@functools.cache
-def _vega() -> str:
-  """Vega, Vega-Lite and Vega-Embed in one script, which reaches for nothing else."""
-  version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-  return vl_convert.javascript_bundle(vl_version=version)
 
 
 def _hash(script: str) -> str:
@@ -196,20 +202,19 @@ def _own(name: str) -> Markup:
 
 
 def _context(found: Sequence[Run]) -> dict[str, Any]:
-  grouped = arms_lib.group(found)
-  evaluated = arms_lib.evaluated(grouped)
+  grouped = methods_lib.group(found)
+  evaluated = methods_lib.evaluated(grouped)
   several = len(found) > 1
   compared = None
   if several and evaluated:
-    compared = tables.compare(grouped, evaluated, arms_lib.summarise(evaluated))
+    compared = tables.compare(grouped, evaluated, methods_lib.summarise(evaluated))
   suites_of = [run.results["suite"] for run in found if run.results]
   return {
     "several": several,
     "views": [_view(method, alone=not several) for method in grouped],
     "compared": compared,
-    "compared_charts": charts.compared(compared) if compared else [],
-    "training": charts.training_compared(grouped) if several else [],
-    "legend": {method.name: charts.colour(place) for place, method in enumerate(grouped)},
+    "compared_chart": pictures.chart(plots.plot_comparison(compared.summary)) if compared else None,
+    "training": _training_chart(grouped),
     "left_out": [str(run.workdir) for run in found if run.per_example is None] if several else [],
     "not_shared": sorted({name for suite in suites_of for name in suite} - set(compared.summary["suite"]))
     if compared
@@ -229,13 +234,12 @@ def render(workdirs: Sequence[Path]) -> str:
     files.CorruptFileError: a file is not as a run writes it.
   """
   context = _context([runs.read(workdir) for workdir in workdirs])
-  vega, script = Markup(_vega()), _own("report.js")
+  script = _own("report.js")
   return _template().render(
     **context,
     colours=COLOURS,
     style=_own("report.css"),
-    vega=vega,
     script=script,
-    hashes=" ".join(_hash(text) for text in (vega, script)),
+    hashes=_hash(script),
     percent=tables.percent,
   )

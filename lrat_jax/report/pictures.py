@@ -1,13 +1,20 @@
-"""The page's pictures: images as PNG inside the page, the worst examples with their differences."""
+"""The page's pictures: figures as SVG in its colours, and the worst examples with their differences as PNG."""
 
 import base64
+import hashlib
+import html
 import io
+import re
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
 from PIL import Image
 
+from lrat_jax.analysis.plots.style import COLOURS, INK, literal
 from lrat_jax.report.runs import Run
 
 
@@ -33,6 +40,40 @@ class Example(NamedTuple):
   original: str
   adversarial: str
   difference: str
+
+
+class Chart(NamedTuple):
+  """A figure of `analysis.plots`: its title, what a reader has to know of it, and its drawing for the page."""
+
+  title: str
+  note: str
+  svg: Markup
+
+
+def chart(figure: Figure, note: str = "") -> Chart:
+  """A figure as the page shows it: text as text, colours from the page's style, no name of another chart's parts."""
+  title = figure.get_suptitle()
+  figure.suptitle("")
+  file = io.StringIO()
+  plain = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+  with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+    literal(figure).savefig(file, format="svg", transparent=True, metadata=plain)
+  drawing = file.getvalue()
+  drawing = drawing[drawing.index("<svg") :]
+  for colour, name in _PAGE_COLOURS.items():
+    drawing = drawing.replace(f": {colour}", f": var(--{name})")
+  salt = hashlib.sha256(drawing.encode()).hexdigest()[:8]
+  drawing = _ID.sub(rf"\g<1>{salt}-", drawing)
+  label = html.escape(f"{title}. {note}".strip(), quote=True)
+  drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+  return Chart(title, note, Markup(drawing))
+
+
+# What is drawn in Matplotlib's own colours and in those of `analysis.plots`, by the names of the page's style.
+_PAGE_COLOURS = {"#000000": "ink", INK: "soft", "#b0b0b0": "rule"} | {
+  colour: f"series-{number}" for number, colour in enumerate(COLOURS, start=1)
+}
+_ID = re.compile(r'(\bid="|href="#|url\(#)')
 
 
 def _uri(content: bytes) -> str:

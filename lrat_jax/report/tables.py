@@ -138,7 +138,7 @@ class Comparison(NamedTuple):
 
   def groups(self, column: str) -> str:
     """What is to be known of a column: whether a method trained on its attack."""
-    return {"trained_on": "trained on by some", "held_out": "held_out"}.get(
+    return {"trained_on": "trained on by some", "held_out": "held out"}.get(
       next((group for group in ("trained_on", "held_out") if column in self.summary[group]), ""), ""
     )
 

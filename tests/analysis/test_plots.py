@@ -63,6 +63,31 @@ def test_curves_show_the_rows_values(tmp_path):
   np.testing.assert_allclose(validation.lines[2].get_xydata(), [[30, 20]])  # the best checkpoint
 
 
+def test_a_name_with_dollar_signs_is_no_formula(tmp_path):
+  _write_run(tmp_path)
+  paths = plots.draw_run(tmp_path, "costs $1, not $2^{", make_split(50, num_classes=3))
+  assert all(path.stat().st_size > 0 for path in paths)
+
+
+def test_methods_are_drawn_in_one_colour_each_and_their_runs_in_a_line_each(tmp_path):
+  _write_run(tmp_path)
+  rows = metrics.read_rows(tmp_path / "metrics.jsonl")
+  robust, clean, loss = plots.plot_training_compared({"at": [rows], "lrat": [rows, rows]}).axes
+  assert [len(axis.lines) for axis in (robust, clean, loss)] == [3, 3, 3]
+  first, second, third = (line.get_color() for line in robust.lines)
+  assert first != second == third
+  np.testing.assert_allclose(robust.lines[0].get_ydata(), [0, 10, 20])
+  np.testing.assert_allclose(loss.lines[2].get_ydata(), [0.2, 0.1, 2 / 30])
+
+
+def test_accuracies_stand_at_their_values_with_their_intervals():
+  (axis,) = plots.plot_accuracies({"clean": (0.9, 0.8, 0.95), "pgd": (0.5, 0.4, 0.6)}, "test").axes
+  points, _, (bars,) = axis.containers[0].lines
+  np.testing.assert_allclose(points.get_xdata(), [90, 50])
+  np.testing.assert_allclose([ends[:, 0] for ends in bars.get_segments()], [[80, 95], [40, 60]])
+  assert [label.get_text() for label in axis.get_yticklabels()] == ["clean", "pgd"]
+
+
 def _median(workdir, epoch, variant, label=None):
   """Of a variant's weights as they are in the file."""
   with np.load(workdir / "weights" / f"epoch_{epoch:04d}.npz") as arrays:

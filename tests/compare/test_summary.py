@@ -136,7 +136,7 @@ def test_the_plot_shows_means_and_differences(runs):
   np.testing.assert_allclose(above.containers[0].lines[0].get_ydata(orig=False), means)
   differences = [100 * summary["methods"]["lrat:pgd+cw"]["difference"][c]["mean"] for c in summary["columns"]]
   np.testing.assert_allclose(below.containers[0].lines[0].get_ydata(orig=False), differences)
-  assert [label.get_text() for label in below.get_xticklabels()][:2] == ["clean", "cw20\n(trained_on)"]
+  assert [label.get_text() for label in below.get_xticklabels()][:2] == ["clean", "cw20\n(trained on)"]
 
 
 def test_with_one_seed_the_interval_is_that_of_the_mean_over_images():

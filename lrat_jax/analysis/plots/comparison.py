@@ -1,5 +1,6 @@
 """The picture of a comparison: every method under every attack, and how far it is from the first method."""
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def plot_comparison(summary: Mapping[str, Any]) -> Figure:
-  """Above, accuracies with their standard deviation over seeds; below, differences with their intervals.
+  """Above, accuracies with their standard deviation over seeds; below, differences (if any) with their intervals.
 
   Args:
     summary: of `comparison.summarise`.
@@ -44,8 +45,8 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
       reach = np.abs(found[:, 1:] - found[:, :1]).T
       below.errorbar([places[c] for c in shown], found[:, 0], yerr=reach, elinewidth=1, **style)
   above.set(ylabel="accuracy (%)", ylim=(0, 102))
-  below.set(ylabel=f"difference to {summary['baseline']} (points)", xticks=range(len(columns)))
-  group = {name: kind for kind in ("trained_on", "held_out") for name in summary[kind]}
+  below.set(ylabel=textwrap.fill(f"difference to {summary['baseline']} (points)", 40), xticks=range(len(columns)))
+  group = {name: kind.replace("_", " ") for kind in ("trained_on", "held_out") for name in summary[kind]}
   below.set_xticklabels(
     [f"{column}\n({group[column]})" if column in group else column for column in columns], fontsize=9
   )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lrat_jax import data
@@ -12,6 +13,52 @@ from lrat_jax.analysis.inspection import Inconsistency
 from lrat_jax.analysis.plots.style import COLOURS, INK, blank, number_table, panels, replace, show_image
 from lrat_jax.evaluation import examples
 from lrat_jax.evaluation.evaluate import CLEAN, EvaluationResult
+
+
+def plot_accuracies(accuracies: Mapping[str, tuple[float, float, float]], name: str) -> Figure:
+  """Accuracies of one model under each attack, one under the other, with their intervals.
+
+  Args:
+    accuracies: by attack, the accuracy and the ends of its interval, in [0, 1].
+    name: the model's, for the title.
+  """
+  figure, ((axis,),) = panels(f"{name}: accuracy under each attack", 1, height=1.1 + 0.32 * len(accuracies))
+  figure.set_figwidth(7.5)
+  values, low, high = 100 * np.array(list(accuracies.values())).T
+  places = np.arange(len(accuracies))
+  axis.errorbar(values, places, xerr=[values - low, high - values], fmt="o", color=COLOURS[0], elinewidth=1.5)
+  axis.set(xlim=(0, 100), xlabel="accuracy (%), with 95 % intervals")
+  axis.set_yticks(places, accuracies)
+  axis.invert_yaxis()
+  axis.grid(visible=False, axis="y")
+  return figure
+
+
+def plot_least_correlated(found: Inconsistency, per_example: Mapping[str, np.ndarray], name: str) -> Figure:
+  """The vulnerabilities under the two attacks that agree least, an instance a point.
+
+  Args:
+    found: of `inspection.inconsistency`.
+    per_example: what it was found in.
+    name: the model's, for the title.
+  """
+  figure, ((axis,),) = panels(f"{name}: vulnerability under the two attacks that agree least", 1, height=4.6)
+  _scatter(axis, found, per_example)
+  return figure
+
+
+def _scatter(axis: Axes, found: Inconsistency, per_example: Mapping[str, np.ndarray]) -> None:
+  pair = inspection.least_correlated(found)
+  if pair is None:
+    axis.text(0.5, 0.5, "no two attacks' vulnerabilities vary", ha="center", va="center")
+    return
+  right = np.asarray(per_example["clean_correct"], bool)
+  scores = inspection.vulnerabilities(per_example, [found.names[place] for place in pair])[right]
+  axis.scatter(*scores.T, s=9, alpha=0.35, color=COLOURS[0], linewidths=0, rasterized=True)
+  axis.axhline(0, color=INK, linewidth=0.8)
+  axis.axvline(0, color=INK, linewidth=0.8)
+  axis.set(xlim=(-1.03, 1.03), ylim=(-1.03, 1.03), aspect="equal")
+  axis.set(xlabel=f"under {found.names[pair[0]]}", ylabel=f"under {found.names[pair[1]]}")
 
 
 def plot_inconsistency(found: Inconsistency, per_example: Mapping[str, np.ndarray], name: str) -> Figure:
@@ -32,18 +79,8 @@ def plot_inconsistency(found: Inconsistency, per_example: Mapping[str, np.ndarra
     axes[1], figure, found.names, 100 * found.cross, 1, cmap="Blues", vmin=0, vmax=max(100 * found.cross.max(), 1)
   )
   axes[1].set(title="broken by the row's attack,\nnot by the column's (%)")
-  pair = inspection.least_correlated(found)
   axes[2].set_title("vulnerability, an instance a point,\nunder the two that agree least")
-  if pair is None:
-    axes[2].text(0.5, 0.5, "no two attacks' vulnerabilities vary", ha="center", va="center")
-    return figure
-  right = np.asarray(per_example["clean_correct"], bool)
-  scores = inspection.vulnerabilities(per_example, [found.names[place] for place in pair])[right]
-  axes[2].scatter(*scores.T, s=9, alpha=0.35, color=COLOURS[0], linewidths=0)
-  axes[2].axhline(0, color=INK, linewidth=0.8)
-  axes[2].axvline(0, color=INK, linewidth=0.8)
-  axes[2].set(xlim=(-1.03, 1.03), ylim=(-1.03, 1.03), aspect="equal")
-  axes[2].set(xlabel=f"under {found.names[pair[0]]}", ylabel=f"under {found.names[pair[1]]}")
+  _scatter(axes[2], found, per_example)
   return figure
 
 

@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
 
 INK = "#444444"
 # Told apart by colour-blind readers too.
@@ -37,6 +39,13 @@ def panels(title: str, columns: int, rows: int = 1, height: float = 3.6) -> tupl
   return figure, axes
 
 
+def log_scale(axis: Axes) -> None:
+  """A logarithmic y axis whose ticks are plain numbers."""
+  axis.set_yscale("log")
+  axis.yaxis.set_major_formatter(LogFormatter())
+  axis.yaxis.set_minor_formatter(LogFormatter())
+
+
 def show_image(axis: Axes, image: np.ndarray) -> None:
   """An image [h, w, c] in [0, 1], grey with one channel."""
   axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
@@ -56,9 +65,16 @@ def number_table(axis: Axes, figure: Figure, names: Sequence[str], table: np.nda
   axis.grid(visible=False)
 
 
+def literal(figure: Figure) -> Figure:
+  """The figure with every text as it is written: a name with dollar signs in it is no formula."""
+  for text in figure.findobj(Text):
+    text.set_parse_math(False)
+  return figure
+
+
 def replace(path: Path, figure: Figure | None) -> None:
   """Writes a picture; without one, the picture of an earlier evaluation goes."""
   path.parent.mkdir(exist_ok=True)
   path.unlink(missing_ok=True)
   if figure is not None:
-    figure.savefig(path, dpi=120)
+    literal(figure).savefig(path, dpi=120)

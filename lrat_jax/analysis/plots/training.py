@@ -1,6 +1,6 @@
 """Pictures of a run: its training curves, and where its weights went."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,13 @@ from matplotlib.ticker import MaxNLocator
 from lrat_jax import data
 from lrat_jax.analysis import inspection
 from lrat_jax.analysis.inspection import Moved, WeightHistory
-from lrat_jax.analysis.plots.style import COLOURS, INK, blank, panels, replace, show_image, tidy
+from lrat_jax.analysis.plots.style import COLOURS, INK, blank, log_scale, panels, replace, show_image, tidy
 from lrat_jax.training.metrics import Row, read_rows
 
 _BINS = np.linspace(0.0, 1.0, 41)
 _MOST_MOVED = 8
+# Methods beyond the colours begin again with other dashes.
+_DASHES = ("-", "--", ":", "-.")
 _FIELD_NAMES = {"natural": "natural weight", "across": "global weight"}
 
 
@@ -35,7 +37,8 @@ def plot_training_curves(rows: Sequence[Row], name: str) -> Figure:
   loss, accuracy, validation = axes[0]
   loss.plot(*_series(rows, "train", "loss"), color=COLOURS[0], label="loss (nats)")
   loss.plot(*_series(rows, "train", "gradient_norm"), color=COLOURS[1], linewidth=0.8, alpha=0.8, label="gradient norm")
-  loss.set(title="training loss", xlabel="step", yscale="log")
+  loss.set(title="training loss", xlabel="step")
+  log_scale(loss)
   loss.legend(frameon=False)
   for axis, split, names in (
     (accuracy, "train", {"natural_accuracy": "natural", "adversarial_accuracy": "adversarial"}),
@@ -50,6 +53,31 @@ def plot_training_curves(rows: Sequence[Row], name: str) -> Figure:
   if steps:
     best = int(np.argmax(robust))
     validation.plot(steps[best], 100 * robust[best], "o", color=COLOURS[1], markersize=5)
+  return figure
+
+
+def plot_training_compared(methods: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
+  """Robust and clean accuracy in validation and the training loss of several methods, a line for each run.
+
+  Args:
+    methods: by name, the rows of metrics.jsonl of each of the method's runs.
+  """
+  figure, (axes,) = panels("Training, a line for each run", 3)
+  kinds = (("validation", "robust"), ("validation", "clean"), ("train", "loss"))
+  for axis, (split, field) in zip(axes, kinds, strict=True):
+    for place, (name, runs) in enumerate(methods.items()):
+      for number, rows in enumerate(runs):
+        steps, values = _series(rows, split, field)
+        style = {"color": COLOURS[place % len(COLOURS)], "linestyle": _DASHES[place // len(COLOURS) % len(_DASHES)]}
+        scaled = np.asarray(values) * (1 if field == "loss" else 100)
+        axis.plot(steps, scaled, marker="o" if len(steps) == 1 else None, label=None if number else name, **style)
+    if field == "loss":
+      axis.set(title="training loss (nats)", xlabel="step")
+      log_scale(axis)
+    else:
+      axis.set(title=f"{field} accuracy in validation (%)", xlabel="step", ylim=(0, 100))
+  columns = max(1, 130 // (8 + max(map(len, methods))))
+  figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
   return figure
 
 
@@ -125,7 +153,7 @@ def plot_weights_by_class(history: WeightHistory, name: str, field: str = "natur
   what = _FIELD_NAMES.get(field, field)
   figure, (axes,) = panels(f"{name}: {what} by class", 2, height=max(3.2, 1.2 + 0.25 * len(found.groups)))
   medians = found.quantiles[:, :, 2].T
-  image = axes[0].pcolormesh(history.epochs + 1, np.arange(len(found.groups)), medians, cmap="viridis")
+  image = axes[0].pcolormesh(history.epochs + 1, np.arange(len(found.groups)), medians, cmap="viridis", rasterized=True)
   axes[0].grid(visible=False)
   figure.colorbar(image, ax=axes[0], label="median")
   axes[0].set(title="medians over the epochs", xlabel="epoch", ylabel="class")
