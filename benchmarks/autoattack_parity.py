@@ -38,10 +38,7 @@ def _load(workdir: Path, num_images: int):
   config = workdir_lib.load_config(workdir)
   dataset = data.load_for(config.data)
   experiment = loop.build(config, dataset, sharding.make_mesh(1))
-  found = loop.load_best(experiment, workdir)
-  if found is None:
-    sys.exit(f"--workdir={workdir} holds no whole checkpoint; train there first.")
-  _, state = found
+  _, state = loop.load_best(experiment, workdir)
   variables = jax.tree.map(np.asarray, dict(state.eval_variables))
   split = dataset.test.take(np.arange(min(num_images, len(dataset.test.labels))))
   model = experiment.model

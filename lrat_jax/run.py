@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -19,7 +18,7 @@ from lrat_jax.config.command_line import Options, reason
 from lrat_jax.convert import exchange
 from lrat_jax.core import distributed, malloc, preemption, sharding
 from lrat_jax.core.errors import ConfigError
-from lrat_jax.evaluation import evaluate, runner
+from lrat_jax.evaluation import runner
 from lrat_jax.models import user_model
 from lrat_jax.training import dry_run, loop, metric_writers
 from lrat_jax.training import workdir as workdir_lib
@@ -65,17 +64,13 @@ def _evaluate_checkpoint(
   experiment: loop.Experiment, asked: dict[str, Any], workdir: Path, console: Console, stop: preemption.Watch
 ) -> dict[str, Any]:
   """Evaluates the best checkpoint, and returns the content of results.json."""
-  best = loop.load_best(experiment, workdir, console)
-  if best is None:
-    raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
-  step, state = best
+  step, state = loop.load_best(experiment, workdir, console)
   console.print(f"Evaluating the checkpoint of step {step}, the best in validation.")
-  logits_fn = Partial(evaluate.apply_function(experiment.model), state.eval_variables)
   config = experiment.config
   options = {"stop": stop, "microbatch_size": experiment.microbatch_size, "draw": plots.draw_evaluation}
   about = {"name": config.name, "step": step, **asked, "config": workdir_lib.portable(config)}
   return runner.evaluate(
-    config, logits_fn, experiment.dataset, experiment.mesh, workdir, console, about=about, **options
+    config, experiment.logits_fn(state), experiment.dataset, experiment.mesh, workdir, console, about=about, **options
   )
 
 

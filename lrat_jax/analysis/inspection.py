@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.tree_util import Partial
 from ml_collections import ConfigDict
 from scipy import stats
 
 from lrat_jax import data
-from lrat_jax.config import default as config_lib
+from lrat_jax.config import methods
 from lrat_jax.config.suites import SUITES, Suite
 from lrat_jax.core import files, sharding
 from lrat_jax.evaluation import evaluate as evaluate_lib
@@ -265,7 +264,7 @@ def least_correlated(found: Inconsistency) -> tuple[int, int] | None:
   return min(pairs, key=lambda pair: found.rank_correlation[pair], default=None)
 
 
-def _suite(config: ConfigDict, suite: str | Mapping[str, Mapping[str, Any]] | None) -> Suite:
+def _suite(workdir: Path, config: ConfigDict, suite: str | Mapping[str, Mapping[str, Any]] | None) -> Suite:
   """The entries of the run's own suite, of a named one with the budget of the run's preset, or those given."""
   if suite is None:
     return config.eval.suite.to_dict()
@@ -273,13 +272,14 @@ def _suite(config: ConfigDict, suite: str | Mapping[str, Mapping[str, Any]] | No
     return {name: dict(entry) for name, entry in suite.items()}
   if suite not in SUITES:
     raise ValueError(f"suite={suite!r} is unknown; choose from {sorted(SUITES)}, or give the attacks themselves.")
-  for name, preset in config_lib.PRESETS.items():
-    if f"_{name}_" in f"_{config.name}_":
-      return SUITES[suite](preset["budget"])
-  raise ValueError(
-    f"config.name={config.name!r} names none of the presets {sorted(config_lib.PRESETS)}, so suite={suite!r} has no "
-    "radii; give the attacks themselves."
-  )
+  preset = workdir_lib.read_preset(workdir)
+  own = methods.of_run(preset, suite)
+  if own is None:
+    raise ValueError(
+      f"suite={suite!r} has no radii for a run of --config={preset}, which is no method of lrat_jax; give the attacks "
+      "themselves."
+    )
+  return own.eval.suite.to_dict()
 
 
 def load_experiment(workdir: Path, *, trust_user_code: bool = False) -> loop.Experiment:
@@ -320,18 +320,15 @@ def evaluate(
   if split not in data.SPLITS:
     raise ValueError(f"split={split!r} is unknown; choose from {list(data.SPLITS)}.")
   experiment = load_experiment(workdir, trust_user_code=trust_user_code)
-  entries = _suite(experiment.config, suite)
-  best = loop.load_best(experiment, workdir)
-  if best is None:
-    raise ValueError(f"workdir={str(workdir)!r} holds no checkpoint; train there first.")
+  entries = _suite(workdir, experiment.config, suite)
+  _, state = loop.load_best(experiment, workdir)
   chosen = experiment.dataset.split(split)
   chosen = chosen.take(np.arange(min(num_images or len(chosen.labels), len(chosen.labels))))
-  logits_fn = Partial(evaluate_lib.apply_function(experiment.model), best[1].eval_variables)
   # A run may be looked at on other devices than it was evaluated on; the size of batches changes no result.
   devices = experiment.mesh.size
   batch_size = -(-experiment.config.eval.batch_size // devices) * devices
   evaluation = evaluate_lib.run_suite(
-    logits_fn, chosen, entries,
+    experiment.logits_fn(state), chosen, entries,
     batch_size=batch_size,
     mesh=experiment.mesh,
     seed=experiment.config.seed,

@@ -53,7 +53,7 @@ def _is_whole(results: Mapping[str, Any]) -> bool:
   return shares and all(isinstance(line, str) for line in results["warnings"])
 
 
-class Run(NamedTuple):
+class PlannedRun(NamedTuple):
   """One method with one seed: its workdir, the arguments of `lrat_jax.main`, and the configuration that they make."""
 
   method: MethodSpec
@@ -126,7 +126,7 @@ def parse(text: str) -> MethodSpec:
 
 def plan(
   methods: Sequence[MethodSpec], seeds: Sequence[int], *, data: str, suite: str, overrides: Sequence[str], workdir: Path
-) -> list[Run]:
+) -> list[PlannedRun]:
   """All runs of a comparison, seed by seed so that whole comparisons come early, each checked as far as it can be.
 
   Args:
@@ -156,12 +156,12 @@ def plan(
         validate.check(config)
       except ConfigError as error:
         raise ConfigError(f"{method.name}: {error}") from None
-      runs.append(Run(method, seed, folder, arguments, config))
+      runs.append(PlannedRun(method, seed, folder, arguments, config))
   _check_folders(runs)
   return runs
 
 
-def _check_folders(runs: Sequence[Run]) -> None:
+def _check_folders(runs: Sequence[PlannedRun]) -> None:
   """Refuses methods whose names make one folder, and names that are too long for one."""
   methods: dict[Path, str] = {}
   for run in runs:

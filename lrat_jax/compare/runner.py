@@ -34,7 +34,7 @@ def _core_shares(jobs: int) -> list[set[int]]:
   return [set(cores[job::jobs]) or {cores[job % len(cores)]} for job in range(jobs)]
 
 
-def _execute(run: methods.Run, more: Sequence[str], cores: set[int], processes: list[subprocess.Popen]) -> int:
+def _execute(run: methods.PlannedRun, more: Sequence[str], cores: set[int], processes: list[subprocess.Popen]) -> int:
   """Runs one program to its end, with its output in the workdir's log.txt, and returns its exit code."""
   run.workdir.mkdir(parents=True, exist_ok=True)
   with (run.workdir / "log.txt").open("ab") as log:
@@ -45,7 +45,7 @@ def _execute(run: methods.Run, more: Sequence[str], cores: set[int], processes: 
   return process.wait()
 
 
-def _run_all(runs: Sequence[methods.Run], jobs: int, more: Sequence[str], console: Console) -> list[int]:
+def _run_all(runs: Sequence[methods.PlannedRun], jobs: int, more: Sequence[str], console: Console) -> list[int]:
   """Runs what is missing with `more` options, `jobs` at a time, and returns the exit codes of those that failed."""
   missing = [run for run in runs if run.results() is None]
   console.print(f"{len(runs)} runs, {len(runs) - len(missing)} of them done before.")
@@ -54,7 +54,7 @@ def _run_all(runs: Sequence[methods.Run], jobs: int, more: Sequence[str], consol
     shares.put(share)
   failed, processes = [], []
 
-  def execute(run: methods.Run) -> None:
+  def execute(run: methods.PlannedRun) -> None:
     share, start = shares.get(), time.perf_counter()
     try:
       code = _execute(run, more, share, processes)

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -62,6 +63,23 @@ METHODS: dict[str, Callable[[str | None], ConfigDict]] = {
   "trades": trades,
   "mart": mart,
 }
+
+
+def of_run(preset: str, suite: str = "") -> ConfigDict | None:
+  """The method's own configuration of a run made with `--config=PRESET`, with its suite or another.
+
+  None where that is a file of the user's, which is not run, or names what this version does not know.
+  """
+  file, _, argument = preset.partition(":")
+  path = Path(file)
+  name = path.stem if path.suffix == ".py" and path.parent.name == "configs" else file
+  if suite:
+    kept = [part for part in (argument or "digits").split(",") if not part.startswith("suite=")]
+    argument = ",".join([*kept, f"suite={suite}"])
+  try:
+    return METHODS[name](argument or None)
+  except (KeyError, ValueError):
+    return None
 
 
 def get_config(arg: str) -> ConfigDict:

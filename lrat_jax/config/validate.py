@@ -1,5 +1,6 @@
 """Whether a configuration makes sense, before anything is built or written. One clear line if it does not."""
 
+import contextlib
 import re
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -96,57 +97,59 @@ def _attack_paths(config: ConfigDict) -> Iterator[str]:
   yield from (f"{group}.{name}" for group in _ATTACK_GROUPS for name in _field(config, group))
 
 
+@contextlib.contextmanager
+def _errors_of(group: str, named: str = "name") -> Iterator[None]:
+  """Names the field of an error inside: of user code `named`, whose value it begins with; else its own in the group."""
+  try:
+    yield
+  except ConfigError:
+    raise
+  except user_code.UserCodeError as error:
+    raise ConfigError(f"config.{group}.{named}={error}") from error
+  except ValueError as error:
+    raise ConfigError(f"config.{group}.{error}") from error
+
+
 def _check_kind(config: ConfigDict, group: str, kinds: Collection[str]) -> None:
   """One of the weightings that there are, or the user's own, which is found."""
-  path = f"{group}.kind"
-  try:
-    if user_code.is_name(name := _field(config, path)):
+  with _errors_of(group, "kind"):
+    if user_code.is_name(name := config[group].kind):
       user_code.function(name)
     elif name not in kinds:
       choices = f"choose from {sorted(kinds)}, or write package.module:function"
-      raise ConfigError(f"config.{path}={name!r} is unknown; {choices}.")
-  except user_code.UserCodeError as error:
-    raise ConfigError(f"config.{path}={error}") from error
+      raise ValueError(f"kind={name!r} is unknown; {choices}.")
+
+
+def _user_attacks(config: ConfigDict) -> Iterator[tuple[str, dict[str, Any]]]:
+  """The attacks that are the user's own, as (path, fields)."""
+  entries = ((path, _field(config, path).to_dict()) for path in _attack_paths(config))
+  return ((path, entry) for path, entry in entries if user_code.is_name(entry.get("name")))
 
 
 def _find_user_attacks(config: ConfigDict) -> None:
   """Finds the user's own attacks, and compares the fields that they have with those that they take."""
-  for path in _attack_paths(config):
-    entry = _field(config, path).to_dict()
-    if user_code.is_name(entry.get("name")):
-      try:
-        validate_user_code.check_fields(entry)
-        attacks.from_config(entry)
-      except user_code.UserCodeError as error:
-        raise ConfigError(f"config.{path}.name={error}") from error
-      except ValueError as error:
-        raise ConfigError(f"config.{path}.{error}") from error
+  for path, entry in _user_attacks(config):
+    with _errors_of(path):
+      validate_user_code.check_fields(entry)
+      attacks.from_config(entry)
 
 
 def _try_user_code(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
   """Tries what a configuration names of the user's functions, as the run will. Raises ConfigError."""
-  path, num_variants = "model.name", len(config.train_attacks)
+  model, num_variants = config.model, len(config.train_attacks)
   options = {name: config.local_weights[name] for name in ("total", "minimum_natural", "slope", "bias")}
-  try:
-    if user_code.is_name(name := config.model.name):
-      validate_user_code.check_model(name, config.model.mean, config.model.std, image_shape, num_classes)
-    path = "local_weights.kind"
-    if user_code.is_name(name := config.local_weights.kind):
+  if user_code.is_name(model.name):
+    with _errors_of("model"):
+      validate_user_code.check_model(model.name, model.mean, model.std, image_shape, num_classes)
+  if user_code.is_name(name := config.local_weights.kind):
+    with _errors_of("local_weights", "kind"):
       validate_user_code.check_local(name, options, num_variants)
-    path = "global_weights.kind"
-    if user_code.is_name(name := config.global_weights.kind):
+  if user_code.is_name(name := config.global_weights.kind):
+    with _errors_of("global_weights", "kind"):
       validate_user_code.check_global(name, num_variants)
-  except user_code.UserCodeError as error:
-    raise ConfigError(f"config.{path}={error}") from error
-  for path in _attack_paths(config):
-    entry = _field(config, path).to_dict()
-    try:
-      if user_code.is_name(entry.get("name")):
-        validate_user_code.check_attack(entry, image_shape, num_classes, ramped=path.startswith("train_attacks"))
-    except user_code.UserCodeError as error:
-      raise ConfigError(f"config.{path}.name={error}") from error
-    except ValueError as error:
-      raise ConfigError(f"config.{path}.{error}") from error
+  for path, entry in _user_attacks(config):
+    with _errors_of(path):
+      validate_user_code.check_attack(entry, image_shape, num_classes, ramped=path.startswith("train_attacks"))
 
 
 def _check_attacks(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
@@ -160,14 +163,13 @@ def _check_attacks(config: ConfigDict, image_shape: tuple[int, ...], num_classes
   ours = [path for path in _attack_paths(config) if not user_code.is_name(_field(config, path).get("name"))]
   for path in ours:
     try:
-      if path.startswith("eval.suite.") and suites.is_autoattack(_field(config, path)):
-        traced = suites.changed_stages(_field(config, path).to_dict(), image_shape, num_classes)
-      else:
-        traced = [attacks.from_config(_field(config, path))]
-      for attack in traced:
-        jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
-    except ValueError as error:
-      raise ConfigError(f"config.{path}.{error}") from None
+      with _errors_of(path):
+        if path.startswith("eval.suite.") and suites.is_autoattack(_field(config, path)):
+          traced = suites.changed_stages(_field(config, path).to_dict(), image_shape, num_classes)
+        else:
+          traced = [attacks.from_config(_field(config, path))]
+        for attack in traced:
+          jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
     except (TypeError, AttributeError) as error:  # only a file can give an attack values of other types
       raise ConfigError(f"config.{path} holds a value of the wrong type: {error}") from None
 
@@ -218,12 +220,8 @@ def check(config: ConfigDict) -> None:
     _range(config, f"{path}.slope", 0)
     _range(config, f"{path}.bias", -_LARGEST)
   _choice(config, "model.dtype", ("auto", *models.DTYPES))
-  try:
+  with _errors_of("model"):
     models.create(config.model.name, 2, mean=config.model.mean, std=config.model.std)
-  except user_code.UserCodeError as error:
-    raise ConfigError(f"config.model.name={error}") from error
-  except ValueError as error:
-    raise ConfigError(f"config.model.{error}") from None
   if not config.compilation_cache:
     raise ConfigError("config.compilation_cache='' names no folder; it is auto, off or a folder.")
   if "clean" in config.eval.suite:

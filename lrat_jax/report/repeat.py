@@ -1,12 +1,9 @@
 """How a run is repeated: its command, as the run recorded it, and the fields that are not the method's own."""
 
 import shlex
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
-from lrat_jax.config.methods import METHODS
+from lrat_jax.config import methods
 from lrat_jax.report.runs import Run
 from lrat_jax.training import workdir
 
@@ -26,22 +23,9 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   return fields
 
 
-def _method_config(preset: str) -> ConfigDict | None:
-  """The configuration of "lrat:digits" or "configs/lrat.py:digits"; None for a file of the user's, which is not run."""
-  file, _, argument = preset.partition(":")
-  path = Path(file)
-  name = path.stem if path.suffix == ".py" and path.parent.name == "configs" else file
-  if name not in METHODS:
-    return None
-  try:
-    return METHODS[name](argument or None)
-  except ValueError:  # a preset, attack or suite that this version does not know
-    return None
-
-
 def changes(run: Run) -> list[Change] | None:
   """The fields in which a run differs from its preset; None where that cannot be told."""
-  base = None if run.config is None else _method_config(run.preset)
+  base = None if run.config is None else methods.of_run(run.preset)
   if base is None:
     return None
   mine, theirs = (_flat(workdir.portable(config)) for config in (run.config, base))

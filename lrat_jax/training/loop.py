@@ -12,13 +12,14 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lrat_jax import attacks, data, models
 from lrat_jax.core import distributed, sharding
-from lrat_jax.core.errors import Preempted
+from lrat_jax.core.errors import ConfigError, Preempted
 from lrat_jax.core.text import seconds_text
 from lrat_jax.core.typing import Variables
 from lrat_jax.evaluation import evaluate
@@ -42,6 +43,10 @@ class Experiment(NamedTuple):
   def microbatch_size(self) -> int | None:
     """How many images an attack on the network takes at once (`models.microbatch_size`)."""
     return models.microbatch_size(self.config.model.name, *self.dataset.image_shape[:2])
+
+  def logits_fn(self, state: step_lib.TrainState) -> Partial:
+    """Images -> logits, of the weights of a state that are evaluated."""
+    return Partial(evaluate.apply_function(self.model), state.eval_variables)
 
   def initial_state(self) -> step_lib.TrainState:
     """The state before the first step, whole on every device."""
@@ -274,14 +279,17 @@ def train(
     loop.run()
 
 
-def load_best(
-  experiment: Experiment, workdir: Path, console: Console | None = None
-) -> tuple[int, step_lib.TrainState] | None:
-  """The checkpoint with the best validation in a workdir, (step, state); None where no checkpoint was finished.
+def load_best(experiment: Experiment, workdir: Path, console: Console | None = None) -> tuple[int, step_lib.TrainState]:
+  """The checkpoint with the best validation in a workdir, (step, state).
 
   One that is damaged is set aside, which the console is told, and the best of the others is taken.
+
+  Raises:
+    ConfigError: no checkpoint was finished there.
   """
-  _quarantine(workdir, console or Console())
-  with checkpoints_lib.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
-    step = saved.best_step()
-    return None if step is None else (step, saved.restore(step, experiment.initial_state())[0])
+  if (workdir / "checkpoints").is_dir():
+    _quarantine(workdir, console or Console())
+    with checkpoints_lib.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
+      if (step := saved.best_step()) is not None:
+        return step, saved.restore(step, experiment.initial_state())[0]
+  raise ConfigError(f"workdir={str(workdir)!r} holds no checkpoint to evaluate; train there first.")

@@ -74,6 +74,12 @@ def read_config(path: Path) -> dict[str, Any]:
   return saved
 
 
+def read_preset(workdir: Path) -> str:
+  """The --config that a run was made with, "lrat:digits". Raises as `read_config` does."""
+  read_config(workdir / "config.json")
+  return str(files.read_json(workdir / "config.json")["run"].get("preset", ""))
+
+
 def check(workdir: Path, config: ConfigDict) -> None:
   """Refuses a workdir that is no directory or holds a run of another configuration, and shows the difference.
 

@@ -1,6 +1,8 @@
 """Inspection: weights aligned by instance and shown as training used them; attacks compared, against hand counts."""
 
 import io
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -219,6 +221,18 @@ def test_a_checkpoint_is_evaluated_on_any_split_by_any_attacks(workdir):
   assert len(history.indices) == 1088 and set(history.indices) <= set(per_example["indices"])
   with pytest.raises(ValueError, match=r"^suite='slow' is unknown; choose from \['apgd', 'autoattack', 'full'"):
     inspection.evaluate(workdir, "slow")
+
+
+def test_a_suite_by_name_has_the_radii_of_the_preset_that_made_the_run(workdir, tmp_path):
+  per_example = inspection.evaluate(workdir, "pgd", num_images=4)
+  assert {"robust/pgd20", "robust/cw20"} <= set(per_example)
+  copy = tmp_path / "copy"
+  shutil.copytree(workdir, copy)
+  content = json.loads((copy / "config.json").read_text())
+  content["run"]["preset"] = "somewhere/own.py:digits"
+  (copy / "config.json").write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=r"^suite='full' has no radii for a run of --config=somewhere/own.py:digits"):
+    inspection.evaluate(copy, "full")
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lrat_jax.config import default as config_lib
-from lrat_jax.config import suites, validate
+from lrat_jax.config import methods, suites, validate
 from lrat_jax.core.errors import ConfigError
 
 AUTOATTACK = {"name": "autoattack", "epsilon": "8/255"}
@@ -138,3 +138,15 @@ def test_an_attack_of_ones_own_is_told_by_its_name_and_fields():
   assert suites.threat({"name": "mine.attacks:turn", "max_rotation": "far"}) == "max_rotation far"
   assert suites.kind(own) == suites.kind(own | {"epsilon": "3"}) == ("mine.attacks:bend", "l2")
   assert suites.kind(own) != suites.kind(own | {"name": "mine.attacks:turn"})
+
+
+@pytest.mark.parametrize("preset", ["irat:cifar10,pgd,suite=pgd", "configs/irat.py:cifar10,pgd,cw"])
+def test_a_run_of_a_method_finds_any_suite_with_its_own_radii(preset):
+  found = methods.of_run(preset, "unforeseen").eval.suite.to_dict()
+  assert found == suites.SUITES["unforeseen"](config_lib.PRESETS["cifar10"]["budget"])
+  assert methods.of_run(preset).global_weights.kind == "gairat"
+
+
+@pytest.mark.parametrize("preset", ["elsewhere/irat.py:cifar10", "own:cifar10", "irat:no_such_data", ""])
+def test_a_run_of_a_users_file_has_no_method(preset):
+  assert methods.of_run(preset, "unforeseen") is None
