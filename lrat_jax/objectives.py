@@ -11,6 +11,8 @@ the papers' own losses; with local weights the weight that a variant gives up go
 divergence from itself is 0.
 """
 
+import functools
+import operator
 from collections.abc import Callable
 
 import jax
@@ -83,9 +85,10 @@ def pair_losses(
   if objective not in _MEMBER_LOSSES:
     raise ValueError(f"objective={objective!r} is unknown; choose from {list(OBJECTIVES)}.")
   member_loss = _MEMBER_LOSSES[objective]
-  losses = 0.0
-  for j in range(adversarial_logits.shape[1]):
-    losses += adversarial_weights[:, j] * member_loss(adversarial_logits[:, j], natural_logits, labels, beta)
+  losses = [
+    adversarial_weights[:, j] * member_loss(adversarial_logits[:, j], natural_logits, labels, beta)
+    for j in range(adversarial_logits.shape[1])
+  ]
   if natural_logits is not None:
-    losses += natural_weights * member_loss(natural_logits, natural_logits, labels, beta)
-  return losses
+    losses.append(natural_weights * member_loss(natural_logits, natural_logits, labels, beta))
+  return functools.reduce(operator.add, losses)

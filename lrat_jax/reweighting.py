@@ -14,7 +14,8 @@ from jaxtyping import Float, Integer
 
 PerPair = Float[Array, "batch"]
 PerVariant = Float[Array, "batch variants"]
-_AnyLogits, _AnyScores = Float[Array, "*any classes"], Float[Array, "*any"]
+_AnyLogits = Float[Array, "*any classes"]
+_AnyScores = Float[Array, "*any"]
 _AnyLabels = Integer[Array, "*any"]
 
 LOCAL_KINDS = ("none", "lrat")
@@ -126,8 +127,8 @@ def global_weights(
     return jnp.ones_like(vulnerabilities[:, 0])
   across = lambda reduce, value: value if axis_name is None else reduce(value, axis_name)
   if callable(kind):
-    scores = {"vulnerabilities": vulnerabilities, "surviving_fractions": surviving_fractions}
-    raw = _raw(kind(**jax.lax.stop_gradient(scores)))
+    given = {"vulnerabilities": vulnerabilities, "surviving_fractions": surviving_fractions}
+    raw = _raw(kind(**jax.lax.stop_gradient(given)))
     weights = jnp.where(across(jax.lax.pmax, jnp.max(raw)) == 0, 1.0, raw)
   elif kind in GLOBAL_KINDS:
     scores = vulnerabilities if kind == "mail" else 1.0 - 2.0 * surviving_fractions

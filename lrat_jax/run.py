@@ -67,10 +67,18 @@ def _evaluate_checkpoint(
   step, state = loop.load_best(experiment, workdir, console)
   console.print(f"Evaluating the checkpoint of step {step}, the best in validation.")
   config = experiment.config
-  options = {"stop": stop, "microbatch_size": experiment.microbatch_size, "draw": plots.draw_evaluation}
   about = {"name": config.name, "step": step, **asked, "config": workdir_lib.portable(config)}
   return runner.evaluate(
-    config, experiment.logits_fn(state), experiment.dataset, experiment.mesh, workdir, console, about=about, **options
+    config,
+    experiment.logits_fn(state),
+    experiment.dataset,
+    experiment.mesh,
+    workdir,
+    console,
+    about=about,
+    stop=stop,
+    microbatch_size=experiment.microbatch_size,
+    draw=plots.draw_evaluation,
   )
 
 

@@ -1,7 +1,7 @@
 """What a run's records say: where its weights went, and whether attacks agree on which instances are vulnerable."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +88,7 @@ class Inconsistency(NamedTuple):
   rank_correlation: np.ndarray
   cross: np.ndarray
   broken: np.ndarray
-  count: int
+  count: int  # type: ignore[assignment]  # of instances, not the method of tuples
 
 
 def _epoch_files(workdir: Path) -> dict[int, Path]:
@@ -188,7 +188,7 @@ def most_moved(history: WeightHistory, count: int, field: str = "natural") -> Mo
   return Moved(columns, history.indices[columns], movement[columns])
 
 
-def look_up(split: data.Split, indices: Sequence[int]) -> data.Split:
+def look_up(split: data.Split, indices: Iterable[int]) -> data.Split:
   """The instances of a split that have these indices, in their order. Raises ValueError naming one that it lacks."""
   rows = {int(index): row for row, index in enumerate(split.indices)}
   for index in indices:

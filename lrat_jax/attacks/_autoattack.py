@@ -18,7 +18,16 @@ from lrat_jax.attacks.eval_state import NullStore, Store
 from lrat_jax.attacks.registry import from_config
 from lrat_jax.attacks.stages import Stage, stages
 from lrat_jax.core import microbatch
-from lrat_jax.core.typing import HostAnswers, HostFloats, HostImages, HostIntegers, LogitsFn, OneKey
+from lrat_jax.core.typing import (
+  HostAnswers,
+  HostFloats,
+  HostImages,
+  HostIntegers,
+  LogitsFn,
+  NumpyImages,
+  NumpyIntegers,
+  OneKey,
+)
 
 # Floating point may carry a projected image this far outside its ball, relative and absolute.
 _SLACK = 1e-5, 1e-6
@@ -70,8 +79,8 @@ class AutoAttackReport(NamedTuple):
   robust: HostAnswers
   robust_accuracy: float
   clean_accuracy: float
-  images: HostImages
-  broken_by: HostIntegers
+  images: NumpyImages
+  broken_by: NumpyIntegers
   stages: tuple[str, ...]
   distances: HostFloats
   per_attack: tuple[StageSummary, ...]

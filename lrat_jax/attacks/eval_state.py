@@ -73,8 +73,7 @@ class FileStore:
 
   def save(self, piece: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes the piece beside its place, then moves it there."""
-    with files.replacing(self._directory / f"{piece}.npz") as file:
-      np.savez(file, **arrays)
+    files.write_arrays(self._directory / f"{piece}.npz", arrays, compress=False)
 
 
 class MultiHostStore:

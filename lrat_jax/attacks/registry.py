@@ -113,7 +113,7 @@ def defaults(name: str) -> dict[str, Any]:
   return {key: p.default for key, p in _look_up(name)[1].items() if p.default is not p.empty}
 
 
-def from_config(config: Mapping[str, Any]) -> Attack:
+def from_config(config: Mapping[str, Any]) -> functools.partial[AttackResult]:
   """The attack that `config` describes: its `name`, and that attack's keyword arguments.
 
   Args:
@@ -153,7 +153,7 @@ def from_config(config: Mapping[str, Any]) -> Attack:
   return functools.partial(attack, **arguments)
 
 
-def scaled(attack: Attack, factor: float | Array) -> Attack:
+def scaled(attack: functools.partial[AttackResult], factor: float | Array) -> functools.partial[AttackResult]:
   """The same attack with its epsilon and step size times `factor`, for a ramp over training."""
   return functools.partial(attack, **{key: attack.keywords[key] * factor for key in _LENGTHS if key in attack.keywords})
 

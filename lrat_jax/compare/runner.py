@@ -52,7 +52,8 @@ def _run_all(runs: Sequence[methods.PlannedRun], jobs: int, more: Sequence[str],
   shares: queue.Queue[set[int]] = queue.Queue()
   for share in _core_shares(jobs):
     shares.put(share)
-  failed, processes = [], []
+  failed: list[int] = []
+  processes: list[subprocess.Popen] = []
 
   def execute(run: methods.PlannedRun) -> None:
     share, start = shares.get(), time.perf_counter()

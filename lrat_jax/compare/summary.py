@@ -1,18 +1,43 @@
 """What a comparison of methods says: means, spread and paired differences over seeds, as data and as Markdown."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from lrat_jax.analysis import inspection
-from lrat_jax.compare.methods import PlannedRun
 from lrat_jax.config import suites
 from lrat_jax.evaluation.evaluate import CLEAN
 from lrat_jax.training import metrics
 
 WORST, HELD_OUT_MEAN = "union", "held out, mean"
 _RESAMPLES, _CONFIDENCE = 2000, 0.95
+
+
+class _Named(Protocol):
+  @property
+  def name(self) -> str: ...
+
+
+class ComparedRun(Protocol):
+  """What a comparison asks of a run: one that was planned (`methods.PlannedRun`), or one that was found."""
+
+  @property
+  def name(self) -> str: ...
+  @property
+  def method(self) -> _Named: ...
+  @property
+  def seed(self) -> int: ...
+  @property
+  def workdir(self) -> Path: ...
+  @property
+  def command(self) -> str: ...
+  @property
+  def config(self) -> ConfigDict: ...
+  def results(self) -> dict[str, Any] | None: ...
+  def per_example(self) -> dict[str, np.ndarray]: ...
 
 
 def paired_intervals(differences: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -46,14 +71,14 @@ def paired_interval(difference: np.ndarray, seed: int = 0) -> tuple[float, float
   return float(low), float(high)
 
 
-def _seen(run: PlannedRun) -> list[str]:
+def _seen(run: ComparedRun) -> list[str]:
   """The attacks of the suite that are of a kind that the run trained on."""
   trained = {suites.kind(entry) for entry in run.config.train_attacks.to_dict().values()}
   evaluated = {name: suites.kind(entry) for name, entry in run.config.eval.suite.to_dict().items()}
   return [name for name, kind in evaluated.items() if kind is not None and kind in trained]
 
 
-def _columns(runs: Sequence[PlannedRun]) -> dict[str, list[str]]:
+def _columns(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
   """The suite's attacks by group: trained on by any method, by none, and AutoAttack."""
   suite = runs[0].config.eval.suite.to_dict()
   seen = {name for run in runs for name in _seen(run)}
@@ -65,7 +90,7 @@ def _columns(runs: Sequence[PlannedRun]) -> dict[str, list[str]]:
   }
 
 
-def robust_columns(run: PlannedRun, columns: Mapping[str, list[str]]) -> dict[str, np.ndarray]:
+def robust_columns(run: ComparedRun, columns: Mapping[str, list[str]]) -> dict[str, np.ndarray]:
   """For each column of the table float [images], in the order of the table: 1 where the model holds.
 
   Args:
@@ -80,20 +105,20 @@ def robust_columns(run: PlannedRun, columns: Mapping[str, list[str]]) -> dict[st
   return robust | {WORST: arrays["robust"].astype(float)}
 
 
-def training_seconds(run: PlannedRun) -> float:
+def training_seconds(workdir: Path, batch_size: int) -> float:
   """How long a run's steps took, by its metrics.jsonl: compilation and no validation included."""
-  rows = [row for row in metrics.read_rows(run.workdir / "metrics.jsonl") if row["split"] == "train"]
-  return sum(row["steps"] * run.config.data.batch_size / row["images_per_second"] for row in rows)
+  rows = [row for row in metrics.read_rows(workdir / "metrics.jsonl") if row["split"] == "train"]
+  return sum(row["steps"] * batch_size / row["images_per_second"] for row in rows)
 
 
-def _method_summary(runs: Sequence[PlannedRun], robust: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+def _method_summary(runs: Sequence[ComparedRun], robust: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
   done = [run for run in runs if run.name in robust]
   per_seed = {run.seed: {name: float(held.mean()) for name, held in robust[run.name].items()} for run in done}
   table = {name: [scores[name] for scores in per_seed.values()] for name in next(iter(per_seed.values()), {})}
   return {
     "commands": [run.command for run in runs],
     "trained_on": _seen(runs[0]),
-    "training_seconds": [training_seconds(run) for run in done],
+    "training_seconds": [training_seconds(run.workdir, run.config.data.batch_size) for run in done],
     "seeds": {str(seed): scores for seed, scores in per_seed.items()},
     "mean": {name: float(np.mean(values)) for name, values in table.items()},
     "std": {name: float(np.std(values, ddof=1)) for name, values in table.items() if len(values) > 1},
@@ -118,7 +143,7 @@ def _spread(tables: Sequence[np.ndarray]) -> dict[str, Any]:
   return {"mean": plain(np.mean(tables, axis=0)), "std": plain(spread)}
 
 
-def _inconsistency(runs: Sequence[PlannedRun]) -> dict[str, Any] | None:
+def _inconsistency(runs: Sequence[ComparedRun]) -> dict[str, Any] | None:
   """How far attacks disagree on one method's runs (`inspection.inconsistency`); None where they cannot be compared."""
   found = []
   for run in runs:
@@ -130,7 +155,7 @@ def _inconsistency(runs: Sequence[PlannedRun]) -> dict[str, Any] | None:
   return {"method": runs[0].method.name, "attacks": found[0].names, **tables} if found else None
 
 
-def summarise(runs: Sequence[PlannedRun], title: str) -> dict[str, Any]:
+def summarise(runs: Sequence[ComparedRun], title: str) -> dict[str, Any]:
   """The comparison as plain data; the first run's method is the one that the others are compared with.
 
   A run without results is left out, and its method's "seeds" lack it. Differences are over the seeds

@@ -163,7 +163,8 @@ def _store(
   except torch_names.UnknownNetworkError as error:
     raise WeightsError(f"{source}: {error}") from None
   names = _normalisation(kept, recognised.channels)
-  mean, std, note = _choose(source, given, names and tuple(kept.pop(name) for name in names), metadata)
+  buffers = None if names is None else (kept.pop(names[0]), kept.pop(names[1]))
+  mean, std, note = _choose(source, given, buffers, metadata)
   notes = [note]
   blocks = [name for name in unused if "sub_block1." in name]
   if blocks:

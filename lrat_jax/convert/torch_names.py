@@ -150,7 +150,12 @@ def _cnn(network: CNN, parameters: Mapping[str, Any]) -> Iterator[Entry]:
   yield from _weights(_CNN_HEAD, ("Dense_1",), _DENSE, bias=True)
 
 
-_NETWORKS = {CNN: _cnn, ResNet: _resnet, PreActResNet: _preact_resnet, WideResNet: _wide_resnet}
+_NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {
+  CNN: _cnn,
+  ResNet: _resnet,
+  PreActResNet: _preact_resnet,
+  WideResNet: _wide_resnet,
+}
 
 
 def entries(network: nn.Module, variables: Mapping[str, Any]) -> list[Entry]:

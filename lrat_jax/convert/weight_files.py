@@ -38,7 +38,7 @@ def _torch(path: Path) -> ModuleType:
     raise WeightsError(
       f"{path} is read by PyTorch, which is not installed; install torch, or store the weights as .safetensors."
     ) from None
-  if torch.__version__ < _OLDEST_TORCH:
+  if tuple(map(int, torch.__version__.split(".")[:2])) < _OLDEST_TORCH:
     raise WeightsError(f"{path} is read by PyTorch 2.6 or newer alone, which is safe from code in it; update torch.")
   return torch
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax._src import distributed  # the store of keys that processes share has no public name; Orbax takes it from here
@@ -19,8 +19,8 @@ _PATIENCE_S = 3600
 class Place(NamedTuple):
   """Which process of how many this is."""
 
-  index: int = 0
-  count: int = 1
+  index: int = 0  # type: ignore[assignment]  # as a process index, not the method of tuples
+  count: int = 1  # type: ignore[assignment]
 
 
 # Where a launcher says that it started several processes: their number, and this one's.
@@ -63,15 +63,16 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
   """
   if (coordinator, num_processes, process_id) != (None, None, None):
     _check(coordinator, num_processes, process_id)
-    _initialize(coordinator, num_processes, process_id, cluster_detection_method="deactivate")
-  elif _launched(os.environ, jax.config.jax_platforms or ""):
+    where = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
+    _initialize(**where, cluster_detection_method="deactivate")
+  elif _launched(os.environ, jax.config.jax_platforms or ""):  # type: ignore[attr-defined]  # options are made as it runs
     _initialize()
   return place()
 
 
-def _initialize(*where: str | int, **options: str) -> None:
+def _initialize(**where: Any) -> None:
   try:
-    jax.distributed.initialize(*where, initialization_timeout=_TIMEOUT_S, **options)
+    jax.distributed.initialize(**where, initialization_timeout=_TIMEOUT_S)
   except ValueError:  # a TPU that stands alone, without the service that tells of neighbours
     if where:
       raise

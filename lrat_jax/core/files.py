@@ -3,7 +3,7 @@
 import contextlib
 import json
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
   with partial.open("wb") as file:
     yield file
   partial.replace(path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool = True) -> None:
+  """Puts an npz of the arrays in its place, whole."""
+  save: Callable[..., None] = np.savez_compressed if compress else np.savez
+  with replacing(path) as file:
+    save(file, **arrays)
 
 
 def _damaged(path: Path, error: Exception) -> CorruptFileError:

@@ -28,6 +28,9 @@ LogitsFn = Callable[[Images], Logits]
 # In host memory, or brought there.
 HostImages = Float[np.ndarray, "batch height width channel"] | Images
 HostIntegers = Integer[np.ndarray, "batch"] | Integer[Array, "batch"]
+# Always in host memory.
+NumpyImages = Float[np.ndarray, "batch height width channel"]
+NumpyIntegers = Integer[np.ndarray, "batch"]
 HostFloats = Float[np.ndarray, "batch"]
 HostAnswers = Bool[np.ndarray, "batch"]
 # Of pairs: one entry for each adversarial variant.

@@ -1,12 +1,17 @@
 """What happens to images on the device: to floats in [0, 1], random crops and flips with a key per image."""
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+AnyArray = TypeVar("AnyArray", np.ndarray, Array)
 
-def to_float(images: Array) -> Array:
-  """uint8 images in 0..255 as float32 in [0, 1]; floats as they are."""
+
+def to_float(images: AnyArray) -> AnyArray:
+  """uint8 images in 0..255 as float32 in [0, 1]; floats as they are. On the host they stay there."""
   return images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images
 
 

@@ -9,9 +9,10 @@ import math
 import reprlib
 import textwrap
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -112,6 +113,6 @@ def read_idx(path: Path) -> np.ndarray:
   """
   try:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-      return _read_idx(path, file)
-  except (OSError, EOFError, gzip.zlib.error, MemoryError) as error:
+      return _read_idx(path, cast(BinaryIO, file))
+  except (OSError, EOFError, zlib.error, MemoryError) as error:
     raise DataError(f"it cannot be read: {reason(error)}") from None

@@ -284,11 +284,11 @@ def run_suite(
   Raises:
     EvaluationError: logits of clean images that are not finite, or a directory of another evaluation.
   """
-  suite = {name: dict(entry) for name, entry in suite.items()}
-  logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
-  logits_fn, key = sharding.replicate(mesh, (logits_fn, jax.random.key(seed)))
-  job = _Job(logits_fn, split, key, batch_size, mesh, directory, keep_images, microbatch_size, on_stage, on_kept)
-  return _run(job, suite, seed, num_sanity_examples, on_attack)
+  entries = {name: dict(entry) for name, entry in suite.items()}
+  partial = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+  partial, key = sharding.replicate(mesh, (partial, jax.random.key(seed)))
+  job = _Job(partial, split, key, batch_size, mesh, directory, keep_images, microbatch_size, on_stage, on_kept)
+  return _run(job, entries, seed, num_sanity_examples, on_attack)
 
 
 def _untimed(stage: attacks.StageSummary) -> dict[str, Any]:

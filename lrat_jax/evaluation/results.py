@@ -51,15 +51,13 @@ def write_results(
   """
   json.dumps(results, allow_nan=False)
   write_json(workdir / "timings.json", timings)
-  with files.replacing(workdir / "per_example.npz") as file:
-    np.savez_compressed(file, **per_example)
+  files.write_arrays(workdir / "per_example.npz", per_example)
   write_json(workdir / "results.json", results)
 
 
 def write_worst_examples(workdir: Path, arrays: Mapping[str, np.ndarray]) -> None:
   """worst_examples.npz, of `worst_examples.to_arrays`."""
-  with files.replacing(workdir / "worst_examples.npz") as file:
-    np.savez_compressed(file, **arrays)
+  files.write_arrays(workdir / "worst_examples.npz", arrays)
 
 
 def write_images(workdir: Path, images: Mapping[str, np.ndarray], indices: np.ndarray) -> None:

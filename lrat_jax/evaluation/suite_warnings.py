@@ -60,7 +60,7 @@ def warnings(
     return lines
   entry = suite[names[0]]
   findings = sanity_checks.run_sanity_checks(
-    attacks.example_keys(jax.random.key(0), split.indices),
+    attacks.example_keys(jax.random.key(0), jnp.asarray(split.indices)),
     logits_fn,
     data.to_float(jnp.asarray(split.images)),
     jnp.asarray(split.labels),

@@ -74,9 +74,10 @@ def checked(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int
   Raises:
     UserModelError: it fails, cannot be compiled, or returns no finite floats [n, num_classes].
   """
-  is_partial = isinstance(logits_fn, Partial)  # whose parameters stay arguments of what is compiled
-  guarded = _guarded(name, logits_fn.func if is_partial else logits_fn, num_classes)
-  guarded = Partial(guarded, *logits_fn.args, **logits_fn.keywords) if is_partial else guarded
+  if isinstance(logits_fn, Partial):  # whose parameters stay arguments of what is compiled
+    guarded: LogitsFn = Partial(_guarded(name, logits_fn.func, num_classes), *logits_fn.args, **logits_fn.keywords)
+  else:
+    guarded = _guarded(name, logits_fn, num_classes)
   try:
     logits = jax.jit(guarded)(jnp.asarray(images))
   except UserModelError:

@@ -86,7 +86,7 @@ def _told_apart(methods: Sequence[MethodRuns]) -> list[MethodRuns]:
   renamed = []
   for method, mine in zip(methods, fields, strict=True):
     alike = [theirs for other, theirs in zip(methods, fields, strict=True) if other.name == method.name]
-    own = sorted(mine - set.intersection(*alike))
+    own = sorted(mine.difference(mine.intersection(*alike)))
     unclear = alike.count(mine) > 1
     more = ([str(method.runs[0].workdir)] if unclear else own) if len(alike) > 1 else []
     renamed.append(method._replace(name=", ".join([method.name, *more])))

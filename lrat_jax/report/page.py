@@ -38,7 +38,7 @@ class Agreement(NamedTuple):
   """How far a run's attacks agree on which images are vulnerable."""
 
   names: list[str]
-  count: int
+  count: int  # type: ignore[assignment]  # of images, not the method of tuples
   correlations: list[list[tables.Cell]]
   crossed: list[list[tables.Cell]]
   chart: Chart
@@ -78,10 +78,10 @@ def _missing(run: Run) -> list[str]:
 
 def _facts(method: MethodRuns, run: Run) -> dict[str, str]:
   """What was trained and evaluated, by name."""
-  facts = {}
+  facts: dict[str, str] = {}
   if run.config is not None:
     config = run.config
-    seconds = summary.training_seconds(run) if run.rows else None
+    seconds = summary.training_seconds(run.workdir, run.batch_size) if run.rows else None
     epochs = 1 + max((row["epoch"] for row in run.rows), default=-1)
     facts |= {
       "Data": config.data.source,

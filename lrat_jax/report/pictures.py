@@ -32,7 +32,7 @@ class Example(NamedTuple):
   """
 
   attack: str
-  index: int
+  index: int  # type: ignore[assignment]  # of an image, not the method of tuples
   label: int
   prediction: int
   largest: float

@@ -17,7 +17,7 @@ class Change(NamedTuple):
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  fields = {}
+  fields: dict[str, Any] = {}
   for name, value in config.items():
     fields |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
   return fields

@@ -65,7 +65,7 @@ def _phases(experiment: loop.Experiment) -> list[_PhaseCost]:
   for phase in dict.fromkeys(phases):
     make = (config, experiment.model, experiment.optimizer, experiment.total_steps, mesh, phase)
     step, state, start = step_lib.make_train_step(*make), experiment.initial_state(), time.perf_counter()
-    compiled = step.func.lower(*step.args, state, batch).compile()
+    compiled = cast(jax.stages.Wrapped, step.func).lower(*step.args, state, batch).compile()
     compiling = time.perf_counter() - start
     state, _ = jax.block_until_ready(compiled(*step.args, state, batch))
     start = time.perf_counter()

@@ -131,7 +131,7 @@ class _MLflow:
     self._client.set_terminated(self.identity, "FAILED" if failed else "FINISHED")
 
 
-_SERVICES = {"wandb": _WeightsAndBiases, "mlflow": _MLflow}
+_SERVICES: dict[str, Any] = {"wandb": _WeightsAndBiases, "mlflow": _MLflow}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -76,7 +76,8 @@ class MetricWriter:
   """
 
   def __init__(self, workdir: Path, step: int, *, writes: bool = True, writers: Sequence[metric_writers.Tracker] = ()):
-    self._file = self._board = None
+    self._file: TextIO | None = None
+    self._board: metric_writers.TensorBoard | None = None
     self._writers = list(writers)
     self.rows: list[Row] = []
     if writes:
@@ -157,5 +158,4 @@ class WeightRecord:
     if self._rows and len(self._sample):
       self._directory.mkdir(exist_ok=True)
       arrays = {name: np.concatenate([row[name] for row in self._rows]) for name in self._rows[0]}
-      with files.replacing(self._file(self._epoch)) as file:
-        np.savez_compressed(file, variants=np.array(self._variants), **arrays)
+      files.write_arrays(self._file(self._epoch), {"variants": np.array(self._variants), **arrays})

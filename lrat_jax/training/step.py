@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.struct
 import jax
@@ -114,8 +114,8 @@ def create_state(
 def logits_fn(model: nn.Module, variables: Variables, mode: str = "eval") -> Callable[[Array], Array]:
   """images -> logits, all that an attack knows of a model. `mode` "train" normalises by the batch's own statistics."""
   if mode == "eval":
-    return lambda images: model.apply(variables, images, train=False)
-  return lambda images: model.apply(variables, images, train=True, mutable=["batch_stats"])[0]
+    return lambda images: cast(Array, model.apply(variables, images, train=False))
+  return lambda images: cast(Array, model.apply(variables, images, train=True, mutable=["batch_stats"])[0])
 
 
 def _weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, surviving_fractions: Array):
@@ -254,7 +254,7 @@ def make_train_step(
   total_steps: int,
   mesh: Mesh,
   phase: Phase,
-) -> Callable[[TrainState, data.loader.Batch], tuple[TrainState, StepOutput]]:
+) -> functools.partial[tuple[TrainState, StepOutput]]:
   """The compiled step of one phase: (state, batch) -> (state, StepOutput).
 
   The state is whole on every device and its buffers are given up to the new one; the batch {"images" [b, h, w, c],
@@ -262,7 +262,7 @@ def make_train_step(
   loss and gradient (two with AWP), those of batch norm and of global weights where they are on, and none in the attack
   loop.
   """
-  per_image = {name: sharding.BATCHED for name in StepOutput._fields}
+  per_image: dict[str, Any] = {name: sharding.BATCHED for name in StepOutput._fields}
   sharded = jax.shard_map(
     functools.partial(_step, config, model, optimizer, total_steps, phase),
     mesh=mesh,

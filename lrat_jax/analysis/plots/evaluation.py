@@ -54,7 +54,7 @@ def _scatter(axis: Axes, found: Inconsistency, per_example: Mapping[str, np.ndar
     return
   right = np.asarray(per_example["clean_correct"], bool)
   scores = inspection.vulnerabilities(per_example, [found.names[place] for place in pair])[right]
-  axis.scatter(*scores.T, s=9, alpha=0.35, color=COLOURS[0], linewidths=0, rasterized=True)
+  axis.scatter(scores[:, 0], scores[:, 1], s=9, alpha=0.35, color=COLOURS[0], linewidths=0, rasterized=True)
   axis.axhline(0, color=INK, linewidth=0.8)
   axis.axvline(0, color=INK, linewidth=0.8)
   axis.set(xlim=(-1.03, 1.03), ylim=(-1.03, 1.03), aspect="equal")

@@ -89,7 +89,7 @@ def _band(axis: Axes, epochs: np.ndarray, quantiles: np.ndarray, colour: str, la
   axis.fill_between(epochs, low, high, color=colour, alpha=0.10, linewidth=0)
 
 
-def _bars(axis: Axes, names: Sequence[str], quantiles: np.ndarray, colours: Sequence[str]) -> None:
+def _bars(axis: Axes, names: Sequence[str] | np.ndarray, quantiles: np.ndarray, colours: Sequence[str]) -> None:
   """Quantiles [g, 5] of some groups, one under the other: the median as a dot, the middle 50 % and 90 % as bars."""
   for place, (low, lower, median, upper, high) in enumerate(quantiles):
     colour = colours[place % len(colours)]

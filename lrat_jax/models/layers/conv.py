@@ -50,7 +50,7 @@ def _fold(taps: list[Array], axis: int, size: int, stride: int, before: int) -> 
   return lax.slice_in_dim(winograd.interleave([sum(terms, blank) for terms in phases], axis), 0, size, axis=axis)
 
 
-def _taps(x: Array, size: tuple[int, int], strides: _Strides, padding: _Padding) -> list[Array]:
+def _taps(x: Array, size: tuple[int, ...], strides: _Strides, padding: _Padding) -> list[Array]:
   """What a kernel of a size meets, element by element: [n, h', w', c] each."""
   padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
   ends = [length - reach + 1 for length, reach in zip(padded.shape[1:3], size, strict=True)]

@@ -26,7 +26,7 @@ class _Tiling(NamedTuple):
   """One axis: `count` tiles of `outputs` outputs; matrices `data` [p, p], `kernel` [p, 3], `result` [outputs, p]."""
 
   outputs: int
-  count: int
+  count: int  # type: ignore[assignment]  # of tiles, not the method of tuples
   data: np.ndarray
   kernel: np.ndarray
   result: np.ndarray
