@@ -4,7 +4,7 @@ The step of every phase is compiled and taken a few times on the run's own devic
 """
 
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
