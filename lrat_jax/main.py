@@ -26,7 +26,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from absl import logging
@@ -53,14 +53,14 @@ class _Outcome(NamedTuple):
   together: bool = True
 
 
-def _outcome(options: Options) -> _Outcome:
+def _outcome(options: Options, stop: Callable[[], bool]) -> _Outcome:
   from rich.console import Console
 
   from lrat_jax.run import run  # here, so that help and a wrong flag need not wait for what training imports
 
   again = "the same command goes on there."
   try:
-    run(options, Console())
+    run(options, Console(), stop)
   except (ConfigError, UserCodeError) as error:
     return _Outcome(BAD_INPUT, f"error: {error}")
   except CorruptFileError as error:
@@ -92,8 +92,13 @@ def _background_failures_in_a_line() -> Iterator[None]:
     threading.excepthook = before
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs the program on command-line arguments and returns its exit code; what went wrong is one line on stderr."""
+def main(arguments: Sequence[str] | None = None, *, stop: Callable[[], bool] = lambda: False) -> int:
+  """Runs the program on command-line arguments and returns its exit code; what went wrong is one line on stderr.
+
+  Args:
+    stop: asked after every step and every evaluated batch; where it returns True, the run saves and ends, as it does
+      after SIGTERM. The way to stop a run in a thread, which hears no signals.
+  """
   try:
     options = command_line.parse(sys.argv[1:] if arguments is None else arguments)
   except (ConfigError, UserCodeError) as error:
@@ -104,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
   logging.set_verbosity(logging.FATAL)  # Orbax and TFDS warn of their own defaults, and log what they raise anyway
   with _background_failures_in_a_line():
-    code, line, together = _outcome(options)
+    code, line, together = _outcome(options, stop)
   from lrat_jax.core import distributed
 
   if line and (distributed.is_primary() or not together):

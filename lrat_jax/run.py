@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,14 @@ def _load_dataset(config: ConfigDict, workdir: Path) -> data.Dataset:
     raise ConfigError(f"config.{error}") from None
 
 
-def _load_data(config: ConfigDict, workdir: Path) -> tuple[data.Dataset, Mesh]:
+def _load_data(config: ConfigDict, workdir: Path, console: Console) -> tuple[data.Dataset, Mesh]:
   """Checks everything that can be wrong with a configuration; nothing is written before."""
   same = f"{workdir} {json.dumps(workdir_lib.portable(config), sort_keys=True)}"
   dataset = distributed.run_on_all_processes("data", lambda: _load_dataset(config, workdir), same)
   _keep_compiled(config.compilation_cache, workdir)
-  sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, num_processes=distributed.place().count)
+  slow = sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, num_processes=distributed.place().count)
+  if slow:
+    console.print(f"note: {slow}", highlight=False, soft_wrap=True)
   mesh = sharding.make_mesh()
   if mesh.devices.flat[0].platform == "cpu":
     malloc.disable_malloc_trim()
@@ -100,7 +103,7 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
   if (workdir / "checkpoints").exists():
     raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
   stored = distributed.run_on_all_processes("model", lambda: _read_stored(name))
-  dataset, mesh = _load_data(config, workdir)
+  dataset, mesh = _load_data(config, workdir, console)
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
   about = {"name": name, "model": name, **_asked(options)}
   if stored:
@@ -136,7 +139,7 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
   services = distributed.run_on_all_processes("track", lambda: metric_writers.find(options.track))
   if options.dry_run:
     config.compilation_cache = "off"
-  dataset, mesh = _load_data(config, workdir)
+  dataset, mesh = _load_data(config, workdir, console)
   experiment = loop.build(config, dataset, mesh)
   if options.dry_run:
     dry_run.describe(experiment, console)
@@ -161,14 +164,14 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
       metric_writers.write_results(writers, _evaluate_checkpoint(experiment, _asked(options), workdir, console, stop))
 
 
-def run(options: Options, console: Console) -> None:
-  """Does what was asked for. Raises ConfigError for bad input, and what `main` makes exit codes of."""
+def run(options: Options, console: Console, stop: Callable[[], bool] = lambda: False) -> None:
+  """Does what was asked for; `stop` is as of `main`. Raises ConfigError for bad input, and what `main` exits by."""
   distributed.join(options.coordinator, options.num_processes, options.process_id)
   console.quiet = console.quiet or not distributed.is_primary()
   name = options.config.name if options.model is None else exchange.label(options.model)
   workdir = Path(options.workdir or f"runs/{name}_seed{options.config.seed}")
-  with preemption.Watch() as stop:
-    (_run_config if options.model is None else _evaluate_model)(options, workdir, console, stop)
+  with preemption.Watch(stop) as watch:
+    (_run_config if options.model is None else _evaluate_model)(options, workdir, console, watch)
   if options.dry_run:
     return
   left = ", ".join(sorted(path.name for path in workdir.iterdir() if not path.name.startswith(".")))

@@ -1,10 +1,12 @@
 """The program as people run it: files, exit codes, one-line errors, resuming after a kill."""
 
+import itertools
 import json
 import re
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -306,3 +308,21 @@ def test_a_run_that_was_killed_twice_ends_in_the_same_bits(tmp_path):
   assert step_killed == step == 34 and rows_killed == rows
   for one, other in ((state, state_killed), (weights, weights_killed)):
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_run_in_a_thread_stops_by_its_argument_and_goes_on(tmp_path):
+  """As in a notebook's or an app's worker, where JAX was used before and no signal can be heard."""
+  codes, calls = [], itertools.count(1)
+  arguments = [*ARGUMENTS, f"--workdir={tmp_path / 'run'}"]
+
+  def run(**options):
+    thread = threading.Thread(target=lambda: codes.append(main.main(arguments, **options)))
+    thread.start()
+    thread.join()
+
+  run(stop=lambda: next(calls) == 3)
+  assert codes == [main.STOPPED] and not (tmp_path / "run" / "results.json").exists()
+  run()
+  assert codes == [main.STOPPED, 0] and (tmp_path / "run" / "results.json").exists()
+  rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert [row["epoch"] for row in rows if row["split"] == "validation"] == [0, 1]

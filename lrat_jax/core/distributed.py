@@ -76,8 +76,10 @@ def _initialize(**where: Any) -> None:
   except ValueError:  # a TPU that stands alone, without the service that tells of neighbours
     if where:
       raise
-  except jax.errors.JaxRuntimeError as error:
+  except RuntimeError as error:
     reason = str(error).splitlines()[0]
+    if not isinstance(error, jax.errors.JaxRuntimeError):  # JAX was in use before
+      raise ConfigError(f"the processes of a run have to meet before JAX is used in them ({reason}).") from None
     raise ConfigError(f"the other processes of this run were not found within {_TIMEOUT_S} s ({reason}).") from None
 
 

@@ -2,6 +2,8 @@
 
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -13,17 +15,25 @@ from lrat_jax.core import distributed
 class Watch:
   """Whether the run was asked to stop: a context in which SIGTERM and Ctrl-C ask, and a function to ask back.
 
+  In another thread than the main one no signal is heard, and `asked` alone says when to stop.
+
   Call it at the same points of every process. With several processes it is JAX's preemption service that listens for
   SIGTERM on each, and chooses the call at which it returns True on all, so that they save the same step. A second
   Ctrl-C ends the process at once, which costs no more than what was not yet saved.
+
+  Args:
+    asked: asked at every call as well; of several processes it has to answer the same on each.
   """
 
-  def __init__(self):
+  def __init__(self, asked: Callable[[], bool] = lambda: False):
     self._asked = False
+    self._asked_by_caller = asked
     self._calls = 0
     self._before: dict[signal.Signals, Any] = {}
 
   def __enter__(self) -> "Watch":
+    if threading.current_thread() is not threading.main_thread():
+      return self
     handlers = {signal.SIGINT: self._hear_ctrl_c}
     if distributed.place().count == 1:
       handlers[signal.SIGTERM] = self._hear
@@ -44,4 +54,4 @@ class Watch:
 
   def __call__(self) -> bool:
     self._calls += 1
-    return self._asked or multihost_utils.reached_preemption_sync_point(self._calls)
+    return self._asked or self._asked_by_caller() or multihost_utils.reached_preemption_sync_point(self._calls)

@@ -19,7 +19,7 @@ BATCHED = PartitionSpec(AXIS)
 _MIN_IMAGES_PER_CPU_DEVICE = 16
 
 
-def use_cpu_cores(*batch_sizes: int, num_processes: int = 1) -> None:
+def use_cpu_cores(*batch_sizes: int, num_processes: int = 1) -> str:
   """Gives JAX one CPU device per core, as far as all batches split evenly; call it before JAX starts its backend.
 
   Sharding over cores is about twice as fast as XLA's own threads on the networks here. Where the user has said how many
@@ -29,15 +29,25 @@ def use_cpu_cores(*batch_sizes: int, num_processes: int = 1) -> None:
     batch_sizes: of all devices together.
     num_processes: of the run; each has a share of every batch, and as many devices as the others.
 
-  Raises:
-    RuntimeError: JAX has started already.
+  Returns:
+    A line for the user where JAX had started with fewer CPU devices, which stay as they are; else "".
   """
   if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-    return
+    return ""
   most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
   common, smallest = math.gcd(*batch_sizes) // num_processes, min(batch_sizes) // num_processes
   fitting = [d for d in range(1, most + 1) if common % d == 0 and smallest // d >= _MIN_IMAGES_PER_CPU_DEVICE]
-  jax.config.update("jax_num_cpu_devices", max(fitting, default=1))
+  wanted = max(fitting, default=1)
+  try:
+    jax.config.update("jax_num_cpu_devices", wanted)
+  except RuntimeError:  # user code, or a notebook, has used JAX before
+    found = jax.local_device_count()
+    if jax.default_backend() == "cpu" and found < wanted:
+      return (
+        f"JAX was in use before the run began, with {found} CPU device(s) where {wanted} would be faster; "
+        f"to have them, set JAX_NUM_CPU_DEVICES={wanted} before Python starts."
+      )
+  return ""
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
