@@ -38,29 +38,37 @@ def _keep_compiled(where: str, workdir: Path) -> None:
   jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
-def _load_dataset(config: ConfigDict, workdir: Path) -> data.Dataset:
+def _load_dataset(config: ConfigDict, workdir: Path, trains: bool) -> tuple[data.Dataset, dict[str, Any]]:
+  """The data, and what config.json is to say of them."""
   validate.check(config)
   workdir_lib.check(workdir, config)
   try:
-    return data.load_for(config.data)
+    dataset = data.load_for(config.data, trains=trains)
   except data.DataError as error:
     raise ConfigError(f"config.{error}") from None
+  about = workdir_lib.data_of_run(workdir, dataset)
+  return dataset._replace(num_classes=about["num_classes"]), about
 
 
-def _load_data(config: ConfigDict, workdir: Path, console: Console) -> tuple[data.Dataset, Mesh]:
-  """Checks everything that can be wrong with a configuration; nothing is written before."""
+def _load_data(
+  config: ConfigDict, workdir: Path, console: Console, *, trains: bool
+) -> tuple[data.Dataset, dict[str, Any], Mesh]:
+  """Checks what can be wrong with a configuration before anything is written, and starts JAX.
+
+  Args:
+    trains: whether more than the test split is needed.
+  """
   same = f"{workdir} {json.dumps(workdir_lib.portable(config), sort_keys=True)}"
-  dataset = distributed.run_on_all_processes("data", lambda: _load_dataset(config, workdir), same)
+  dataset, about = distributed.run_on_all_processes("data", lambda: _load_dataset(config, workdir, trains), same)
   _keep_compiled(config.compilation_cache, workdir)
-  slow = sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size, num_processes=distributed.place().count)
-  if slow:
+  batch_sizes = (config.data.batch_size, config.eval.batch_size) if trains else (config.eval.batch_size,)
+  if slow := sharding.use_cpu_cores(*batch_sizes, num_processes=distributed.place().count):
     console.print(f"note: {slow}", highlight=False, soft_wrap=True)
   mesh = sharding.make_mesh()
   if mesh.devices.flat[0].platform == "cpu":
     malloc.disable_malloc_trim()
-  validate.check_for_devices(config, mesh.size)
-  validate.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
-  return dataset, mesh
+  validate.check_for_devices(config, mesh.size, trains=trains)
+  return dataset, about, mesh
 
 
 def _evaluate_checkpoint(
@@ -103,16 +111,22 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
   if (workdir / "checkpoints").exists():
     raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
   stored = distributed.run_on_all_processes("model", lambda: _read_stored(name))
-  dataset, mesh = _load_data(config, workdir, console)
+  dataset, about_data, mesh = _load_data(config, workdir, console, trains=config.eval.split != "test")
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
-  about = {"name": name, "model": name, **_asked(options)}
+  about = {"name": name, "model": name, "data": about_data, **_asked(options)}
   if stored:
-    about |= {"name": exchange.label(name), "architecture": stored.recognised.name}
+    about |= {
+      "name": exchange.label(name),
+      "architecture": stored.recognised.name,
+      "model_content": stored.content(),
+    }
     console.print(stored.summary(), highlight=False, markup=False, soft_wrap=True)
+  workdir_lib.check_model(runner.results_folder(workdir, config.eval.split), about)
   try:
     dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
     found = stored.build(dtype).logits_fn if stored else user_model.find(name)
-    logits_fn = user_model.checked(name, found, images, dataset.num_classes)
+    logits_fn, num_classes = user_model.checked(name, found, images, dataset.num_classes)
+    validate.check_for_evaluation(config, dataset.image_shape, num_classes)
     microbatch_size = models.microbatch_size(stored.recognised.name if stored else name, *dataset.image_shape[:2])
     with workdir_lib.lock_workdir(workdir):
       runner.evaluate(
@@ -139,7 +153,13 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
   services = distributed.run_on_all_processes("track", lambda: metric_writers.find(options.track))
   if options.dry_run:
     config.compilation_cache = "off"
-  dataset, mesh = _load_data(config, workdir, console)
+  trains = mode != "evaluate" or options.dry_run
+  dataset, about_data, mesh = _load_data(config, workdir, console, trains=trains or config.eval.split != "test")
+  if trains:
+    validate.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
+  else:
+    validate.check_for_evaluation(config, dataset.image_shape, dataset.num_classes)
+  asked = {**_asked(options), "data": about_data}
   experiment = loop.build(config, dataset, mesh)
   if options.dry_run:
     dry_run.describe(experiment, console)
@@ -148,10 +168,10 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
   with workdir_lib.lock_workdir(workdir), metric_writers.opened(services, workdir, config, console) as writers:
     if distributed.is_primary():
-      workdir_lib.write_config(workdir, config, _asked(options))
+      workdir_lib.write_config(workdir, config, asked)
+    counts = (f"{len(dataset.split(name).labels):,} {name}" for name in data.SPLITS if len(dataset.split(name).labels))
     console.print(
-      f"{config.name}: {len(dataset.train.labels):,} training, {len(dataset.validation.labels):,} validation and "
-      f"{len(dataset.test.labels):,} test images on {mesh.size} {mesh.devices.flat[0].platform} device(s); "
+      f"{config.name}: {', '.join(counts)} images on {mesh.size} {mesh.devices.flat[0].platform} device(s); "
       f"workdir {workdir}",
       highlight=False,
       soft_wrap=True,
@@ -161,7 +181,7 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
       if distributed.is_primary():
         plots.draw_run(workdir, config.name, dataset.train)
     if mode != "train":
-      metric_writers.write_results(writers, _evaluate_checkpoint(experiment, _asked(options), workdir, console, stop))
+      metric_writers.write_results(writers, _evaluate_checkpoint(experiment, asked, workdir, console, stop))
 
 
 def run(options: Options, console: Console, stop: Callable[[], bool] = lambda: False) -> None:

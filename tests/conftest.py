@@ -11,22 +11,53 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # The networks here are tiny: compiling them is what takes the time, so leave out what makes large ones fast.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+import filelock  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from lrat_jax import models  # noqa: E402
+from lrat_jax import main, models  # noqa: E402
+from tests import programs  # noqa: E402
 
 # Tests of these folders start a process, or draw hundreds of examples, each.
-_SLOW_FOLDERS = ("fuzz", "launch")
+_SLOW_FOLDERS = ("faults", "fuzz", "launch")
+# Files that keep a worker busy for a minute or more come first, so that no worker is left with one at the end.
+_FIRST = ("test_kill.py", "test_stop.py", "test_distributed.py", "test_main.py", "test_step.py", "test_examples.py")
 # What a test may take that is not marked slow, its set-up not counted; a fresh compilation cache is given its time.
 _MOST_SECONDS = float(os.environ.get("LRAT_JAX_TEST_SECONDS", "5"))
 _COMPILED_BEFORE = any(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).glob("*"))
 
 settings.register_profile("lrat_jax", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("lrat_jax")
+
+
+def _once(tmp_path_factory, name, make):
+  """The folder that `make` filled: in the first worker that asks, for all of them."""
+  root = tmp_path_factory.getbasetemp()
+  root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+  with filelock.FileLock(root / f"{name}.lock"):
+    if not (root / f"{name}.done").exists():
+      make(root / name)
+      (root / f"{name}.done").touch()
+  return root / name
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+  """The workdir of a small run of LRAT with GAIRAT on digits, trained and evaluated; nothing may write there."""
+
+  def make(workdir):
+    assert main.main([*programs.RUN, f"--workdir={workdir}"]) == 0
+
+  return _once(tmp_path_factory, "finished", make)
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory):
+  """The workdir of the same run, trained alone, by a process on two devices; nothing may write there."""
+  return _once(tmp_path_factory, "whole_run", lambda workdir: programs.finish(workdir, "--mode=train"))
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +102,7 @@ def pytest_collection_modifyitems(items):
   for item in items:
     if item.path.relative_to(tests).parts[0] in _SLOW_FOLDERS:
       item.add_marker(pytest.mark.slow)
+  items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else len(_FIRST))
 
 
 _CPU_SECONDS = pytest.StashKey[float]()

@@ -23,6 +23,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import tensorboardX  # noqa: F401 (the same; it imports PyTorch where that is installed)
 
 import lrat_jax.run  # noqa: F401 (`main` imports it late, and a process that `_start` starts needs it early)
 from lrat_jax import main as program

@@ -21,12 +21,12 @@ from lrat_jax.core import malloc
 from lrat_jax.training import metric_writers
 from lrat_jax.training.checkpoints import Checkpoints
 from tests import programs
-from tests.helpers import SMALL, make_split
+from tests.helpers import make_split
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-ARGUMENTS = [f"--config={ROOT}/configs/lrat_irat.py", *(f"--config.{name}={value}" for name, value in SMALL.items())]
+ARGUMENTS = list(programs.RUN)
 RESULT_FILES = {
   ".lock", "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "results.json", "timings.json",
   "per_example.npz", "worst_examples.npz", "plots", "weights", "trackers.json",
@@ -297,13 +297,12 @@ def test_every_command_that_we_print_is_understood(path):
     validate.check(config)
 
 
-def test_a_run_that_was_killed_twice_ends_in_the_same_bits(tmp_path):
-  programs.finish(tmp_path / "whole", "--mode=train")
+def test_a_run_that_was_killed_twice_ends_in_the_same_bits(tmp_path, whole_run):
   programs.kill_after(tmp_path / "killed", 4, "--mode=train")
   programs.kill_after(tmp_path / "killed", 9, "--mode=train")
   programs.finish(tmp_path / "killed", "--mode=train")
   (step, state, rows, weights), (step_killed, state_killed, rows_killed, weights_killed) = (
-    programs.outcome(tmp_path / name) for name in ("whole", "killed")
+    programs.outcome(workdir) for workdir in (whole_run, tmp_path / "killed")
   )
   assert step_killed == step == 34 and rows_killed == rows
   for one, other in ((state, state_killed), (weights, weights_killed)):
@@ -326,3 +325,60 @@ def test_a_run_in_a_thread_stops_by_its_argument_and_goes_on(tmp_path):
   assert codes == [main.STOPPED, 0] and (tmp_path / "run" / "results.json").exists()
   rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   assert [row["epoch"] for row in rows if row["split"] == "validation"] == [0, 1]
+
+
+def _write_npz(path, seed=0, count=60, **more):
+  generator = np.random.default_rng(seed)
+  make = lambda count: (generator.random((count, 8, 8, 1), np.float32), np.arange(count) % 3)
+  arrays = dict(zip(("x_train", "y_train", "x_test", "y_test"), (*make(80), *make(count)), strict=True))
+  np.savez(path, **(arrays | more))
+
+
+def test_a_run_remembers_its_data(tmp_path, capsys):
+  """Another file under the same name is refused, and nothing is overwritten; the test split alone serves."""
+  path, workdir = tmp_path / "own.npz", tmp_path / "run"
+  _write_npz(path)
+  arguments = [
+    *ARGUMENTS, f"--config.data.source=npz:{path}", "--config.data.validation_size=16", f"--workdir={workdir}",
+  ]  # fmt: skip
+  assert main.main(arguments) == 0
+  before = {file: file.read_bytes() for file in workdir.rglob("*.json")}
+  said = json.loads((workdir / "config.json").read_text())["run"]["data"]
+  assert said["num_classes"] == 3 and said["test"].startswith("float32 [60, 8, 8, 1] sha256:")
+  _write_npz(path, seed=1)
+  assert main.main(arguments) == main.main([*arguments, "--mode=evaluate"]) == 2
+  assert re.search(r"holds a run on other data under the same name \(test: .* before, .* now", capsys.readouterr().err)
+  _write_npz(path, y_train=np.arange(80) % 5, y_test=np.arange(60) % 5)
+  assert main.main(arguments) == 2 and "num_classes: 3 before, 5 now" in capsys.readouterr().err
+  assert before == {file: file.read_bytes() for file in workdir.rglob("*.json")}
+  _write_npz(path)
+  with np.load(path) as arrays:
+    test = {name: arrays[name] for name in ("x_test", "y_test")}
+  np.savez(path, **test)
+  assert main.main([*arguments, "--mode=evaluate"]) == 0
+  assert json.loads((workdir / "config.json").read_text())["run"]["data"] == said
+
+
+def test_a_model_is_evaluated_on_a_few_images_of_many_classes(tmp_path, capsys):
+  """Nothing but the test images is asked for: not training images, nor sizes that only training needs."""
+  path, workdir = tmp_path / "few.npz", tmp_path / "mine"
+  generator = np.random.default_rng(0)
+  np.savez(path, images=generator.random((4, 8, 8, 1), np.float32), labels=np.array([0, 999, 5, 7]))
+  (tmp_path / "thousand.py").write_text(
+    "import jax.numpy as jnp\n"
+    "def logits(images): return images.reshape(len(images), -1) @ jnp.cos(jnp.arange(64_000.0)).reshape(64, 1000)\n"
+  )
+  sys.path.insert(0, str(tmp_path))
+  arguments = [
+    *ARGUMENTS, f"--config.data.source=npz:{path}", f"--workdir={workdir}", "--model=thousand:logits",
+    "--config.data.validation_size=999", "--config.data.batch_size=7",
+  ]  # fmt: skip
+  try:
+    assert main.main(arguments) == 0
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["n"] == 4 and results["data"]["test"].startswith("float32 [4, 8, 8, 1]")
+    np.savez(path, images=generator.random((4, 8, 8, 1), np.float32), labels=np.array([0, 999, 5, 7]))
+    assert main.main(arguments) == 2
+    assert "holds the results of another evaluation (test: float32 [4, 8, 8, 1]" in capsys.readouterr().err
+  finally:
+    sys.path.remove(str(tmp_path))

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -120,15 +120,15 @@ def _check_kind(config: ConfigDict, group: str, kinds: Collection[str]) -> None:
       raise ValueError(f"kind={name!r} is unknown; {choices}.")
 
 
-def _user_attacks(config: ConfigDict) -> Iterator[tuple[str, dict[str, Any]]]:
+def _user_attacks(config: ConfigDict, paths: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
   """The attacks that are the user's own, as (path, fields)."""
-  entries = ((path, _field(config, path).to_dict()) for path in _attack_paths(config))
+  entries = ((path, _field(config, path).to_dict()) for path in paths)
   return ((path, entry) for path, entry in entries if user_code.is_name(entry.get("name")))
 
 
 def _find_user_attacks(config: ConfigDict) -> None:
   """Finds the user's own attacks, and compares the fields that they have with those that they take."""
-  for path, entry in _user_attacks(config):
+  for path, entry in _user_attacks(config, _attack_paths(config)):
     with _errors_of(path):
       validate_user_code.check_fields(entry)
       attacks.from_config(entry)
@@ -147,12 +147,16 @@ def _try_user_code(config: ConfigDict, image_shape: tuple[int, ...], num_classes
   if user_code.is_name(name := config.global_weights.kind):
     with _errors_of("global_weights", "kind"):
       validate_user_code.check_global(name, num_variants)
-  for path, entry in _user_attacks(config):
+  _try_user_attacks(config, _attack_paths(config), image_shape, num_classes)
+
+
+def _try_user_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tuple[int, ...], num_classes: int) -> None:
+  for path, entry in _user_attacks(config, paths):
     with _errors_of(path):
       validate_user_code.check_attack(entry, image_shape, num_classes, ramped=path.startswith("train_attacks"))
 
 
-def _check_attacks(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
+def _check_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tuple[int, ...], num_classes: int) -> None:
   """Traces the attacks that are not the user's as the run will, on a stand-in for the model: their own checks speak."""
 
   def logits_fn(x: jax.Array) -> jax.Array:
@@ -160,7 +164,7 @@ def _check_attacks(config: ConfigDict, image_shape: tuple[int, ...], num_classes
 
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   labels = jax.ShapeDtypeStruct((1,), jnp.int32)
-  ours = [path for path in _attack_paths(config) if not user_code.is_name(_field(config, path).get("name"))]
+  ours = [path for path in paths if not user_code.is_name(_field(config, path).get("name"))]
   for path in ours:
     try:
       with _errors_of(path):
@@ -229,7 +233,7 @@ def check(config: ConfigDict) -> None:
   if config.eval.robustbench and suites.robustbench_name(config.eval.suite) is None:
     raise ConfigError("config.eval.robustbench=True needs AutoAttack's standard version, whole; take suite=autoattack.")
   # Before the data is loaded, images so large that only the data's own shape can make an l2 radius too wide.
-  _check_attacks(config, (1024, 1024, 3), 10)
+  _check_attacks(config, _attack_paths(config), (1024, 1024, 3), 10)
   _find_user_attacks(config)
 
 
@@ -246,12 +250,19 @@ def check_for_data(config: ConfigDict, image_shape: tuple[int, ...], num_classes
     raise ConfigError(
       f"config.data.crop_padding={config.data.crop_padding} is more than the side of images {image_shape}."
     )
-  _check_attacks(config, image_shape, num_classes)
+  _check_attacks(config, _attack_paths(config), image_shape, num_classes)
   _try_user_code(config, image_shape, num_classes)
 
 
-def check_for_devices(config: ConfigDict, num_devices: int) -> None:
-  """Batches must split evenly over the devices. Raises ConfigError."""
-  for path in ("data.batch_size", "eval.batch_size"):
+def check_for_evaluation(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
+  """The same where nothing is trained: the attacks of the suite alone. Raises ConfigError."""
+  paths = [path for path in _attack_paths(config) if path.startswith("eval.suite.")]
+  _check_attacks(config, paths, image_shape, num_classes)
+  _try_user_attacks(config, paths, image_shape, num_classes)
+
+
+def check_for_devices(config: ConfigDict, num_devices: int, *, trains: bool = True) -> None:
+  """Batches must split evenly over the devices, those of training where it trains. Raises ConfigError."""
+  for path in ("data.batch_size", "eval.batch_size") if trains else ("eval.batch_size",):
     if (size := _field(config, path)) % num_devices:
       raise ConfigError(f"config.{path}={size} is not divisible by the {num_devices} devices in use.")

@@ -8,6 +8,7 @@ What is read is numbers; none of it runs (`weight_files`).
 """
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,13 @@ class Stored(NamedTuple):
     found = self.recognised
     first = f"{self.source}: {found.name}, {found.num_classes} classes, {found.channels} channels."
     return " ".join([first, *self.notes])
+
+  def content(self) -> str:
+    """A digest of tensors and normalisation, whatever the file is called."""
+    digest = hashlib.sha256(repr((self.mean, self.std)).encode())
+    for name, array in sorted(self.tensors.items()):
+      digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return f"sha256:{digest.hexdigest()[:16]}"
 
   def build(self, dtype: str = "float32") -> Model:
     """The model, with float32 logits whatever it computes in ("float32" or "bfloat16").

@@ -1,9 +1,10 @@
-"""Where images come from: digits, TFDS, npz archives, idx files, the user's function; arrays held in memory.
+"""Where images come from: digits, TFDS, npz archives, idx files, folders, the user's function; arrays held in memory.
 
 A data set is three splits of uint8 images (or floats in [0, 1]) with integer labels. The validation split is cut from
 the training split by a fixed permutation, so that runs with different seeds hold out the same images.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lrat_jax.core import user_code
-from lrat_jax.data import npz_idx, tfds
+from lrat_jax.data import image_folder, npz_idx, tfds
 from lrat_jax.data.npz_idx import DataError
 
 SPLITS = ("test", "validation", "train")
@@ -20,6 +21,10 @@ _SPLIT_SEED = 0
 _DIGITS_TEST_SIZE = 500
 # What int32 holds.
 _MOST_LABELS = 2**31 - 1
+# How far beyond [0, 1] float images may be by rounding, as after a resize; they are clipped.
+_ROUNDING = 1e-5
+
+Arrays = tuple[np.ndarray, np.ndarray]
 
 
 class Split(NamedTuple):
@@ -38,14 +43,21 @@ class Split(NamedTuple):
   def take(self, rows: np.ndarray) -> "Split":
     return Split(self.images[rows], self.labels[rows], self.indices[rows])
 
+  def fingerprint(self) -> str:
+    """Shape and type of the images, and a digest of all: "uint8 [500, 8, 8, 1] sha256:0123456789abcdef"."""
+    digest = hashlib.sha256()
+    for array in self:
+      digest.update(np.ascontiguousarray(array).tobytes())
+    return f"{self.images.dtype} {list(self.images.shape)} sha256:{digest.hexdigest()[:16]}"
+
 
 class Dataset(NamedTuple):
-  """The three splits and the number of classes."""
+  """The three splits, those of training empty where only the test split was read; the classes, None where unknown."""
 
   train: Split
   validation: Split
   test: Split
-  num_classes: int
+  num_classes: int | None
 
   def split(self, name: str) -> Split:
     """One of `SPLITS`."""
@@ -53,10 +65,15 @@ class Dataset(NamedTuple):
 
   @property
   def image_shape(self) -> tuple[int, ...]:
-    return self.train.images.shape[1:]
+    return self.test.images.shape[1:]
+
+  def fingerprint(self) -> dict[str, str]:
+    """For each split that was read its shape, type and digest: two data sets are the same where these are equal."""
+    splits = {name: split for name in SPLITS if len((split := self.split(name)).labels)}
+    return {name: split.fingerprint() for name, split in splits.items()}
 
 
-def _num_sanity_examples(images: np.ndarray, where: str) -> np.ndarray:
+def _check_images(images: np.ndarray, where: str) -> np.ndarray:
   """[n, h, w] or [n, h, w, c] as uint8, or as float32 in [0, 1]."""
   if images.ndim == 3:
     images = images[..., None]
@@ -67,9 +84,13 @@ def _num_sanity_examples(images: np.ndarray, where: str) -> np.ndarray:
   if not np.issubdtype(images.dtype, np.floating):
     raise DataError(f"{where} is {images.dtype}; images are uint8 in 0..255 or floats in [0, 1].")
   low, high = float(images.min()), float(images.max())
-  if not (low >= 0 and high <= 1):  # also where one is NaN
-    raise DataError(f"{where} holds floats from {low:g} to {high:g}; float images are in [0, 1].")
-  return images.astype(np.float32)
+  if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # also where one is NaN
+    raise DataError(f"{where} holds floats from {low:.8g} to {high:.8g}; float images are in [0, 1].")
+  return np.clip(images.astype(np.float32), 0, 1)
+
+
+# (training split, test split, number of classes); no training split where none was asked for, no number if unknown.
+_Found = tuple[Split | None, Split, int | None]
 
 
 def _check_labels(labels: np.ndarray, count: int, num_classes: int | None, where: str) -> np.ndarray:
@@ -85,47 +106,56 @@ def _check_labels(labels: np.ndarray, count: int, num_classes: int | None, where
   return labels.astype(np.int32)
 
 
-def _split(images: np.ndarray, labels: np.ndarray, num_classes: int | None, where: str) -> Split:
-  images = _num_sanity_examples(images, f"{where} images")
+def _split(arrays: Arrays, num_classes: int | None, where: str) -> Split:
+  images, labels = arrays
+  images = _check_images(images, f"{where} images")
   labels = _check_labels(labels, len(images), num_classes, f"{where} labels")
   return Split(images, labels, np.arange(len(images), dtype=np.int32))
 
 
-def _train_and_test(train, test, num_classes: int | None, where: str) -> tuple[Split, Split, int]:
-  """Two checked splits of arrays (images, labels); without a class count, the training labels say how many."""
-  train = _split(*train, num_classes, f"{where}: training")
-  most = int(train.labels.max())
-  if num_classes is None and most >= len(train.labels):
+def _train_and_test(
+  train: Arrays | None, test: Arrays, num_classes: int | None, where: str
+) -> tuple[Split | None, Split, int | None]:
+  """Checked splits of arrays (images, labels).
+
+  Without a class count, the training labels say how many there are. Without training arrays only the model can say it.
+  """
+  if train is None:
+    return None, _split(test, num_classes, f"{where}: test"), num_classes
+  checked = _split(train, num_classes, f"{where}: training")
+  most = int(checked.labels.max())
+  if num_classes is None and most >= len(checked.labels):
     raise DataError(
-      f"{where}: training labels reach {most} in {len(train.labels)} images; classes are numbered from 0."
+      f"{where}: training labels reach {most} in {len(checked.labels)} images; classes are numbered from 0."
     )
   num_classes = num_classes or most + 1
   if num_classes < 2:
     raise DataError(f"{where}: training labels hold one class; a classifier needs two or more.")
-  test = _split(*test, num_classes, f"{where}: test")
-  if train.images.shape[1:] != test.images.shape[1:]:
+  tested = _split(test, num_classes, f"{where}: test")
+  if checked.images.shape[1:] != tested.images.shape[1:]:
     raise DataError(
-      f"{where}: training images are {train.images.shape[1:]}, test images {test.images.shape[1:]}; they must agree."
+      f"{where}: training images are {checked.images.shape[1:]}, test images {tested.images.shape[1:]}; "
+      "they must agree."
     )
-  return train, test, num_classes
+  return checked, tested, num_classes
 
 
-def _digits(_: str, __: str) -> tuple[Split, Split, int]:
+def _digits(_: str, __: str, ___: bool) -> _Found:
   from sklearn.datasets import load_digits  # slow to import, and only this source needs it
 
   bunch = load_digits()
-  whole = _split((bunch.images / 16.0).astype(np.float32), bunch.target, 10, "digits")
+  whole = _split(((bunch.images / 16.0).astype(np.float32), bunch.target), 10, "digits")
   order = np.random.default_rng(_SPLIT_SEED).permutation(len(whole.labels))
   return whole.take(np.sort(order[_DIGITS_TEST_SIZE:])), whole.take(np.sort(order[:_DIGITS_TEST_SIZE])), 10
 
 
-def _tfds(name: str, data_dir: str) -> tuple[Split, Split, int]:
+def _tfds(name: str, data_dir: str, trains: bool) -> _Found:
   where = f"data.source={f'tfds:{name}'!r}"
   try:
-    *arrays, num_classes = tfds.read(name, data_dir)
+    train, test, num_classes = tfds.read(name, data_dir, train=trains)
   except DataError as error:
     raise DataError(f"{where}: {error}") from None
-  return _train_and_test(*arrays, num_classes, where)
+  return _train_and_test(train, test, num_classes, where)
 
 
 def _is_file(path: Path) -> bool:
@@ -135,66 +165,80 @@ def _is_file(path: Path) -> bool:
     return False
 
 
-# (training images, training labels, test images, test labels), the second as Keras names them
+# (test images, test labels, training images, training labels), the second as Keras names them
 _NPZ_NAMES = (
-  ("train_images", "train_labels", "test_images", "test_labels"),
-  ("x_train", "y_train", "x_test", "y_test"),
+  ("test_images", "test_labels", "train_images", "train_labels"),
+  ("x_test", "y_test", "x_train", "y_train"),
 )
+_TEST_NAMES = (*(names[:2] for names in _NPZ_NAMES), ("images", "labels"))
 
 
-def _npz(path: str, _: str) -> tuple[Split, Split, int]:
+def _npz(path: str, _: str, trains: bool) -> _Found:
   where = f"data.source={f'npz:{path}'!r}"
   if not _is_file(Path(path)):
     raise DataError(f"{where}: there is no such file.")
   try:
-    arrays = npz_idx.read_npz(Path(path), _NPZ_NAMES)
+    test, labels, *train = npz_idx.read_npz(Path(path), _NPZ_NAMES if trains else _TEST_NAMES)
   except DataError as error:
     raise DataError(f"{where}: {error}") from None
-  return _train_and_test(arrays[:2], arrays[2:], None, where)
+  return _train_and_test((train[0], train[1]) if trains else None, (test, labels), None, where)
 
 
-_IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_IDX_FILES = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", "train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 
 
-def _idx(directory: str, _: str) -> tuple[Split, Split, int]:
+def _idx(directory: str, _: str, trains: bool) -> _Found:
   where = f"data.source={f'idx:{directory}'!r}"
-  arrays = []
-  for name in _IDX_FILES:
+  names, arrays = _IDX_FILES if trains else _IDX_FILES[:2], []
+  for name in names:
     found = [p for p in (Path(directory, name), Path(directory, name + ".gz")) if _is_file(p)]
     if not found:
-      raise DataError(f"{where}: {name} (or {name}.gz) is not there; the four files are {list(_IDX_FILES)}.")
+      raise DataError(f"{where}: {name} (or {name}.gz) is not there; needed are {list(names)}.")
     try:
       arrays.append(npz_idx.read_idx(found[0]))
     except DataError as error:
       raise DataError(f"{where}: {found[0].name}: {error}") from None
-  return _train_and_test(arrays[:2], arrays[2:], None, where)
+  test, labels, *train = arrays
+  return _train_and_test((train[0], train[1]) if trains else None, (test, labels), None, where)
 
 
-def _own(name: str) -> tuple[Split, Split, int]:
+def _images(directory: str, _: str, trains: bool) -> _Found:
+  where = f"data.source={f'images:{directory}'!r}"
+  if trains:
+    raise DataError(f"{where}: a folder of images is evaluated on, by --mode=evaluate or --model, not trained on.")
+  try:
+    images, labels, num_classes = image_folder.read(Path(directory))
+  except DataError as error:
+    raise DataError(f"{where}: {error}") from None
+  return _train_and_test(None, (images, labels), num_classes, where)
+
+
+def _own(name: str, trains: bool) -> _Found:
   """The arrays that the user's function returns, under the names of an npz."""
-  where = f"data.source={name!r}"
+  where, choices = f"data.source={name!r}", _NPZ_NAMES if trains else _TEST_NAMES
   try:
     found = user_code.function(name)()
   except user_code.UserCodeError as error:
     raise DataError(f"data.source={error}") from error
-  names = next((names for names in _NPZ_NAMES if isinstance(found, Mapping) and set(names) <= set(found)), None)
+  names = next((names for names in choices if isinstance(found, Mapping) and set(names) <= set(found)), None)
   if names is None:
     got = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
-    raise DataError(f"{where} returns {got}; it must return a mapping with the arrays {list(_NPZ_NAMES[0])}.")
+    raise DataError(f"{where} returns {got}; it must return a mapping with the arrays {list(choices[0])}.")
   try:
-    arrays = [np.asarray(found[name]) for name in names]
+    test, labels, *train = (np.asarray(found[name]) for name in names)
   except (TypeError, ValueError) as error:  # lists of unequal lengths
     raise DataError(f"{where} returns what is no array: {npz_idx.reason(error)}") from None
-  return _train_and_test(arrays[:2], arrays[2:], None, where)
+  return _train_and_test((train[0], train[1]) if trains else None, (test, labels), None, where)
 
 
-SOURCES: dict[str, Callable[[str, str], tuple[Split, Split, int]]] = {
+SOURCES: dict[str, Callable[[str, str, bool], _Found]] = {
   "digits": _digits,
   "tfds": _tfds,
   "npz": _npz,
   "idx": _idx,
+  "images": _images,
 }
-_SPELLINGS = ("digits", "tfds:NAME", "npz:PATH", "idx:DIR", "package.module:function")
+_SPELLINGS = ("digits", "tfds:NAME", "npz:PATH", "idx:DIR", "images:DIR", "package.module:function")
 
 
 def is_users(source: str) -> bool:
@@ -202,15 +246,19 @@ def is_users(source: str) -> bool:
   return user_code.is_name(source) and source.partition(":")[0] not in SOURCES
 
 
-def load(source: str, *, data_dir: str = "", validation_size: int, train_size: int = 0) -> Dataset:
+def load(
+  source: str, *, data_dir: str = "", validation_size: int = 1, train_size: int = 0, trains: bool = True
+) -> Dataset:
   """Loads a data set and holds a validation split out of its training split.
 
   Args:
-    source: "digits", "tfds:NAME", "npz:PATH", "idx:DIR", or "package.module:function", a function without arguments
-      that returns a mapping of the arrays of an npz; its module is imported.
+    source: "digits", "tfds:NAME", "npz:PATH", "idx:DIR", "images:DIR" (to evaluate on), or "package.module:function",
+      a function without arguments that returns a mapping of the arrays of an npz; its module is imported.
     data_dir: where TFDS keeps its data; empty is its own default.
     validation_size: number of training images to hold out, 1 or more.
     train_size: number of the others to train on, drawn by a fixed permutation; 0 is all.
+    trains: False reads the test split alone: the others are empty, sizes count for nothing, and an npz may hold just
+      "test_images" and "test_labels" (or "images" and "labels").
 
   Raises:
     DataError: an unknown source (with the choices), a data set that is not there (with the command that prepares it),
@@ -219,7 +267,10 @@ def load(source: str, *, data_dir: str = "", validation_size: int, train_size: i
   kind, _, argument = source.partition(":")
   if not is_users(source) and (kind not in SOURCES or bool(argument) == (kind == "digits")):
     raise DataError(f"data.source={source!r} is unknown; choose from {list(_SPELLINGS)}.")
-  whole, test, num_classes = _own(source) if is_users(source) else SOURCES[kind](argument, data_dir)
+  whole, test, num_classes = _own(source, trains) if is_users(source) else SOURCES[kind](argument, data_dir, trains)
+  if not trains or whole is None:
+    nothing = test.take(np.arange(0))
+    return Dataset(nothing, nothing, test, num_classes)
   count = len(whole.labels)
   if not 1 <= validation_size < count:
     raise DataError(
@@ -236,7 +287,7 @@ def load(source: str, *, data_dir: str = "", validation_size: int, train_size: i
   return Dataset(whole.take(rest), whole.take(held_out), test, num_classes)
 
 
-def load_for(config: Mapping[str, Any]) -> Dataset:
+def load_for(config: Mapping[str, Any], *, trains: bool = True) -> Dataset:
   """`load` with the fields of a configuration's `data`."""
   sizes = {name: config[name] for name in ("validation_size", "train_size")}
-  return load(config["source"], data_dir=config["data_dir"], **sizes)
+  return load(config["source"], data_dir=config["data_dir"], trains=trains, **sizes)

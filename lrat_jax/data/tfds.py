@@ -43,7 +43,7 @@ def _read_split(builder: Any, split: str) -> Arrays:
   return np.stack([e["image"] for e in examples]), np.asarray([e["label"] for e in examples])
 
 
-def _read(name: str, data_dir: str) -> tuple[Arrays, Arrays, int]:
+def _read(name: str, data_dir: str, train: bool) -> tuple[Arrays | None, Arrays, int]:
   try:
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
   except ModuleNotFoundError as error:
@@ -63,16 +63,18 @@ def _read(name: str, data_dir: str) -> tuple[Arrays, Arrays, int]:
   if not Path(builder.data_dir).is_dir():
     raise missing
   features = builder.info.features
-  if not {"image", "label"} <= set(features) or not {"train", "test"} <= set(builder.info.splits):
-    raise DataError("it lacks image and label features or a train and a test split.")
+  splits = ["train", "test"] if train else ["test"]
+  if not {"image", "label"} <= set(features) or not set(splits) <= set(builder.info.splits):
+    raise DataError(f"it lacks image and label features or a {' and a '.join(splits)} split.")
   try:
-    return _read_split(builder, "train"), _read_split(builder, "test"), features["label"].num_classes
+    *training, test = (_read_split(builder, split) for split in splits)
+    return training[0] if train else None, test, features["label"].num_classes
   except (FileNotFoundError, NotImplementedError):  # prepared in no form that can be read without TensorFlow
     raise missing from None
 
 
-def read(name: str, data_dir: str) -> tuple[Arrays, Arrays, int]:
-  """(images, labels) of the training and of the test split, and the number of classes.
+def read(name: str, data_dir: str, *, train: bool = True) -> tuple[Arrays | None, Arrays, int]:
+  """(images, labels) of the training split (None if not asked for) and of the test split; the number of classes.
 
   Args:
     name: NAME[/CONFIG][:VERSION], of a prepared image data set.
@@ -85,7 +87,7 @@ def read(name: str, data_dir: str) -> tuple[Arrays, Arrays, int]:
   if not _NAME.fullmatch(name):
     raise DataError("a data set of TFDS is named NAME, NAME/CONFIG or NAME:1.0.0.")
   try:
-    return _read(name, data_dir)
+    return _read(name, data_dir, train)
   except DataError:
     raise
   except Exception as error:  # TFDS and its readers raise almost anything on damaged files

@@ -48,8 +48,11 @@ def find(name: str) -> LogitsFn:
   return found
 
 
-def _guarded(name: str, function: LogitsFn, num_classes: int) -> LogitsFn:
-  """The function with float32 logits, whose exceptions and wrong shapes are UserModelErrors wherever it is called."""
+def _guarded(name: str, function: LogitsFn, num_classes: int | None) -> LogitsFn:
+  """The function with float32 logits, whose exceptions and wrong shapes are UserModelErrors wherever it is called.
+
+  Without `num_classes` any number of logits from 2 on will do.
+  """
 
   def call(*arguments: Any, **named: Any) -> jax.Array:
     images = arguments[-1]
@@ -57,19 +60,22 @@ def _guarded(name: str, function: LogitsFn, num_classes: int) -> LogitsFn:
       logits = function(*arguments, **named)
     except Exception as error:  # whatever the user's code raises
       raise UserModelError(f"{name!r} failed on images {images.shape} under jax.jit ({reason(error)}).") from error
-    expected = (len(images), num_classes)
-    if not isinstance(logits, jax.Array) or logits.shape != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
+    found = logits.shape if isinstance(logits, jax.Array) and jnp.issubdtype(logits.dtype, jnp.floating) else ()
+    classes = num_classes or (found[1] if len(found) == 2 else 0)
+    if found != (len(images), classes) or classes < 2:
       got = f"{logits.dtype} {logits.shape}" if isinstance(logits, jax.Array) else type(logits).__name__
+      expected = f"({len(images)}, {num_classes or 'classes'})"
       raise UserModelError(f"{name!r} returns {got} for images {images.shape}; it must return float logits {expected}.")
     return logits.astype(jnp.float32)
 
   return call
 
 
-def checked(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int) -> LogitsFn:
-  """The function, asked for the logits of a few images float32 [n, h, w, c], and watched from then on.
+def checked(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int | None = None) -> tuple[LogitsFn, int]:
+  """The function, asked for the logits of a few images float32 [n, h, w, c] and watched from then on; its classes.
 
-  A model may fail on batches of another size only, so what is returned raises the same one-line errors later.
+  A model may fail on batches of another size only, so what is returned raises the same one-line errors later. Without
+  `num_classes` any number from 2 on will do.
 
   Raises:
     UserModelError: it fails, cannot be compiled, or returns no finite floats [n, num_classes].
@@ -86,4 +92,4 @@ def checked(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int
     raise UserModelError(f"{name!r} failed on images {images.shape} under jax.jit ({reason(error)}).") from error
   if not bool(jnp.all(jnp.isfinite(logits))):
     raise UserModelError(f"{name!r} returns logits that are NaN or infinite.")
-  return guarded
+  return (guarded, num_classes) if num_classes else checked(name, logits_fn, images, logits.shape[1])

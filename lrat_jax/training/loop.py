@@ -73,7 +73,7 @@ def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
   )
   steps_per_epoch = data.steps_per_epoch(dataset.train, config.data.batch_size)
   total_steps = config.train.epochs * steps_per_epoch
-  optimizer = optim.create(config.optimizer, total_steps)
+  optimizer = optim.create(config.optimizer, max(total_steps, 1))  # 0 where only the test split was read
   return Experiment(config, dataset, mesh, model, optimizer, steps_per_epoch, total_steps)
 
 

@@ -4,13 +4,14 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import filelock
 from ml_collections import ConfigDict
 
+from lrat_jax import data
 from lrat_jax.config import validate, validate_user_code
 from lrat_jax.core import distributed, files, provenance
 from lrat_jax.core.errors import ConfigError
@@ -55,7 +56,7 @@ def _difference(saved: dict[str, Any], asked: dict[str, Any], prefix: str = "con
 
 
 def write_config(workdir: Path, config: ConfigDict, asked: dict[str, Any]) -> None:
-  """config.json: what was asked for under "run", then the fields."""
+  """config.json: what was asked for and what the data are under "run", then the fields."""
   with files.replacing(workdir / "config.json") as file:
     run = provenance.stamp() | asked
     file.write((json.dumps({"run": run, **config.to_dict()}, indent=2) + "\n").encode())
@@ -74,10 +75,67 @@ def read_config(path: Path) -> dict[str, Any]:
   return saved
 
 
+def _read_run(workdir: Path) -> dict[str, Any]:
+  """What config.json says of the run. Raises as `read_config` does."""
+  read_config(workdir / "config.json")
+  return files.read_json(workdir / "config.json")["run"]
+
+
 def read_preset(workdir: Path) -> str:
   """The --config that a run was made with, "lrat:digits". Raises as `read_config` does."""
-  read_config(workdir / "config.json")
-  return str(files.read_json(workdir / "config.json")["run"].get("preset", ""))
+  return str(_read_run(workdir).get("preset", ""))
+
+
+def data_of_run(workdir: Path, dataset: data.Dataset) -> dict[str, Any]:
+  """What config.json is to say of a run's data: {"num_classes", and the fingerprint of each split}.
+
+  Of splits that were not read this time it says what it said.
+
+  Raises:
+    ConfigError: the run that is there had other data, or a file of it is damaged.
+  """
+  found = {"num_classes": dataset.num_classes, **dataset.fingerprint()}
+  if not (workdir / "config.json").exists():
+    return found
+  try:
+    saved = _read_run(workdir).get("data", {})
+  except files.CorruptFileError as error:
+    raise ConfigError(str(error)) from None
+  found |= {"num_classes": dataset.num_classes or saved.get("num_classes")}
+  if changed := _changed(saved, found):
+    raise ConfigError(
+      f"--workdir={workdir} holds a run on other data under the same name ({changed}); give another --workdir."
+    )
+  return saved | found
+
+
+def _changed(saved: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+  """Of what both name, what differs: "test: uint8 [500, 8, 8, 1] sha256:01 before, ... sha256:23 now"."""
+  both = [name for name in found if name in saved and saved[name] != found[name]]
+  return "; ".join(f"{name}: {saved[name]} before, {found[name]} now" for name in both)
+
+
+def check_model(folder: Path, about: Mapping[str, Any]) -> None:
+  """Refuses to replace results of another model, or of another test set under the same name.
+
+  Args:
+    folder: where the results go.
+    about: what the results will say: "data" as of `data_of_run`, and "model_content" of weights.
+
+  Raises:
+    ConfigError: with what differs.
+  """
+  try:
+    saved = files.read_json(folder / "results.json")
+  except files.CorruptFileError:  # not there, or not whole: nothing is lost with it
+    return
+  one, other = (
+    {"model": said.get("model_content", said.get("model")), **said.get("data", {})} for said in (saved, about)
+  )
+  if changed := _changed(one, other):
+    raise ConfigError(
+      f"--workdir={folder} holds the results of another evaluation ({changed}); give another --workdir."
+    )
 
 
 def check(workdir: Path, config: ConfigDict) -> None:

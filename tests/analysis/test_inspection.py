@@ -12,12 +12,11 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from lrat_jax import attacks, main
+from lrat_jax import attacks
 from lrat_jax.analysis import inspection
 from lrat_jax.training import loop
 from lrat_jax.training import step as step_lib
 from tests.helpers import make_config, make_experiment, make_split, to_numpy
-from tests.test_main import ARGUMENTS
 
 NAN = np.nan
 
@@ -191,43 +190,35 @@ def test_attacks_that_cannot_be_compared_are_one_line(clean, names, message):
     inspection.inconsistency(_per_example(clean, a=[0.1, 0.2], b=[0.2, 0.1]), names)
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-  """Of a small run on digits that ended."""
-  path = tmp_path_factory.mktemp("runs") / "run"
-  assert main.main([*ARGUMENTS, "--config.train.epochs=1", "--config.eval.num_images=50", f"--workdir={path}"]) == 0
-  return path
-
-
-def test_a_checkpoint_is_evaluated_as_the_program_evaluates_it(workdir):
-  """On the run's own suite the arrays are those of per_example.npz, and a longer evaluation begins with them."""
-  per_example = inspection.evaluate(workdir, num_images=80)
-  with np.load(workdir / "per_example.npz") as saved:
+def test_a_checkpoint_is_evaluated_as_the_program_evaluates_it(finished):
+  """On the run's own suite the arrays are those of per_example.npz; a shorter evaluation is their beginning."""
+  per_example = inspection.evaluate(finished, num_images=80)
+  with np.load(finished / "per_example.npz") as saved:
     assert set(saved.files) == set(per_example)
     for name in ("indices", "labels", "clean_correct", "robust/pgd20", "robust/fgsm"):
-      np.testing.assert_array_equal(per_example[name][:50], saved[name])
+      np.testing.assert_array_equal(per_example[name], saved[name][:80])
     np.testing.assert_allclose(
-      inspection.vulnerabilities(per_example)[:50], inspection.vulnerabilities(saved), atol=1e-5
+      inspection.vulnerabilities(per_example), inspection.vulnerabilities(saved)[:80], atol=1e-5
     )
 
 
-def test_a_checkpoint_is_evaluated_on_any_split_by_any_attacks(workdir):
+def test_a_checkpoint_is_evaluated_on_any_split_by_any_attacks(finished):
   still = {"name": "pgd", "norm": "l2", "epsilon": "0", "step_size": "0.1", "num_steps": 1}
-  per_example = inspection.evaluate(workdir, {"still": still, "far": still | {"epsilon": "1"}}, split="train")
+  per_example = inspection.evaluate(finished, {"still": still, "far": still | {"epsilon": "1"}}, split="train")
   assert inspection.attack_names(per_example) == ["still", "far"] and len(per_example["labels"]) == 1100
   assert inspection.vulnerabilities(per_example, ["still"])[:, 0] == pytest.approx(per_example["vulnerability/clean"])
   assert per_example["robust/far"].mean() < per_example["clean_correct"].mean()
-  history = inspection.weight_history(workdir)
-  assert len(history.indices) == 1088 and set(history.indices) <= set(per_example["indices"])
+  history = inspection.weight_history(finished)
+  assert len(history.indices) == 1100 and set(history.indices) <= set(per_example["indices"])
   with pytest.raises(ValueError, match=r"^suite='slow' is unknown; choose from \['apgd', 'autoattack', 'full'"):
-    inspection.evaluate(workdir, "slow")
+    inspection.evaluate(finished, "slow")
 
 
-def test_a_suite_by_name_has_the_radii_of_the_preset_that_made_the_run(workdir, tmp_path):
-  per_example = inspection.evaluate(workdir, "pgd", num_images=4)
+def test_a_suite_by_name_has_the_radii_of_the_preset_that_made_the_run(finished, tmp_path):
+  per_example = inspection.evaluate(finished, "pgd", num_images=4)
   assert {"robust/pgd20", "robust/cw20"} <= set(per_example)
   copy = tmp_path / "copy"
-  shutil.copytree(workdir, copy)
+  shutil.copytree(finished, copy)
   content = json.loads((copy / "config.json").read_text())
   content["run"]["preset"] = "somewhere/own.py:digits"
   (copy / "config.json").write_text(json.dumps(content))

@@ -125,7 +125,7 @@ def test_what_is_no_weighting_and_no_network_is_named(field, function, message):
   [
     ("missing", "has no 'missing'"),
     ("fails", r"failed \(RuntimeError: out of order\)"),
-    ("train_alone", r"returns \['x_train'\]; it must return a mapping with the arrays \['train_images', "),
+    ("train_alone", r"returns \['x_train'\]; it must return a mapping with the arrays \['test_images', "),
     ("no_classes", "returns _Network; it must return a mapping"),
     ("ragged", "returns what is no array: .*inhomogeneous"),
     ("objects", "training images has shape|training images is object"),

@@ -132,7 +132,7 @@ def test_the_same_images_are_held_out_every_time(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"test_labels": None}, r"it needs the arrays \['train_images', 'train_labels', 'test_images', 'test_labels'\]"),
+    ({"test_labels": None}, r"it needs the arrays \['test_images', 'test_labels', 'train_images', 'train_labels'\]"),
     ({"train_images": np.zeros((12, 20), np.uint8)}, r"training images has shape \(12, 20\); images are \[n, h, w\]"),
     ({"train_images": np.full((12, 5, 4, 3), 2.0)}, r"holds floats from 2 to 2; float images are in \[0, 1\]"),
     ({"train_images": np.full((12, 5, 4, 3), np.nan)}, r"float images are in \[0, 1\]"),
@@ -180,11 +180,14 @@ def test_a_gzip_that_breaks_off_is_named(tmp_path):
 @pytest.mark.parametrize(
   ("source", "message"),
   [
-    ("mnist", r"data.source='mnist' is unknown; choose from \['digits', 'tfds:NAME', 'npz:PATH', 'idx:DIR', 'package"),
+    (
+      "mnist",
+      r"data.source='mnist' is unknown; choose from \['digits', 'tfds:NAME', 'npz:PATH', 'idx:DIR', 'images:DIR', 'pa",
+    ),
     ("npz:", "is unknown; choose from"),
     ("digits:x", "is unknown; choose from"),
     ("npz:/nowhere/x.npz", "there is no such file"),
-    ("idx:/nowhere", "train-images-idx3-ubyte .* is not there"),
+    ("idx:/nowhere", "t10k-images-idx3-ubyte .* is not there"),
     ("tfds:huggingface:x/y", "a data set of TFDS is named NAME, NAME/CONFIG or NAME:1.0.0"),
     ("tfds:../mnist", "a data set of TFDS is named NAME"),
     ("tfds:no_such_set", "TFDS knows no data set 'no_such_set'"),
@@ -219,3 +222,92 @@ def test_splits_go_by_their_names():
   dataset = data.load("digits", validation_size=197)
   sizes = {name: len(dataset.split(name).labels) for name in data.SPLITS}
   assert sizes == {"test": 500, "validation": 197, "train": 1100}
+
+
+@pytest.mark.parametrize("names", [("test_images", "test_labels"), ("x_test", "y_test"), ("images", "labels")])
+def test_to_evaluate_the_test_arrays_are_enough_and_the_model_says_the_classes(tmp_path, names):
+  arrays = _arrays()
+  np.savez(tmp_path / "few.npz", **dict(zip(names, (arrays["test_images"], [0, 1, 2, 999]), strict=True)))
+  dataset = data.load(f"npz:{tmp_path / 'few.npz'}", trains=False)
+  np.testing.assert_array_equal(dataset.test.images, arrays["test_images"])
+  assert dataset.test.labels.tolist() == [0, 1, 2, 999] and dataset.num_classes is None
+  assert len(dataset.train.labels) == len(dataset.validation.labels) == 0
+  assert dataset.image_shape == arrays["test_images"].shape[1:] and list(dataset.fingerprint()) == ["test"]
+  with pytest.raises(data.DataError, match=r"it needs the arrays \['test_images', 'test_labels', 'train_images'"):
+    data.load(f"npz:{tmp_path / 'few.npz'}", validation_size=1)
+
+
+def test_the_training_files_of_idx_are_not_needed_to_evaluate(tmp_path):
+  _write_idx_set(tmp_path)
+  for path in tmp_path.glob("train-*"):
+    path.unlink()
+  assert len(data.load(f"idx:{tmp_path}", trains=False).test.labels) == 4
+
+
+def test_floats_may_leave_the_range_by_rounding_and_are_clipped(tmp_path):
+  images = np.full((12, 5, 4, 3), 0.5, np.float32)
+  images[0, 0, 0, 0], images[1, 0, 0, 0] = 1 + 1e-6, -1e-6
+  dataset = data.load(_npz(tmp_path, train_images=images), validation_size=3)
+  whole = np.concatenate([dataset.train.images, dataset.validation.images])
+  assert whole.min() == 0.0 and whole.max() == 1.0
+  images[0, 0, 0, 0] = 1.0001
+  with pytest.raises(data.DataError, match=r"holds floats from .* to 1\.0001; float images are in"):
+    data.load(_npz(tmp_path, train_images=images), validation_size=3)
+
+
+def test_a_fingerprint_tells_data_apart(tmp_path):
+  first = data.load(_npz(tmp_path), validation_size=3).fingerprint()
+  assert first == data.load(_npz(tmp_path), validation_size=3).fingerprint() and list(first) == list(data.SPLITS)
+  assert first["test"].startswith("uint8 [4, 5, 4, 3] sha256:")
+  other = data.load(_npz(tmp_path, test_labels=np.array([1, 1, 2, 0])), validation_size=3).fingerprint()
+  assert other["test"] != first["test"] and other["train"] == first["train"]
+
+
+def _write_pictures(folder, shapes, mode="RGB"):
+  """{name: (height, width)}, each filled with its number."""
+  folder.mkdir(parents=True)
+  for number, (name, (height, width)) in enumerate(shapes.items()):
+    PIL.Image.new(mode, (width, height), number if mode == "L" else (number, 2, 3)).save(folder / name)
+
+
+def test_a_folder_for_each_class_is_read_in_the_order_of_names(tmp_path):
+  _write_pictures(tmp_path / "dog", {"a.png": (4, 5), "b.png": (4, 5)})
+  _write_pictures(tmp_path / "cat", {"c.PNG": (4, 5)})
+  (tmp_path / "dog" / "notes.txt").write_text("not a picture")
+  dataset = data.load(f"images:{tmp_path}", trains=False)
+  assert dataset.test.images.shape == (3, 4, 5, 3) and dataset.test.images.dtype == np.uint8
+  assert dataset.test.labels.tolist() == [0, 1, 1] and dataset.num_classes == 2
+  assert dataset.test.images[:, 0, 0].tolist() == [[0, 2, 3], [0, 2, 3], [1, 2, 3]]
+  with pytest.raises(data.DataError, match="is evaluated on, by --mode=evaluate or --model, not trained on"):
+    data.load(f"images:{tmp_path}", validation_size=1)
+
+
+def test_a_table_gives_the_labels_of_a_folder(tmp_path):
+  _write_pictures(tmp_path / "all", {"x.png": (4, 4), "y.png": (4, 4)}, mode="L")
+  (tmp_path / "all" / "labels.csv").write_text("file,label\ny.png,7\nx.png,3\n")
+  dataset = data.load(f"images:{tmp_path / 'all'}", trains=False)
+  assert dataset.test.images[:, 0, 0, 0].tolist() == [1, 0] and dataset.test.images.shape == (2, 4, 4, 1)
+  assert dataset.test.labels.tolist() == [7, 3] and dataset.num_classes is None
+
+
+@pytest.mark.parametrize(
+  ("table", "message"),
+  [
+    (None, r"pictures differ in size: x.png is \(4, 4, 3\), y.png \(5, 4, 3\)"),
+    ("name,label\nx.png,1\n", r"has the columns \['name', 'label'\]; it needs file and label"),
+    ("file,label\nx.png,cat\n", "labels.csv, line 2: label 'cat' is no number"),
+    ("file,label\nz.png,1\n", "labels.csv, line 2: there is no 'z.png'"),
+    ("file,label\nbad.png,1\n", "bad.png cannot be read"),
+    ("file,label\n", "it holds no pictures"),
+  ],
+)
+def test_wrong_folders_are_named(tmp_path, table, message):
+  _write_pictures(tmp_path / "one", {"x.png": (4, 4), "y.png": (5, 4)})
+  if table is not None:
+    (tmp_path / "one" / "labels.csv").write_text(table)
+    (tmp_path / "one" / "bad.png").write_bytes(b"no picture")
+  folder = tmp_path if table is None else tmp_path / "one"
+  with pytest.raises(data.DataError, match=message):
+    data.load(f"images:{folder}", trains=False)
+  with pytest.raises(data.DataError, match="the folder cannot be read"):
+    data.load("images:/nowhere", trains=False)

@@ -65,7 +65,8 @@ def bad_models(tmp_path_factory):
 def test_every_example_is_a_model_of_the_digits(module):
   logits_fn = user_model.find(f"examples.{module}:{EXAMPLES[module]}")
   test = data.load("digits", validation_size=197).test
-  logits_fn = user_model.checked(module, logits_fn, test.images[:2], 10)
+  logits_fn, num_classes = user_model.checked(module, logits_fn, test.images[:2])
+  assert num_classes == 10
   assert np.mean(np.asarray(logits_fn(test.images)).argmax(axis=1) == test.labels) > 0.9
 
 

@@ -1,21 +1,10 @@
-"""One small run that ended, and copies of it to change."""
+"""Copies, to change, of a small run that ended."""
 
 import json
 import shutil
 
 import numpy as np
 import pytest
-
-from lrat_jax import main
-from tests.test_main import ARGUMENTS
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-  """The workdir of a small run of LRAT with GAIRAT on digits; nothing may write there."""
-  workdir = tmp_path_factory.mktemp("report") / "finished"
-  assert main.main([*ARGUMENTS, f"--workdir={workdir}"]) == 0
-  return workdir
 
 
 @pytest.fixture
