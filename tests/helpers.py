@@ -22,7 +22,7 @@ SMALL = {
 }
 
 
-def make_config(arg="digits", **fields):
+def make_config(arg="digits,suite=pgd", **fields):
   """The default configuration with some fields set, written "train__epochs" for `train.epochs`."""
   config = config_lib.default("test", arg)
   config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})

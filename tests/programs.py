@@ -14,7 +14,10 @@ from tests.helpers import SMALL
 
 ROOT = Path(__file__).parent.parent
 # LRAT and GAIRAT on digits, a matter of seconds.
-RUN = (f"--config={ROOT}/configs/lrat_irat.py", *(f"--config.{name}={value}" for name, value in SMALL.items()))
+RUN = (
+  f"--config={ROOT}/configs/lrat_irat.py:digits,suite=pgd",
+  *(f"--config.{name}={value}" for name, value in SMALL.items()),
+)
 # The same, saved every fourth step.
 ARGUMENTS = (*RUN, "--config.train.checkpoint_every_steps=4")
 _PATIENCE_S = 300

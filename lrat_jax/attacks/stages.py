@@ -95,7 +95,7 @@ def stages(
     notes.append(f"not the whole {version} version: only {', '.join(attacks_to_run)} ran.")
     found = [stage for stage in found if stage.name in attacks_to_run]
   if version == "apgd":
-    notes.append("apgd leaves FAB-T and Square out: its robust accuracy is an upper bound of the standard version's.")
+    notes.append("APGD-CE + APGD-T without FAB-T and Square: an upper bound on AutoAttack's robust accuracy.")
   if overrides:
     notes.append(f"not the {version} version: the arguments of {', '.join(sorted(overrides))} were changed.")
   if num_classes <= 3:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lrat_jax.config.suites import DEFAULT as DEFAULT_SUITE
 from lrat_jax.config.suites import SUITES, iterated
 
 SCHEDULES = ("constant", "piecewise", "cosine", "one_cycle")
@@ -112,7 +113,7 @@ def _parse(arg: str | None) -> tuple[str, list[str], str]:
   """The preset, the training attacks and the suite that a config's argument names."""
   preset_name, *more = (arg or "digits").split(",")
   attack_names = [name for name in more if not name.startswith(_SUITE)]
-  suite_names = [name.removeprefix(_SUITE) for name in more if name.startswith(_SUITE)] or ["pgd"]
+  suite_names = [name.removeprefix(_SUITE) for name in more if name.startswith(_SUITE)] or [DEFAULT_SUITE]
   if preset_name not in PRESETS:
     raise ValueError(
       f"data set {preset_name!r} is unknown in the config's argument {arg!r}; choose from {sorted(PRESETS)}."
@@ -139,7 +140,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
     method: the first part of the run's name; the file in `configs/` that calls this makes it true.
     arg: what stands behind the colon of `--config=configs/NAME.py:ARG`: a preset, then the training attacks of each
       pair, and the suite that evaluates, separated by commas: "cifar10", "digits,pgd,cw", "digits,suite=unforeseen".
-      Empty is "digits"; without attacks it is `attack`, without a suite "pgd".
+      Empty is "digits"; without attacks it is `attack`, without a suite "apgd".
     attack: the method's own training attack.
 
   Returns:

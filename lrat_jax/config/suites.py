@@ -73,7 +73,13 @@ def _unforeseen(budget: Budget) -> Suite:
   }
 
 
-def _full(budget: Budget) -> Suite:
+def _apgd(budget: Budget) -> Suite:
+  """The default: 20 steps on two losses, and APGD-CE + APGD-T, which leave about what AutoAttack leaves."""
+  pgd = _pgd(budget)
+  return {"pgd20": pgd["pgd20"], "cw20": pgd["cw20"], "apgd": _autoattack(budget, "apgd")}
+
+
+def _full(budget: Budget, name: str = AUTOATTACK, version: str = "standard") -> Suite:
   """What `lrat_jax.compare` evaluates by: the attack that most training uses, others, and AutoAttack, whole."""
   pgd = _pgd(budget)
   square = dict(name="square", norm="linf", epsilon=budget["linf"][0], num_queries=1000)
@@ -82,17 +88,19 @@ def _full(budget: Budget) -> Suite:
     "cw20": pgd["cw20"],
     "square": square,
     **_other_norms(budget),
-    "autoattack": _autoattack(budget, "standard"),
+    name: _autoattack(budget, version),
   }
 
 
 SUITES: dict[str, Callable[[Budget], Suite]] = {
   "pgd": _pgd,
-  "apgd": lambda budget: {"apgd": _autoattack(budget, "apgd")},
+  "apgd": _apgd,
   "autoattack": lambda budget: {"autoattack": _autoattack(budget, "standard")},
   "unforeseen": _unforeseen,
   "full": _full,
+  "full_apgd": functools.partial(_full, name="apgd", version="apgd"),  # where four attacks would take too long
 }
+DEFAULT = "apgd"
 
 
 def kind(entry: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -112,6 +120,11 @@ def kind(entry: Mapping[str, Any]) -> tuple[str, str] | None:
 def is_autoattack(entry: Mapping[str, Any]) -> bool:
   """Whether an entry of a suite is AutoAttack, which runs on the host and not as one attack on a batch."""
   return entry.get("name") == AUTOATTACK
+
+
+def is_whole(entry: Mapping[str, Any]) -> bool:
+  """Whether an AutoAttack entry runs all four attacks, as the name promises."""
+  return entry.get("version", "standard") != "apgd" and not entry.get("attacks_to_run")
 
 
 def autoattack_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +230,7 @@ def threat(entry: Mapping[str, Any]) -> str:
 def robustbench_name(suite: Mapping[str, Mapping[str, Any]]) -> str | None:
   """The first entry of a suite whose number RobustBench takes: AutoAttack's standard version, whole and unchanged."""
   for name, entry in suite.items():
-    changed = entry.get("attacks_to_run") or entry.get("overrides")
-    if is_autoattack(entry) and entry.get("version", "standard") == "standard" and not changed:
+    standard = is_autoattack(entry) and is_whole(entry) and entry.get("version", "standard") == "standard"
+    if standard and not entry.get("overrides"):
       return name
   return None

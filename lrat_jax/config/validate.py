@@ -230,6 +230,11 @@ def check(config: ConfigDict) -> None:
     raise ConfigError("config.compilation_cache='' names no folder; it is auto, off or a folder.")
   if "clean" in config.eval.suite:
     raise ConfigError("config.eval.suite.clean: 'clean' is the name of the clean accuracy; give the attack another.")
+  if (entry := config.eval.suite.get(suites.AUTOATTACK)) and suites.is_autoattack(entry) and not suites.is_whole(entry):
+    raise ConfigError(
+      "config.eval.suite.autoattack does not run all four attacks of AutoAttack: take suite=apgd or suite=full_apgd, "
+      "or give the entry another name."
+    )
   if config.eval.robustbench and suites.robustbench_name(config.eval.suite) is None:
     raise ConfigError("config.eval.robustbench=True needs AutoAttack's standard version, whole; take suite=autoattack.")
   # Before the data is loaded, images so large that only the data's own shape can make an l2 radius too wide.

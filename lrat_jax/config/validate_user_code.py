@@ -41,7 +41,7 @@ def _sharded(function: Callable[..., Any], *arguments: Any) -> Any:
   """What a function returns as a step runs it: compiled, and inside a `shard_map`."""
   mesh = sharding.make_mesh(1)
   specs = tuple(sharding.REPLICATED if jnp.ndim(argument) == 0 else sharding.BATCHED for argument in arguments)
-  return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=sharding.BATCHED))(*arguments)
+  return jax.jit(sharding.shard_map(function, mesh, specs, sharding.BATCHED))(*arguments)
 
 
 def _tried(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -107,7 +107,7 @@ def _check_logits(name: str, model: nn.Module, variables: Any, image_shape: tupl
   trained = lambda variables, images: model.apply(variables, images, train=True, mutable=["batch_stats"])[0]
   for function in (evaluated, trained):
     specs = (sharding.REPLICATED, sharding.BATCHED)
-    sharded = jax.shard_map(function, mesh=sharding.make_mesh(1), in_specs=specs, out_specs=sharding.BATCHED)
+    sharded = sharding.shard_map(function, sharding.make_mesh(1), specs, sharding.BATCHED)
     logits = jax.eval_shape(sharded, variables, images)
     if logits.shape != (_BATCH, num_classes):
       raise UserCodeError(

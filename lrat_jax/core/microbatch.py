@@ -88,7 +88,7 @@ def compile_for(plan: Layout, function: Callable[..., Any]) -> Callable[..., Any
     start = (0 * count[0], jax.tree.map(blank, results))
     return jax.tree.map(merge, jax.lax.while_loop(lambda carry: carry[0] < count[0], work, start)[1])
 
-  sharded = jax.shard_map(on_device, mesh=plan.mesh, in_specs=(_REPLICATED, _SHARDED, _SHARDED), out_specs=_SHARDED)
+  sharded = sharding.shard_map(on_device, plan.mesh, (_REPLICATED, _SHARDED, _SHARDED), _SHARDED)
   return jax.jit(sharded)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,16 @@ def use_cpu_cores(*batch_sizes: int, num_processes: int = 1) -> str:
 def make_mesh(num_devices: int | None = None) -> Mesh:
   """A mesh of one axis, "data", over all devices of all hosts, or over the first `num_devices`."""
   return mesh_of(jax.devices()[:num_devices], AXIS)
+
+
+def shard_map(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+  """`jax.shard_map` in which code of the user's runs as it does outside.
+
+  JAX's check of which values vary over devices asks for more of a function than JAX itself does elsewhere: a
+  `jax.custom_vjp` that takes weights, or a loop that begins from a constant, would be refused. So it is off: what is
+  whole on every device has to be made so by a collective, as the step does with loss and gradient.
+  """
+  return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

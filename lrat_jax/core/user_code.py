@@ -17,8 +17,6 @@ import jax
 from lrat_jax.core.errors import UserCodeError
 
 _NAME = re.compile(r"((?!\d)\w+(?:\.(?!\d)\w+)*):((?!\d)\w+(?:\.(?!\d)\w+)*)")
-# What JAX says where a loop begins from a constant and goes on with what differs from device to device.
-_VARYING = "manual axis types do not match"
 
 
 def is_name(value: Any) -> bool:
@@ -28,8 +26,6 @@ def is_name(value: Any) -> bool:
 
 def reason(error: BaseException) -> str:
   """What kind of exception it is, and the line that says most of it."""
-  if _VARYING in str(error):
-    return f"{type(error).__name__}: begin a loop's carry from the images or labels, as 0 * labels, not from a constant"
   lines = str(error).strip().splitlines()
   # JAX quotes the whole traceback of a callback, whose own words come last.
   place = -1 if isinstance(error, jax.errors.JaxRuntimeError) else 0

@@ -73,7 +73,7 @@ class Dataset(NamedTuple):
     return {name: split.fingerprint() for name, split in splits.items()}
 
 
-def _check_images(images: np.ndarray, where: str) -> np.ndarray:
+def _as_images(images: np.ndarray, where: str) -> np.ndarray:
   """[n, h, w] or [n, h, w, c] as uint8, or as float32 in [0, 1]."""
   if images.ndim == 3:
     images = images[..., None]
@@ -108,7 +108,7 @@ def _check_labels(labels: np.ndarray, count: int, num_classes: int | None, where
 
 def _split(arrays: Arrays, num_classes: int | None, where: str) -> Split:
   images, labels = arrays
-  images = _check_images(images, f"{where} images")
+  images = _as_images(images, f"{where} images")
   labels = _check_labels(labels, len(images), num_classes, f"{where} labels")
   return Split(images, labels, np.arange(len(images), dtype=np.int32))
 

@@ -99,7 +99,7 @@ def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> EvaluateBa
     }
 
   specs = (sharding.REPLICATED, sharding.REPLICATED, sharding.BATCHED)
-  return jax.jit(jax.shard_map(evaluate_shard, mesh=mesh, in_specs=specs, out_specs=sharding.BATCHED))
+  return jax.jit(sharding.shard_map(evaluate_shard, mesh, specs, sharding.BATCHED))
 
 
 def apply_function(model: nn.Module) -> Callable[[Variables, Array], Array]:

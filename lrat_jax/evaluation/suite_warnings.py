@@ -55,6 +55,10 @@ def warnings(
     reports: what AutoAttack returned, by its name in the suite.
   """
   lines = [f"{name}: {line}" for name, report in reports.items() for line in report.warnings]
+  if not any("apgd-t" in report.stages for report in reports.values()):
+    lines.append(
+      "neither APGD-T nor AutoAttack is among the attacks, so robust accuracies may be many points too high."
+    )
   names = [*reports, *(name for name, entry in suite.items() if "epsilon" in entry)]
   if not names or not len(split.labels):
     return lines

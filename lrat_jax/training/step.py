@@ -178,8 +178,8 @@ def _step(
 ) -> tuple[TrainState, StepOutput]:
   """What one device does with its shard of the batch."""
   labels, indices = batch["labels"], batch["indices"]
-  # Varying parameters make every gradient below this device's own, so that exactly one mean over devices joins them.
-  variables = {**state.variables, "params": lax.pcast(state.variables["params"], sharding.AXIS, to="varying")}
+  # Every gradient below is this device's own; exactly one mean over devices joins them.
+  variables = state.variables
   keys = attacks.example_keys(jax.random.fold_in(root_keys["augment"], state.step), indices)
   images = data.to_float(batch["images"])
   images = data.augment(keys, images, crop_padding=config.data.crop_padding, flip=config.data.flip)
@@ -231,12 +231,11 @@ def _step(
 
 
 def _gradient_point(config: ConfigDict, phase: Phase, state: TrainState, params: Any, loss_fn: Callable) -> Any:
-  """The parameters at which the step takes its gradient: the varying `params`, or where AWP moves them."""
+  """The parameters at which the step takes its gradient: `params`, or where AWP moves them."""
   if not phase.use_awp:
     return params
   uphill = lax.pmean(jax.grad(loss_fn, has_aux=True)(params)[0], sharding.AXIS)
-  moved = awp.perturbed(state.variables["params"], uphill, config.awp.gamma)
-  return lax.pcast(moved, sharding.AXIS, to="varying")
+  return awp.perturbed(state.variables["params"], uphill, config.awp.gamma)
 
 
 def _moving_average(config: ConfigDict, state: TrainState, variables: Variables) -> Variables | None:
@@ -263,9 +262,9 @@ def make_train_step(
   loop.
   """
   per_image: dict[str, Any] = {name: sharding.BATCHED for name in StepOutput._fields}
-  sharded = jax.shard_map(
+  sharded = sharding.shard_map(
     functools.partial(_step, config, model, optimizer, total_steps, phase),
-    mesh=mesh,
+    mesh,
     in_specs=(sharding.REPLICATED, sharding.REPLICATED, sharding.BATCHED),
     out_specs=(
       sharding.REPLICATED,

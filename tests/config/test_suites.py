@@ -28,8 +28,9 @@ def test_every_suite_makes_sense_on_every_data_set(suite, preset):
 
 def test_what_is_in_the_suites():
   names = {name: set(config_lib.default("at", f"digits,suite={name}").eval.suite) for name in suites.SUITES}
-  assert names["pgd"] == set(config_lib.default("at", "digits").eval.suite) == {"fgsm", "pgd20", "cw20"}
-  assert names["apgd"] == {"apgd"} and names["autoattack"] == {"autoattack"}
+  assert names["apgd"] == set(config_lib.default("at", "digits").eval.suite) == {"pgd20", "cw20", "apgd"}
+  assert names["pgd"] == {"fgsm", "pgd20", "cw20"} and names["full"] - {"autoattack"} == names["full_apgd"] - {"apgd"}
+  assert names["autoattack"] == {"autoattack"}
   assert {"apgd", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "jpeg", "contrast"} < names["unforeseen"]
 
 
@@ -80,6 +81,17 @@ def test_fields_of_evaluation_are_checked(argument, field, value, message):
   config = config_lib.default("at", argument)
   config.update_from_flattened_dict({field: value})
   with pytest.raises(ConfigError, match=message):
+    validate.check(config)
+
+
+@pytest.mark.parametrize("fields", [{"version": "apgd"}, {"attacks_to_run": ["apgd-ce"]}])
+def test_what_is_called_autoattack_runs_all_four_attacks(fields):
+  config = config_lib.default("at", "digits,suite=full")
+  with config.unlocked():
+    config.eval.suite.autoattack.update(fields)
+  with pytest.raises(
+    ConfigError, match=r"config.eval.suite.autoattack does not run all four attacks .* suite=full_apgd"
+  ):
     validate.check(config)
 
 

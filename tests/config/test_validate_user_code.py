@@ -81,7 +81,6 @@ def test_functions_that_serve_pass():
     ("out_of_range", {}, r"returns images from 1.\d+ to 1.\d+; they must be in \[0, 1\]"),
     ("not_a_number", {}, "returns images from nan to nan"),
     ("branches", {"epsilon": "0.1"}, r"failed \(TracerBoolConversionError"),
-    ("from_a_constant", {}, r"failed \(TypeError: begin a loop's carry from the images or labels"),
   ],
 )
 def test_what_is_no_attack_is_named(function, fields, message):

@@ -72,7 +72,8 @@ def test_where_nothing_can_be_written_the_exit_code_is_4(tmp_path, capsys):
 def run(tmp_path_factory):
   """(the workdir of a small run on digits, whose average of weights is evaluated; the arguments that made it)."""
   workdir = tmp_path_factory.mktemp("runs") / "run"
-  arguments = [f"--config={ROOT}/configs/at.py", *(f"--config.{name}={value}" for name, value in SMALL.items())]
+  fields = (f"--config.{name}={value}" for name, value in SMALL.items())
+  arguments = [f"--config={ROOT}/configs/at.py:digits,suite=pgd", *fields]
   arguments += ["--config.train.ema_decay=0.9", "--config.eval.num_images=100"]
   assert main.main([*arguments, f"--workdir={workdir}"]) == 0
   return workdir, arguments

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 SUITE = ["--config.eval.num_images=256", "--config.eval.num_sanity_examples=8"]
 # The same run, evaluated by AutoAttack.
 AUTOATTACK = [argument for argument in programs.ARGUMENTS if ".suite." not in argument]
-AUTOATTACK[0] += ":digits,suite=apgd"
+AUTOATTACK[0] = AUTOATTACK[0].replace("suite=pgd", "suite=apgd")
 
 
 def _free_port():
@@ -108,7 +108,7 @@ def test_autoattack_by_two_processes_is_that_of_one(whole, tmp_path):
   assert [code for code, *_ in ended] == [0, 0], ended
   one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
   assert one.pop("environment")["num_devices"] == 4 and two.pop("environment")["num_devices"] == 2
-  assert one == two and set(one["robust"]) == {"apgd"} and one["n"] == 100
+  assert one == two and set(one["robust"]) == {"pgd20", "cw20", "apgd"} and one["n"] == 100
   with np.load(tmp_path / "one" / "per_example.npz") as arrays, np.load(tmp_path / "two" / "per_example.npz") as others:
     for (
       name

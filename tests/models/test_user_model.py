@@ -19,7 +19,11 @@ EXAMPLES = {
   "equinox_mlp": "make_model",
   "haiku_mlp": "make_model",
 }
-FAST = [f"--config={ROOT}/configs/at.py", "--config.eval.batch_size=128", "--config.eval.suite.cw20.num_steps=2"]
+FAST = [
+  f"--config={ROOT}/configs/at.py:digits,suite=pgd",
+  "--config.eval.batch_size=128",
+  "--config.eval.suite.cw20.num_steps=2",
+]
 FAST += ["--config.eval.suite.pgd20.num_steps=2", "--config.eval.num_images=60", "--config.eval.num_sanity_examples=0"]
 MODULE = """
 import jax
