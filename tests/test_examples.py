@@ -66,7 +66,7 @@ def test_the_command_of_the_attack_and_the_configuration_trains_and_evaluates_wi
   np.testing.assert_allclose(recorded["natural_weights"], natural, atol=1e-6)
   np.testing.assert_allclose(recorded["adversarial_weights"], adversarial, atol=1e-6)
   results = json.loads((tmp_path / "results.json").read_text())
-  assert list(results["robust"]) == ["cw20", "fgsm", "mi_fgsm", "pgd20"]
+  assert list(results["robust"]) == ["apgd", "cw20", "mi_fgsm", "pgd20"]
   assert results["robust"]["mi_fgsm"] <= results["clean"] and results["threat_models"]["mi_fgsm"]["value"] == 0.2
 
 

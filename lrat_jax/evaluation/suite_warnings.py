@@ -55,11 +55,9 @@ def warnings(
     reports: what AutoAttack returned, by its name in the suite.
   """
   lines = [f"{name}: {line}" for name, report in reports.items() for line in report.warnings]
-  if not any("apgd-t" in report.stages for report in reports.values()):
-    lines.append(
-      "neither APGD-T nor AutoAttack is among the attacks, so robust accuracies may be many points too high."
-    )
   names = [*reports, *(name for name, entry in suite.items() if "epsilon" in entry)]
+  if names and not any("apgd-t" in report.stages for report in reports.values()):
+    lines.append("APGD-T is not among the attacks, nor AutoAttack: robust accuracies may be many points too high.")
   if not names or not len(split.labels):
     return lines
   entry = suite[names[0]]

@@ -39,6 +39,7 @@ def test_functions_that_serve_pass():
   config = _config_with_attack("noise", share=0.5)
   config.validation_attack = {"name": f"{OWN}noise", "epsilon": "0.1"}
   config.eval.suite.own = {"name": f"{OWN}too_far", "epsilon": "0", "norm": "l2"}
+  config.eval.suite.plain = {"name": f"{OWN}from_a_constant"}
   config.local_weights.kind, config.global_weights.kind = f"{OWN}even", f"{OWN}squares"
   config.model.name = f"{OWN}linear"
   config.data.source = f"{OWN}arrays"
