@@ -9,7 +9,10 @@ from jax import Array, lax
 from jax.tree_util import Partial
 
 from lrat_jax.attacks import losses, threat_model
-from lrat_jax.attacks._pgd import AttackResult, Keys, LogitsFn, cw, per_image_keys, pgd, prepare
+from lrat_jax.attacks._entry import AttackResult, check_batch, entry, per_image_keys
+from lrat_jax.attacks._pgd import cw, pgd
+from lrat_jax.core.arguments import as_number
+from lrat_jax.core.typing import Keys, LogitsFn
 
 LOGIT_SCALES = (0.1, 1.0, 10.0, 100.0)
 
@@ -71,6 +74,7 @@ def prediction_difference(logits_fn: LogitsFn, images: Array, num_calls: int = 3
   return max(float(jnp.max(jnp.linalg.norm(prediction - predictions[0], axis=-1))) for prediction in predictions[1:])
 
 
+@entry(num_steps=0)
 def vanishing_gradients(
   key: Keys,
   logits_fn: LogitsFn,
@@ -89,8 +93,8 @@ def vanishing_gradients(
     (zero_steps int32 [batch], in 0..num_steps: steps whose gradient was 0 throughout;
     survived bool [batch]: the model is right on the image and at the end).
   """
-  keys, ball = prepare(key, images, labels, epsilon, norm, num_steps=(num_steps, 0))
-  noise = jax.vmap(lambda key: ball.sample(key, images.shape[1:]))(keys).astype(images.dtype)
+  ball = threat_model.get_norm(norm)
+  noise = jax.vmap(lambda key: ball.sample(key, images.shape[1:]))(key).astype(images.dtype)
   right = lambda points: losses.is_correct(logits_fn(points), labels)
   gradient_of = jax.grad(lambda points: jnp.sum(losses.cross_entropy(logits_fn(points), labels)))
 
@@ -153,6 +157,8 @@ def run_sanity_checks(
     key, logits_fn, images, labels, epsilon, norm: as for `pgd`.
     num_steps: steps of each PGD, epsilon / 10 long.
   """
+  check_batch(images, labels)
+  epsilon = as_number(epsilon, "epsilon")
   attack = {"epsilon": epsilon, "norm": norm, "num_steps": num_steps}
   # An argument of what is compiled, so that a model's parameters are no constants there.
   logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lrat_jax.core.arguments import shown
+
 # Keeps 0 / 0 out of a direction when a gradient or a draw vanishes; far below any float32 norm that matters.
 _TINY = 1e-12
 
@@ -118,10 +120,9 @@ NORMS: dict[str, Norm] = {
 
 def norm_name(name: str, field: str = "norm") -> str:
   """ "linf", "l2" or "l1", however it is written: "Linf", "L2". Raises ValueError with the field and the choices."""
-  lower = name.lower() if isinstance(name, str) else None
-  if lower not in NORMS:
-    raise ValueError(f"{field}={name!r} is unknown; choose from {sorted(NORMS)}.")
-  return lower
+  if not isinstance(name, str) or name.lower() not in NORMS:
+    raise ValueError(f"{field}={shown(name)} is unknown; choose from {sorted(NORMS)}.")
+  return name.lower()
 
 
 def get_norm(name: str) -> Norm:
