@@ -130,13 +130,13 @@ def host_data(images: Any, labels: Any, indices: Any | None) -> tuple[np.ndarray
   return images.astype(jax.dtypes.canonicalize_dtype(images.dtype)), labels.astype(np.int32), indices.astype(np.int32)
 
 
-def check_classes(classes: np.ndarray, num_classes: int, name: str = "labels") -> None:
-  """Refuses labels [n] outside [0, num_classes). Raises ValueError with the first."""
+def check_classes(classes: np.ndarray, num_classes: int, name: str = "labels", first: int = 0) -> None:
+  """Refuses labels [n] outside [0, num_classes), those of images from number `first` on. Raises ValueError."""
   outside = np.flatnonzero((classes < 0) | (classes >= num_classes))
   if len(outside):
-    first = outside[0]
+    place, label = first + outside[0], classes[outside[0]]
     raise ValueError(
-      f"{name}[{first}]={classes[first]} is no class: logits_fn returns {num_classes} classes, 0 to {num_classes - 1}."
+      f"{name}[{place}]={label} is no class: logits_fn returns {num_classes} classes, 0 to {num_classes - 1}."
     )
 
 
@@ -162,7 +162,7 @@ def check_logits(logits: Any, labels: np.ndarray, first: int = 0) -> None:
     ValueError: another shape, or with the image's number a label that is no class, NaN, inf, or fewer than two classes.
   """
   check_shape(logits, len(labels))
-  check_classes(labels, logits.shape[1])
+  check_classes(labels, logits.shape[1], first=first)
   logits = np.asarray(logits, np.float64)
   for bad, what in (
     (np.isnan(logits).any(axis=1), "are NaN"),
@@ -189,7 +189,7 @@ def _scalar(value: Any, name: str, dtype: Any, check: Callable[[float], None]) -
 def _prepared(value: Any, name: str, form: Any, arguments: dict[str, Any], default: Any) -> Any:
   """An argument as the attack takes it; see `entry` for `form`."""
   dtype, image_shape = arguments["images"].dtype, arguments["images"].shape[1:]
-  if value is default or (isinstance(value, float) and value == default):
+  if value is default or (name == "epsilon" and isinstance(value, float) and value == default):
     return value
   if name == "epsilon":
     norm = arguments.get("norm", "linf")

@@ -103,9 +103,9 @@ def pgd(
   """
   ball = threat_model.get_norm(norm)
   check_choice(random_start, "random_start", RANDOM_STARTS)
+  surrogate = losses.surrogate(loss, logits_fn, images, labels)
   if loss == "kl" and random_start == "none":
     raise ValueError("loss='kl' has no gradient at the clean image; use random_start='gaussian' or 'uniform'.")
-  surrogate = losses.surrogate(loss, logits_fn, images, labels)
 
   def total_loss(points):
     logits = logits_fn(points)

@@ -67,7 +67,9 @@ def prediction_difference(logits_fn: LogitsFn, images: Array, num_calls: int = 3
   Compares calls on the whole batch, and on its halves in reverse order: it must depend neither on chance nor on
   the rest of the batch. Not for use under `jit`, which would freeze a model's chance.
   """
-  unit = lambda logits: logits / (jnp.linalg.norm(logits, axis=-1, keepdims=True) + 1e-10)
+  size = lambda logits: jnp.linalg.norm(logits, axis=-1, keepdims=True) + 1e-10
+  shown = lambda logits: jnp.where(jnp.isneginf(logits), 0.0, logits)  # without the classes that are left out
+  unit = lambda logits: shown(logits) / size(shown(logits))
   halves = jnp.split(images, [(len(images) + 1) // 2])
   in_parts = jnp.concatenate([logits_fn(half[::-1])[::-1] for half in halves if len(half)])
   predictions = [unit(in_parts), *(unit(logits_fn(images)) for _ in range(num_calls))]

@@ -287,7 +287,7 @@ def run_suite(
     its norm, or l2), and for AutoAttack "broken_by/NAME" and "stages/NAME".
 
   Raises:
-    EvaluationError: logits of clean images that are not finite, or a directory of another evaluation.
+    EvaluationError: what are no logits of the labels (`attacks.check_logits`), or a directory of another evaluation.
   """
   suite = {name: dict(entry) for name, entry in suite.items()}
   logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
