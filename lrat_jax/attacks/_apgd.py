@@ -188,7 +188,7 @@ def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Arr
 
   def once(points, *draw) -> _Evaluation:
     gradient, (loss, wrong) = jax.grad(total_loss, has_aux=True)(points, *draw)
-    return _Evaluation(loss, wrong, gradient)
+    return _Evaluation(loss, wrong, threat_model.numbers(gradient))
 
   def ask(points: Array, step: Array) -> _Evaluation:
     if not eot_iter:

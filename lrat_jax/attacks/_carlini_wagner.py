@@ -61,7 +61,7 @@ def _descend(logits_fn, images, labels, constants, found: _Found, num_steps: int
       jnp.where(nearer, distance, found.distance),
       found.survived + right.astype(jnp.int32),
     )
-    update, moments = optimizer.update(gradient, moments)
+    update, moments = optimizer.update(threat_model.numbers(gradient), moments)
     return free + update, moments, found, fell | success
 
   # Carries that vary over devices as the images do, under shard_map.

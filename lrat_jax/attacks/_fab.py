@@ -40,7 +40,7 @@ def _targeted_boundary(logits_fn: LogitsFn, points: Array, labels: Array, target
     return jnp.sum(gaps), (gaps, logits)
 
   gradients, (values, logits) = jax.grad(total_gap, has_aux=True)(points)
-  return values, gradients, logits
+  return values, threat_model.numbers(gradients), logits
 
 
 def _nearest_boundary(logits_fn: LogitsFn, points: Array, labels: Array, norm: str):
@@ -48,10 +48,12 @@ def _nearest_boundary(logits_fn: LogitsFn, points: Array, labels: Array, norm: s
   logits, pull_back = jax.vjp(logits_fn, points)
   num_classes = logits.shape[-1]
   rows = jnp.broadcast_to(jnp.eye(num_classes, dtype=logits.dtype)[:, None], (num_classes, *logits.shape))
-  gradients = jnp.moveaxis(jax.vmap(lambda row: pull_back(row + 0 * jnp.isfinite(logits))[0])(rows), 0, 1)
+  gradients = jax.vmap(lambda row: pull_back(row + 0 * jnp.isfinite(logits))[0])(rows)
+  gradients = jnp.moveaxis(gradients, 0, 1)
   label_index = labels[:, None]
   values = logits - jnp.take_along_axis(logits, label_index, axis=-1)
   gradients -= jnp.take_along_axis(gradients, label_index[..., None, None, None], axis=1)
+  gradients = threat_model.numbers(gradients)
   sizes = jnp.abs(gradients.reshape(*logits.shape, -1))
   # The distance to a hyperplane is measured by the dual norm of its normal.
   slopes = {

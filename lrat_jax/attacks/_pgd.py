@@ -115,7 +115,8 @@ def pgd(
     points, survived = carry
     gradient, logits = jax.grad(total_loss, has_aux=True)(points)
     survived += losses.is_correct(logits, labels).astype(jnp.int32)
-    return threat_model.project(points + step_size * ball.steepest(gradient), images, epsilon, ball), survived
+    ahead = points + step_size * ball.steepest(threat_model.numbers(gradient))
+    return threat_model.project(ahead, images, epsilon, ball), survived
 
   def run(run_keys) -> AttackResult:
     start = starting_points(random_start, run_keys, images, epsilon, ball)

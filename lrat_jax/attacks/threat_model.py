@@ -16,6 +16,8 @@ from lrat_jax.core.arguments import shown
 
 # Keeps 0 / 0 out of a direction when a gradient or a draw vanishes; far below any float32 norm that matters.
 _TINY = 1e-12
+# In place of an infinite slope; its reciprocal is a float32 yet.
+_HUGE = 1e30
 
 
 class Norm(NamedTuple):
@@ -140,6 +142,11 @@ def check_epsilon(epsilon: float, norm: str, image_shape: tuple[int, ...]) -> No
 def finite(images: Array) -> Array:
   """Whether each of the images [batch, h, w, c] is one at all, bool [batch]; gradients that are NaN make others."""
   return jnp.isfinite(images).all(axis=_axes(images))
+
+
+def numbers(gradient: Array) -> Array:
+  """The gradient with 0 in place of NaN, so that such a coordinate takes no step and the others do, and no infinity."""
+  return jnp.nan_to_num(gradient, posinf=_HUGE, neginf=-_HUGE)
 
 
 def project(images: Array, originals: Array, epsilon: Array | float, norm: Norm) -> Array:

@@ -73,6 +73,13 @@ def test_a_model_that_answers_by_chance_is_warned_of(images, labels):
   assert not any("two predictions to an image differ" in line for line in lines)
 
 
+@pytest.mark.slow
+def test_gradients_that_are_not_finite_are_warned_of(images, labels, linear_logits):
+  broken = lambda x: linear_logits(x) + jnp.sqrt(0.0 * x).sum(axis=(1, 2, 3))[:, None]  # 0, of slope NaN
+  lines = lrat_jax.benchmark(broken, images, labels, epsilon=0.02, version="apgd").warnings
+  assert any(line.startswith("100 % of the gradients are NaN") for line in lines)
+
+
 def test_load_model_gives_what_was_saved(tmp_path):
   module = models.create("cnn_2", num_classes=4)
   images = np.random.default_rng(0).uniform(0, 1, (3, 8, 8, 1)).astype(np.float32)

@@ -9,6 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 from lrat_jax import data, models
+from lrat_jax.attacks import AttackResult
 from lrat_jax.core import sharding
 from lrat_jax.evaluation import evaluate
 from lrat_jax.evaluation import results as results_lib
@@ -161,13 +162,23 @@ def test_an_image_on_which_an_attack_makes_the_model_fail_is_not_robust(entry):
     assert failed.all() and f"on {failed.sum()} attacked images" in said[0]
 
 
-def test_an_attack_whose_gradients_are_not_finite_leaves_images_as_they_were_and_is_warned_of():
+def to_nan(keys, logits_fn, images, labels):
+  return AttackResult(images + jnp.nan, 0 * labels)
+
+
+def test_an_attack_that_ends_in_nan_is_warned_of_and_images_are_evaluated_as_they_were(model, variables):
+  suite = {"nan": {"name": "tests.evaluation.test_evaluate:to_nan"}}
+  summary, per_example = run_suite(model, variables, suite)
+  assert summary["robust"] == {"nan": summary["clean"]} and (per_example["distance/nan"] == 0).all()
+  assert [line for line in summary["warnings"] if "nan ended in NaN on 40 images" in line]
+
+
+def test_gradients_that_are_not_finite_are_warned_of():
   slopeless = lambda images: jnp.sqrt(0.0 * images).sum(axis=(1, 2, 3))[:, None]  # 0, of slope NaN
   model = lambda images: images.reshape(images.shape[0], 4, -1).mean(axis=-1) + slopeless(images)
-  summary, per_example = evaluate.run_suite(model, SPLIT, SUITE, batch_size=8, mesh=sharding.make_mesh(1), seed=0)[:2]
-  assert summary["robust"] == {"fgsm": summary["clean"], "pgd": summary["clean"]}
-  assert [line for line in summary["warnings"] if "ended in NaN on 40 images" in line]
-  assert (per_example["distance/pgd"] == 0).all()
+  summary, per_example = _suite_of(model)[:2]
+  assert summary["robust"] == {"fgsm": summary["clean"]} and (per_example["distance/fgsm"] == 0).all()
+  assert [line for line in summary["warnings"] if line.startswith("100 % of the gradients are NaN")]
 
 
 def test_a_model_that_answers_alike_to_everything_is_warned_of():
