@@ -12,8 +12,9 @@ from lrat_jax.attacks import losses
 from lrat_jax.attacks._apgd import apgd
 from lrat_jax.attacks._autoattack import AutoAttackReport, StageSummary, autoattack
 from lrat_jax.attacks._carlini_wagner import carlini_wagner
+from lrat_jax.attacks._entry import AttackResult, check_batch, check_logits, example_keys
 from lrat_jax.attacks._fab import fab
-from lrat_jax.attacks._pgd import AttackResult, check_batch, cw, example_keys, fgsm, pgd, starting_points
+from lrat_jax.attacks._pgd import cw, fgsm, pgd, starting_points
 from lrat_jax.attacks._spatial import spatial
 from lrat_jax.attacks._square import square
 from lrat_jax.attacks.corruptions import corruption
@@ -31,6 +32,7 @@ __all__ = [
   "autoattack",
   "carlini_wagner",
   "check_batch",
+  "check_logits",
   "corruption",
   "cw",
   "example_keys",

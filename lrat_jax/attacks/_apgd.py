@@ -10,7 +10,9 @@ import numpy as np
 from jax import Array
 
 from lrat_jax.attacks import _l1, losses, threat_model
-from lrat_jax.attacks._pgd import AttackResult, best_run, finished, prepare
+from lrat_jax.attacks._entry import AttackResult, entry, finished
+from lrat_jax.attacks._pgd import best_run
+from lrat_jax.core.arguments import check_choice
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Rank, Scalar
 
 LOSSES = ("ce", "cw", "margin", "dlr", *losses.TARGETED_LOSSES)
@@ -186,7 +188,7 @@ def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Arr
 
   def once(points, *draw) -> _Evaluation:
     gradient, (loss, wrong) = jax.grad(total_loss, has_aux=True)(points, *draw)
-    return _Evaluation(loss, wrong, gradient)
+    return _Evaluation(loss, wrong, threat_model.numbers(gradient))
 
   def ask(points: Array, step: Array) -> _Evaluation:
     if not eot_iter:
@@ -223,8 +225,7 @@ def _run_l1(ask, images, epsilon, num_steps: int, early_stop: bool, keys: Array)
 
 
 def _check_loss(loss: str, targets: Array | None, target_rank: int | Array | None) -> None:
-  if loss not in LOSSES:
-    raise ValueError(f"loss={loss!r} is unknown; choose from {list(LOSSES)}.")
+  check_choice(loss, "loss", LOSSES)
   if (targets is not None or target_rank is not None) != (loss in losses.TARGETED_LOSSES):
     needs = "needs targets or target_rank" if loss in losses.TARGETED_LOSSES else "takes no targets and no target_rank"
     raise ValueError(f"loss={loss!r} {needs}.")
@@ -238,6 +239,7 @@ def _surrogate(loss: str, logits_fn, images, labels, keys, eot_iter: int, target
   return losses.targeted(loss, labels, losses.choose_targets(clean_logits, labels, targets, target_rank))
 
 
+@entry(num_steps=1, num_restarts=1, target_rank=1, eot_iter=0, early_stop=bool)
 def apgd(
   key: Keys,
   logits_fn: LogitsFn,
@@ -287,11 +289,9 @@ def apgd(
   Raises:
     ValueError: an argument outside what is listed here; the message gives its name and the choices.
   """
-  counts = {"num_steps": (num_steps, 1), "num_restarts": (num_restarts, 1), "eot_iter": (eot_iter, 0)}
-  keys, ball = prepare(key, images, labels, epsilon, norm, **counts)
-  norm = threat_model.norm_name(norm)
+  ball = threat_model.get_norm(norm)
   _check_loss(loss, targets, target_rank)
-  surrogate = _surrogate(loss, logits_fn, images, labels, keys, eot_iter, targets, target_rank)
+  surrogate = _surrogate(loss, logits_fn, images, labels, key, eot_iter, targets, target_rank)
 
   def run(run_keys: Array) -> _State:
     ask = _asker(logits_fn, surrogate, labels, run_keys, eot_iter)
@@ -305,8 +305,8 @@ def apgd(
     found = _choose(state.fooled, state.adversarial, state.best_points)
     return AttackResult(found, state.survived), jnp.where(state.fooled, jnp.inf, state.best.loss)
 
-  result = best_run(outcome, lambda outcome_: outcome_[1], keys, num_restarts)[0]
-  asked = functools.partial(_with_keys, logits_fn, keys) if eot_iter else logits_fn
+  result = best_run(outcome, lambda outcome_: outcome_[1], key, num_restarts)[0]
+  asked = functools.partial(_with_keys, logits_fn, key) if eot_iter else logits_fn
   return finished(asked, labels, result.images, result.surviving_steps)
 
 

@@ -12,12 +12,13 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from lrat_jax.attacks import losses, threat_model
-from lrat_jax.attacks._pgd import check_batch, check_count, example_keys
+from lrat_jax.attacks import _entry, losses, threat_model
+from lrat_jax.attacks._entry import example_keys
 from lrat_jax.attacks.eval_state import NullStore, Store
 from lrat_jax.attacks.registry import from_config
-from lrat_jax.attacks.stages import Stage, stages
+from lrat_jax.attacks.stages import VERSIONS, Stage, stages
 from lrat_jax.core import microbatch
+from lrat_jax.core.arguments import as_number, check_choice, check_count, shown
 from lrat_jax.core.typing import (
   HostAnswers,
   HostFloats,
@@ -68,7 +69,7 @@ class AutoAttackReport(NamedTuple):
   Attributes:
     robust: bool [n], right on the clean image and under every attack.
     robust_accuracy, clean_accuracy: shares of n, in [0, 1].
-    images: float32 [n, h, w, c], the adversarial that broke an image, else the clean image.
+    images: [n, h, w, c] of the type given, the adversarial that broke an image, else the clean image.
     broken_by: int [n], an index into `stages`: which broke the image; -1 where none did.
     stages: "clean", then the stages' names.
     distances: float [n], norm of the difference to the clean image.
@@ -186,8 +187,11 @@ def _run_stage(
   return robust, summary, repaired
 
 
-def _clean(job: _Job) -> tuple[np.ndarray, str]:
-  """Which clean images the model gets right, bool [n], and a digest of its predictions."""
+def _clean(job: _Job) -> tuple[np.ndarray, int, str]:
+  """Which clean images the model gets right, bool [n], how many classes it uses, and a digest of its predictions.
+
+  Raises ValueError, with an image's number, if it returns no logits of the labels.
+  """
   random = job.random
 
   def on_chunk(shared: tuple[Partial, Array], rows: tuple[Array, Array, Array]) -> tuple[Array, Array]:
@@ -198,13 +202,15 @@ def _clean(job: _Job) -> tuple[np.ndarray, str]:
 
   compiled = microbatch.compile_for(job.plan, on_chunk)
   shared = microbatch.replicate(job.plan, (job.logits_fn, jax.random.fold_in(job.key, 0)))
-  right, digest = [], hashlib.sha256()
+  right, used, digest = [], False, hashlib.sha256()
   for batch in microbatch.batches(job.plan, np.arange(len(job.images))):
     rows = (job.images[batch], job.labels[batch], job.indices[batch])
     predictions, logits = microbatch.run_batch(job.plan, compiled, shared, rows)
+    _entry.check_logits(logits, job.labels[batch], first=batch[0])
     right.append(predictions)
+    used |= np.isfinite(logits).any(axis=0)
     digest.update(logits.tobytes())
-  return np.concatenate(right), digest.hexdigest()
+  return np.concatenate(right), int(np.sum(used)), digest.hexdigest()
 
 
 def _fingerprint(job: _Job, planned: Sequence[Stage], predictions: str) -> dict[str, str]:
@@ -231,14 +237,23 @@ def _distances(images: np.ndarray, originals: np.ndarray, norm: str) -> np.ndarr
   return np.concatenate([np.asarray(length(images[part] - originals[part])) for part in slices])
 
 
-def _check_data(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> None:
-  check_batch(images, labels)
-  if len(images) == 0:
-    raise ValueError("images is empty; give at least one.")
-  if not (images.min() >= 0 and images.max() <= 1):
-    raise ValueError(f"images must be in [0, 1], they are in [{images.min():g}, {images.max():g}].")
-  if indices.shape != labels.shape or not np.issubdtype(indices.dtype, np.integer):
-    raise ValueError(f"example_indices must be integers of shape {labels.shape}, one per image.")
+def _layout(devices: Any, batch_size: Any, chunk_size: Any) -> microbatch.Layout:
+  devices = list(jax.devices()) if devices is None else devices
+  if not isinstance(devices, list | tuple) or not devices or not all(isinstance(x, jax.Device) for x in devices):
+    raise ValueError(f"devices={shown(devices)} must be a list of devices, as jax.devices() gives, or None.")
+  if chunk_size is None:
+    chunk_size = _CHUNK_SIZES.get(devices[0].platform, _LARGE_CHUNK)
+  return microbatch.layout(
+    list(devices), check_count(batch_size, "batch_size", 1), check_count(chunk_size, "chunk_size", 1)
+  )
+
+
+def _check_options(version: Any, store: Any, on_stage: Any) -> None:
+  check_choice(version, "version", VERSIONS)
+  if store is not None and not isinstance(store, Store):
+    raise ValueError(f"store={shown(store)} keeps nothing; give a FileStore, or None.")
+  if not callable(on_stage):
+    raise ValueError(f"on_stage={shown(on_stage)} must be a function of a stage's summary.")
 
 
 def autoattack(
@@ -293,29 +308,34 @@ def autoattack(
   Raises:
     ValueError: an argument outside what is listed here, or a store of other work; the message gives the reason.
   """
-  images, labels = np.asarray(images, np.float32), np.asarray(labels)
-  indices = np.arange(len(labels)) if example_indices is None else np.asarray(example_indices)
-  _check_data(images, labels, indices)
-  check_count(batch_size, "batch_size", 1)
-  norm = threat_model.norm_name(norm)
+  _entry.check_function(logits_fn)
+  _entry.check_one_key(key)
+  _check_options(version, store, on_stage)
+  images, labels, indices = _entry.host_data(images, labels, example_indices)
+  norm, epsilon = threat_model.norm_name(norm), as_number(epsilon, "epsilon")
   threat_model.check_epsilon(epsilon, norm, images.shape[1:])
-  devices = list(jax.devices() if devices is None else devices)
-  plan = microbatch.layout(devices, batch_size, chunk_size or _CHUNK_SIZES.get(devices[0].platform, _LARGE_CHUNK))
-  logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
-  random = version == "rand"
+  given, computed = images.dtype, _entry.computed_type(images.dtype)
+  logits_fn = Partial(
+    functools.partial(_entry.ask, given, computed), logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+  )
   job = _Job(
-    logits_fn, key, images, labels.astype(np.int32), indices.astype(np.int32), float(epsilon), norm, plan,
-    NullStore() if store is None else store, random,
+    logits_fn, key, images.astype(computed), labels, indices, epsilon, norm,
+    _layout(devices, batch_size, chunk_size), NullStore() if store is None else store, version == "rand",
   )  # fmt: skip
   num_classes = _num_classes(job)
   planned, notes = stages(version, norm, num_classes, attacks_to_run, overrides or {})
-  robust, predictions = _clean(job)
+  _entry.check_classes(labels, num_classes)
+  robust, used, predictions = _clean(job)
+  if used < num_classes:
+    planned, notes = stages(version, norm, used, attacks_to_run, overrides or {})
+    notes.append(f"{num_classes - used} of {num_classes} logits are -inf on all images, and no classes to attack.")
   job.store.open(_fingerprint(job, planned, predictions))
-  return _run(job, planned, notes, robust, on_stage)
+  report = _run(job, planned, notes, robust, on_stage)
+  return report._replace(images=report.images.astype(given))
 
 
 def _num_classes(job: _Job) -> int:
-  one = jax.ShapeDtypeStruct((1, *job.images.shape[1:]), jnp.float32)
+  one = jax.ShapeDtypeStruct((1, *job.images.shape[1:]), job.images.dtype)
   keys = (jax.eval_shape(functools.partial(jax.random.split, num=1), job.key),) if job.random else ()
   return jax.eval_shape(job.logits_fn, one, *keys).shape[-1]
 

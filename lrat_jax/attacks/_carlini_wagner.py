@@ -9,7 +9,7 @@ import optax
 from jax import Array, lax
 
 from lrat_jax.attacks import losses, threat_model
-from lrat_jax.attacks._pgd import AttackResult, check_batch, check_budget, finished, per_image_keys
+from lrat_jax.attacks._entry import AttackResult, entry, finished
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
 
 # Keeps images at 0 and 1 inside the range of tanh.
@@ -17,7 +17,7 @@ _SHRINK = 0.999999
 # The factor on a constant that was too small, while no large enough one is known.
 _GROWTH = 10.0
 # Far beyond use, and far from overflow.
-_LARGEST = 1e6
+_LENGTHS = "(0, 1e6]"
 
 
 class _Found(NamedTuple):
@@ -61,7 +61,7 @@ def _descend(logits_fn, images, labels, constants, found: _Found, num_steps: int
       jnp.where(nearer, distance, found.distance),
       found.survived + right.astype(jnp.int32),
     )
-    update, moments = optimizer.update(gradient, moments)
+    update, moments = optimizer.update(threat_model.numbers(gradient), moments)
     return free + update, moments, found, fell | success
 
   # Carries that vary over devices as the images do, under shard_map.
@@ -70,18 +70,7 @@ def _descend(logits_fn, images, labels, constants, found: _Found, num_steps: int
   return carry[2], carry[3]
 
 
-def _check(epsilon, norm: str, images: Array, learning_rate: float, initial_const: float, confidence: float, **counts):
-  if threat_model.norm_name(norm) != "l2":
-    raise ValueError(f"norm={norm!r} is not what this attack minimises; choose from ['l2'].")
-  radius = 0.0 if not isinstance(epsilon, jax.core.Tracer) and epsilon == math.inf else epsilon
-  check_budget(radius, norm, images, **counts)
-  for name, value in (("learning_rate", learning_rate), ("initial_const", initial_const)):
-    if not 0 < value <= _LARGEST:
-      raise ValueError(f"{name}={value} must be above 0, and {_LARGEST:g} at most.")
-  if not 0 <= confidence <= _LARGEST:
-    raise ValueError(f"confidence={confidence} must be 0 or more, and {_LARGEST:g} at most.")
-
-
+@entry(binary_search_steps=1, num_steps=0, learning_rate=_LENGTHS, initial_const=_LENGTHS, confidence="[0, 1e6]")
 def carlini_wagner(
   key: Keys,
   logits_fn: LogitsFn,
@@ -124,10 +113,8 @@ def carlini_wagner(
   Raises:
     ValueError: an argument outside what is listed here.
   """
-  check_batch(images, labels)
-  counts = {"binary_search_steps": (binary_search_steps, 1), "num_steps": (num_steps, 0)}
-  _check(epsilon, norm, images, learning_rate, initial_const, confidence, **counts)
-  per_image_keys(key, images)
+  if norm != "l2":
+    raise ValueError(f"norm={norm!r} is not what this attack minimises; choose from ['l2'].")
 
   def search(_, carry):
     constants, low, high, found = carry

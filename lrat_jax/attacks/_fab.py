@@ -7,14 +7,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lrat_jax.attacks import _hyperplane, losses, threat_model
-from lrat_jax.attacks._pgd import AttackResult, finished, prepare
+from lrat_jax.attacks._entry import AttackResult, entry, finished
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Rank, Scalar
 
 # Keeps 0 / 0 out of the bias and of the distances to boundaries.
 _TINY_STEP = 1e-8
 _TINY_SLOPE = 1e-12
-# A step that goes ten times too far shortens nothing.
-_LARGEST_OVERSHOOT = 10
 # Random starts lie this share of epsilon away from the image.
 _START_SHARE = 0.5
 
@@ -42,7 +40,7 @@ def _targeted_boundary(logits_fn: LogitsFn, points: Array, labels: Array, target
     return jnp.sum(gaps), (gaps, logits)
 
   gradients, (values, logits) = jax.grad(total_gap, has_aux=True)(points)
-  return values, gradients, logits
+  return values, threat_model.numbers(gradients), logits
 
 
 def _nearest_boundary(logits_fn: LogitsFn, points: Array, labels: Array, norm: str):
@@ -50,10 +48,12 @@ def _nearest_boundary(logits_fn: LogitsFn, points: Array, labels: Array, norm: s
   logits, pull_back = jax.vjp(logits_fn, points)
   num_classes = logits.shape[-1]
   rows = jnp.broadcast_to(jnp.eye(num_classes, dtype=logits.dtype)[:, None], (num_classes, *logits.shape))
-  gradients = jnp.moveaxis(jax.vmap(lambda row: pull_back(row + 0 * logits)[0])(rows), 0, 1)
+  gradients = jax.vmap(lambda row: pull_back(row + 0 * jnp.isfinite(logits))[0])(rows)
+  gradients = jnp.moveaxis(gradients, 0, 1)
   label_index = labels[:, None]
   values = logits - jnp.take_along_axis(logits, label_index, axis=-1)
   gradients -= jnp.take_along_axis(gradients, label_index[..., None, None, None], axis=1)
+  gradients = threat_model.numbers(gradients)
   sizes = jnp.abs(gradients.reshape(*logits.shape, -1))
   # The distance to a hyperplane is measured by the dual norm of its normal.
   slopes = {
@@ -113,14 +113,7 @@ def _make_step(logits_fn, images, labels, targets, epsilon, norm, alpha_max, ove
   return step
 
 
-def _check_shares(alpha_max: float, overshoot: float, backward: float) -> None:
-  for name, value in (("alpha_max", alpha_max), ("backward", backward)):
-    if not 0 <= value <= 1:
-      raise ValueError(f"{name}={value} is outside [0, 1].")
-  if not 1 <= overshoot <= _LARGEST_OVERSHOOT:
-    raise ValueError(f"overshoot={overshoot} is outside [1, {_LARGEST_OVERSHOOT}].")
-
-
+@entry(num_steps=0, num_restarts=1, target_rank=1, alpha_max="[0, 1]", overshoot="[1, 10]", backward="[0, 1]")
 def fab(
   key: Keys,
   logits_fn: LogitsFn,
@@ -170,10 +163,6 @@ def fab(
   Raises:
     ValueError: an argument outside what is listed here.
   """
-  counts = {"num_steps": (num_steps, 0), "num_restarts": (num_restarts, 1)}
-  keys, _ = prepare(key, images, labels, epsilon, norm, **counts)
-  norm = threat_model.norm_name(norm)
-  _check_shares(alpha_max, overshoot, backward)
   clean_logits = logits_fn(images)
   targets = losses.choose_targets(clean_logits, labels, targets, target_rank)
   start = _State(images, images, ~losses.is_correct(clean_logits, labels), 0 * labels.astype(jnp.int32))
@@ -181,7 +170,7 @@ def fab(
   unfinished = lambda carry: (carry[0] < num_steps) & ~jnp.all(carry[1].fooled)
 
   def run(restart, state):
-    return lax.while_loop(unfinished, step, (0, state._replace(points=_start(restart, keys, images, epsilon, norm))))[1]
+    return lax.while_loop(unfinished, step, (0, state._replace(points=_start(restart, key, images, epsilon, norm))))[1]
 
   state = run(0, start)
   if num_restarts > 1:

@@ -1,108 +1,22 @@
 """Projected gradient ascent: the one attack loop behind FGSM, PGD, CW-infinity and the TRADES attack."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from lrat_jax.attacks import losses, threat_model
-from lrat_jax.core.typing import Answers, Counts, Images, KeyPerImage, Keys, Labels, LogitsFn, OneKey, Scalar
+from lrat_jax.attacks._entry import AttackResult, entry, finished
+from lrat_jax.core.arguments import check_choice
+from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
 
 T = TypeVar("T")
 
 RANDOM_STARTS = ("none", "uniform", "gaussian")
 # TRADES, MART and MAIL start from x + 0.001 * N(0, 1).
 _GAUSSIAN_START = 0.001
-# Of steps, restarts, queries, and lengths: far beyond use, and far from overflow.
-_MOST = 10**6
-
-
-class AttackResult(NamedTuple):
-  """What an attack returns.
-
-  Attributes:
-    images: float [batch, h, w, c] in [0, 1], inside the epsilon ball; carries no gradient.
-    surviving_steps: int32 [batch], how many of the iterates x^0..x^{K-1} (the start included, the returned
-      point not) the model still gets right, in 0..K: GAIRAT's kappa (arXiv:2010.01736).
-    success: bool [batch], whether the model is wrong on the returned image, also where it was wrong on the clean one.
-      One forward, which `jit` leaves out where nobody asks. None only in what a user-defined attack builds itself.
-  """
-
-  images: Images
-  surviving_steps: Counts
-  success: Answers | None = None
-
-
-def finished(logits_fn: LogitsFn, labels: Labels, images: Images, surviving_steps: Counts) -> AttackResult:
-  """An attack's result with its success, and without a gradient."""
-  images = jax.lax.stop_gradient(images)
-  success = ~losses.is_correct(logits_fn(images), labels)
-  return jax.lax.stop_gradient(AttackResult(images, surviving_steps, success))
-
-
-def example_keys(key: OneKey, example_indices: Counts) -> KeyPerImage:
-  """One key per image from one key and the images' indices [batch] in their data set.
-
-  An image's key, and so its adversarial, then depends on which image it is, not on the batch that it came in.
-  """
-  return jax.vmap(lambda index: jax.random.fold_in(key, index))(example_indices)
-
-
-def per_image_keys(keys: Keys, images: Images) -> KeyPerImage:
-  """Keys [batch]: as given, or a single key split over the batch. Raises ValueError for any other number."""
-  if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-    raise ValueError(f"key must be typed, as jax.random.key makes it, not an array of {keys.dtype}.")
-  if keys.ndim == 0:
-    return example_keys(keys, jnp.arange(images.shape[0]))
-  if keys.shape != images.shape[:1]:
-    raise ValueError(f"key has shape {keys.shape}; give one key, or one for each of the {images.shape[0]} images.")
-  return keys
-
-
-def check_batch(images: Array, labels: Array) -> None:
-  """Refuses what is no batch of images [batch, h, w, c] with integer labels [batch]. Raises ValueError."""
-  if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-    raise ValueError(f"images must be float [batch, h, w, c] in [0, 1], not {images.dtype} of shape {images.shape}.")
-  if labels.shape != images.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise ValueError(
-      f"labels must be integers of shape {images.shape[:1]}, one per image, not {labels.dtype} of shape {labels.shape}."
-    )
-
-
-def check_count(value: int, name: str, least: int) -> None:
-  """Refuses what is no integer from `least` to a million, more than any run would end with. Raises ValueError."""
-  if not isinstance(value, int) or not least <= value <= _MOST:
-    raise ValueError(f"{name}={value!r} must be an integer of {least} or more, and {_MOST:,} at most.")
-
-
-def check_budget(epsilon, norm: str, images: Array, **counts: tuple[int, int]) -> None:
-  """Refuses a radius that images do not allow, unless it is traced, and counts (value, least) below it or past all use.
-
-  Raises ValueError with the name.
-  """
-  if not isinstance(epsilon, jax.core.Tracer):
-    threat_model.check_epsilon(epsilon, norm, images.shape[1:])
-  for name, (value, least) in counts.items():
-    check_count(value, name, least)
-
-
-def prepare(
-  keys: Array, images: Array, labels: Array, epsilon, norm: str, **counts: tuple[int, int]
-) -> tuple[Array, threat_model.Norm]:
-  """What every attack in a ball begins with: checks its arguments, and returns a key per image [batch] and the norm.
-
-  Raises ValueError with the name of the argument that no attack can use.
-  """
-  check_batch(images, labels)
-  check_budget(epsilon, norm, images, **counts)
-  return per_image_keys(keys, images), threat_model.get_norm(norm)
-
-
-def _check_step_size(step_size) -> None:
-  if not isinstance(step_size, jax.core.Tracer) and not 0 <= step_size <= _MOST:
-    raise ValueError(f"step_size={step_size} must be 0 or more, and {_MOST:,} at most.")
 
 
 def starting_points(kind: str, keys: Array, images: Array, epsilon: float | Array, norm: threat_model.Norm) -> Array:
@@ -116,8 +30,7 @@ def starting_points(kind: str, keys: Array, images: Array, epsilon: float | Arra
   Raises:
     ValueError: another kind, with the choices.
   """
-  if kind not in RANDOM_STARTS:
-    raise ValueError(f"random_start={kind!r} is unknown; choose from {list(RANDOM_STARTS)}.")
+  check_choice(kind, "random_start", RANDOM_STARTS)
   if kind == "none":
     return images
   shape = images.shape[1:]
@@ -148,6 +61,7 @@ def best_run(run: Callable[[Array], T], score: Callable[[T], Array], keys: Array
   return jax.lax.fori_loop(1, num_restarts, restart, (first, score(first)))[0]
 
 
+@entry(num_steps=0, num_restarts=1)
 def pgd(
   key: Keys,
   logits_fn: LogitsFn,
@@ -187,12 +101,11 @@ def pgd(
   Raises:
     ValueError: an argument outside what is listed here; the message gives its name and the choices.
   """
-  counts = {"num_steps": (num_steps, 0), "num_restarts": (num_restarts, 1)}
-  keys, ball = prepare(key, images, labels, epsilon, norm, **counts)
-  _check_step_size(step_size)
+  ball = threat_model.get_norm(norm)
+  check_choice(random_start, "random_start", RANDOM_STARTS)
+  surrogate = losses.surrogate(loss, logits_fn, images, labels)
   if loss == "kl" and random_start == "none":
     raise ValueError("loss='kl' has no gradient at the clean image; use random_start='gaussian' or 'uniform'.")
-  surrogate = losses.surrogate(loss, logits_fn, images, labels)
 
   def total_loss(points):
     logits = logits_fn(points)
@@ -202,7 +115,8 @@ def pgd(
     points, survived = carry
     gradient, logits = jax.grad(total_loss, has_aux=True)(points)
     survived += losses.is_correct(logits, labels).astype(jnp.int32)
-    return threat_model.project(points + step_size * ball.steepest(gradient), images, epsilon, ball), survived
+    ahead = points + step_size * ball.steepest(threat_model.numbers(gradient))
+    return threat_model.project(ahead, images, epsilon, ball), survived
 
   def run(run_keys) -> AttackResult:
     start = starting_points(random_start, run_keys, images, epsilon, ball)
@@ -216,7 +130,7 @@ def pgd(
     score = jnp.where(fooled, jnp.inf, surrogate(logits))
     return jnp.where(threat_model.finite(result.images), score, -jnp.inf)
 
-  return finished(logits_fn, labels, *best_run(run, score, keys, num_restarts)[:2])
+  return finished(logits_fn, labels, *best_run(run, score, key, num_restarts)[:2])
 
 
 def fgsm(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lrat_jax.attacks import losses
-from lrat_jax.attacks._pgd import AttackResult, LogitsFn, finished
+from lrat_jax.attacks._entry import AttackResult, finished
+from lrat_jax.core.typing import LogitsFn
 
 
 class _State(NamedTuple):

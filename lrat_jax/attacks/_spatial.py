@@ -6,8 +6,9 @@ import numpy as np
 from jax import Array
 from jax.scipy import ndimage
 
-from lrat_jax.attacks._pgd import AttackResult, check_batch, check_count, per_image_keys
+from lrat_jax.attacks._entry import AttackResult, entry
 from lrat_jax.attacks._search import search
+from lrat_jax.core.arguments import check_count, check_number
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn
 
 
@@ -29,6 +30,7 @@ def transform(images: Array, angle: float | Array, down: float | Array, right: f
   return jax.vmap(jax.vmap(sample, in_axes=-1, out_axes=-1))(images)
 
 
+@entry(max_rotation="[0, 180]", max_translation="[0, inf]", num_rotations=1, num_translations=1)
 def spatial(
   key: Keys,
   logits_fn: LogitsFn,
@@ -62,14 +64,7 @@ def spatial(
   Raises:
     ValueError: an argument outside what is listed here.
   """
-  check_batch(images, labels)
-  per_image_keys(key, images)
-  if not 0 <= max_rotation <= 180:
-    raise ValueError(f"max_rotation={max_rotation} is outside [0, 180] degrees.")
-  if not 0 <= max_translation <= max(images.shape[1:3]):
-    raise ValueError(f"max_translation={max_translation} must be 0 pixels or more, and no more than the image has.")
-  for name, count in (("num_rotations", num_rotations), ("num_translations", num_translations)):
-    check_count(count, name, 1)
+  check_number(max_translation, "max_translation", f"[0, {max(images.shape[1:3])}]")
   check_count(num_rotations * num_translations**2, "num_rotations * num_translations ** 2", 1)
   spread = lambda most, count: np.linspace(-most, most, count) if count > 1 else np.zeros(1)
   shifts = spread(max_translation, num_translations)

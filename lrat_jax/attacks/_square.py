@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from lrat_jax.attacks import _l1, _search, threat_model
-from lrat_jax.attacks._pgd import AttackResult, prepare
+from lrat_jax.attacks._entry import AttackResult, entry
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
 
 # The windows' share of the image halves after each of these queries, however many queries there are.
@@ -167,6 +167,7 @@ def _pattern_proposal(images: Array, epsilon, p_init: float, norm: str) -> tuple
   return 5 + channels, propose
 
 
+@entry(num_queries=0, p_init="(0, 1]")
 def square(
   key: Keys,
   logits_fn: LogitsFn,
@@ -209,15 +210,11 @@ def square(
   Raises:
     ValueError: an argument outside what is listed here.
   """
-  keys, _ = prepare(key, images, labels, epsilon, norm, num_queries=(num_queries, 0))
-  norm = threat_model.norm_name(norm)
-  if not 0 < p_init <= 1:
-    raise ValueError(f"p_init={p_init} is outside (0, 1].")
   if norm == "linf":
-    start, (num_draws, propose) = _linf_start(keys, images, epsilon), _linf_proposal(images, epsilon, p_init)
+    start, (num_draws, propose) = _linf_start(key, images, epsilon), _linf_proposal(images, epsilon, p_init)
   else:
-    start = _tiles_start(keys, images, epsilon, norm)
+    start = _tiles_start(key, images, epsilon, norm)
     num_draws, propose = _pattern_proposal(images, epsilon, p_init, norm)
 
-  ask_next = lambda best, query: propose(_draws(keys, query + 1, num_draws), best, query)
+  ask_next = lambda best, query: propose(_draws(key, query + 1, num_draws), best, query)
   return _search.search(logits_fn, images, labels, start, ask_next, num_queries)

@@ -9,8 +9,9 @@ from jax import Array
 from scipy import ndimage
 
 from lrat_jax.attacks import losses
+from lrat_jax.attacks._entry import AttackResult, entry, finished
 from lrat_jax.attacks._jpeg import jpeg
-from lrat_jax.attacks._pgd import AttackResult, check_batch, finished, per_image_keys
+from lrat_jax.core.arguments import check_choice
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn
 
 
@@ -78,6 +79,7 @@ _KINDS: dict[str, tuple[Callable[..., Array], tuple]] = {
 CORRUPTIONS = tuple(_KINDS)
 
 
+@entry(severity=1)
 def corruption(
   key: Keys, logits_fn: LogitsFn, images: Images, labels: Labels, *, kind: str, severity: int
 ) -> AttackResult:
@@ -99,12 +101,10 @@ def corruption(
   Raises:
     ValueError: an unknown kind or a severity outside 1..5.
   """
-  check_batch(images, labels)
-  if kind not in _KINDS:
-    raise ValueError(f"kind={kind!r} is unknown; choose from {list(CORRUPTIONS)}.")
-  if severity not in range(1, 6):
-    raise ValueError(f"severity={severity!r} is outside 1..5.")
+  check_choice(kind, "kind", CORRUPTIONS)
+  if severity > 5:
+    raise ValueError(f"severity={severity} is outside 1..5.")
   corrupt, strengths = _KINDS[kind]
-  corrupted = jnp.clip(corrupt(per_image_keys(key, images), images, strengths[severity - 1]), 0.0, 1.0)
+  corrupted = jnp.clip(corrupt(key, images, strengths[severity - 1]), 0.0, 1.0)
   right = losses.is_correct(logits_fn(images), labels)
   return finished(logits_fn, labels, corrupted, right.astype(jnp.int32))

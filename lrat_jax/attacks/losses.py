@@ -8,15 +8,21 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from lrat_jax.core.arguments import check_choice
 from lrat_jax.core.typing import Answers, Images, Labels, Logits, LogitsFn, PerImage, Rank
 
 # The margin at which GAIRAT and MAIL stop pushing; their "CW-infinity" is PGD on this loss.
 CW_CONFIDENCE = 50.0
 
 
+def is_answer(logits: Logits) -> Answers:
+  """Whether logits are a prediction, bool [batch]: none is NaN or inf; -inf is a class that the model leaves out."""
+  return jnp.isfinite(jnp.max(logits, axis=-1))
+
+
 def is_correct(logits: Logits, labels: Labels) -> Answers:
-  """Whether the model's prediction is the label, bool [batch]; logits that are NaN or infinite are no prediction."""
-  return jnp.all(jnp.isfinite(logits), axis=-1) & (jnp.argmax(logits, axis=-1) == labels)
+  """Whether the model's prediction is the label, bool [batch]; see `is_answer` for what is none."""
+  return is_answer(logits) & (jnp.argmax(logits, axis=-1) == labels)
 
 
 def cross_entropy(logits: Logits, labels: Labels) -> PerImage:
@@ -44,7 +50,8 @@ def dlr(logits: Logits, labels: Labels) -> PerImage:
   if logits.shape[-1] < 3:
     raise ValueError(f"loss='dlr' needs 3 classes or more, the model has {logits.shape[-1]}; use loss='cw'.")
   top = jax.lax.top_k(logits, 3)[0]
-  gap, lead = top[:, 0] - top[:, 2], margin(logits, labels)
+  lead = margin(logits, labels)
+  gap = jnp.where(jnp.isfinite(top[:, 2]), top[:, 0] - top[:, 2], 1.0)  # the margin itself, where a third is left out
   # Where the true class is third this is 1 whatever the logits are; rounding must not make a direction of it.
   third = (lead == gap) & (lead > 0)
   return jnp.where(third, 1.0, lead / (gap + 1e-12))
@@ -66,7 +73,9 @@ def dlr_targeted(logits: Logits, labels: Labels, targets: Labels) -> PerImage:
       f"loss='dlr_targeted' needs 4 classes or more, the model has {logits.shape[-1]}; use loss='margin_targeted'."
     )
   top = jax.lax.top_k(logits, 4)[0]
-  return margin_targeted(logits, labels, targets) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+  third, fourth = top[:, 2], jnp.where(jnp.isfinite(top[:, 3]), top[:, 3], top[:, 2])
+  gap = jnp.where(jnp.isfinite(third), top[:, 0] - 0.5 * (third + fourth) + 1e-12, 1.0)
+  return margin_targeted(logits, labels, targets) / gap
 
 
 def choose_targets(
@@ -90,13 +99,16 @@ def choose_targets(
   if not isinstance(target_rank, jax.core.Tracer) and not 1 <= target_rank < num_classes:
     raise ValueError(f"target_rank={target_rank} is outside [1, {num_classes - 1}] for {num_classes} classes.")
   label_first = jnp.where(jax.nn.one_hot(labels, num_classes, dtype=bool), jnp.inf, clean_logits)
-  return jnp.take(jnp.argsort(-label_first, axis=-1), target_rank, axis=-1)
+  # Of an image with fewer classes, where the others' logits are -inf, the last one.
+  rank = jnp.minimum(target_rank, jnp.sum(jnp.isfinite(label_first), axis=-1))
+  return jnp.take_along_axis(jnp.argsort(-label_first, axis=-1), rank[:, None], axis=-1)[:, 0]
 
 
 def kl(logits: Logits, clean_logits: Logits) -> PerImage:
   """KL(p(x) || p(x_adv)) in nats, what TRADES maximises (arXiv:1901.08573, eq. 5). float [batch]."""
-  log_clean = jax.nn.log_softmax(clean_logits)
-  return jnp.sum(jnp.exp(log_clean) * (log_clean - jax.nn.log_softmax(logits)), axis=-1)
+  log_clean, log_found = jax.nn.log_softmax(clean_logits), jax.nn.log_softmax(logits)
+  used = jnp.isfinite(log_clean) & jnp.isfinite(log_found)  # a class of probability 0 adds nothing
+  return jnp.sum(jnp.exp(log_clean) * jnp.where(used, log_clean - log_found, 0.0), axis=-1)
 
 
 _WITH_LABELS = {"ce": cross_entropy, "cw": cw, "dlr": dlr, "margin": margin}
@@ -111,11 +123,10 @@ def surrogate(name: str, logits_fn: LogitsFn, images: Images, labels: Labels) ->
   "kl" compares with the model's own prediction on the clean `images`, which costs one forward here.
   Raises ValueError, with the choices, for an unknown name.
   """
+  check_choice(name, "loss", LOSSES)
   if name == "kl":
     clean_logits = jax.lax.stop_gradient(logits_fn(images))
     return lambda logits: kl(logits, clean_logits)
-  if name not in _WITH_LABELS:
-    raise ValueError(f"loss={name!r} is unknown; choose from {list(LOSSES)}.")
   return lambda logits: _WITH_LABELS[name](logits, labels)
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,23 +12,15 @@ from jax import Array
 from lrat_jax.attacks import threat_model
 from lrat_jax.attacks._apgd import apgd
 from lrat_jax.attacks._carlini_wagner import carlini_wagner
+from lrat_jax.attacks._entry import AttackResult, check_batch, entry, finished, per_image_keys
 from lrat_jax.attacks._fab import fab
-from lrat_jax.attacks._pgd import (
-  AttackResult,
-  check_batch,
-  check_budget,
-  check_count,
-  cw,
-  fgsm,
-  finished,
-  per_image_keys,
-  pgd,
-)
+from lrat_jax.attacks._pgd import cw, fgsm, pgd
 from lrat_jax.attacks._spatial import spatial
 from lrat_jax.attacks._square import square
 from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.core import microbatch as microbatch_lib
 from lrat_jax.core import user_code
+from lrat_jax.core.arguments import as_number, check_count
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn
 
 Attack = Callable[..., AttackResult]
@@ -50,18 +41,6 @@ REGISTRY: dict[str, Attack] = {
 _LENGTHS = ("epsilon", "step_size")
 
 
-def as_number(value: str | float, field: str) -> float:
-  """A length from a number or from text such as "8/255" or "0.031". Raises ValueError naming the field."""
-  try:
-    numerator, slash, denominator = value.partition("/") if isinstance(value, str) else (value, "", "")
-    number = float(numerator) / float(denominator if slash else 1)
-  except (TypeError, ValueError, ZeroDivisionError, OverflowError):
-    number = math.nan
-  if not math.isfinite(number):
-    raise ValueError(f"{field}={value!r} is no number; write it as 8/255 or 0.031.")
-  return number
-
-
 _FORM = "(keys, logits_fn, images, labels, *, ...)"
 
 
@@ -70,10 +49,9 @@ def _own(name: str) -> tuple[Attack, dict[str, inspect.Parameter]]:
   attack = user_code.function(name)
   parameters = user_code.parameters(name, attack, 4, _FORM)
 
+  @entry()
   def run(keys: Array, logits_fn: LogitsFn, images: Array, labels: Array, **fields: Any) -> AttackResult:
-    check_batch(images, labels)
-    check_budget(fields.get("epsilon", 0.0), fields.get("norm", "linf"), images)
-    result = attack(per_image_keys(keys, images), logits_fn, images, labels, **fields)
+    result = attack(keys, logits_fn, images, labels, **fields)
     return finished(logits_fn, labels, *_checked(name, result, images))
 
   return run, parameters
@@ -172,6 +150,7 @@ def microbatch(attack: Attack, most: int | None) -> Attack:
   check_count(most, "most", 1)
 
   def run(keys: Keys, logits_fn: LogitsFn, images: Images, labels: Labels) -> AttackResult:
+    check_batch(images, labels)
     on_few = lambda keys, images, labels: attack(keys, logits_fn, images, labels)
     results = microbatch_lib.microbatch(on_few, most, per_image_keys(keys, images), images, labels)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)

@@ -9,7 +9,10 @@ from jax import Array, lax
 from jax.tree_util import Partial
 
 from lrat_jax.attacks import losses, threat_model
-from lrat_jax.attacks._pgd import AttackResult, Keys, LogitsFn, cw, per_image_keys, pgd, prepare
+from lrat_jax.attacks._entry import AttackResult, check_batch, entry, per_image_keys
+from lrat_jax.attacks._pgd import cw, pgd
+from lrat_jax.core.arguments import as_number
+from lrat_jax.core.typing import Keys, LogitsFn
 
 LOGIT_SCALES = (0.1, 1.0, 10.0, 100.0)
 
@@ -35,6 +38,7 @@ class Findings(NamedTuple):
     probabilities: whether the outputs look like a softmax.
     prediction_difference: largest L2 distance between two predictions to one image, of logits of unit length.
     vanishing_share: share of the survivors' gradients that are 0, over all steps of a PGD.
+    broken_share: share of all gradients of that PGD that are NaN or infinite somewhere.
     robust: robust accuracy by attack, weakest attack first, such as {"pgd": ..., "cw": ..., "apgd_t": ...}.
     scaled: PGD's robust accuracy by the factor on the logits.
     num_images: how many images `robust` and `scaled` are shares of; two of them more or less are taken for chance.
@@ -46,6 +50,7 @@ class Findings(NamedTuple):
   probabilities: bool = False
   prediction_difference: float | None = None
   vanishing_share: float | None = None
+  broken_share: float | None = None
   robust: Mapping[str, float] = {}
   scaled: Mapping[float, float] = {}
   num_images: int | None = None
@@ -64,13 +69,16 @@ def prediction_difference(logits_fn: LogitsFn, images: Array, num_calls: int = 3
   Compares calls on the whole batch, and on its halves in reverse order: it must depend neither on chance nor on
   the rest of the batch. Not for use under `jit`, which would freeze a model's chance.
   """
-  unit = lambda logits: logits / (jnp.linalg.norm(logits, axis=-1, keepdims=True) + 1e-10)
+  size = lambda logits: jnp.linalg.norm(logits, axis=-1, keepdims=True) + 1e-10
+  shown = lambda logits: jnp.where(jnp.isneginf(logits), 0.0, logits)  # without the classes that are left out
+  unit = lambda logits: shown(logits) / size(shown(logits))
   halves = jnp.split(images, [(len(images) + 1) // 2])
   in_parts = jnp.concatenate([logits_fn(half[::-1])[::-1] for half in halves if len(half)])
   predictions = [unit(in_parts), *(unit(logits_fn(images)) for _ in range(num_calls))]
   return max(float(jnp.max(jnp.linalg.norm(prediction - predictions[0], axis=-1))) for prediction in predictions[1:])
 
 
+@entry(num_steps=0)
 def vanishing_gradients(
   key: Keys,
   logits_fn: LogitsFn,
@@ -80,29 +88,32 @@ def vanishing_gradients(
   epsilon: float | Array,
   norm: str = "linf",
   num_steps: int = 10,
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
   """PGD on cross-entropy, watching its gradients at every step.
 
   Arguments as for `pgd`; the step is epsilon / 4.
 
   Returns:
     (zero_steps int32 [batch], in 0..num_steps: steps whose gradient was 0 throughout;
+    broken_steps int32 [batch]: steps whose gradient was NaN or infinite somewhere;
     survived bool [batch]: the model is right on the image and at the end).
   """
-  keys, ball = prepare(key, images, labels, epsilon, norm, num_steps=(num_steps, 0))
-  noise = jax.vmap(lambda key: ball.sample(key, images.shape[1:]))(keys).astype(images.dtype)
+  ball = threat_model.get_norm(norm)
+  noise = jax.vmap(lambda key: ball.sample(key, images.shape[1:]))(key).astype(images.dtype)
   right = lambda points: losses.is_correct(logits_fn(points), labels)
   gradient_of = jax.grad(lambda points: jnp.sum(losses.cross_entropy(logits_fn(points), labels)))
 
   def step(_, carry):
-    points, zero_steps = carry
+    points, zero_steps, broken_steps = carry
     gradient = gradient_of(points)
     zero_steps += jnp.all(gradient == 0, axis=(1, 2, 3)).astype(jnp.int32)
-    return threat_model.project(points + 0.25 * epsilon * ball.steepest(gradient), images, epsilon, ball), zero_steps
+    broken_steps += (~threat_model.finite(gradient)).astype(jnp.int32)
+    ahead = points + 0.25 * epsilon * ball.steepest(threat_model.numbers(gradient))
+    return threat_model.project(ahead, images, epsilon, ball), zero_steps, broken_steps
 
   start = threat_model.project(images + epsilon * noise, images, epsilon, ball)
-  points, zero_steps = lax.fori_loop(0, num_steps, step, (start, 0 * labels.astype(jnp.int32)))
-  return zero_steps, right(images) & right(points)
+  points, zero_steps, broken_steps = lax.fori_loop(0, num_steps, step, (start, 0 * labels, 0 * labels))
+  return zero_steps, broken_steps, right(images) & right(points)
 
 
 def _robust_accuracy(logits_fn: LogitsFn, images: Array, labels: Array, result: AttackResult) -> Array:
@@ -153,6 +164,8 @@ def run_sanity_checks(
     key, logits_fn, images, labels, epsilon, norm: as for `pgd`.
     num_steps: steps of each PGD, epsilon / 10 long.
   """
+  check_batch(images, labels)
+  epsilon = as_number(epsilon, "epsilon")
   attack = {"epsilon": epsilon, "norm": norm, "num_steps": num_steps}
   # An argument of what is compiled, so that a model's parameters are no constants there.
   logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
@@ -165,18 +178,19 @@ def run_sanity_checks(
       )
       for kind in (pgd, cw)
     ]
-    zero_steps, survived = vanishing_gradients(keys, logits_fn, images, labels, **attack)
+    zero_steps, broken_steps, survived = vanishing_gradients(keys, logits_fn, images, labels, **attack)
     vanishing = jnp.sum(jnp.where(survived, zero_steps, 0)) / jnp.maximum(num_steps * jnp.sum(survived), 1)
     scaled = scaled_accuracies(keys, logits_fn, images, labels, **attack)
-    return robust, vanishing, scaled
+    return robust, vanishing, jnp.mean(broken_steps / max(num_steps, 1)), scaled
 
-  robust, vanishing, scaled = measure(logits_fn, per_image_keys(key, images), images, labels)
+  robust, vanishing, broken, scaled = measure(logits_fn, per_image_keys(key, images), images, labels)
   return Findings(
     lowest=float(jnp.min(images)),
     highest=float(jnp.max(images)),
     probabilities=bool(looks_like_probabilities(logits_fn(images))),
     prediction_difference=prediction_difference(logits_fn, images),
     vanishing_share=float(vanishing),
+    broken_share=float(broken),
     robust={"pgd": float(robust[0]), "cw": float(robust[1])},
     scaled=dict(zip(LOGIT_SCALES, map(float, scaled), strict=True)),
     num_images=len(images),
@@ -226,6 +240,9 @@ def warning_lines(findings: Findings) -> list[str]:
   if findings.vanishing_share is not None and findings.vanishing_share > _VANISHING_SHARE:
     share = _points(findings.vanishing_share)
     lines.append(f"{share} % of the gradients on surviving images are 0: gradient attacks cannot evaluate this model.")
+  if findings.broken_share:
+    share = f"{100 * findings.broken_share:.3g}"
+    lines.append(f"{share} % of the gradients are NaN or infinite in places: attacks take no step there.")
   lines += _gap_line(findings) + _scale_line(findings)
   if findings.square_gain is not None and findings.square_gain > _SQUARE_GAIN:
     gain = _points(findings.square_gain)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lrat_jax.core.arguments import check_choice, shown
+
 VERSIONS = ("standard", "plus", "rand", "apgd")
 
 # Gradients that `rand` averages over at every step.
@@ -64,6 +66,19 @@ def _all_stages(version: str, norm: str, num_classes: int) -> list[Stage]:
   return [apgd_ce(1, **random), _apgd_dlr(num_classes, 1, **random)]
 
 
+def _check_parts(version: str, names: list[str], attacks_to_run: Any, overrides: Any) -> None:
+  """Refuses what are no names of stages, or no changes to their arguments. Raises ValueError."""
+  is_list = isinstance(attacks_to_run, list | tuple) and len(attacks_to_run)
+  if attacks_to_run is not None and not is_list:
+    raise ValueError(f"attacks_to_run={shown(attacks_to_run)} must be a list of stages; choose from {names}, or None.")
+  if not all(hasattr(changes, "items") for changes in (overrides, *getattr(overrides, "values", tuple)())):
+    raise ValueError(f"overrides={shown(overrides)} must be a dict of dicts: stage -> argument -> value.")
+  for field, given in (("attacks_to_run", attacks_to_run or ()), ("overrides", overrides)):
+    for name in given:
+      if name not in names:
+        raise ValueError(f"{field}: version {version!r} has no stage {name!r}; choose from {names}.")
+
+
 def stages(
   version: str,
   norm: str,
@@ -83,13 +98,10 @@ def stages(
   Raises:
     ValueError: an unknown version, or a part or a change of a stage that the version does not have.
   """
-  if version not in VERSIONS:
-    raise ValueError(f"version={version!r} is unknown; choose from {list(VERSIONS)}.")
+  check_choice(version, "version", VERSIONS)
   found = _all_stages(version, norm, num_classes)
   names = [stage.name for stage in found]
-  for name in (*(attacks_to_run or ()), *overrides):
-    if name not in names:
-      raise ValueError(f"version {version!r} has no stage {name!r}; choose from {names}.")
+  _check_parts(version, names, attacks_to_run, overrides)
   notes = []
   if attacks_to_run is not None and set(attacks_to_run) != set(names):
     notes.append(f"not the whole {version} version: only {', '.join(attacks_to_run)} ran.")

@@ -12,8 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lrat_jax.core.arguments import shown
+
 # Keeps 0 / 0 out of a direction when a gradient or a draw vanishes; far below any float32 norm that matters.
 _TINY = 1e-12
+# In place of an infinite slope; its reciprocal is a float32 yet.
+_HUGE = 1e30
 
 
 class Norm(NamedTuple):
@@ -118,10 +122,9 @@ NORMS: dict[str, Norm] = {
 
 def norm_name(name: str, field: str = "norm") -> str:
   """ "linf", "l2" or "l1", however it is written: "Linf", "L2". Raises ValueError with the field and the choices."""
-  lower = name.lower() if isinstance(name, str) else None
-  if lower not in NORMS:
-    raise ValueError(f"{field}={name!r} is unknown; choose from {sorted(NORMS)}.")
-  return lower
+  if not isinstance(name, str) or name.lower() not in NORMS:
+    raise ValueError(f"{field}={shown(name)} is unknown; choose from {sorted(NORMS)}.")
+  return name.lower()
 
 
 def get_norm(name: str) -> Norm:
@@ -139,6 +142,11 @@ def check_epsilon(epsilon: float, norm: str, image_shape: tuple[int, ...]) -> No
 def finite(images: Array) -> Array:
   """Whether each of the images [batch, h, w, c] is one at all, bool [batch]; gradients that are NaN make others."""
   return jnp.isfinite(images).all(axis=_axes(images))
+
+
+def numbers(gradient: Array) -> Array:
+  """The gradient with 0 in place of NaN, so that such a coordinate takes no step and the others do, and no infinity."""
+  return jnp.nan_to_num(gradient, posinf=_HUGE, neginf=-_HUGE)
 
 
 def project(images: Array, originals: Array, epsilon: Array | float, norm: Norm) -> Array:

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.tree_util import Partial
 
 from lrat_jax import attacks, data
 from lrat_jax.attacks import threat_model as threat_model_lib
+from lrat_jax.core.arguments import as_number, check_choice, check_count
 from lrat_jax.core.typing import HostAnswers, HostImages, HostIntegers, LogitsFn, OneKey
 from lrat_jax.evaluation import suite_warnings
 
@@ -28,7 +28,8 @@ class BenchmarkResult(NamedTuple):
     version: of AutoAttack.
     clean_accuracy, robust_accuracy: shares of n, in [0, 1].
     robust: bool [n], right on the clean image and under every attack.
-    images: float32 [n, h, w, c] in [0, 1], the adversarial image that broke the model, else the clean image.
+    images: [n, h, w, c] in [0, 1], of the type given (bytes: float32), the adversarial image that broke the model, else
+      the clean image.
     broken_by: int [n], an index into `attacks`; -1 where the image is robust.
     attacks: "clean", then the attacks' names in their order.
     per_attack: a `StageSummary` for each attack that ran.
@@ -61,30 +62,9 @@ class BenchmarkResult(NamedTuple):
     return "\n".join([*lines, *(f"warning: {line}" for line in self.warnings)])
 
 
-def _checked_images(images: HostImages) -> np.ndarray:
-  """float32 [n, h, w, c] in [0, 1], from that or from uint8."""
-  images = np.asarray(images)
-  if images.dtype == np.uint8:
-    return images / np.float32(255)
-  if not np.issubdtype(images.dtype, np.floating):
-    raise ValueError(f"images is {images.dtype}; give uint8 in 0..255 or floats in [0, 1].")
-  return images.astype(np.float32)
-
-
-def _check_classes(logits_fn: Partial, images: np.ndarray, labels: np.ndarray) -> None:
-  """Refuses outputs that are no logits of the labels. Raises ValueError."""
-  like = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
-  logits = jax.eval_shape(logits_fn, like)
-  if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:
-    shape = getattr(logits, "shape", type(logits).__name__)
-    raise ValueError(
-      f"logits_fn returns {shape} for one image; it must return logits [batch, classes], 2 classes or more."
-    )
-  if len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
-    raise ValueError(
-      f"labels are in [{labels.min()}, {labels.max()}], but logits_fn returns {logits.shape[1]} classes, "
-      f"0 to {logits.shape[1] - 1}."
-    )
+def _from_bytes(images: HostImages) -> HostImages:
+  """uint8 images as float32 in [0, 1], others as they are."""
+  return images / np.float32(255) if getattr(images, "dtype", None) == np.uint8 else images
 
 
 def benchmark(
@@ -104,7 +84,7 @@ def benchmark(
   `attacks.autoattack` has more options, and keeps finished work.
 
   Args:
-    logits_fn: images float32 [batch, h, w, c] in [0, 1] -> logits [batch, classes], normalization inside. Wrap large
+    logits_fn: images [batch, h, w, c] in [0, 1] -> logits [batch, classes], normalization inside. Wrap large
       parameters as `jax.tree_util.Partial(apply, variables)`, or they are compiled in as constants.
     images: uint8, or float in [0, 1], [n, h, w, c], in host memory.
     labels: int [n].
@@ -121,13 +101,10 @@ def benchmark(
   Raises:
     ValueError: an argument outside what is listed here; the message gives the argument and its value.
   """
-  if not isinstance(version, str) or version not in _TITLES:
-    raise ValueError(f"version={version!r} is unknown; choose from {list(_TITLES)}.")
+  check_choice(version, "version", tuple(_TITLES))
   norm = threat_model_lib.norm_name(threat_model, "threat_model")
-  images, labels = _checked_images(images), np.asarray(labels)
-  attacks.check_batch(images, labels)
-  logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
-  _check_classes(logits_fn, images, labels)
+  check_count(num_sanity_examples, "num_sanity_examples", 0)
+  epsilon, images = as_number(epsilon, "epsilon"), _from_bytes(images)
   report = attacks.autoattack(
     jax.random.key(0) if key is None else key,
     logits_fn,
@@ -140,7 +117,7 @@ def benchmark(
   )
   return BenchmarkResult(
     threat_model=norm,
-    epsilon=float(epsilon),
+    epsilon=epsilon,
     version=version,
     clean_accuracy=report.clean_accuracy,
     robust_accuracy=report.robust_accuracy,
@@ -149,12 +126,12 @@ def benchmark(
     broken_by=report.broken_by,
     attacks=report.stages,
     per_attack=report.per_attack,
-    warnings=_warnings(logits_fn, images, labels, report, norm, epsilon, num_sanity_examples),
+    warnings=_warnings(logits_fn, np.asarray(images), np.asarray(labels), report, norm, epsilon, num_sanity_examples),
   )
 
 
 def _warnings(
-  logits_fn: Partial, images: np.ndarray, labels: np.ndarray, report: attacks.AutoAttackReport, norm, epsilon, most: int
+  logits_fn: LogitsFn, images: HostImages, labels: HostIntegers, report: attacks.AutoAttackReport, norm, epsilon, most
 ) -> tuple[str, ...]:
   rows = np.arange(min(most, len(labels)))
   split = data.Split(images[rows], labels[rows].astype(np.int32), rows.astype(np.int32))

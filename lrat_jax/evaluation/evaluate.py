@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from lrat_jax import attacks, data, reweighting
-from lrat_jax.attacks import eval_state, threat_model
+from lrat_jax.attacks import eval_state, losses, threat_model
 from lrat_jax.config import suites
 from lrat_jax.core import sharding
 from lrat_jax.core.typing import Variables
@@ -88,7 +89,7 @@ def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> EvaluateBa
     lost = ~threat_model.finite(found)
     images = jnp.where(lost[:, None, None, None], originals, found)
     logits = logits_fn(images)
-    answered = jnp.isfinite(logits).all(axis=-1)
+    answered = losses.is_answer(logits)
     return {
       "logits": logits,
       "predictions": jnp.where(answered, jnp.argmax(logits, axis=-1), NO_PREDICTION).astype(jnp.int32),
@@ -131,16 +132,20 @@ def make_evaluator(model: nn.Module, attack: attacks.Attack | None, batch_size: 
   return evaluate
 
 
-def _clean(job: _Job, split: data.Split) -> tuple[Arrays, str]:
-  """The model on a split as it is: "predictions" and "vulnerabilities" [n], and a digest of its logits."""
+def _clean(job: _Job, split: data.Split, check: Callable[..., None]) -> tuple[Arrays, str]:
+  """The model on a split as it is: "predictions" and "vulnerabilities" [n], and a digest of its logits.
+
+  `check` is shown each batch's logits and labels, and the number of its first image.
+  """
   evaluate_batch = _compile(None, "linf", job.mesh)
   pieces, digest = [], hashlib.sha256()
-  for batch in data.eval_batches(split, job.batch_size):
+  for first, batch in zip(itertools.count(0, job.batch_size), data.eval_batches(split, job.batch_size), strict=False):
     batch = sharding.shard_batch(job.mesh, batch)
     result = evaluate_batch(job.logits_fn, job.key, batch)
     kept = {name: result[name] for name in ("logits", "predictions", "vulnerabilities")}
     piece, mask = sharding.fetch((kept, batch["mask"]))
     piece = {name: array[mask] for name, array in piece.items()}
+    check(piece["logits"], split.labels[first : first + job.batch_size], first)
     digest.update(piece.pop("logits").tobytes())
     pieces.append(piece)
   return _joined(pieces), digest.hexdigest()
@@ -197,7 +202,7 @@ def _run_autoattack(job: _Job, name: str, entry: Mapping[str, Any]) -> tuple[Arr
     )  # fmt: skip
   except ValueError as error:
     raise EvaluationError(f"{name}: {error}") from error
-  evaluated, _ = _clean(job, split._replace(images=report.images))
+  evaluated, _ = _clean(job, split._replace(images=report.images), lambda *_: None)
   kept = np.arange(len(images))
   if not job.keep_images:
     kept = examples_lib.most_vulnerable(evaluated["vulnerabilities"], report.broken_by > 0)
@@ -282,7 +287,7 @@ def run_suite(
     its norm, or l2), and for AutoAttack "broken_by/NAME" and "stages/NAME".
 
   Raises:
-    EvaluationError: logits of clean images that are not finite, or a directory of another evaluation.
+    EvaluationError: what are no logits of the labels (`attacks.check_logits`), or a directory of another evaluation.
   """
   entries = {name: dict(entry) for name, entry in suite.items()}
   partial = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
@@ -299,10 +304,8 @@ def _untimed(stage: attacks.StageSummary) -> dict[str, Any]:
 def _run(job: _Job, suite: suites.Suite, seed: int, num_sanity_examples: int, on_attack) -> EvaluationResult:
   """The clean images, then each attack; then the checks."""
   start = time.perf_counter()
-  clean, digest = _clean(job, job.split)
-  if silent := int(np.sum(clean["predictions"] == NO_PREDICTION)):
-    raise EvaluationError(f"the model's logits are NaN or infinite on {silent} images.")
   try:
+    clean, digest = _clean(job, job.split, attacks.check_logits)
     job.store().open(_fingerprint(job, suite, seed, digest))
   except ValueError as error:
     raise EvaluationError(str(error)) from None

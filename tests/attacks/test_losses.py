@@ -76,10 +76,44 @@ def test_targeted_losses_name_the_choices():
 
 
 def test_logits_that_are_not_finite_are_no_right_answer():
-  logits = np.tile(np.array([3.0, 0.0, -1.0]), (5, 1))
-  logits[1:4, [0, 1, 2]] = [[np.nan] * 3, [np.inf, 0, 0], [0, 0, -np.inf]]
-  assert losses.is_correct(logits, np.zeros(5, int)).tolist() == [True, False, False, False, True]
-  assert not losses.is_correct(logits, np.full(5, 1)).any()
+  logits = np.tile(np.array([3.0, 0.0, -1.0]), (6, 1))
+  logits[1:5] = [[3, np.nan, 0], [np.inf, 0, 0], [-np.inf] * 3, [0, -1, -np.inf]]
+  # -inf is a class that the model leaves out, but not all may be.
+  assert losses.is_correct(logits, np.zeros(6, int)).tolist() == [True, False, False, False, True, True]
+  assert not losses.is_correct(logits, np.full(6, 1)).any()
+
+
+_LEFT_OUT = np.array([[2.0, -1.0, 0.5, -np.inf, 0.0, -np.inf], [0.1, 0.2, 3.0, -np.inf, -2.0, -np.inf]], np.float32)
+
+
+@pytest.mark.parametrize("name", [*losses.LOSSES, *losses.TARGETED_LOSSES])
+@pytest.mark.parametrize("classes", [[0, 1, 2, 4], [0, 1, 2], [0, 1]])
+def test_classes_that_are_left_out_count_nothing(name, classes):
+  """Logits of -inf give the loss and gradient that the others give alone, or the margin where DLR has too few."""
+  few = _LEFT_OUT[:, classes]
+  logits = np.full_like(_LEFT_OUT, -np.inf)
+  logits[:, classes] = few
+  labels, targets = np.array([0, 1]), np.array([1, 0])
+  least = {"dlr": 3, "dlr_targeted": 3}.get(name, 2)
+  alone = name if len(classes) >= least else {"dlr": "margin", "dlr_targeted": "margin_targeted"}[name]
+
+  def loss(z, name, clean):
+    if name in losses.TARGETED_LOSSES:
+      return losses.targeted(name, labels, targets)(z)
+    return losses.surrogate(name, lambda images: clean, jnp.zeros((2, 2, 2, 1)), labels)(z)
+
+  value, gradient = jax.value_and_grad(lambda z: loss(z, name, logits[::-1]).sum())(logits)
+  assert np.isfinite(gradient).all() and (gradient[:, np.isneginf(logits[0])] == 0).all()
+  assert np.abs(gradient[:, classes]).max() > 0
+  if len(classes) > 3 or name != "dlr_targeted":
+    expected, slopes = jax.value_and_grad(lambda z: loss(z, alone, few[::-1]).sum())(few)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient[:, classes], slopes, rtol=1e-5, atol=1e-7)
+
+
+def test_no_target_is_a_class_that_is_left_out():
+  ranked = [losses.choose_targets(_LEFT_OUT, jnp.array([0, 1]), None, rank).tolist() for rank in (1, 2, 3, 4, 5)]
+  assert ranked == [[2, 2], [4, 0], [1, 4], [1, 4], [1, 4]]
 
 
 def test_kl_is_from_clean_to_adversarial():

@@ -73,6 +73,13 @@ def test_a_model_that_answers_by_chance_is_warned_of(images, labels):
   assert not any("two predictions to an image differ" in line for line in lines)
 
 
+@pytest.mark.slow
+def test_gradients_that_are_not_finite_are_warned_of(images, labels, linear_logits):
+  broken = lambda x: linear_logits(x) + jnp.sqrt(0.0 * x).sum(axis=(1, 2, 3))[:, None]  # 0, of slope NaN
+  lines = lrat_jax.benchmark(broken, images, labels, epsilon=0.02, version="apgd").warnings
+  assert any(line.startswith("100 % of the gradients are NaN") for line in lines)
+
+
 def test_load_model_gives_what_was_saved(tmp_path):
   module = models.create("cnn_2", num_classes=4)
   images = np.random.default_rng(0).uniform(0, 1, (3, 8, 8, 1)).astype(np.float32)
@@ -88,6 +95,15 @@ def _column(x):
   return jnp.mean(x, axis=(1, 2, 3))[:, None]
 
 
+def _nan_on_the_last(x):
+  logits = jnp.tile(jnp.mean(x, axis=(1, 2, 3))[:, None], (1, 5)) + jnp.arange(5)
+  return jnp.where(x[:, :1, 0, 0] == _images()[-1, 0, 0, 0], jnp.nan, logits)
+
+
+def _images():
+  return jax.random.uniform(jax.random.key(1), (16, 8, 8, 1))  # the fixture of that name
+
+
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
@@ -98,13 +114,15 @@ def _column(x):
     ({"batch_size": 0}, "batch_size=0 must be an integer of 1 or more"),
     ({"epsilon": 2.0}, r"epsilon=2 is outside \[0, 1\]"),
     ({"images": np.full((16, 8, 8, 1), 2.0)}, r"images must be in \[0, 1\], they are in \[2, 2\]"),
-    ({"images": np.zeros((16, 8, 8, 1), np.int32)}, "images is int32; give uint8"),
+    ({"images": np.zeros((16, 8, 8, 1), np.int32)}, "images must be float"),
     ({"images": np.zeros((16, 8, 8))}, "images must be float"),
     ({"labels": np.zeros(3, int)}, r"labels must be integers of shape \(16,\)"),
-    ({"labels": np.full(16, 5)}, r"labels are in \[5, 5\], but logits_fn returns 5 classes, 0 to 4"),
-    ({"labels": np.full(16, -1)}, r"labels are in \[-1, -1\], but logits_fn returns 5 classes"),
-    ({"logits_fn": _column}, r"logits_fn returns \(1, 1\) for one image"),
-    ({"logits_fn": lambda x: (x, x)}, "logits_fn returns tuple for one image"),
+    ({"labels": np.full(16, 5)}, r"labels\[0\]=5 is no class: logits_fn returns 5 classes, 0 to 4"),
+    ({"labels": np.full(16, -1)}, r"labels\[0\]=-1 is no class: logits_fn returns 5 classes"),
+    ({"logits_fn": _column}, r"logits_fn returns float32 of shape \(1, 1\) for a batch of 1"),
+    ({"num_sanity_examples": -1}, "num_sanity_examples=-1 must be an integer of 0 or more"),
+    ({"logits_fn": _nan_on_the_last}, r"logits_fn returns no logits for image 15 \(1 in all\): they are NaN"),
+    ({"logits_fn": lambda x: (x, x)}, "logits_fn returns tuple; it must return an array of logits"),
   ],
 )
 def test_a_wrong_argument_is_one_line(changes, said, linear_logits, images, labels):

@@ -9,6 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 from lrat_jax import data, models
+from lrat_jax.attacks import AttackResult
 from lrat_jax.core import sharding
 from lrat_jax.evaluation import evaluate
 from lrat_jax.evaluation import results as results_lib
@@ -161,13 +162,23 @@ def test_an_image_on_which_an_attack_makes_the_model_fail_is_not_robust(entry):
     assert failed.all() and f"on {failed.sum()} attacked images" in said[0]
 
 
-def test_an_attack_whose_gradients_are_not_finite_leaves_images_as_they_were_and_is_warned_of():
+def to_nan(keys, logits_fn, images, labels):
+  return AttackResult(images + jnp.nan, 0 * labels)
+
+
+def test_an_attack_that_ends_in_nan_is_warned_of_and_images_are_evaluated_as_they_were(model, variables):
+  suite = {"nan": {"name": "tests.evaluation.test_evaluate:to_nan"}}
+  summary, per_example = run_suite(model, variables, suite)
+  assert summary["robust"] == {"nan": summary["clean"]} and (per_example["distance/nan"] == 0).all()
+  assert [line for line in summary["warnings"] if "nan ended in NaN on 40 images" in line]
+
+
+def test_gradients_that_are_not_finite_are_warned_of():
   slopeless = lambda images: jnp.sqrt(0.0 * images).sum(axis=(1, 2, 3))[:, None]  # 0, of slope NaN
   model = lambda images: images.reshape(images.shape[0], 4, -1).mean(axis=-1) + slopeless(images)
-  summary, per_example = evaluate.run_suite(model, SPLIT, SUITE, batch_size=8, mesh=sharding.make_mesh(1), seed=0)[:2]
-  assert summary["robust"] == {"fgsm": summary["clean"], "pgd": summary["clean"]}
-  assert [line for line in summary["warnings"] if "ended in NaN on 40 images" in line]
-  assert (per_example["distance/pgd"] == 0).all()
+  summary, per_example = _suite_of(model)[:2]
+  assert summary["robust"] == {"fgsm": summary["clean"]} and (per_example["distance/fgsm"] == 0).all()
+  assert [line for line in summary["warnings"] if line.startswith("100 % of the gradients are NaN")]
 
 
 def test_a_model_that_answers_alike_to_everything_is_warned_of():
@@ -196,3 +207,38 @@ def test_uint8_images_are_evaluated_as_the_floats_they_stand_for(model, variable
   evaluator = evaluate.make_evaluator(model, None, 20, sharding.make_mesh(1))
   first, second = (evaluator(variables, split, jax.random.key(0))["vulnerabilities"] for split in (as_bytes, as_floats))
   np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def _suite_of(logits_fn, split=SPLIT):
+  return evaluate.run_suite(
+    logits_fn, split, {"fgsm": SUITE["fgsm"]}, batch_size=16, mesh=sharding.make_mesh(1), seed=0, num_sanity_examples=8
+  )
+
+
+def _means(x):
+  """Four logits of an image, which differ."""
+  return jnp.mean(x, axis=(1, 2, 3))[:, None] * jnp.array([1.0, -1.0, 0.5, 0.1])
+
+
+@pytest.mark.parametrize(
+  ("logits_fn", "labels", "said"),
+  [
+    (_means, np.full(40, 4), r"labels\[0\]=4 is no class: logits_fn returns 4 classes, 0 to 3"),
+    (_means, np.where(np.arange(40) == 20, -1, 0), r"labels\[20\]=-1 is no class"),
+    (lambda x: _means(x)[:, :1], np.zeros(40, int), r"float32 of shape \(16, 1\) .* 2 classes or more"),
+    (lambda x: _means(x).at[:, 1].set(jnp.nan), np.zeros(40, int), r"image 0 \(16 in all\): they are NaN"),
+    (lambda x: _means(x).at[:, 0].set(-jnp.inf), np.zeros(40, int), "they are -inf for its label"),
+  ],
+)
+def test_what_are_no_logits_of_the_labels_is_refused(logits_fn, labels, said):
+  with pytest.raises(evaluate.EvaluationError, match=said):
+    _suite_of(logits_fn, SPLIT._replace(labels=labels.astype(np.int32)))
+
+
+@pytest.mark.slow
+def test_classes_that_are_left_out_change_nothing():
+  masked = lambda x: jnp.concatenate([_means(x), jnp.full((len(x), 2), -jnp.inf)], axis=1)
+  alone, found = _suite_of(_means), _suite_of(masked)
+  assert found.summary["clean"] == alone.summary["clean"] > 0
+  assert found.summary["robust"] == alone.summary["robust"]
+  assert found.summary["warnings"] == alone.summary["warnings"]

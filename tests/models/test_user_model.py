@@ -106,7 +106,7 @@ def test_every_example_is_evaluated(module, tmp_path, capsys):
     ("bad_models:factory", r"returns float32 \(2, 4\)"),
     ("bad_models:integers", "returns int32"),
     ("bad_models:not_finite", "returns logits that are NaN or infinite"),
-    ("bad_models:late", r"logits are NaN or infinite on \d+ images"),
+    ("bad_models:late", r"no logits for image \d+ \(\d+ in all\)"),
     ("bad_models:broken_factory", r"failed when it was called for its model \(OSError: no weights\)"),
   ],
 )

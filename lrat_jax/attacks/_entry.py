@@ -1,0 +1,298 @@
+"""What every attack begins and ends with: arguments checked and converted in one place, and a result in their type.
+
+Images are worked on in float32 or wider. The model is asked about images of the type that was given, and its logits are
+converted once, as they come back.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lrat_jax.attacks import losses, threat_model
+from lrat_jax.core import arguments as arguments_lib
+from lrat_jax.core.typing import Answers, Counts, Images, KeyPerImage, Keys, Labels, LogitsFn, OneKey
+
+_STEP_SIZES = "[0, 1e6]"
+_FEWEST_CLASSES = 2
+
+
+class AttackResult(NamedTuple):
+  """What an attack returns.
+
+  Attributes:
+    images: float [batch, h, w, c] in [0, 1], inside the epsilon ball; carries no gradient.
+    surviving_steps: int32 [batch], how many of the iterates x^0..x^{K-1} (the start included, the returned
+      point not) the model still gets right, in 0..K: GAIRAT's kappa (arXiv:2010.01736).
+    success: bool [batch], whether the model is wrong on the returned image, also where it was wrong on the clean one.
+      One forward, which `jit` leaves out where nobody asks. None only in what a user-defined attack builds itself.
+  """
+
+  images: Images
+  surviving_steps: Counts
+  success: Answers | None = None
+
+
+def finished(logits_fn: LogitsFn, labels: Labels, images: Images, surviving_steps: Counts) -> AttackResult:
+  """An attack's result with its success, and without a gradient."""
+  images = jax.lax.stop_gradient(images)
+  success = ~losses.is_correct(logits_fn(images), labels)
+  return jax.lax.stop_gradient(AttackResult(images, surviving_steps, success))
+
+
+def example_keys(key: OneKey, example_indices: Counts) -> KeyPerImage:
+  """One key per image from one key and the images' indices [batch] in their data set.
+
+  An image's key, and so its adversarial, then depends on which image it is, not on the batch that it came in.
+  """
+  return jax.vmap(lambda index: jax.random.fold_in(key, index))(example_indices)
+
+
+def per_image_keys(keys: Keys, images: Images) -> KeyPerImage:
+  """Keys [batch]: as given, or a single key split over the batch. Raises ValueError for any other number."""
+  check_key(keys)
+  if keys.ndim == 0:
+    return example_keys(keys, jnp.arange(images.shape[0]))
+  if keys.shape != images.shape[:1]:
+    raise ValueError(f"key has shape {keys.shape}; give one key, or one for each of the {images.shape[0]} images.")
+  return keys
+
+
+def _kind(value: Any) -> str:
+  """What a value is, in few words."""
+  is_array = isinstance(value, np.ndarray | jax.Array)
+  return f"{value.dtype} of shape {value.shape}" if is_array else type(value).__name__
+
+
+def check_key(key: Any) -> None:
+  """Refuses what is no typed key, or array of them. Raises ValueError."""
+  if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    raise ValueError(f"key must be typed, as jax.random.key makes it, not {_kind(key)}.")
+
+
+def check_one_key(key: Any) -> None:
+  """Refuses what is not a single typed key. Raises ValueError."""
+  check_key(key)
+  if key.ndim:
+    raise ValueError(f"key has shape {key.shape}; give one key, of which each image's is made.")
+
+
+def check_batch(images: Images, labels: Labels) -> None:
+  """Refuses what is no batch of images [batch, h, w, c] with integer labels [batch]. Raises ValueError."""
+  is_array = isinstance(images, np.ndarray | jax.Array)
+  if not is_array or images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+    raise ValueError(f"images must be float [batch, h, w, c] in [0, 1], not {_kind(images)}.")
+  if not images.size:
+    raise ValueError(f"images is empty, of shape {images.shape}; give at least one.")
+  check_integers(labels, "labels", images.shape[:1])
+
+
+def check_integers(values: Any, name: str, shape: tuple[int, ...]) -> None:
+  """Refuses what is no array of integers, one for each image. Raises ValueError."""
+  is_array = isinstance(values, np.ndarray | jax.Array)
+  if not is_array or values.shape != shape or not jnp.issubdtype(values.dtype, jnp.integer):
+    raise ValueError(f"{name} must be integers of shape {shape}, one per image, not {_kind(values)}.")
+
+
+def on_host(values: Any) -> np.ndarray | None:
+  """The values in host memory; None where they are traced, or not all on this host."""
+  known = not isinstance(values, jax.core.Tracer) and getattr(values, "is_fully_addressable", True)
+  return np.asarray(values) if known else None
+
+
+def host_array(values: Any, name: str) -> np.ndarray:
+  """The values in host memory, of anything that NumPy makes an array of. Raises ValueError with the name."""
+  try:
+    return np.asarray(values)
+  except Exception:  # ragged lists, traced values, and whatever a foreign type raises
+    raise ValueError(f"{name} must be an array, not {_kind(values)}.") from None
+
+
+def check_range(images: np.ndarray) -> None:
+  """Refuses images outside [0, 1], or that are none. Raises ValueError."""
+  low, high = float(images.min()), float(images.max())
+  if not (low >= 0 and high <= 1):  # also where one is NaN
+    raise ValueError(f"images must be in [0, 1], they are in [{low:g}, {high:g}].")
+
+
+def host_data(images: Any, labels: Any, indices: Any | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Images of a type that JAX has, labels and indices (by default places), checked, in host memory."""
+  images, labels = host_array(images, "images"), host_array(labels, "labels")
+  check_batch(images, labels)
+  check_range(images)
+  indices = np.arange(len(labels)) if indices is None else host_array(indices, "example_indices")
+  check_integers(indices, "example_indices", labels.shape)
+  return images.astype(jax.dtypes.canonicalize_dtype(images.dtype)), labels.astype(np.int32), indices.astype(np.int32)
+
+
+def check_classes(classes: np.ndarray, num_classes: int, name: str = "labels", first: int = 0) -> None:
+  """Refuses labels [n] outside [0, num_classes), those of images from number `first` on. Raises ValueError."""
+  outside = np.flatnonzero((classes < 0) | (classes >= num_classes))
+  if len(outside):
+    place, label = first + outside[0], classes[outside[0]]
+    raise ValueError(
+      f"{name}[{place}]={label} is no class: logits_fn returns {num_classes} classes, 0 to {num_classes - 1}."
+    )
+
+
+def check_shape(logits: Any, batch: int) -> None:
+  """Refuses what are no logits [batch, classes], traced or not. Raises ValueError."""
+  found = _kind(logits)
+  if not isinstance(logits, np.ndarray | jax.Array):
+    raise ValueError(f"logits_fn returns {found}; it must return an array of logits [batch, classes].")
+  fits = len(logits.shape) == 2 and logits.shape[0] == batch and jnp.issubdtype(logits.dtype, jnp.floating)
+  if not fits or logits.shape[1] < _FEWEST_CLASSES:
+    raise ValueError(
+      f"logits_fn returns {found} for a batch of {batch}; it must return float logits [batch, classes] of "
+      f"{_FEWEST_CLASSES} classes or more."
+    )
+
+
+def check_logits(logits: Any, labels: np.ndarray, first: int = 0) -> None:
+  """Refuses what are no logits [batch, classes] of the labels [batch], those of the images from number `first` on.
+
+  A logit of -inf is a class that the model leaves out: legal, where it is not an image's label.
+
+  Raises:
+    ValueError: another shape, or with the image's number a label that is no class, NaN, inf, or fewer than two classes.
+  """
+  check_shape(logits, len(labels))
+  check_classes(labels, logits.shape[1], first=first)
+  logits = np.asarray(logits, np.float64)
+  for bad, what in (
+    (np.isnan(logits).any(axis=1), "are NaN"),
+    (np.isposinf(logits).any(axis=1), "are infinite"),
+    (np.isneginf(logits[np.arange(len(labels)), labels]), "are -inf for its label"),
+    (np.isfinite(logits).sum(axis=1) < _FEWEST_CLASSES, f"are finite for fewer than {_FEWEST_CLASSES} classes"),
+  ):
+    if bad.any():
+      where = f"image {first + np.flatnonzero(bad)[0]} ({bad.sum()} in all)"
+      raise ValueError(f"logits_fn returns no logits for {where}: they {what}.")
+
+
+def _scalar(value: Any, name: str, dtype: Any, check: Callable[[float], None]) -> float | Array:
+  """A number that `check` lets pass, or one that is traced, in that type."""
+  if isinstance(value, jax.core.Tracer):
+    if value.shape or not jnp.issubdtype(value.dtype, jnp.number):
+      raise ValueError(f"{name} must be one number, not {_kind(value)}.")
+    return value.astype(dtype)
+  number = arguments_lib.as_number(value, name)
+  check(number)
+  return number
+
+
+def _prepared(value: Any, name: str, form: Any, arguments: dict[str, Any], default: Any) -> Any:
+  """An argument as the attack takes it; see `entry` for `form`."""
+  dtype, image_shape = arguments["images"].dtype, arguments["images"].shape[1:]
+  if value is default or (name == "epsilon" and isinstance(value, float) and value == default):
+    return value
+  if name == "epsilon":
+    norm = arguments.get("norm", "linf")
+    return _scalar(value, name, dtype, lambda number: threat_model.check_epsilon(number, norm, image_shape))
+  if name == "targets":
+    check_integers(value, name, arguments["labels"].shape)
+    return jnp.asarray(value).astype(jnp.int32)
+  if name == "target_rank" and isinstance(value, jax.core.Tracer):
+    return value
+  if isinstance(form, str):
+    return _scalar(value, name, dtype, lambda number: arguments_lib.check_number(number, name, form))
+  if isinstance(form, int):
+    return arguments_lib.check_count(value, name, form)
+  return arguments_lib.check_flag(value, name) if form is bool else value
+
+
+def check_function(logits_fn: Any) -> None:
+  """Refuses what cannot be called. Raises ValueError."""
+  if not callable(logits_fn):
+    raise ValueError(f"logits_fn must be a function of images, not {_kind(logits_fn)}.")
+
+
+def ask(given: Any, computed: Any, logits_fn: LogitsFn, points: Array, *keys: Array) -> Array:
+  """Asks the model about points as images of the type `given`, for logits of the type `computed`.
+
+  Raises:
+    ValueError: what it returns are no logits.
+  """
+  logits = logits_fn(points.astype(given), *keys)
+  check_shape(logits, points.shape[0])
+  return jnp.asarray(logits).astype(computed)
+
+
+def computed_type(given: Any) -> Any:
+  """The type that images of the given one are worked on in: float32 or wider."""
+  return given if jnp.finfo(given).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def _begin(arguments: dict[str, Any]) -> dict[str, Any]:
+  """The four arguments that all attacks take, checked and converted."""
+  check_batch(arguments["images"], arguments["labels"])
+  check_function(arguments["logits_fn"])
+  images, labels = jnp.asarray(arguments["images"]), arguments["labels"]
+  if (host_images := on_host(images)) is not None:
+    check_range(host_images)
+  computed = computed_type(images.dtype)
+  keys = per_image_keys(arguments["key"], images)
+  return {
+    "key": keys,
+    "logits_fn": functools.partial(ask, images.dtype, computed, arguments["logits_fn"]),
+    "images": images.astype(computed),
+    "labels": jnp.asarray(labels).astype(jnp.int32),
+  }
+
+
+def _check_clean(arguments: dict[str, Any]) -> None:
+  """Asks the model about the clean images, where they are known, and refuses what are no logits of the labels."""
+  images, labels = arguments["images"], on_host(arguments["labels"])
+  if labels is None or isinstance(images, jax.core.Tracer):
+    return
+  keys = [arguments["key"]] if arguments.get("eot_iter") else []
+  logits = on_host(arguments["logits_fn"](images, *keys))
+  if logits is not None:
+    check_logits(logits, labels)
+    if (targets := on_host(arguments.get("targets", labels))) is not None and targets.ndim:
+      check_classes(targets, logits.shape[1], "targets")
+
+
+def entry(**forms: Any) -> Callable[[Callable[..., AttackResult]], Callable[..., AttackResult]]:
+  """What every public attack is decorated with: its arguments are checked and converted, and so is its result.
+
+  It gets a key per image, images in float32 or wider, a model that takes and returns that, `norm` in lower case, and
+  numbers as Python's or traced. What is wrong is a ValueError of one line that names the argument.
+
+  Args:
+    forms: for each argument besides the four first, epsilon and norm: the least of a count, the span of a number such
+      as "(0, 1]", or `bool`. What equals the argument's default always passes.
+  """
+  forms = {"step_size": _STEP_SIZES} | forms
+
+  def decorate(attack: Callable[..., AttackResult]) -> Callable[..., AttackResult]:
+    signature = inspect.signature(attack)
+
+    @functools.wraps(attack)
+    def run(*positional: Any, **named: Any) -> AttackResult:
+      bound = signature.bind(*positional, **named)
+      bound.apply_defaults()
+      key, logits_fn, images, labels = list(bound.arguments.values())[:4]
+      arguments = _begin({"key": key, "logits_fn": logits_fn, "images": images, "labels": labels})
+      options = {name: bound.arguments[name] for name in list(signature.parameters)[4:]}
+      options |= options.pop("fields", {})
+      if "norm" in options:
+        options["norm"] = threat_model.norm_name(options["norm"])
+      known = arguments | options
+      for name, value in options.items():
+        default = signature.parameters[name].default if name in signature.parameters else None
+        options[name] = _prepared(value, name, forms.get(name), known, default)
+      _check_clean(arguments | options)
+      result = attack(*arguments.values(), **options)
+      if not isinstance(result, AttackResult):  # a check, which returns figures
+        return result
+      return result._replace(images=result.images.astype(jax.dtypes.canonicalize_dtype(images.dtype)))
+
+    return run
+
+  return decorate

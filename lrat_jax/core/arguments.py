@@ -1,0 +1,59 @@
+"""Arguments that are refused with one line, which names the argument, its value and what may be given."""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+# Of steps, restarts, queries, and lengths: far beyond use, and far from overflow.
+_MOST = 10**6
+
+
+def shown(value: Any) -> str:
+  """A value in one line."""
+  return " ".join(repr(value).split())
+
+
+def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
+  """Refuses what is none of the choices. Raises ValueError with them."""
+  if not isinstance(value, str) or value not in choices:
+    raise ValueError(f"{name}={shown(value)} is unknown; choose from {list(choices)}.")
+
+
+def check_count(value: Any, name: str, least: int) -> int:
+  """An integer from `least` to a million, more than any run would end with. Raises ValueError for anything else."""
+  try:
+    count = operator.index(value)
+  except TypeError:  # also of what is traced
+    count = None
+  if count is None or isinstance(value, bool) or not least <= count <= _MOST:
+    raise ValueError(f"{name}={shown(value)} must be an integer of {least} or more, and {_MOST:,} at most.")
+  return count
+
+
+def check_flag(value: Any, name: str) -> bool:
+  """True or False. Raises ValueError for anything else."""
+  if not isinstance(value, bool | np.bool_):
+    raise ValueError(f"{name}={shown(value)} must be True or False.")
+  return bool(value)
+
+
+def as_number(value: Any, name: str) -> float:
+  """A number from any kind of scalar, or from text such as "8/255" or "0.031". Raises ValueError with the name."""
+  try:
+    numerator, slash, denominator = value.partition("/") if isinstance(value, str) else (value, "", "")
+    number = float(numerator) / float(denominator if slash else 1)
+  except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+    number = math.nan
+  if not math.isfinite(number) or isinstance(value, bool) or np.ndim(value):
+    raise ValueError(f"{name}={shown(value)} is no number; write it as 8/255 or 0.031.")
+  return number
+
+
+def check_number(number: float, name: str, span: str) -> None:
+  """Refuses a number outside a span such as "(0, 1]". Raises ValueError."""
+  low, high = map(float, span[1:-1].split(","))
+  if not (low < number or (low == number and span[0] == "[")) or not number <= high:
+    raise ValueError(f"{name}={number:g} is outside {span}.")

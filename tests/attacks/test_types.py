@@ -1,0 +1,104 @@
+"""Any float type of images and any kind of scalar: arithmetic in float32 or wider, and images in the type given."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lrat_jax
+from lrat_jax import attacks
+from lrat_jax.attacks import registry
+
+BALLS = {"linf": 0.1, "l2": 0.6, "l1": 3.0}
+IN_A_BALL = {
+  "fgsm": {},
+  "pgd": {"step_size": 0.05, "num_steps": 2, "num_restarts": 2},
+  "cw": {"step_size": 0.05, "num_steps": 2},
+  "apgd": {"num_steps": 4},
+  "fab": {"num_steps": 2, "num_restarts": 2},
+  "square": {"num_queries": 3},
+}
+OTHERS = {
+  "carlini_wagner": {"epsilon": 0.6, "binary_search_steps": 2, "num_steps": 3, "learning_rate": 0.1},
+  "spatial": {"num_rotations": 2, "num_translations": 2},
+  **{f"corruption {kind}": {"kind": kind, "severity": 3} for kind in attacks.corruptions.CORRUPTIONS},
+}
+SUITE = OTHERS | {
+  f"{name} {norm}": IN_A_BALL[name] | {"norm": norm, "epsilon": BALLS[norm]} for name in IN_A_BALL for norm in BALLS
+}
+TYPES = ("bfloat16", "float16", "float32", "float64")
+SCALARS = {"Python": float, "NumPy 32": np.float32, "NumPy 64": np.float64, "JAX": jnp.asarray}
+
+
+def _logits(weights, images):
+  """A linear model in the type of its images, as one is that refuses any other."""
+  assert images.dtype == weights.dtype
+  return images.reshape(len(images), -1) @ weights
+
+
+def _attacked(name, dtype, scalar=float):
+  """(the images, the attack's result) with a model and images of that type."""
+  rng = np.random.default_rng(0)
+  images = jnp.asarray(rng.uniform(size=(4, 6, 6, 1)), dtype)
+  logits_fn = functools.partial(_logits, jnp.asarray(rng.normal(size=(36, 3)), dtype))
+  labels = logits_fn(images).argmax(axis=1)
+  arguments = {key: scalar(value) if key in ("epsilon", "step_size") else value for key, value in SUITE[name].items()}
+  attack = functools.partial(registry.REGISTRY[name.split()[0]], **arguments)
+  return images, attack(jax.random.key(0), logits_fn, images, labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("name", "dtype", "scalar"),
+  [
+    (name, dtype, scalar)
+    for name in SUITE
+    for dtype in TYPES
+    for scalar in (SCALARS if "epsilon" in SUITE[name] else ["Python"])
+  ],
+)
+def test_images_come_back_in_their_type_for_every_scalar(name, dtype, scalar):
+  with jax.enable_x64(dtype == "float64" or scalar == "NumPy 64"):
+    images, result = _attacked(name, dtype, SCALARS[scalar])
+  assert result.images.dtype == images.dtype == dtype and result.success.dtype == bool
+  assert result.surviving_steps.dtype == jnp.int32
+  found = np.asarray(result.images, np.float64)
+  assert np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1
+  if "norm" in SUITE[name]:
+    delta = np.abs(found - np.asarray(images, np.float64)).reshape(4, -1)
+    length = {"linf": delta.max(1), "l2": np.sqrt((delta**2).sum(1)), "l1": delta.sum(1)}[SUITE[name]["norm"]]
+    rounding = delta.shape[1] * max(float(jnp.finfo(dtype).eps), 1e-7)  # of the epsilon too
+    assert length.max() <= SUITE[name]["epsilon"] + rounding
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("dtype", "x64"), [("bfloat16", False), ("float16", False), ("float64", True), ("float32", True)]
+)
+def test_autoattack_and_the_benchmark_take_every_type(dtype, x64):
+  with jax.enable_x64(x64):
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.normal(size=(36, 4)))  # float64 where there is one, so a model of wider logits
+    model = lambda images: _logits(weights.astype(images.dtype), images) * weights[0, 0] ** 2
+    images = np.asarray(rng.uniform(size=(8, 6, 6, 1)), jnp.dtype(dtype))
+    labels = np.asarray(model(jnp.asarray(images)).argmax(axis=1))
+    options = {"epsilon": 0.05, "chunk_size": 8, "overrides": {"square": {"num_queries": 5}}}
+    report = attacks.autoattack(jax.random.key(0), model, images, labels, **options)
+    result = lrat_jax.benchmark(model, images, labels, epsilon=np.float64(0.05), version="apgd", num_sanity_examples=4)
+  for found in (report, result):
+    assert found.images.dtype == images.dtype and found.clean_accuracy == 1.0
+    assert found.robust_accuracy < 1
+
+
+@pytest.mark.parametrize("name", ["pgd linf", "apgd l2"])
+def test_the_arithmetic_is_that_of_float32(name):
+  """Images of 16 bits are taken as their float32 values: with a model of float32, only the last rounding differs."""
+  weights = np.random.default_rng(0).normal(size=(36, 3)).astype(np.float32)
+  logits_fn = lambda images: images.astype(jnp.float32).reshape(len(images), -1) @ weights
+  images = jnp.asarray(np.random.default_rng(1).uniform(size=(4, 6, 6, 1)), jnp.float16)
+  labels = logits_fn(images).argmax(axis=1)
+  attack = functools.partial(registry.REGISTRY[name.split()[0]], jax.random.key(0), logits_fn, **SUITE[name])
+  narrow, wide = (attack(images=images.astype(dtype), labels=labels).images for dtype in (jnp.float16, jnp.float32))
+  np.testing.assert_allclose(narrow, wide, atol=2e-3)
