@@ -1,5 +1,6 @@
-"""FAB: short steps along the decision boundary, biased towards the clean image, until one lies in the epsilon ball."""
+"""FAB: short steps along the decision boundary, biased towards the clean image."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ class _State(NamedTuple):
 
   points: Array  # where the next gradient is taken
   adversarial: Array  # the result: the clean image until one is found
+  distance: Array  # its distance; inf before the first
   fooled: Array  # bool: an adversarial inside the ball is found
   survived: Array  # int32: points so far that the model gets right
 
@@ -79,17 +81,17 @@ def _advance(points, images, values, gradients, norm: str, alpha_max: float, ove
   return jnp.clip(mixed, 0.0, 1.0)
 
 
-def _start(restart: int | Array, keys: Array, images: Array, epsilon: float | Array, norm: str) -> Array:
-  """The images, and for restarts after the first points at a fixed distance in random directions, cut to [0, 1]."""
+def _start(restart: int | Array, keys: Array, images: Array, radii: float | Array, norm: str) -> Array:
+  """The images, and for restarts after the first points at a share of the radii in random directions, cut to [0, 1]."""
   if isinstance(restart, int) and restart == 0:
     return images
   ball = threat_model.get_norm(norm)
   draw = lambda key: ball.sample(jax.random.fold_in(key, restart), images.shape[1:])
   noise = jax.vmap(draw)(keys).astype(images.dtype)
-  return jnp.clip(images + _START_SHARE * epsilon * noise / _per_image(ball.length(noise)), 0.0, 1.0)
+  return jnp.clip(images + _START_SHARE * radii * noise / _per_image(ball.length(noise)), 0.0, 1.0)
 
 
-def _make_step(logits_fn, images, labels, targets, epsilon, norm, alpha_max, overshoot, backward):
+def _make_step(logits_fn, images, labels, targets, epsilon, norm, shorten, alpha_max, overshoot, backward):
   """The body of the loop: (index, state) -> (index + 1, state)."""
   length = threat_model.get_norm(norm).length
 
@@ -102,10 +104,13 @@ def _make_step(logits_fn, images, labels, targets, epsilon, norm, alpha_max, ove
     points = _advance(state.points, images, values, gradients, norm, alpha_max, overshoot)
     right = losses.is_correct(logits, labels)
     wrong = ~losses.is_correct(logits_fn(points), labels)
-    found = wrong & (length(points - images) <= epsilon) & ~state.fooled
+    distance = length(points - images)
+    wanted = distance < state.distance if shorten else ~state.fooled
+    found = wrong & (distance <= epsilon) & wanted
     return index + 1, _State(
       jnp.where(_per_image(wrong), images + backward * (points - images), points),
       jnp.where(_per_image(found), points, state.adversarial),
+      jnp.where(found, distance, state.distance),
       state.fooled | found,
       state.survived + (right & ~state.fooled).astype(jnp.int32),
     )
@@ -113,15 +118,19 @@ def _make_step(logits_fn, images, labels, targets, epsilon, norm, alpha_max, ove
   return step
 
 
-@entry(num_steps=0, num_restarts=1, target_rank=1, alpha_max="[0, 1]", overshoot="[1, 10]", backward="[0, 1]")
+@entry(
+  num_steps=0, num_restarts=1, shorten=bool, target_rank=1,
+  alpha_max="[0, 1]", overshoot="[1, 10]", backward="[0, 1]",
+)  # fmt: skip
 def fab(
   key: Keys,
   logits_fn: LogitsFn,
   images: Images,
   labels: Labels,
   *,
-  epsilon: Scalar,
+  epsilon: Scalar = math.inf,
   norm: str = "linf",
+  shorten: bool | None = None,
   num_steps: int = 100,
   num_restarts: int = 1,
   targets: Labels | None = None,
@@ -137,18 +146,21 @@ def fab(
   towards the image. One gradient and one forward a step. Elsewhere epsilon is `eps`, num_steps `n_iter` or `steps`,
   overshoot `eta`, backward `beta`.
 
-  It differs from AutoAttack's FAB in one thing on purpose: an image is done at its first adversarial inside the ball,
-  where the original goes on to shorten it. Which images fall is the same, and the loop ends when all have fallen.
+  Where a radius is given an image is done at its first adversarial inside the ball, which is all that AutoAttack asks:
+  the original goes on, but the same images fall, and the loop ends when all have. Without one, or with `shorten`, the
+  shortest adversarial of all steps and restarts counts, as for any minimum-norm attack.
 
   Args:
     key: a typed key or one per image [batch]; it matters from the second start on.
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
-    epsilon: an adversarial counts if its distance is at most this. May be traced.
+    epsilon: an adversarial counts if its distance is at most this; inf: all count. May be traced.
     norm: "linf", "l2" or "l1".
+    shorten: whether to go on behind an image's first adversarial; None: where epsilon is inf.
     num_steps: steps from each start.
-    num_restarts: starts; the first is the image itself, others lie epsilon / 2 away from it.
+    num_restarts: starts; the first is the image itself, others lie epsilon / 2 away from it; with `shorten` half the
+      shortest distance so far, if that is less.
     targets: int [batch], the class to head for, other than the label.
     target_rank: instead, the class of that rank in the clean image's logits; 1 is the second largest. May be traced.
       Given neither, it is the class whose boundary is nearest at each step (untargeted FAB): a gradient a class.
@@ -163,14 +175,19 @@ def fab(
   Raises:
     ValueError: an argument outside what is listed here.
   """
+  shorten = not isinstance(epsilon, jax.core.Tracer) and epsilon == math.inf if shorten is None else shorten
   clean_logits = logits_fn(images)
   targets = losses.choose_targets(clean_logits, labels, targets, target_rank)
-  start = _State(images, images, ~losses.is_correct(clean_logits, labels), 0 * labels.astype(jnp.int32))
-  step = _make_step(logits_fn, images, labels, targets, epsilon, norm, alpha_max, overshoot, backward)
-  unfinished = lambda carry: (carry[0] < num_steps) & ~jnp.all(carry[1].fooled)
+  wrong, zeros = ~losses.is_correct(clean_logits, labels), 0.0 * images[:, 0, 0, 0]
+  start = _State(images, images, jnp.where(wrong, zeros, jnp.inf), wrong, 0 * labels)
+  step = _make_step(logits_fn, images, labels, targets, epsilon, norm, shorten, alpha_max, overshoot, backward)
+  done = lambda state: jnp.all(state.distance == 0 if shorten else state.fooled)
+  unfinished = lambda carry: (carry[0] < num_steps) & ~done(carry[1])
+  widest = threat_model.get_norm(norm).diameter(images.shape[1:])
 
   def run(restart, state):
-    return lax.while_loop(unfinished, step, (0, state._replace(points=_start(restart, key, images, epsilon, norm))))[1]
+    radii = _per_image(jnp.minimum(jnp.minimum(epsilon, widest), state.distance)) if shorten else epsilon
+    return lax.while_loop(unfinished, step, (0, state._replace(points=_start(restart, key, images, radii, norm))))[1]
 
   state = run(0, start)
   if num_restarts > 1:

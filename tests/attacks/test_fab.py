@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lrat_jax import attacks
+from lrat_jax.attacks import threat_model
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +108,33 @@ def test_points_are_drawn_back_to_the_models_side(grey, keys, linear_weights, li
   epsilon = 0.9 * np.delete(nearest, labels[0]).min()
   result = attacks.fab(keys, linear_logits, grey, labels, norm="l2", epsilon=epsilon, num_steps=10, target_rank=1)
   np.testing.assert_array_equal(result.surviving_steps, 10)
+
+
+@pytest.mark.parametrize(("norm", "which"), [("linf", 0), ("l2", 1)])
+def test_without_a_radius_it_comes_to_the_closed_form_distance(norm, which, grey, keys, linear_weights, linear_logits):
+  labels = linear_logits(grey).argmax(axis=1)
+  nearest = np.delete(_distances(linear_weights, grey, labels)[which][0], labels[0]).min()
+  for options in ({}, {"epsilon": 2 * nearest, "shorten": True}):
+    result = attacks.fab(keys, linear_logits, grey, labels, norm=norm, num_steps=30, **options)
+    distances = threat_model.get_norm(norm).length(result.images - grey)
+    assert result.success.all() and (distances >= nearest * 0.9999).all() and (distances < 1.06 * nearest).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_steps_and_restarts_shorten(norm, keys, images, cnn_logits):
+  """The first adversarial, then ever shorter ones; a radius below an image's shortest lets it stand."""
+  labels = cnn_logits(images).argmax(axis=1)
+  length = threat_model.get_norm(norm).length
+  widest = threat_model.get_norm(norm).diameter(images.shape[1:])
+  run = functools.partial(attacks.fab, keys, cnn_logits, images, labels, norm=norm)
+
+  def distances(**options):
+    result = jax.jit(functools.partial(run, **options))()
+    return np.asarray(jnp.where(result.success, length(result.images - images), widest))
+
+  first, few, many = distances(epsilon=widest), distances(num_steps=10), distances(num_steps=40)
+  often = distances(num_steps=10, num_restarts=3)
+  assert (many <= few).all() and many.sum() < 0.9 * first.sum()
+  assert (often <= few).all() and often.sum() < few.sum()
+  assert (distances(epsilon=0.9 * many.min(), shorten=True, num_steps=40) == widest).all()
