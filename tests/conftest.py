@@ -25,9 +25,8 @@ from tests import programs  # noqa: E402
 _SLOW_FOLDERS = ("faults", "fuzz", "launch")
 # Files that keep a worker busy for a minute or more come first, so that no worker is left with one at the end.
 _FIRST = ("test_kill.py", "test_stop.py", "test_distributed.py", "test_main.py", "test_step.py", "test_examples.py")
-# What a test may take that is not marked slow, its set-up not counted; a fresh compilation cache is given its time.
+# What a test may take that is not marked slow, its set-up not counted; one that compiles new programs is not judged.
 _MOST_SECONDS = float(os.environ.get("LRAT_JAX_TEST_SECONDS", "5"))
-_COMPILED_BEFORE = any(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).glob("*"))
 
 settings.register_profile("lrat_jax", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("lrat_jax")
@@ -106,11 +105,16 @@ def pytest_collection_modifyitems(items):
 
 
 _CPU_SECONDS = pytest.StashKey[float]()
+_compilations = []  # of programs that the cache did not have: their time is not the test's
+jax.monitoring.register_event_listener(
+  lambda event, **_: _compilations.append(event) if event == "/jax/compilation_cache/cache_misses" else None
+)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
   start = sum(os.times()[:4])
+  _compilations.clear()
   try:
     return (yield)
   finally:
@@ -122,7 +126,7 @@ def pytest_runtest_makereport(item, call):
   """Fails a test that is too slow to be run every time and does not say so."""
   report = yield
   unmarked = item.get_closest_marker("slow") is None
-  if unmarked and _COMPILED_BEFORE and report.when == "call" and report.passed:
+  if unmarked and not _compilations and report.when == "call" and report.passed:
     # On a busy machine the clock runs on while others compute.
     seconds = min(call.duration, item.stash[_CPU_SECONDS])
     if seconds > _MOST_SECONDS:

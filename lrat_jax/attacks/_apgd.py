@@ -214,7 +214,7 @@ def _run_dense(ask, images, epsilon, ball: threat_model.Norm, draw, num_steps: i
 def _run_l1(ask, images, epsilon, num_steps: int, early_stop: bool, keys: Array) -> _State:
   """From a random point of a ball three times as large, in three parts; only the last part's points are in the ball."""
   noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys).astype(images.dtype)
-  points, survived = images + noise, 0
+  points, survived = images + noise, jnp.int32(0)
   for factor, steps in _l1.schedule(num_steps):
     radius = factor * epsilon
     start = _l1.project(points, images, radius)

@@ -20,6 +20,8 @@ from lrat_jax.core.typing import Answers, Counts, Images, KeyPerImage, Keys, Lab
 
 _STEP_SIZES = "[0, 1e6]"
 _FEWEST_CLASSES = 2
+# How far beyond [0, 1] images may be by rounding, as after a resize; they are clipped.
+_ROUNDING = 1e-5
 
 
 class AttackResult(NamedTuple):
@@ -89,6 +91,7 @@ def check_batch(images: Images, labels: Labels) -> None:
     raise ValueError(f"images must be float [batch, h, w, c] in [0, 1], not {_kind(images)}.")
   if not images.size:
     raise ValueError(f"images is empty, of shape {images.shape}; give at least one.")
+  arguments_lib.warn_of_layout(images.shape)
   check_integers(labels, "labels", images.shape[:1])
 
 
@@ -114,10 +117,10 @@ def host_array(values: Any, name: str) -> np.ndarray:
 
 
 def check_range(images: np.ndarray) -> None:
-  """Refuses images outside [0, 1], or that are none. Raises ValueError."""
+  """Refuses images that are outside [0, 1] by more than rounding, or that are none. Raises ValueError."""
   low, high = float(images.min()), float(images.max())
-  if not (low >= 0 and high <= 1):  # also where one is NaN
-    raise ValueError(f"images must be in [0, 1], they are in [{low:g}, {high:g}].")
+  if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # also where one is NaN
+    raise ValueError(f"images must be in [0, 1], they are in [{low:.8g}, {high:.8g}].")
 
 
 def host_data(images: Any, labels: Any, indices: Any | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -125,6 +128,7 @@ def host_data(images: Any, labels: Any, indices: Any | None) -> tuple[np.ndarray
   images, labels = host_array(images, "images"), host_array(labels, "labels")
   check_batch(images, labels)
   check_range(images)
+  images = np.clip(images, 0, 1)
   indices = np.arange(len(labels)) if indices is None else host_array(indices, "example_indices")
   check_integers(indices, "example_indices", labels.shape)
   return images.astype(jax.dtypes.canonicalize_dtype(images.dtype)), labels.astype(np.int32), indices.astype(np.int32)
@@ -235,6 +239,7 @@ def _begin(arguments: dict[str, Any]) -> dict[str, Any]:
   images, labels = jnp.asarray(arguments["images"]), arguments["labels"]
   if (host_images := on_host(images)) is not None:
     check_range(host_images)
+    images = jnp.clip(images, 0, 1)
   computed = computed_type(images.dtype)
   keys = per_image_keys(arguments["key"], images)
   return {
@@ -258,7 +263,7 @@ def _check_clean(arguments: dict[str, Any]) -> None:
       check_classes(targets, logits.shape[1], "targets")
 
 
-def entry(**forms: Any) -> Callable[[Callable[..., AttackResult]], Callable[..., AttackResult]]:
+def entry(**forms: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
   """What every public attack is decorated with: its arguments are checked and converted, and so is its result.
 
   It gets a key per image, images in float32 or wider, a model that takes and returns that, `norm` in lower case, and
@@ -270,11 +275,11 @@ def entry(**forms: Any) -> Callable[[Callable[..., AttackResult]], Callable[...,
   """
   forms = {"step_size": _STEP_SIZES} | forms
 
-  def decorate(attack: Callable[..., AttackResult]) -> Callable[..., AttackResult]:
+  def decorate(attack: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(attack)
 
     @functools.wraps(attack)
-    def run(*positional: Any, **named: Any) -> AttackResult:
+    def run(*positional: Any, **named: Any) -> Any:
       bound = signature.bind(*positional, **named)
       bound.apply_defaults()
       key, logits_fn, images, labels = list(bound.arguments.values())[:4]

@@ -175,7 +175,8 @@ def fab(
   Raises:
     ValueError: an argument outside what is listed here.
   """
-  shorten = not isinstance(epsilon, jax.core.Tracer) and epsilon == math.inf if shorten is None else shorten
+  if shorten is None:
+    shorten = not isinstance(epsilon, jax.core.Tracer) and bool(epsilon == math.inf)
   clean_logits = logits_fn(images)
   targets = losses.choose_targets(clean_logits, labels, targets, target_rank)
   wrong, zeros = ~losses.is_correct(clean_logits, labels), 0.0 * images[:, 0, 0, 0]

@@ -52,7 +52,7 @@ def search(
     in 0..num_queries + 1.
   """
 
-  def step(carry: tuple[int | Array, _State]) -> tuple[int | Array, _State]:
+  def step(carry: tuple[Array, _State]) -> tuple[Array, _State]:
     query, state = carry
     return query + 1, _ask(logits_fn, propose(state.best, query), labels, state)
 
@@ -60,5 +60,5 @@ def search(
   wrong = ~losses.is_correct(logits_fn(images), labels)
   lowest = 0.0 * images[:, 0, 0, 0] - jnp.inf
   state = _ask(logits_fn, start, labels, _State(images, lowest, wrong, 0 * labels.astype(jnp.int32)))
-  state = lax.while_loop(unfinished, step, (0, state))[1]
+  state = lax.while_loop(unfinished, step, (jnp.int32(0), state))[1]
   return finished(logits_fn, labels, state.best, state.survived)

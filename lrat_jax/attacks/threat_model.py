@@ -32,7 +32,7 @@ class Norm(NamedTuple):
   """
 
   length: Callable[[Array], Array]
-  shrink: Callable[[Array, Array], Array]
+  shrink: Callable[[Array, Array | float], Array]
   steepest: Callable[[Array], Array]
   sample: Callable[[Array, tuple[int, ...]], Array]
   diameter: Callable[[tuple[int, ...]], float]
@@ -50,7 +50,7 @@ def _per_example(values: Array, like: Array) -> Array:
   return values.reshape(values.shape + (1,) * (like.ndim - 1))
 
 
-def _l2_shrink(delta: Array, epsilon: Array) -> Array:
+def _l2_shrink(delta: Array, epsilon: Array | float) -> Array:
   length = _per_example(_l2_length(delta), delta)
   return delta * jnp.minimum(1.0, epsilon / jnp.maximum(length, _TINY))
 
@@ -66,7 +66,7 @@ def _l1_length(x: Array) -> Array:
   return jnp.sum(jnp.abs(x), axis=_axes(x))
 
 
-def _l1_shrink(delta: Array, epsilon: Array) -> Array:
+def _l1_shrink(delta: Array, epsilon: Array | float) -> Array:
   """Soft thresholding at the level at which the sizes add up to epsilon (Duchi et al. 2008, figure 1)."""
   sizes = jnp.abs(delta).reshape(delta.shape[0], -1)
   ordered = jnp.flip(jnp.sort(sizes, axis=1), axis=1)

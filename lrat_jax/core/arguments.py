@@ -2,6 +2,7 @@
 
 import math
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,3 +58,13 @@ def check_number(number: float, name: str, span: str) -> None:
   low, high = map(float, span[1:-1].split(","))
   if not (low < number or (low == number and span[0] == "[")) or not number <= high:
     raise ValueError(f"{name}={number:g} is outside {span}.")
+
+
+def warn_of_layout(shape: Sequence[int]) -> None:
+  """Warns of images [n, h, w, c] that look like PyTorch's [n, c, h, w]: 1 or 3 where the height is, and not at the end."""
+  if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
+    warnings.warn(
+      f"images of shape {tuple(shape)} are taken as {shape[3]} channels of {shape[1]} x {shape[2]} pixels; if they are "
+      "[n, c, h, w], transpose them to [n, h, w, c].",
+      stacklevel=2,
+    )

@@ -24,7 +24,7 @@ Keys = KeyPerImage | OneKey
 # Numbers that may be traced.
 Scalar = float | int | Real[Array, ""]
 Rank = int | Integer[Array, ""]
-LogitsFn = Callable[[Images], Logits]
+LogitsFn = Callable[..., Logits]  # of images, and for a random model of a key for each
 # In host memory, or brought there.
 HostImages = Float[np.ndarray, "batch height width channel"] | Images
 HostIntegers = Integer[np.ndarray, "batch"] | Integer[Array, "batch"]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lrat_jax.core import user_code
+from lrat_jax.core.arguments import warn_of_layout
 from lrat_jax.data import image_folder, npz_idx, tfds
 from lrat_jax.data.npz_idx import DataError
 
@@ -79,6 +80,7 @@ def _as_images(images: np.ndarray, where: str) -> np.ndarray:
     images = images[..., None]
   if images.ndim != 4 or 0 in images.shape:
     raise DataError(f"{where} has shape {images.shape}; images are [n, h, w] or [n, h, w, c], none of them 0.")
+  warn_of_layout(images.shape)
   if images.dtype == np.uint8:
     return images
   if not np.issubdtype(images.dtype, np.floating):

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
 from lrat_jax import attacks, data
 from lrat_jax.attacks import threat_model as threat_model_lib
@@ -126,12 +127,14 @@ def benchmark(
     broken_by=report.broken_by,
     attacks=report.stages,
     per_attack=report.per_attack,
-    warnings=_warnings(logits_fn, np.asarray(images), np.asarray(labels), report, norm, epsilon, num_sanity_examples),
+    warnings=_warnings(
+      Partial(logits_fn), np.asarray(images), np.asarray(labels), report, norm, epsilon, num_sanity_examples
+    ),
   )
 
 
 def _warnings(
-  logits_fn: LogitsFn, images: HostImages, labels: HostIntegers, report: attacks.AutoAttackReport, norm, epsilon, most
+  logits_fn: Partial, images: np.ndarray, labels: np.ndarray, report: attacks.AutoAttackReport, norm, epsilon, most
 ) -> tuple[str, ...]:
   rows = np.arange(min(most, len(labels)))
   split = data.Split(images[rows], labels[rows].astype(np.int32), rows.astype(np.int32))

@@ -193,3 +193,9 @@ def test_a_success_that_nobody_asks_for_is_not_computed(keys, linear_logits, ima
   alone = compiled(lambda keys, images, labels: run(keys, images=images, labels=labels).images)
   whole = compiled(lambda keys, images, labels: run(keys, images=images, labels=labels))
   assert alone.count(" dot(") == 2 and whole.count(" dot(") == 3
+
+
+def test_channels_before_pixels_are_warned_of(linear_logits, labels):
+  images = jnp.full((16, 1, 8, 8), 0.5)
+  with pytest.warns(UserWarning, match="transpose them to"):
+    attacks.pgd(jax.random.key(0), linear_logits, images, labels, epsilon=0.1, step_size=0.1, num_steps=1)

@@ -255,6 +255,12 @@ def test_floats_may_leave_the_range_by_rounding_and_are_clipped(tmp_path):
     data.load(_npz(tmp_path, train_images=images), validation_size=3)
 
 
+def test_channels_before_pixels_are_warned_of(tmp_path):
+  arrays = {name: np.zeros((count, 3, 8, 8), np.uint8) for name, count in (("train_images", 12), ("test_images", 4))}
+  with pytest.warns(UserWarning, match=r"\(12, 3, 8, 8\) are taken as 8 channels of 3 x 8 pixels; .* transpose them"):
+    data.load(_npz(tmp_path, **arrays), validation_size=3)
+
+
 def test_a_fingerprint_tells_data_apart(tmp_path):
   first = data.load(_npz(tmp_path), validation_size=3).fingerprint()
   assert first == data.load(_npz(tmp_path), validation_size=3).fingerprint() and list(first) == list(data.SPLITS)
