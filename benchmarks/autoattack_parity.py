@@ -24,8 +24,8 @@ from jax.tree_util import Partial
 
 from benchmarks import torch_models
 from lrat_jax import attacks, data
-from lrat_jax.attacks.registry import as_number
 from lrat_jax.core import sharding
+from lrat_jax.core.arguments import as_number
 from lrat_jax.training import loop
 from lrat_jax.training import workdir as workdir_lib
 

@@ -12,8 +12,8 @@ from benchmarks import autoattack_parity
 from benchmarks.accelerator_session import images, weights
 from benchmarks.accelerator_session.session import Session
 from lrat_jax import attacks, data
-from lrat_jax.attacks.registry import as_number
 from lrat_jax.config import default as config_lib
+from lrat_jax.core.arguments import as_number
 
 TABLE = "AutoAttack in the standard version"
 

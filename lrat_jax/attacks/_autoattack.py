@@ -16,7 +16,7 @@ from lrat_jax.attacks import _entry, losses, threat_model
 from lrat_jax.attacks._entry import example_keys
 from lrat_jax.attacks.eval_state import NullStore, Store
 from lrat_jax.attacks.registry import from_config
-from lrat_jax.attacks.stages import VERSIONS, Stage, stages
+from lrat_jax.attacks.stages import VERSIONS, Stage, StageSummary, stages
 from lrat_jax.core import microbatch
 from lrat_jax.core.arguments import as_number, check_choice, check_count, shown
 from lrat_jax.core.typing import (
@@ -40,27 +40,6 @@ _LARGE_CHUNK = 256
 
 CLEAN = "clean"
 ROBUST = -1
-
-
-class StageSummary(NamedTuple):
-  """What one stage did.
-
-  Attributes:
-    name: of the stage.
-    robust_accuracy: the share of all images that is left after it, in [0, 1].
-    attacked, broken: images that entered it, and those of them that fell.
-    seconds: wall-clock, compilation included; of work taken from a store, what it took then.
-    images_per_second: images attacked a second.
-    gradient_calls: gradients of the model for one image, at most: a batch stops when all its images have fallen.
-  """
-
-  name: str
-  robust_accuracy: float
-  attacked: int
-  broken: int
-  seconds: float
-  images_per_second: float
-  gradient_calls: int
 
 
 class AutoAttackReport(NamedTuple):
@@ -322,16 +301,24 @@ def autoattack(
     logits_fn, key, images.astype(computed), labels, indices, epsilon, norm,
     _layout(devices, batch_size, chunk_size), NullStore() if store is None else store, version == "rand",
   )  # fmt: skip
-  num_classes = _num_classes(job)
-  planned, notes = stages(version, norm, num_classes, attacks_to_run, overrides or {})
-  _entry.check_classes(labels, num_classes)
-  robust, used, predictions = _clean(job)
-  if used < num_classes:
-    planned, notes = stages(version, norm, used, attacks_to_run, overrides or {})
-    notes.append(f"{num_classes - used} of {num_classes} logits are -inf on all images, and no classes to attack.")
+  planned, notes, robust, predictions = _begin(job, version, attacks_to_run, {} if overrides is None else overrides)
   job.store.open(_fingerprint(job, planned, predictions))
   report = _run(job, planned, notes, robust, on_stage)
   return report._replace(images=report.images.astype(given))
+
+
+def _begin(
+  job: _Job, version: str, attacks_to_run: Sequence[str] | None, overrides: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Stage], list[str], np.ndarray, str]:
+  """The stages and what to say of them, which clean images are right, bool [n], and a digest of the predictions."""
+  num_classes = _num_classes(job)
+  planned, notes = stages(version, job.norm, num_classes, attacks_to_run, overrides)
+  _entry.check_classes(job.labels, num_classes)
+  robust, used, predictions = _clean(job)
+  if used < num_classes:
+    planned, notes = stages(version, job.norm, used, attacks_to_run, overrides)
+    notes.append(f"{num_classes - used} of {num_classes} logits are -inf on all images, and no classes to attack.")
+  return planned, notes, robust, predictions
 
 
 def _num_classes(job: _Job) -> int:

@@ -40,6 +40,27 @@ class Stage(NamedTuple):
     return steps * self.arguments.get("num_restarts", 1) * max(self.arguments.get("eot_iter", 0), 1)
 
 
+class StageSummary(NamedTuple):
+  """What one stage did.
+
+  Attributes:
+    name: of the stage.
+    robust_accuracy: the share of all images that is left after it, in [0, 1].
+    attacked, broken: images that entered it, and those of them that fell.
+    seconds: wall-clock, compilation included; of work taken from a store, what it took then.
+    images_per_second: images attacked a second.
+    gradient_calls: gradients of the model for one image, at most: a batch stops when all its images have fallen.
+  """
+
+  name: str
+  robust_accuracy: float
+  attacked: int
+  broken: int
+  seconds: float
+  images_per_second: float
+  gradient_calls: int
+
+
 def _apgd_dlr(num_classes: int, restarts: int, **arguments: Any) -> Stage:
   loss = "dlr" if num_classes >= 3 else "margin"
   return Stage("apgd-dlr", "apgd", {"loss": loss, **arguments}, restarts)

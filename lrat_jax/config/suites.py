@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from lrat_jax import attacks
 from lrat_jax.attacks import corruptions, registry, stages, threat_model
 from lrat_jax.core import user_code
+from lrat_jax.core.arguments import as_number
 
 AUTOATTACK = "autoattack"
 _AUTOATTACK_FIELDS = ("name", "norm", "epsilon", "version", "attacks_to_run", "overrides")
@@ -144,7 +145,7 @@ def autoattack_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
   if arguments.setdefault("version", "standard") not in _VERSIONS:
     raise ValueError(f"version={arguments['version']!r} is unknown; choose from {sorted(_VERSIONS)}.")
   arguments.setdefault("norm", "linf")
-  arguments["epsilon"] = registry.as_number(arguments["epsilon"], "epsilon")
+  arguments["epsilon"] = as_number(arguments["epsilon"], "epsilon")
   return arguments
 
 
@@ -206,7 +207,7 @@ def cost(entry: Mapping[str, Any], num_classes: int = 10) -> Cost:
 
 def radius(entry: Mapping[str, Any]) -> float | None:
   """An entry's epsilon as a number; None where it has none."""
-  return registry.as_number(entry["epsilon"], "epsilon") if "epsilon" in entry else None
+  return as_number(entry["epsilon"], "epsilon") if "epsilon" in entry else None
 
 
 def threat(entry: Mapping[str, Any]) -> str:

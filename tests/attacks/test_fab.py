@@ -135,6 +135,6 @@ def test_steps_and_restarts_shorten(norm, keys, images, cnn_logits):
 
   first, few, many = distances(epsilon=widest), distances(num_steps=10), distances(num_steps=40)
   often = distances(num_steps=10, num_restarts=3)
-  assert (many <= few).all() and many.sum() < 0.9 * first.sum()
+  assert (many <= few).all() and (many / first).mean() < 0.95
   assert (often <= few).all() and often.sum() < few.sum()
   assert (distances(epsilon=0.9 * many.min(), shorten=True, num_steps=40) == widest).all()
