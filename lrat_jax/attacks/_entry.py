@@ -16,6 +16,7 @@ from jax import Array
 
 from lrat_jax.attacks import losses, threat_model
 from lrat_jax.core import arguments as arguments_lib
+from lrat_jax.core import user_code
 from lrat_jax.core.typing import Answers, Counts, Images, KeyPerImage, Keys, Labels, LogitsFn, OneKey
 
 _STEP_SIZES = "[0, 1e6]"
@@ -222,7 +223,15 @@ def ask(given: Any, computed: Any, logits_fn: LogitsFn, points: Array, *keys: Ar
   Raises:
     ValueError: what it returns are no logits.
   """
-  logits = logits_fn(points.astype(given), *keys)
+  points = points.astype(given)
+  # A copy, since the user's function may be a jit that donates its argument. Under another jit nothing is donated.
+  points = points if isinstance(points, jax.core.Tracer) else jnp.array(points)
+  try:
+    logits = logits_fn(points, *keys)
+  except Exception as error:  # of these one line of ours says more than the user's traceback
+    if user_code.hint(error):
+      raise ValueError(f"logits_fn failed ({user_code.reason(error)}).") from error
+    raise
   check_shape(logits, points.shape[0])
   return jnp.asarray(logits).astype(computed)
 

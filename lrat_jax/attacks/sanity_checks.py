@@ -72,9 +72,10 @@ def prediction_difference(logits_fn: LogitsFn, images: Array, num_calls: int = 3
   size = lambda logits: jnp.linalg.norm(logits, axis=-1, keepdims=True) + 1e-10
   shown = lambda logits: jnp.where(jnp.isneginf(logits), 0.0, logits)  # without the classes that are left out
   unit = lambda logits: shown(logits) / size(shown(logits))
+  ask = lambda images: logits_fn(jnp.array(images))  # a copy, which a jit of the user's may take for its own
   halves = jnp.split(images, [(len(images) + 1) // 2])
-  in_parts = jnp.concatenate([logits_fn(half[::-1])[::-1] for half in halves if len(half)])
-  predictions = [unit(in_parts), *(unit(logits_fn(images)) for _ in range(num_calls))]
+  in_parts = jnp.concatenate([ask(half[::-1])[::-1] for half in halves if len(half)])
+  predictions = [unit(in_parts), *(unit(ask(images)) for _ in range(num_calls))]
   return max(float(jnp.max(jnp.linalg.norm(prediction - predictions[0], axis=-1))) for prediction in predictions[1:])
 
 
@@ -187,7 +188,7 @@ def run_sanity_checks(
   return Findings(
     lowest=float(jnp.min(images)),
     highest=float(jnp.max(images)),
-    probabilities=bool(looks_like_probabilities(logits_fn(images))),
+    probabilities=bool(looks_like_probabilities(logits_fn(jnp.array(images)))),
     prediction_difference=prediction_difference(logits_fn, images),
     vanishing_share=float(vanishing),
     broken_share=float(broken),

@@ -61,7 +61,7 @@ def check_number(number: float, name: str, span: str) -> None:
 
 
 def warn_of_layout(shape: Sequence[int]) -> None:
-  """Warns of images [n, h, w, c] that look like PyTorch's [n, c, h, w]: 1 or 3 where the height is, and not at the end."""
+  """Warns of images that look like PyTorch's [n, c, h, w]: 1 or 3 where the height belongs, and not at the end."""
   if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
     warnings.warn(
       f"images of shape {tuple(shape)} are taken as {shape[3]} channels of {shape[1]} x {shape[2]} pixels; if they are "

@@ -16,6 +16,7 @@ import jax
 
 from lrat_jax.core.errors import UserCodeError
 
+_HINTS = {"TraceContextError": "; does a Flax NNX model train? Call model.eval() before it is evaluated"}
 _NAME = re.compile(r"((?!\d)\w+(?:\.(?!\d)\w+)*):((?!\d)\w+(?:\.(?!\d)\w+)*)")
 
 
@@ -24,12 +25,17 @@ def is_name(value: Any) -> bool:
   return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
+def hint(error: BaseException) -> str:
+  """What to do about an exception whose own words do not tell; mostly nothing."""
+  return _HINTS.get(type(error).__name__, "")
+
+
 def reason(error: BaseException) -> str:
   """What kind of exception it is, and the line that says most of it."""
   lines = str(error).strip().splitlines()
   # JAX quotes the whole traceback of a callback, whose own words come last.
   place = -1 if isinstance(error, jax.errors.JaxRuntimeError) else 0
-  return f"{type(error).__name__}: {lines[place]}" if lines else type(error).__name__
+  return (f"{type(error).__name__}: {lines[place]}" if lines else type(error).__name__) + hint(error)
 
 
 def find(name: str) -> Any:

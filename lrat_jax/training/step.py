@@ -258,8 +258,8 @@ def make_train_step(
 
   The state is whole on every device and its buffers are given up to the new one; the batch {"images" [b, h, w, c],
   "labels" [b], "indices" [b]} and the per-image outputs are split over the mesh. A step holds one mean over devices for
-  loss and gradient (two with AWP), those of batch norm and of global weights where they are on, and none in the attack
-  loop.
+  loss and gradient (two with AWP), and those of batch norm and of global weights where they are on. The attack loop
+  holds none, but with `train.attack_batch_norm` "train" those of batch norm at every step of it.
   """
   per_image: dict[str, Any] = {name: sharding.BATCHED for name in StepOutput._fields}
   sharded = sharding.shard_map(
