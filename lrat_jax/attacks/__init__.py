@@ -12,7 +12,7 @@ from lrat_jax.attacks import losses
 from lrat_jax.attacks._apgd import apgd
 from lrat_jax.attacks._autoattack import AutoAttackReport, autoattack
 from lrat_jax.attacks._carlini_wagner import carlini_wagner
-from lrat_jax.attacks._entry import AttackResult, check_batch, check_logits, example_keys
+from lrat_jax.attacks._entry import AttackResult, as_function, check_batch, check_logits, example_keys
 from lrat_jax.attacks._fab import fab
 from lrat_jax.attacks._pgd import cw, fgsm, pgd, starting_points
 from lrat_jax.attacks._spatial import spatial
@@ -22,6 +22,7 @@ from lrat_jax.attacks.eval_state import FileStore
 from lrat_jax.attacks.registry import Attack, from_config, microbatch, scaled
 from lrat_jax.attacks.stages import StageSummary
 from lrat_jax.attacks.threat_model import get_norm, project
+from lrat_jax.core.microbatch import at_batch_size
 
 __all__ = [
   "Attack",
@@ -30,6 +31,8 @@ __all__ = [
   "FileStore",
   "StageSummary",
   "apgd",
+  "as_function",
+  "at_batch_size",
   "autoattack",
   "carlini_wagner",
   "check_batch",

@@ -287,7 +287,7 @@ def autoattack(
   Raises:
     ValueError: an argument outside what is listed here, or a store of other work; the message gives the reason.
   """
-  _entry.check_function(logits_fn)
+  logits_fn = _entry.as_function(logits_fn)
   _entry.check_one_key(key)
   _check_options(version, store, on_stage)
   images, labels, indices = _entry.host_data(images, labels, example_indices)

@@ -16,7 +16,7 @@ from jax import Array
 
 from lrat_jax.attacks import losses, threat_model
 from lrat_jax.core import arguments as arguments_lib
-from lrat_jax.core import user_code
+from lrat_jax.core import microbatch, user_code
 from lrat_jax.core.typing import Answers, Counts, Images, KeyPerImage, Keys, Labels, LogitsFn, OneKey
 
 _STEP_SIZES = "[0, 1e6]"
@@ -211,10 +211,12 @@ def _prepared(value: Any, name: str, form: Any, arguments: dict[str, Any], defau
   return arguments_lib.check_flag(value, name) if form is bool else value
 
 
-def check_function(logits_fn: Any) -> None:
-  """Refuses what cannot be called. Raises ValueError."""
-  if not callable(logits_fn):
+def as_function(logits_fn: Any) -> LogitsFn:
+  """A model that takes any number of images (`any_batch_size`). Raises ValueError for what cannot be called."""
+  found = microbatch.any_batch_size(logits_fn)
+  if not callable(found):
     raise ValueError(f"logits_fn must be a function of images, not {_kind(logits_fn)}.")
+  return found
 
 
 def ask(given: Any, computed: Any, logits_fn: LogitsFn, points: Array, *keys: Array) -> Array:
@@ -244,7 +246,7 @@ def computed_type(given: Any) -> Any:
 def _begin(arguments: dict[str, Any]) -> dict[str, Any]:
   """The four arguments that all attacks take, checked and converted."""
   check_batch(arguments["images"], arguments["labels"])
-  check_function(arguments["logits_fn"])
+  logits_fn = as_function(arguments["logits_fn"])
   images, labels = jnp.asarray(arguments["images"]), arguments["labels"]
   if (host_images := on_host(images)) is not None:
     check_range(host_images)
@@ -253,7 +255,7 @@ def _begin(arguments: dict[str, Any]) -> dict[str, Any]:
   keys = per_image_keys(arguments["key"], images)
   return {
     "key": keys,
-    "logits_fn": functools.partial(ask, images.dtype, computed, arguments["logits_fn"]),
+    "logits_fn": functools.partial(ask, images.dtype, computed, logits_fn),
     "images": images.astype(computed),
     "labels": jnp.asarray(labels).astype(jnp.int32),
   }

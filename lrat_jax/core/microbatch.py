@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -36,6 +37,36 @@ def microbatch(function: Callable[..., Any], most: int, *rows: Any) -> Any:
     return jax.tree.map(lambda x: x[None], function(*rows))
   parts = jax.tree.map(lambda x: x.reshape(-1, few, *x.shape[1:]), rows)
   return jax.lax.map(lambda part: function(*part), parts)
+
+
+def at_batch_size(function: Callable[[Array], Array], size: int) -> Callable[[Array], Array]:
+  """A model that takes batches of one size alone, as an exported program may, for batches of any size.
+
+  Args:
+    function: images [size, ...] -> logits [size, ...], each from its own image.
+    size: 1 or more.
+
+  Returns:
+    images [n, ...] -> logits [n, ...]: parts of `size` after one another, the last filled up with its last image.
+  """
+
+  def call(images: Array) -> Array:
+    count = len(images)
+    times = math.ceil(count / size)
+    filled = jnp.pad(images, ((0, times * size - count), *[(0, 0)] * (images.ndim - 1)), mode="edge")
+    logits = jax.lax.map(function, filled.reshape(times, size, *images.shape[1:]))
+    return logits.reshape(times * size, *logits.shape[2:])[:count]
+
+  return call
+
+
+def any_batch_size(function: Callable[..., Any]) -> Callable[..., Any]:
+  """The function itself, or `at_batch_size` where it is a program exported for one (`jax.export.Exported.call`)."""
+  exported = getattr(function, "__self__", function)
+  if not isinstance(exported, jax.export.Exported) or not exported.in_avals or not exported.in_avals[0].shape:
+    return function
+  size = exported.in_avals[0].shape[0]
+  return at_batch_size(exported.call, size) if isinstance(size, int) else exported.call
 
 
 class Layout(NamedTuple):

@@ -128,7 +128,13 @@ def benchmark(
     attacks=report.stages,
     per_attack=report.per_attack,
     warnings=_warnings(
-      Partial(logits_fn), np.asarray(images), np.asarray(labels), report, norm, epsilon, num_sanity_examples
+      Partial(attacks.as_function(logits_fn)),
+      np.asarray(images),
+      np.asarray(labels),
+      report,
+      norm,
+      epsilon,
+      num_sanity_examples,
     ),
   )
 

@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 from lrat_jax import attacks, data, reweighting
 from lrat_jax.attacks import eval_state, losses, threat_model
 from lrat_jax.config import suites
-from lrat_jax.core import sharding
+from lrat_jax.core import microbatch, sharding
 from lrat_jax.core.typing import Variables
 from lrat_jax.evaluation import examples as examples_lib
 from lrat_jax.evaluation import suite_warnings
@@ -290,7 +290,7 @@ def run_suite(
     EvaluationError: what are no logits of the labels (`attacks.check_logits`), or a directory of another evaluation.
   """
   entries = {name: dict(entry) for name, entry in suite.items()}
-  partial = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+  partial = logits_fn if isinstance(logits_fn, Partial) else Partial(microbatch.any_batch_size(logits_fn))
   partial, key = sharding.replicate(mesh, (partial, jax.random.key(seed)))
   job = _Job(partial, split, key, batch_size, mesh, directory, keep_images, microbatch_size, on_stage, on_kept)
   return _run(job, entries, seed, num_sanity_examples, on_attack)

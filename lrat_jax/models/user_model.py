@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from lrat_jax.core import user_code
+from lrat_jax.core import microbatch, user_code
 from lrat_jax.core.user_code import reason
 
 LogitsFn = Callable[[jax.Array], jax.Array]
@@ -43,6 +43,7 @@ def find(name: str) -> LogitsFn:
       found = found()
     except Exception as error:  # whatever the user's code raises
       raise UserModelError(f"{name!r} failed when it was called for its model ({reason(error)}).") from error
+  found = microbatch.any_batch_size(found)
   if not callable(found):
     raise UserModelError(f"{name!r} is {type(found).__name__}, no function from images to logits.")
   return found

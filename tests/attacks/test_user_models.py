@@ -1,6 +1,7 @@
 """Models that are not plain functions: custom gradients, donated buffers, NNX modules that train, exported programs."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -86,3 +87,35 @@ def test_an_nnx_model_that_trains_is_told_to_stop(images, labels, name):
     jax.jit(lambda x: getattr(attacks, name)(jax.random.key(0), model, x, labels, **OPTIONS[name]).images)(images)
   model.eval()
   assert getattr(attacks, name)(jax.random.key(0), model, images, labels, **OPTIONS[name]).images.shape == images.shape
+
+
+def _exported(batch):
+  linear = jax.jit(lambda x: jnp.einsum("bhwc,hwck->bk", x, WEIGHTS.reshape(8, 8, 1, 64)))
+  shape = jax.export.symbolic_shape(f"{batch}, 8, 8, 1")
+  stored = jax.export.export(linear)(jax.ShapeDtypeStruct(shape, jnp.float32)).serialize(vjp_order=1)
+  return jax.export.deserialize(stored)
+
+
+@pytest.mark.parametrize("batch", ["b", 16, 7])
+def test_an_exported_program_is_asked_at_its_own_batch_size(images, labels, batch):
+  program = _exported(batch)
+  plain = lambda x: x.reshape(len(x), 64) @ WEIGHTS
+  for model in (program.call, program):
+    found = attacks.pgd(jax.random.key(0), model, images, labels, **OPTIONS["pgd"]).images
+    np.testing.assert_allclose(
+      found, attacks.pgd(jax.random.key(0), plain, images, labels, **OPTIONS["pgd"]).images, atol=1e-6
+    )
+  options = {"threat_model": "linf", "epsilon": 0.02, "version": "apgd", "num_sanity_examples": 0}
+  np.testing.assert_array_equal(
+    lrat_jax.benchmark(program.call, images, labels, **options).robust,
+    lrat_jax.benchmark(plain, images, labels, **options).robust,
+  )
+
+
+def test_any_function_can_be_asked_at_one_batch_size(images):
+  def seven(x):
+    assert len(x) == 7
+    return x.reshape(7, 64) @ WEIGHTS
+
+  found = attacks.at_batch_size(seven, 7)(images)
+  np.testing.assert_allclose(found, images.reshape(16, 64) @ WEIGHTS, rtol=1e-5)
