@@ -40,7 +40,7 @@ def compare(name: str, images: np.ndarray, folder: Path) -> list[dict]:
   """A row for each direction."""
   network = definitions.spread(NETWORKS[name](), images)
   torch.save(network.state_dict(), folder / "in.pt")
-  loaded = exchange.load(folder / "in.pt")
+  loaded = exchange.load(folder / "in.pt", mean=(0.0,), std=(1.0,))
   rows = [_row(name, "in", definitions.logits(network, images), np.asarray(loaded.logits_fn(images)))]
   # Drawn here: each weight of the other direction times a number near 1, so that the sizes stay sensible.
   generator = np.random.default_rng(1)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +93,16 @@ def _evaluate_checkpoint(
   )
 
 
-def _read_stored(name: str) -> exchange.Stored | None:
+def _read_stored(name: str, options: Mapping[str, Any]) -> exchange.Stored | None:
   """What `--model` names where that is a file or directory of weights."""
   if not exchange.is_stored(name):
+    if any(value is not None for value in options.values()):
+      raise ConfigError(f"--key, --mean and --std are for a file of weights, not for --model={name}.")
     return None
   if (Path(name) / "checkpoints").exists():
     raise ConfigError(f"--model={name} is a run's workdir; evaluate it by --mode=evaluate --workdir={name}.")
   try:
-    return exchange.read(name)
+    return exchange.read(name, **options)
   except exchange.WeightsError as error:
     raise ConfigError(f"--model={error}") from None
 
@@ -110,7 +112,7 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
   config, name = options.config, options.model
   if (workdir / "checkpoints").exists():
     raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
-  stored = distributed.run_on_all_processes("model", lambda: _read_stored(name))
+  stored = distributed.run_on_all_processes("model", lambda: _read_stored(name, options.weights))
   dataset, about_data, mesh = _load_data(config, workdir, console, trains=config.eval.split != "test")
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
   about = {"name": name, "model": name, "data": about_data, **_asked(options)}

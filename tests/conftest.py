@@ -25,7 +25,7 @@ from tests import programs  # noqa: E402
 _SLOW_FOLDERS = ("faults", "fuzz", "launch")
 # Files that keep a worker busy for a minute or more come first, so that no worker is left with one at the end.
 _FIRST = ("test_kill.py", "test_stop.py", "test_distributed.py", "test_main.py", "test_step.py", "test_examples.py")
-# What a test may take that is not marked slow, its set-up not counted; one that compiles new programs is not judged.
+# What a test may take that is not marked slow, its set-up not counted, nor one that compiles new programs.
 _MOST_SECONDS = float(os.environ.get("LRAT_JAX_TEST_SECONDS", "5"))
 
 settings.register_profile("lrat_jax", deadline=None, derandomize=True, max_examples=50)

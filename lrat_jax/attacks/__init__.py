@@ -12,7 +12,7 @@ from lrat_jax.attacks import losses
 from lrat_jax.attacks._apgd import apgd
 from lrat_jax.attacks._autoattack import AutoAttackReport, autoattack
 from lrat_jax.attacks._carlini_wagner import carlini_wagner
-from lrat_jax.attacks._entry import AttackResult, as_function, check_batch, check_logits, example_keys
+from lrat_jax.attacks._entry import AttackResult, check_batch, check_logits, example_keys
 from lrat_jax.attacks._fab import fab
 from lrat_jax.attacks._pgd import cw, fgsm, pgd, starting_points
 from lrat_jax.attacks._spatial import spatial
@@ -31,7 +31,6 @@ __all__ = [
   "FileStore",
   "StageSummary",
   "apgd",
-  "as_function",
   "at_batch_size",
   "autoattack",
   "carlini_wagner",

@@ -43,6 +43,7 @@ def _flags() -> flags.FlagValues:
 def parse(arguments: Sequence[str]) -> Options | None:
   """Reads the command line; None where help was asked for. Raises ConfigError with one line of what is wrong."""
   command_line.check_characters(arguments)
+  arguments = [command_line.expand_home(argument) for argument in arguments]
   overrides = [argument for argument in arguments if command_line.OVERRIDE.match(argument)]
   values = _flags()
   try:

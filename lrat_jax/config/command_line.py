@@ -2,9 +2,10 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -22,6 +23,7 @@ class Options(NamedTuple):
   """What was asked for; `config` is None where only help was, `model` where a run's own checkpoint is evaluated.
 
   Attributes:
+    weights: what --key, --mean and --std say of the file of --model (`exchange.read`).
     preset: the value of --config, such as "lrat:cifar10".
     arguments: the arguments that determine the result: without where the run lives, and on how many processes.
     track: the services that follow the run (`metric_writers.find`).
@@ -32,6 +34,7 @@ class Options(NamedTuple):
   workdir: str | None
   mode: str
   model: str | None
+  weights: Mapping[str, Any] = MappingProxyType({})
   preset: str = ""
   arguments: tuple[str, ...] = ()
   track: tuple[str, ...] = ()
@@ -57,7 +60,9 @@ def joined(arguments: Sequence[str]) -> list[str]:
     if waiting is not None:
       result.append(f"{waiting}={argument}")
       waiting = None
-    elif re.fullmatch(r"--?(config|workdir|model|mode|track|coordinator|num_processes|process_id)", argument):
+    elif re.fullmatch(
+      r"--?(config|workdir|model|mean|std|key|mode|track|coordinator|num_processes|process_id)", argument
+    ):
       waiting = argument
     else:
       result.append(argument)
@@ -80,6 +85,12 @@ def _with_file(argument: str) -> str:
   return argument
 
 
+def expand_home(argument: str) -> str:
+  """An argument with the home folder in place of a "~" that begins its value: behind "=" a shell leaves it as it is."""
+  name, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+  return f"{name}{equals}{os.path.expanduser(value)}"  # noqa: PTH111 (no path need be meant)
+
+
 def check_characters(arguments: Sequence[str]) -> None:
   """Refuses what no file can be named. Raises ConfigError."""
   for argument in arguments:
@@ -87,11 +98,19 @@ def check_characters(arguments: Sequence[str]) -> None:
       raise ConfigError(f"{argument!r} holds a null character.")
 
 
+def define_weights_flags(values: flags.FlagValues) -> None:
+  """--mean, --std and --key, which say how a file of weights is read."""
+  flags.DEFINE_list("mean", None, "per channel", flag_values=values)
+  flags.DEFINE_list("std", None, "per channel", flag_values=values)
+  flags.DEFINE_string("key", None, "of the state_dict", flag_values=values)
+
+
 def _define(arguments: list[str]) -> flags.FlagValues:
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", None, "FILE or FILE:ARGUMENT", flag_values=values, sys_argv=arguments)
   flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
   flags.DEFINE_string("model", None, "package.module:function, a model to evaluate", flag_values=values)
+  define_weights_flags(values)
   flags.DEFINE_string("mode", None, "what to do", flag_values=values)
   flags.DEFINE_list("track", [], "wandb, mlflow", flag_values=values)
   flags.DEFINE_bool("dry_run", False, "says what the run would take", flag_values=values)
@@ -157,10 +176,25 @@ def _check_override(config: ConfigDict, argument: str) -> None:
     )
 
 
+def _numbers(name: str, texts: list[str] | None) -> tuple[float, ...] | None:
+  try:
+    return None if texts is None else tuple(float(text) for text in texts)
+  except ValueError:
+    raise ConfigError(f"--{name}={','.join(texts)!r} must be numbers, as 0.4914,0.4822,0.4465.") from None
+
+
+def normalisation(values: flags.FlagValues) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+  """(mean, std) of the flags --mean and --std; None where they are not given. Raises ConfigError."""
+  mean, std = (_numbers(name, values[name].value) for name in ("mean", "std"))
+  if (mean is None) != (std is None):
+    raise ConfigError("--mean and --std go together; give both or neither.")
+  return mean, std
+
+
 def parse(arguments: Sequence[str]) -> Options:
   """Reads the command line, the configuration and its overrides. Raises ConfigError with one line of what is wrong."""
   check_characters(arguments)
-  given = joined(arguments)
+  given = [expand_home(argument) for argument in joined(arguments)]
   arguments = [_with_file(argument) for argument in given]
   overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
   values = _parse([argument for argument in arguments if argument not in overrides])
@@ -174,6 +208,9 @@ def parse(arguments: Sequence[str]) -> Options:
   for name in ("track", "dry_run"):
     if values.model is not None and values[name].value:
       raise ConfigError(f"--{name} is for a run of a configuration, not for --model.")
+  mean, std = normalisation(values)
+  if values.model is None and (values.key is not None or mean is not None):
+    raise ConfigError("--key, --mean and --std are for the file of --model.")
   config = _load(values)
   for argument in overrides:
     _check_override(config, argument)
@@ -184,6 +221,7 @@ def parse(arguments: Sequence[str]) -> Options:
     values.workdir,
     mode,
     values.model,
+    weights={"key": values.key, "mean": mean, "std": std},
     preset=next(match[1] for match in map(_CONFIG.fullmatch, reversed(given)) if match),
     arguments=tuple(argument for argument in given if not _PLACE.match(argument)),
     track=tuple(values.track),

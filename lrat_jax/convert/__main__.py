@@ -4,10 +4,10 @@
   python -m lrat_jax.convert runs/at_cifar10_seed0 at.safetensors          a run's best checkpoint
   python -m lrat_jax.convert runs/at_cifar10_seed0 at --robustbench=entry.json
 
-  SOURCE                 .pt, .pth, .safetensors, a directory with model.safetensors and config.json, or a run's workdir
+  SOURCE                 .pt, .pth, .th, .safetensors, a directory with model.safetensors and config.json, or a workdir
   DESTINATION            NAME.safetensors, or a directory that gets model.safetensors and config.json
   --mean=M,M,M --std=S,S,S   of the images in [0, 1] that the network was trained on, or one number for all channels;
-                         if not given: what SOURCE says, else none
+                         if not given: what SOURCE says; --mean=0 --std=1 where it takes images as they are
   --key=NAME             which of several state_dicts in a .pt file
   --robustbench=FILE     also writes the model's entry for RobustBench, from a workdir that suite=autoattack evaluated
 
@@ -35,27 +35,18 @@ class Options(NamedTuple):
 
   source: Path
   destination: Path
-  mean: list[float] | None
-  std: list[float] | None
+  mean: tuple[float, ...] | None
+  std: tuple[float, ...] | None
   key: str | None
   robustbench: Path | None
 
 
 def _flags() -> flags.FlagValues:
   values = flags.FlagValues()
-  flags.DEFINE_list("mean", None, "per channel", flag_values=values)
-  flags.DEFINE_list("std", None, "per channel", flag_values=values)
-  flags.DEFINE_string("key", None, "of the state_dict", flag_values=values)
+  command_line.define_weights_flags(values)
   flags.DEFINE_string("robustbench", None, "a JSON file to write", flag_values=values)
   flags.DEFINE_bool("help", False, "shows help", short_name="h", flag_values=values)
   return values
-
-
-def _numbers(name: str, texts: list[str] | None) -> list[float] | None:
-  try:
-    return None if texts is None else [float(text) for text in texts]
-  except ValueError:
-    raise ConfigError(f"--{name}={','.join(texts)!r} must be numbers, as 0.4914,0.4822,0.4465.") from None
 
 
 def parse(arguments: Sequence[str]) -> Options | None:
@@ -63,16 +54,14 @@ def parse(arguments: Sequence[str]) -> Options | None:
   command_line.check_characters(arguments)
   values = _flags()
   try:
-    rest = values(["convert", *arguments])[1:]
+    rest = values(["convert", *map(command_line.expand_home, arguments)])[1:]
   except flags.Error as error:
     raise ConfigError(command_line.reason(error)) from None
   if values.help:
     return None
   if len(rest) != 2:
     raise ConfigError(f"SOURCE and DESTINATION are needed, {len(rest)} given; python -m lrat_jax.convert --help.")
-  mean, std = (_numbers(name, values[name].value) for name in ("mean", "std"))
-  if (mean is None) != (std is None):
-    raise ConfigError("--mean and --std go together; give both or neither.")
+  mean, std = command_line.normalisation(values)
   source, destination = (Path(text) for text in rest)
   if destination.suffix not in ("", ".safetensors") and not destination.is_dir():
     raise ConfigError(f"{destination} must be NAME.safetensors, or a directory, whose name has no dot.")

@@ -31,7 +31,9 @@ from lrat_jax.training.workdir import read_config
 # Counters that training keeps; and blocks that TRADES's WideResNet declares and never runs.
 _UNUSED = re.compile(r"(?:.+\.)?(num_batches_tracked|n_averaged|sub_block1\..+)")
 # A normalisation's buffers, wherever in the model it stands.
-_MEANS, _STDS = re.compile(r"(?:.+\.)?(mean|mu)"), re.compile(r"(?:.+\.)?(std|sigma)")
+_MEANS, _STDS = re.compile(r"(?:.+\.)?(mean|mu|new_mean)"), re.compile(r"(?:.+\.)?(std|sigma|new_std)")
+# What the robustness library keeps beside its model: the same once more, for its attacker.
+_ATTACKER = re.compile(r"(.*\.)?attacker\.")
 
 
 class Model(NamedTuple):
@@ -156,7 +158,10 @@ def _choose(
   elif "mean" in metadata and "std" in metadata:
     mean, std, where = *(numbers(source, metadata, field) for field in ("mean", "std")), "from its metadata"
   else:
-    return (0.0,), (1.0,), "No mean and std were found or given: it takes images in [0, 1] as they are."
+    raise WeightsError(
+      f"{source} does not say how its network normalises images; give --mean and --std (in Python mean and std), or "
+      "--mean=0 --std=1 where images in [0, 1] go in as they are."
+    )
   shown = (" ".join(f"{number:.4g}" for number in side) for side in (mean, std))
   return mean, std, "Its input is normalised, mean {} and std {}, {}.".format(*shown, where)
 
@@ -165,6 +170,8 @@ def _store(
   source: str, tensors: dict[str, np.ndarray], metadata: Mapping[str, Any], given: Any, details: dict[str, Any]
 ) -> Stored:
   unused = {name for name in tensors if _UNUSED.fullmatch(name)}
+  if not all(map(_ATTACKER.match, tensors)):
+    unused |= set(filter(_ATTACKER.match, tensors))
   kept = {name: array for name, array in tensors.items() if name not in unused}
   try:
     recognised = torch_names.recognise({name: array.shape for name, array in kept.items()})
@@ -232,14 +239,14 @@ def read(
 
   Args:
     source: .pt, .pth, .safetensors, a directory with model.safetensors and config.json, or a run's workdir.
-    mean, std: of the images in [0, 1], per channel or one for all. If not given: the model's own buffers (mu, sigma,
-      normalize.mean and so on), else the file's metadata, else no normalisation.
+    mean, std: of the images in [0, 1], per channel or one for all; (0,) and (1,) where images go in as they are. If not
+      given: the model's own buffers (mu, sigma, normalize.mean and so on), else the file's metadata.
     key: which of several state_dicts in a .pt file.
 
   Raises:
-    WeightsError: it cannot be read or is no network known here; a line.
+    WeightsError: it cannot be read, is no network known here, or nothing says how images are normalised; a line.
   """
-  path = Path(source)
+  path = Path(source).expanduser()
   if (mean is None) != (std is None):
     raise WeightsError("mean and std go together; give both or neither.")
   given = None if mean is None else (mean, std)

@@ -201,7 +201,8 @@ def recognise(shapes: Mapping[str, _Shape]) -> Recognised:
   if not prefixes:
     raise UnknownNetworkError(
       f"{_first(shapes)} are no network known here: ResNet-18, PreActResNet-18 or WideResNet as TRADES, RobustBench "
-      "and Rice et al. name their layers, or the CNN of lrat_jax."
+      "and Rice et al. name their layers, or the CNN of lrat_jax. Any other is evaluated as a function, "
+      "--model=package.module:function."
     )
   prefix = min(prefixes, key=len)
   if prefixes[prefix] == _CNN_HEAD:

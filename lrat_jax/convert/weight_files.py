@@ -6,7 +6,7 @@ alone, and safetensors and JSON hold nothing else. PyTorch is imported where a .
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,11 @@ import safetensors.numpy
 from lrat_jax.core import files
 from lrat_jax.core.errors import WeightsError
 
-SUFFIXES = (".pt", ".pth", ".safetensors")
+SUFFIXES = (".pt", ".pth", ".th", ".tar", ".ckpt", ".safetensors")
+# What NumPy's numbers, as an accuracy beside the tensors, are made of in a file; none of it runs code.
+_NUMPY_NUMBERS = [
+  np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(kind)) for kind in ("?", "i4", "i8", "f4", "f8")),
+]  # fmt: skip
 # In a directory as Hugging Face's.
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
 # Before it, `weights_only` could be led to run code (CVE-2025-32434).
@@ -43,23 +47,37 @@ def _torch(path: Path) -> ModuleType:
   return torch
 
 
-def _state_dict(path: Path, content: Any, key: str | None, is_tensor: Any) -> Mapping[str, Any]:
+def _state_dicts(
+  content: Any, is_tensor: Callable[[Any], bool], name: str = ""
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  """The mappings from names to tensors in a file's containers, each with its place, as "model" or "net.ema".
+
+  Numbers and text beside tensors, as an epoch, are passed by. A mapping with a key that is no text, as an optimiser's
+  state, holds no network.
+  """
+  if isinstance(content, list | tuple) and len(content) == 1:
+    yield from _state_dicts(content[0], is_tensor, name)
+  if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+    return
+  tensors = {key: value for key, value in content.items() if is_tensor(value)}
+  if any(tensor.ndim > 1 for tensor in tensors.values()) or (tensors and len(tensors) == len(content)):
+    yield name, tensors
+  for key, value in content.items():
+    yield from _state_dicts(value, is_tensor, f"{name}.{key}" if name else key)
+
+
+def _state_dict(path: Path, content: Any, key: str | None, is_tensor: Callable[[Any], bool]) -> Mapping[str, Any]:
   """The one mapping from names to tensors that a .pt file holds, bare or among other things."""
-  holds_tensors = lambda found: (
-    isinstance(found, Mapping) and found and all(isinstance(k, str) and is_tensor(v) for k, v in found.items())
-  )
-  if key is None and holds_tensors(content):
-    return content
-  within = {k: v for k, v in content.items() if holds_tensors(v)} if isinstance(content, Mapping) else {}
-  if key is None and len(within) == 1:
-    return next(iter(within.values()))
-  if key in within:
-    return within[key]
-  if not within:
+  found = dict(_state_dicts(content, is_tensor))
+  if key is None and len(found) == 1:
+    return next(iter(found.values()))
+  if key in found:
+    return found[key]
+  if not found:
     what = f"only {sorted(map(str, content))[:6]}" if isinstance(content, Mapping) else type(content).__name__
     raise WeightsError(f"{path} holds no state_dict but {what}.")
   said = "several state_dicts; choose one by --key" if key is None else f"no state_dict under --key={key!r}; choose"
-  raise WeightsError(f"{path} holds {said} from {sorted(map(str, within))}.")
+  raise WeightsError(f"{path} holds {said} from {sorted(found)}.")
 
 
 def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
@@ -69,7 +87,7 @@ def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
     raise _unreadable(path, error) from None
   torch = _torch(path)
   try:
-    with path.open("rb") as file:
+    with path.open("rb") as file, torch.serialization.safe_globals(_NUMPY_NUMBERS):
       content = torch.load(file, map_location="cpu", weights_only=True)
   except OSError as error:
     raise _unreadable(path, error) from None
@@ -104,7 +122,7 @@ def read(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray], dic
   """The tensors that a file or directory holds, and what it says of them.
 
   Args:
-    path: .pt, .pth, .safetensors, or a directory with model.safetensors and config.json.
+    path: .pt, .pth, .th, .tar, .ckpt, .safetensors, or a directory with model.safetensors and config.json.
     key: which of several state_dicts in a .pt file.
 
   Returns:

@@ -267,6 +267,7 @@ def load(
       or arrays of the wrong shape, type or range.
   """
   kind, _, argument = source.partition(":")
+  argument = str(Path(argument).expanduser()) if argument.startswith("~") else argument
   if not is_users(source) and (kind not in SOURCES or bool(argument) == (kind == "digits")):
     raise DataError(f"data.source={source!r} is unknown; choose from {list(_SPELLINGS)}.")
   whole, test, num_classes = _own(source, trains) if is_users(source) else SOURCES[kind](argument, data_dir, trains)

@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 from lrat_jax import attacks, data
 from lrat_jax.attacks import threat_model as threat_model_lib
 from lrat_jax.core.arguments import as_number, check_choice, check_count
+from lrat_jax.core.microbatch import any_batch_size
 from lrat_jax.core.typing import HostAnswers, HostImages, HostIntegers, LogitsFn, OneKey
 from lrat_jax.evaluation import suite_warnings
 
@@ -128,7 +129,7 @@ def benchmark(
     attacks=report.stages,
     per_attack=report.per_attack,
     warnings=_warnings(
-      Partial(attacks.as_function(logits_fn)),
+      Partial(any_batch_size(logits_fn)),
       np.asarray(images),
       np.asarray(labels),
       report,

@@ -66,7 +66,11 @@ def _guarded(name: str, function: LogitsFn, num_classes: int | None) -> LogitsFn
     if found != (len(images), classes) or classes < 2:
       got = f"{logits.dtype} {logits.shape}" if isinstance(logits, jax.Array) else type(logits).__name__
       expected = f"({len(images)}, {num_classes or 'classes'})"
-      raise UserModelError(f"{name!r} returns {got} for images {images.shape}; it must return float logits {expected}.")
+      more = classes and len(found) == 2 and found[1] > classes
+      why = "; outputs beyond the data's classes, such as a reject class, are not supported" if more else ""
+      raise UserModelError(
+        f"{name!r} returns {got} for images {images.shape}; it must return float logits {expected}{why}."
+      )
     return logits.astype(jnp.float32)
 
   return call

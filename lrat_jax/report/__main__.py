@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str]) -> Options | None:
   command_line.check_characters(arguments)
   values = _flags()
   try:
-    workdirs = [Path(name) for name in values(["report", *arguments])[1:]]
+    workdirs = [Path(name) for name in values(["report", *map(command_line.expand_home, arguments)])[1:]]
   except flags.Error as error:
     raise ConfigError(command_line.reason(error)) from None
   if values.help:
@@ -64,15 +64,21 @@ def run(options: Options) -> None:
   from lrat_jax.core import files
 
   try:
-    from lrat_jax.report import page
+    from lrat_jax.report import page, runs
   except ModuleNotFoundError as error:
     raise ConfigError(f"a report needs the package {error.name}: pip install 'lrat_jax[report]'.") from None
   start = time.perf_counter()
-  content = page.render(options.workdirs).encode()
+  console = Console()
+  # A pattern such as runs/* names other folders too; without any run, the first is refused.
+  workdirs = [workdir for workdir in options.workdirs if runs.is_run(workdir)] or options.workdirs
+  for workdir in options.workdirs:
+    if workdir not in workdirs:
+      console.print(f"{workdir} is no run, and is left out.", highlight=False, markup=False, soft_wrap=True)
+  content = page.render(workdirs).encode()
   with files.replacing(options.output) as file:
     file.write(content)
   seconds = time.perf_counter() - start
-  Console().print(
+  console.print(
     f"{options.output}: {len(content) / 1e6:.2f} MB in {seconds:.0f} s", highlight=False, markup=False, soft_wrap=True
   )
 

@@ -225,6 +225,11 @@ def _read_command(workdir: Path, results: Mapping[str, Any] | None) -> dict[str,
   return {name: asked[name] for name in _COMMAND["required"]}
 
 
+def is_run(folder: Path) -> bool:
+  """Whether a folder looks like a run's workdir."""
+  return any((folder / name).is_file() for name in ("config.json", "results.json"))
+
+
 def read(workdir: Path) -> Run:
   """Reads a run's folder.
 
@@ -236,7 +241,7 @@ def read(workdir: Path) -> Run:
   """
   if not workdir.is_dir():
     raise ConfigError(f"{workdir} is no folder; give the workdir of a run.")
-  if not any((workdir / name).is_file() for name in ("config.json", "results.json")):
+  if not is_run(workdir):
     hint = (
       f" It holds a comparison: give its runs, as {workdir}/*/seed*." if (workdir / "comparison.json").exists() else ""
     )

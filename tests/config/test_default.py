@@ -3,10 +3,14 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from lrat_jax import data
+from lrat_jax.compare import __main__ as compare
+from lrat_jax.config import command_line, validate
 from lrat_jax.config import default as config_lib
-from lrat_jax.config import validate
+from lrat_jax.convert import __main__ as convert
 from lrat_jax.core.errors import ConfigError
 from tests.helpers import make_config
 
@@ -146,3 +150,16 @@ def test_batches_must_split_over_the_devices():
   validate.check_for_devices(config, 2)
   with pytest.raises(ConfigError, match="config.eval.batch_size=250 is not divisible by the 4 devices in use"):
     validate.check_for_devices(config, 4)
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(monkeypatch, tmp_path):
+  """A shell leaves it as it is behind "="."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  arguments = ["--config=at", "--workdir=~/run", "--config.data.data_dir=~/tfds", "--model", "~/a.pt"]
+  options = command_line.parse(arguments)
+  assert options.workdir == f"{tmp_path}/run" and options.model == f"{tmp_path}/a.pt"
+  assert options.config.data.data_dir == f"{tmp_path}/tfds"
+  np.savez(tmp_path / "few.npz", images=np.zeros((2, 4, 4, 1), np.uint8), labels=np.arange(2))
+  assert len(data.load("npz:~/few.npz", trains=False).test.labels) == 2
+  assert convert.parse(["~/a.pt", "~/b"]).source == tmp_path / "a.pt"
+  assert compare.parse(["--methods=at", "--workdir=~/c"]).workdir == tmp_path / "c"

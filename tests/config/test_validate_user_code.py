@@ -48,6 +48,7 @@ def test_functions_that_serve_pass():
   assert list(validate_user_code.named(config.to_dict())) == [
     f"config.data.source='{OWN}arrays'",
     f"config.eval.suite.own.name='{OWN}too_far'",
+    f"config.eval.suite.plain.name='{OWN}from_a_constant'",
     f"config.global_weights.kind='{OWN}squares'",
     f"config.local_weights.kind='{OWN}even'",
     f"config.model.name='{OWN}linear'",

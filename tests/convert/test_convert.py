@@ -64,7 +64,7 @@ def test_bad_commands_are_one_line(arguments, message, capsys):
 
 def test_where_nothing_can_be_written_the_exit_code_is_4(tmp_path, capsys):
   torch.save(definitions.trained("cnn_4").state_dict(), tmp_path / "a.pt")
-  assert convert.main([str(tmp_path / "a.pt"), str(tmp_path / "none" / "b.safetensors")]) == 4
+  assert convert.main([str(tmp_path / "a.pt"), str(tmp_path / "none" / "b.safetensors"), "--mean=0", "--std=1"]) == 4
   assert "b.safetensors.tmp cannot be written: No such file" in capsys.readouterr().err
 
 
@@ -163,6 +163,7 @@ def test_weights_and_functions_are_told_apart_by_their_names(name, stored, short
   ("make", "message"),
   [
     (lambda: definitions.cnn(4, 7, 1, 8), r"must return float logits \(2, 10\)"),
+    (lambda: definitions.cnn(4, 11, 1, 8), r"must return float logits \(2, 10\); .* such as a reject class, are not"),
     (lambda: definitions.cnn(4, 10, 3, 8), r"failed on images \(2, 8, 8, 1\)"),
     (lambda: definitions.cnn(4, 10, 1, 28), r"failed on images \(2, 8, 8, 1\)"),
     (lambda: torch.nn.Linear(3, 3), "are no network known here"),
@@ -171,7 +172,9 @@ def test_weights_and_functions_are_told_apart_by_their_names(name, stored, short
 def test_a_file_that_does_not_fit_the_data_is_one_line(make, message, run, tmp_path, capsys):
   torch.save(make().state_dict(), tmp_path / "a.pt")
   command = [argument for argument in run[1] if ".train" not in argument]
-  assert main.main([*command, f"--model={tmp_path}/a.pt", f"--workdir={tmp_path}/evaluated"]) == 2
+  assert (
+    main.main([*command, f"--model={tmp_path}/a.pt", "--mean=0", "--std=1", f"--workdir={tmp_path}/evaluated"]) == 2
+  )
   assert re.fullmatch(rf"error: --model=.*{message}.*\n", capsys.readouterr().err)
   assert not (tmp_path / "evaluated" / "results.json").exists()
 
@@ -191,3 +194,19 @@ def test_every_command_that_we_print_is_understood():
 def test_help(capsys):
   assert convert.main(["--help"]) == 0
   assert "SOURCE" in capsys.readouterr().out
+
+
+def test_one_of_several_state_dicts_is_evaluated_by_key(run, tmp_path, capsys):
+  """What the line says to do is what `--model` takes."""
+  tensors = definitions.cnn(4, 10, 1, 8).state_dict()
+  torch.save({"raw": tensors, "ema": tensors}, tmp_path / "two.pt")
+  command = [argument for argument in run[1] if ".train" not in argument]
+  command += [f"--model={tmp_path}/two.pt", f"--workdir={tmp_path}/evaluated"]
+  assert main.main([*command, "--mean=0", "--std=1"]) == 2
+  assert "several state_dicts; choose one by --key from ['ema', 'raw']" in capsys.readouterr().err
+  assert main.main([*command, "--key=ema"]) == 2
+  assert "does not say how its network normalises images" in capsys.readouterr().err
+  assert main.main([*command, "--key=ema", "--mean=0.3", "--std=0.4"]) == 0
+  assert "mean 0.3 and std 0.4, as given" in capsys.readouterr().out
+  assert main.main([*run[1], "--key=ema"]) == 2
+  assert "--key, --mean and --std are for the file of --model" in capsys.readouterr().err

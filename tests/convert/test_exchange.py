@@ -6,11 +6,15 @@ import pytest
 import safetensors.torch
 import torch
 
+import lrat_jax
 from lrat_jax import models
 from lrat_jax.convert import exchange, torch_names
+from lrat_jax.core.errors import WeightsError
 from lrat_jax.evaluation import evaluate
 from tests import torch_definitions as definitions
 
+# Images in [0, 1] go in as they are.
+PLAIN = {"mean": (0.0,), "std": (1.0,)}
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 _BUFFERS = {"mean": torch.tensor(MEAN).reshape(1, 3, 1, 1), "std": torch.tensor(STD).reshape(3)}
 
@@ -23,10 +27,10 @@ def test_logits_are_equal_from_either_kind_of_file(name, tmp_path):
   safetensors.torch.save_file(network.state_dict(), tmp_path / "a.safetensors")
   expected = definitions.logits(network, images)
   assert np.abs(expected).max() > 1 and np.ptp(expected, axis=0).min() > 0.1
-  first, second = exchange.load(tmp_path / "a.pt"), exchange.load(tmp_path / "a.safetensors")
+  first, second = (exchange.load(tmp_path / f"a.{kind}", **PLAIN) for kind in ("pt", "safetensors"))
   np.testing.assert_allclose(first.logits_fn(images), expected, atol=1e-4)
   jax.tree.map(np.testing.assert_array_equal, first.variables, second.variables)
-  assert exchange.read(tmp_path / "a.pt").recognised.name == name
+  assert exchange.read(tmp_path / "a.pt", **PLAIN).recognised.name == name
 
 
 def _random_variables(model, images):
@@ -82,6 +86,8 @@ def _behind(prefix, tensors):
   return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
+_NEW_NAMES = {"new_mean": _BUFFERS["mean"].reshape(3, 1, 1), "new_std": _BUFFERS["std"].reshape(3, 1, 1)}
+_NEW = {f"normalizer.{name}": tensor for name, tensor in _NEW_NAMES.items()}
 WRAPPERS = {
   "state_dict": lambda tensors: {"state_dict": tensors, "epoch": 3, "optimizer": {"state": {}, "param_groups": [{}]}},
   "model_state_dict": lambda tensors: {"model_state_dict": tensors, "loss": 0.5},
@@ -89,6 +95,22 @@ WRAPPERS = {
   "module": lambda tensors: _behind("module.", tensors),
   "model of a module": lambda tensors: {"state_dict": _behind("module.model.", tensors)},
   "average": lambda tensors: {"n_averaged": torch.tensor(5)} | _behind("module.", tensors),
+  "list": lambda tensors: {"state_dict": [tensors], "epoch": 3},
+  "nested": lambda tensors: {"run": {"net": {"weights": tensors}, "best": True}, "epoch": torch.tensor(7)},
+  "NumPy scalars": lambda tensors: {
+    "net": tensors,
+    "acc": np.float64(90.5),
+    "epoch": np.int64(3),
+    "lr": np.float32(0.1),
+  },
+  "robustness": lambda tensors: {
+    "model": _behind("module.model.", tensors)
+    | _behind("module.attacker.model.", tensors)
+    | _behind("module.", _NEW)
+    | _behind("module.attacker.normalize.", _NEW_NAMES),
+    "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2, 2)}}, "param_groups": [{}]},
+    "epoch": 150,
+  },
   "double": lambda tensors: {name: tensor.double() for name, tensor in tensors.items()},
   "Sequential": lambda tensors: _behind("0.", _BUFFERS) | _behind("1.", tensors),
   "Sequential in parallel": lambda tensors: _behind("module.0.", _BUFFERS) | _behind("module.1.", tensors),
@@ -102,13 +124,13 @@ WRAPPERS = {
 def test_wrappers_are_seen_through(name, wrapper, tmp_path):
   tensors = definitions.trained(name).state_dict()
   torch.save(WRAPPERS[wrapper](tensors), tmp_path / "a.pt")
-  stored = exchange.read(tmp_path / "a.pt")
+  normalises = any(word in wrapper for word in ("Sequential", "RobustBench", "robustness"))
+  stored = exchange.read(tmp_path / "a.pt", **({} if normalises else PLAIN))
   assert stored.recognised.name == name and stored.recognised.num_classes == 7 and stored.recognised.channels == 3
   kept = {key: tensor for key, tensor in tensors.items() if "num_batches" not in key}
   assert stored.tensors.keys() == kept.keys()
   assert all(np.array_equal(stored.tensors[key], tensor.numpy()) for key, tensor in kept.items())
-  normalises = "Sequential" in wrapper or "RobustBench" in wrapper
-  assert ("from its own tensors" if normalises else "No mean and std were found") in stored.summary()
+  assert ("from its own tensors" if normalises else "mean 0 and std 1, as given") in stored.summary()
   np.testing.assert_allclose(stored.mean, MEAN if normalises else (0.0,), atol=1e-7)
   np.testing.assert_allclose(stored.std, STD if normalises else (1.0,), atol=1e-7)
 
@@ -124,7 +146,7 @@ def test_a_normalisation_in_front_is_part_of_the_model(tmp_path):
 def test_unused_blocks_are_left_out_and_said(tmp_path):
   network = definitions.WideResNet(10, 1, 7, sub_block1=True)
   torch.save(_behind("module.", network.state_dict()), tmp_path / "a.pt")
-  stored = exchange.read(tmp_path / "a.pt")
+  stored = exchange.read(tmp_path / "a.pt", **PLAIN)
   assert "Left out: 12 tensors of sub_block1" in stored.summary()
   assert stored.build().module.network.depth == 10
 
@@ -134,7 +156,7 @@ def test_channels_and_image_sizes_are_found_out(channels, size, tmp_path):
   images = np.random.default_rng(1).uniform(size=(4, size, size, channels)).astype(np.float32)
   network = definitions.spread(definitions.cnn(6, 3, channels, size), images)
   torch.save(network.state_dict(), tmp_path / "a.pt")
-  model = exchange.load(tmp_path / "a.pt")
+  model = exchange.load(tmp_path / "a.pt", **PLAIN)
   np.testing.assert_allclose(model.logits_fn(images), definitions.logits(network, images), atol=1e-4)
 
 
@@ -144,7 +166,29 @@ def test_halves_become_float32(dtype, suffix, tmp_path):
   tensors = {name: tensor.to(dtype) for name, tensor in definitions.trained("cnn_4").state_dict().items()}
   path = tmp_path / f"a.{suffix}"
   torch.save(tensors, path) if suffix == "pt" else safetensors.torch.save_file(tensors, path)
-  stored = exchange.read(path)
+  stored = exchange.read(path, **PLAIN)
   assert {array.dtype for array in stored.tensors.values()} == {np.dtype("float32")}
   np.testing.assert_array_equal(stored.tensors["0.weight"], tensors["0.weight"].float().numpy())
   stored.build()
+
+
+def test_a_file_that_does_not_say_how_it_normalises_is_refused(tmp_path):
+  """As checkpoints whose preprocessing is in their authors' code: to guess would be to be wrong in silence."""
+  network, images = definitions.trained("cnn_4"), definitions.pictures()
+  torch.save(network.state_dict(), tmp_path / "a.pt")
+  with pytest.raises(WeightsError, match=r"a.pt does not say how its network normalises images; .* --mean=0 --std=1"):
+    exchange.read(tmp_path / "a.pt")
+  with pytest.raises(WeightsError, match="does not say how"):
+    lrat_jax.load_model(tmp_path / "a.pt")
+  found = exchange.load(tmp_path / "a.pt", **PLAIN).logits_fn(images)
+  np.testing.assert_allclose(found, definitions.logits(network, images), atol=1e-4)
+
+
+def test_an_average_of_weights_beside_the_raw_ones_is_chosen_by_key(tmp_path):
+  tensors = definitions.trained("cnn_4").state_dict()
+  average = {name: tensor + 1 for name, tensor in tensors.items()}
+  torch.save({"state_dict": tensors, "averages": {"ema": average}, "epoch": 3}, tmp_path / "a.pth.tar")
+  with pytest.raises(WeightsError, match=r"choose one by --key from \['averages.ema', 'state_dict'\]"):
+    exchange.read(tmp_path / "a.pth.tar", **PLAIN)
+  stored = exchange.read(tmp_path / "a.pth.tar", key="averages.ema", **PLAIN)
+  np.testing.assert_array_equal(stored.tensors["0.bias"], average["0.bias"].numpy())

@@ -25,8 +25,9 @@ def _tensors(name="cnn_4"):
 
 def _fail(path, message, **options):
   """Loading must end in one line that names the file."""
+  plain = {"mean": (0.0,), "std": (1.0,)}
   with pytest.raises(WeightsError, match=message) as raised:
-    exchange.load(path, **options)
+    exchange.load(path, **plain | options)
   assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -36,7 +37,9 @@ def test_one_of_several_state_dicts_is_chosen(tmp_path):
   _fail(path, r"several state_dicts; choose one by --key from \['best', 'last'\]")
   _fail(path, r"no state_dict under --key='first'; choose from \['best', 'last'\]", key="first")
   for key, more in (("last", 0), ("best", 1)):
-    np.testing.assert_array_equal(exchange.read(path, key=key).tensors["0.bias"], tensors["0.bias"].numpy() + more)
+    np.testing.assert_array_equal(
+      exchange.read(path, key=key, mean=(0,), std=(1,)).tensors["0.bias"], tensors["0.bias"].numpy() + more
+    )
   safetensors.torch.save_file(tensors, tmp_path / "a.safetensors")
   _fail(tmp_path / "a.safetensors", "--key='last' is for .pt files", key="last")
 
@@ -88,7 +91,7 @@ BAD_FILES = {
   r"'wide_resnet_10_0' is no model": lambda tensors: tensors | {"block1.layer.0.conv1.weight": torch.ones(4, 16, 3, 3)},
   r"a, b, c, d and 2 more are no network known here: ResNet-18": lambda _: dict.fromkeys("abcdef", torch.ones(1)),
   r"holds no state_dict but only \['epoch', 'lr'\]": lambda _: {"epoch": 3, "lr": 0.1},
-  "holds no state_dict but list": lambda tensors: [tensors],
+  "holds no state_dict but list": lambda tensors: [tensors, tensors],
   r"conv1.weight is no plain tensor \(torch.float32, torch.sparse_coo\)": lambda tensors: (
     tensors | {"conv1.weight": tensors["conv1.weight"].to_sparse()}
   ),
@@ -102,7 +105,8 @@ BAD_FILES = {
 @pytest.mark.parametrize("message", BAD_FILES)
 def test_what_does_not_fit_is_one_line(message, tmp_path):
   torch.save(BAD_FILES[message](_tensors("wide_resnet_10_1")), tmp_path / "a.pt")
-  _fail(tmp_path / "a.pt", message)
+  own = {"mean": None, "std": None} if "every std" in message else {}
+  _fail(tmp_path / "a.pt", message, **own)
 
 
 _NAMES = st.sampled_from(
@@ -147,7 +151,7 @@ def test_a_normalisation_that_does_not_fit_is_one_line(mean, std, message, tmp_p
 @pytest.mark.parametrize("mean", ["0.5, 0.5]", '"x"', "[]", "{}", "3", "[[1]]"])
 def test_metadata_that_are_no_numbers_are_one_line(mean, tmp_path):
   safetensors.torch.save_file(_tensors(), tmp_path / "a.safetensors", {"mean": mean, "std": "[1.0]"})
-  _fail(tmp_path / "a.safetensors", "which is no list of numbers")
+  _fail(tmp_path / "a.safetensors", "which is no list of numbers", mean=None, std=None)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +161,7 @@ def test_metadata_that_are_no_numbers_are_one_line(mean, tmp_path):
     (b"", "a.pth", "is no whole PyTorch file"),
     (b"no such thing", "a.safetensors", "cannot be read: Error while deserializing header"),
     (b"", "a.safetensors", "cannot be read"),
-    (b"{}", "a.json", "is none of .pt, .pth, .safetensors and no directory"),
+    (b"{}", "a.json", "is none of .pt, .pth, .th, .tar, .ckpt, .safetensors and no directory"),
     (None, "none.pt", "cannot be read: No such file or directory"),
     (None, "none.safetensors", "cannot be read: No such file or directory"),
     (None, "", "model.safetensors cannot be read"),
@@ -199,11 +203,10 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 from lrat_jax import main
 from lrat_jax.convert import __main__ as convert
-codes = [convert.main([name, "b.safetensors"]) for name in ("a.safetensors", "a.pt", "none.pt")]
-class Version(str):
-  __lt__ = lambda self, other: (2, 5) < other
-sys.modules["torch"] = types.SimpleNamespace(__version__=Version("2.5"))
-print(codes + [convert.main(["a.pt", "b.safetensors"])])
+convert_one = lambda name: convert.main([name, "b.safetensors", "--mean=0", "--std=1"])
+codes = [convert_one(name) for name in ("a.safetensors", "a.pt", "none.pt")]
+sys.modules["torch"] = types.SimpleNamespace(__version__="2.5.1+cpu")
+print(codes + [convert_one("a.pt")])
 """
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
   ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)

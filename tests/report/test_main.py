@@ -89,3 +89,11 @@ def test_the_module_runs(tmp_path):
   command = [sys.executable, "-m", "lrat_jax.report", str(tmp_path)]
   ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
   assert ended.returncode == 2 and "is no run" in ended.stderr and ended.stderr.count("\n") == 1
+
+
+def test_folders_that_are_no_run_are_left_out_of_a_pattern(copy, tmp_path, capsys):
+  workdirs = [copy("a"), tmp_path / "compilation_cache"]
+  workdirs[1].mkdir()
+  assert program.main([*map(str, workdirs), f"--output={tmp_path}/page.html"]) == 0
+  assert "compilation_cache is no run, and is left out." in capsys.readouterr().out.replace("\n", " ")
+  assert program.main([str(workdirs[1])]) == 2 and "is no run" in capsys.readouterr().err
