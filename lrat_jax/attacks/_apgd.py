@@ -12,6 +12,7 @@ from jax import Array
 from lrat_jax.attacks import _l1, losses, threat_model
 from lrat_jax.attacks._entry import AttackResult, entry, finished
 from lrat_jax.attacks._pgd import best_run
+from lrat_jax.attacks.threat_model import per_image
 from lrat_jax.core.arguments import check_choice
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Rank, Scalar
 
@@ -87,13 +88,9 @@ def check_periods(num_steps: int) -> np.ndarray:
   return periods
 
 
-def _per_image(values: Array, like: Array) -> Array:
-  return values.reshape(values.shape + (1,) * (like.ndim - 1))
-
-
 def _choose(where: Array, new: Any, old: Any) -> Any:
   """For each image the first tree where `where` [batch], else the second."""
-  return jax.tree.map(lambda a, b: jnp.where(_per_image(where, a), a, b), new, old)
+  return jax.tree.map(lambda a, b: jnp.where(per_image(where, a.ndim), a, b), new, old)
 
 
 def _dense_rule(images: Array, epsilon: float | Array, ball: threat_model.Norm, num_steps: int) -> _Rule:
@@ -107,7 +104,7 @@ def _dense_rule(images: Array, epsilon: float | Array, ball: threat_model.Norm, 
 
   def move(pace: _Pace, points: Array, origin: Array, gradient: Array, is_first: Array) -> Array:
     project = lambda points: threat_model.project(points, images, epsilon, ball)
-    step = _per_image(pace.step_size, images) * ball.steepest(gradient)
+    step = per_image(pace.step_size, images.ndim) * ball.steepest(gradient)
     share = jnp.where(is_first, 1.0, _MOMENTUM)
     ahead = project(points + step) - points
     return project(points + share * ahead + (1.0 - share) * (points - origin))
@@ -170,7 +167,7 @@ def _ascend(
 
   # From the points, not a constant: under shard_map a carry must vary over devices from the start.
   never = jnp.any(start > jnp.inf, axis=tuple(range(1, start.ndim)))
-  blank = lambda like: jnp.broadcast_to(_per_image(never, like), like.shape).astype(like.dtype)
+  blank = lambda like: jnp.broadcast_to(per_image(never, like.ndim), like.shape).astype(like.dtype)
   unasked = jax.tree.map(blank, jax.eval_shape(ask, start, jnp.int32(0)))
   pace = rule.begin(start, unasked)
   first = _State(jnp.int32(0), start, start, start, unasked, start, never, never.astype(jnp.int32), pace)
@@ -206,7 +203,7 @@ def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Arr
 def _run_dense(ask, images, epsilon, ball: threat_model.Norm, draw, num_steps: int, early_stop: bool, keys) -> _State:
   """From a random point, drawn by `draw` and brought to the edge of the ball."""
   noise = jax.vmap(lambda key: draw(key, images.shape[1:]))(keys).astype(images.dtype)
-  noise = noise / (_per_image(ball.length(noise), noise) + 1e-12)
+  noise = noise / (per_image(ball.length(noise), noise.ndim) + 1e-12)
   start = jnp.clip(images + epsilon * noise, 0.0, 1.0)
   return _ascend(_dense_rule(images, epsilon, ball, num_steps), ask, start, num_steps, early_stop)
 

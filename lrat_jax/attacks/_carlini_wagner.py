@@ -10,6 +10,7 @@ from jax import Array, lax
 
 from lrat_jax.attacks import losses, threat_model
 from lrat_jax.attacks._entry import AttackResult, entry, finished
+from lrat_jax.attacks.threat_model import per_image
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
 
 # Keeps images at 0 and 1 inside the range of tanh.
@@ -26,10 +27,6 @@ class _Found(NamedTuple):
   images: Array
   distance: Array  # inf before the first
   survived: Array  # int32: iterates that the model gets right
-
-
-def _per_image(values: Array) -> Array:
-  return values[:, None, None, None]
 
 
 def _to_image(free: Array) -> Array:
@@ -57,7 +54,7 @@ def _descend(logits_fn, images, labels, constants, found: _Found, num_steps: int
     distance = length(points - images)
     nearer = success & (distance < found.distance)
     found = _Found(
-      jnp.where(_per_image(nearer), points, found.images),
+      jnp.where(per_image(nearer), points, found.images),
       jnp.where(nearer, distance, found.distance),
       found.survived + right.astype(jnp.int32),
     )
@@ -131,4 +128,4 @@ def carlini_wagner(
   found = lax.fori_loop(0, binary_search_steps, search, carry)[-1]
   counted = found.distance <= epsilon
   survived = jnp.where(wrong, 0, found.survived)
-  return finished(logits_fn, labels, jnp.where(_per_image(counted), found.images, images), survived)
+  return finished(logits_fn, labels, jnp.where(per_image(counted), found.images, images), survived)

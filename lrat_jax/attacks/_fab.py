@@ -9,6 +9,7 @@ from jax import Array, lax
 
 from lrat_jax.attacks import _hyperplane, losses, threat_model
 from lrat_jax.attacks._entry import AttackResult, entry, finished
+from lrat_jax.attacks.threat_model import per_image
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Rank, Scalar
 
 # Keeps 0 / 0 out of the bias and of the distances to boundaries.
@@ -26,10 +27,6 @@ class _State(NamedTuple):
   distance: Array  # its distance; inf before the first
   fooled: Array  # bool: an adversarial inside the ball is found
   survived: Array  # int32: points so far that the model gets right
-
-
-def _per_image(values: Array) -> Array:
-  return values[:, None, None, None]
 
 
 def _targeted_boundary(logits_fn: LogitsFn, points: Array, labels: Array, targets: Array):
@@ -76,7 +73,7 @@ def _advance(points, images, values, gradients, norm: str, alpha_max: float, ove
   step_of_images = _hyperplane.step_onto(images, gradients, values_of_images, norm)
   length = threat_model.get_norm(norm).length
   near, far = (jnp.maximum(length(delta), _TINY_STEP) for delta in (step, step_of_images))
-  alpha = _per_image(jnp.minimum(near / (near + far), alpha_max))
+  alpha = per_image(jnp.minimum(near / (near + far), alpha_max))
   mixed = (1.0 - alpha) * (points + overshoot * step) + alpha * (images + overshoot * step_of_images)
   return jnp.clip(mixed, 0.0, 1.0)
 
@@ -88,7 +85,7 @@ def _start(restart: int | Array, keys: Array, images: Array, radii: float | Arra
   ball = threat_model.get_norm(norm)
   draw = lambda key: ball.sample(jax.random.fold_in(key, restart), images.shape[1:])
   noise = jax.vmap(draw)(keys).astype(images.dtype)
-  return jnp.clip(images + _START_SHARE * radii * noise / _per_image(ball.length(noise)), 0.0, 1.0)
+  return jnp.clip(images + _START_SHARE * radii * noise / per_image(ball.length(noise)), 0.0, 1.0)
 
 
 def _make_step(logits_fn, images, labels, targets, epsilon, norm, shorten, alpha_max, overshoot, backward):
@@ -108,8 +105,8 @@ def _make_step(logits_fn, images, labels, targets, epsilon, norm, shorten, alpha
     wanted = distance < state.distance if shorten else ~state.fooled
     found = wrong & (distance <= epsilon) & wanted
     return index + 1, _State(
-      jnp.where(_per_image(wrong), images + backward * (points - images), points),
-      jnp.where(_per_image(found), points, state.adversarial),
+      jnp.where(per_image(wrong), images + backward * (points - images), points),
+      jnp.where(per_image(found), points, state.adversarial),
       jnp.where(found, distance, state.distance),
       state.fooled | found,
       state.survived + (right & ~state.fooled).astype(jnp.int32),
@@ -187,7 +184,7 @@ def fab(
   widest = threat_model.get_norm(norm).diameter(images.shape[1:])
 
   def run(restart, state):
-    radii = _per_image(jnp.minimum(jnp.minimum(epsilon, widest), state.distance)) if shorten else epsilon
+    radii = per_image(jnp.minimum(jnp.minimum(epsilon, widest), state.distance)) if shorten else epsilon
     return lax.while_loop(unfinished, step, (0, state._replace(points=_start(restart, key, images, radii, norm))))[1]
 
   state = run(0, start)

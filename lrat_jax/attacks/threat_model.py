@@ -139,6 +139,11 @@ def check_epsilon(epsilon: float, norm: str, image_shape: tuple[int, ...]) -> No
     raise ValueError(f"epsilon={epsilon:g} is outside [0, {widest:g}], the {norm} distances between images in [0, 1].")
 
 
+def per_image(values: Array, ndim: int = 4) -> Array:
+  """Values [batch] in a shape [batch, 1, ...] of `ndim` axes that goes with images."""
+  return values.reshape(values.shape + (1,) * (ndim - 1))
+
+
 def finite(images: Array) -> Array:
   """Whether each of the images [batch, h, w, c] is one at all, bool [batch]; gradients that are NaN make others."""
   return jnp.isfinite(images).all(axis=_axes(images))

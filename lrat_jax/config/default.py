@@ -18,7 +18,7 @@ SCHEDULES = ("constant", "piecewise", "cosine", "one_cycle")
 
 def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padding: int = 0, flip: bool = False):
   return dict(
-    source=source,  # digits | tfds:NAME | npz:PATH | idx:DIR | package.module:function
+    source=source,  # digits | tfds:NAME | npz:PATH | idx:DIR | images:DIR | package.module:function
     data_dir="",  # where TFDS keeps its data sets; empty is TFDS's own default
     batch_size=batch_size,  # of all devices and hosts together
     placement="auto",  # auto | device | host: where training images wait; auto is the device if they fit in a quarter
