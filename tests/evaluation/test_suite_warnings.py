@@ -1,0 +1,48 @@
+"""The all-clear: it never stands where the attacks that would have found the truth were not run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from lrat_jax.attacks import stages
+from lrat_jax.config import default, suites
+from lrat_jax.evaluation import suite_warnings
+from tests.helpers import make_split
+
+RESULTS = sorted((Path(__file__).parent.parent.parent / "results").glob("*/comparison.json"))
+
+
+def _lines(suite, reports=()):
+  nothing = make_split(4).take(np.arange(0))
+  return suite_warnings.warnings(Partial(lambda x: x), nothing, suite, dict(reports))
+
+
+@pytest.mark.parametrize("names", [["pgd"], ["fgsm", "cw"], ["apgd"]])
+def test_without_apgd_t_a_suite_with_a_radius_is_warned_of(names):
+  suite = {name: {"name": name, "norm": "linf", "epsilon": "0.1"} for name in names}
+  assert [line for line in _lines(suite) if "APGD-T is not among the attacks" in line]
+  assert not _lines({"jpeg": {"name": "corruption", "kind": "jpeg", "severity": 3}})
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_no_run_on_record_has_an_all_clear_beside_a_number_that_is_too_high(path):
+  """PGD-20's number three points or more above what APGD-CE + APGD-T leave never stands without a line."""
+  found = json.loads(path.read_text())
+  gaps = {
+    f"{name} seed {seed}": shares["pgd20"] - shares["apgd"]
+    for name, method in found["methods"].items()
+    for seed, shares in method["seeds"].items()
+    if "pgd20" in shares
+  }
+  assert all(found["warnings"].get(run) for run, gap in gaps.items() if gap > 0.03)
+
+
+@pytest.mark.parametrize("preset", sorted(default.PRESETS))
+def test_the_default_suite_has_apgd_t(preset):
+  suite = default.default("at", preset).eval.suite.to_dict()
+  (entry,) = (entry for entry in suite.values() if suites.is_autoattack(entry))
+  planned, _ = stages.stages(entry["version"], entry["norm"], 10, None, {})
+  assert "apgd-t" in [stage.name for stage in planned]
