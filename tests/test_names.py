@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("lrat_jax", "configs", "examples", "launch", "docs", "notebooks", "tests", "benchmarks")
+FOLDERS = ("lrat_jax", "configs", "examples", "launch", "docs", "notebooks", "tests", "benchmarks", "results")
 KINDS = {".py", ".md", ".sh", ".sbatch", ".yaml", ".ipynb", ".html"}
 # They name what earlier versions wrote, to refuse it.
 EXCEPTIONS = {"tests/test_names.py", "tests/core/test_provenance.py"}

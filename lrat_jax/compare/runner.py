@@ -13,11 +13,13 @@ from typing import Any
 
 from rich.console import Console
 
+from lrat_jax import data
 from lrat_jax.analysis import plots
 from lrat_jax.compare import methods
 from lrat_jax.compare import summary as summary_lib
 from lrat_jax.compare.options import BAD_INPUT, NOT_FINITE, Options
 from lrat_jax.core import files, provenance
+from lrat_jax.core.errors import ConfigError
 from lrat_jax.core.text import seconds_text
 from lrat_jax.evaluation import results as results_lib
 from lrat_jax.training import metric_writers
@@ -84,6 +86,20 @@ def _run_all(runs: Sequence[methods.PlannedRun], jobs: int, more: Sequence[str],
   return failed
 
 
+def _check_data(runs: Sequence[methods.PlannedRun]) -> None:
+  """Refuses runs that were made before on other data under the same name. Raises ConfigError."""
+  loaded: dict[str, data.Dataset] = {}
+  for run in runs:
+    if not (run.workdir / "config.json").exists():
+      continue
+    source = str(run.config.data)
+    try:
+      loaded[source] = loaded[source] if source in loaded else data.load_for(run.config.data)
+    except data.DataError as error:
+      raise ConfigError(f"config.{error}") from None
+    workdir_lib.data_of_run(run.workdir, loaded[source])
+
+
 def _provenance(arguments: Sequence[str], jobs: int) -> dict[str, Any]:
   return {
     "jobs": jobs,
@@ -108,6 +124,7 @@ def run(options: Options, arguments: Sequence[str]) -> int:
   )
   for planned in runs:
     workdir_lib.check(planned.workdir, planned.config)
+  _check_data(runs)
   track = [f"--track={','.join(options.track)}"] if options.track else []
   failed = _run_all(runs, options.jobs, track, console)
   try:

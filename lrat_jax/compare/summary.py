@@ -71,7 +71,7 @@ def paired_interval(difference: np.ndarray, seed: int = 0) -> tuple[float, float
   return float(low), float(high)
 
 
-def _seen(run: ComparedRun) -> list[str]:
+def _trained_on(run: ComparedRun) -> list[str]:
   """The attacks of the suite that are of a kind that the run trained on."""
   trained = {suites.kind(entry) for entry in run.config.train_attacks.to_dict().values()}
   evaluated = {name: suites.kind(entry) for name, entry in run.config.eval.suite.to_dict().items()}
@@ -81,11 +81,11 @@ def _seen(run: ComparedRun) -> list[str]:
 def _columns(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
   """The suite's attacks by group: trained on by any method, by none, and AutoAttack."""
   suite = runs[0].config.eval.suite.to_dict()
-  seen = {name for run in runs for name in _seen(run)}
+  trained = {name for run in runs for name in _trained_on(run)}
   automatic = [name for name, entry in suite.items() if suites.is_autoattack(entry)]
   return {
-    "trained_on": [name for name in suite if name in seen],
-    "held_out": [name for name in suite if name not in seen and name not in automatic],
+    "trained_on": [name for name in suite if name in trained],
+    "held_out": [name for name in suite if name not in trained and name not in automatic],
     "autoattack": automatic,
   }
 
@@ -117,7 +117,7 @@ def _method_summary(runs: Sequence[ComparedRun], robust: Mapping[str, Mapping[st
   table = {name: [scores[name] for scores in per_seed.values()] for name in next(iter(per_seed.values()), {})}
   return {
     "commands": [run.command for run in runs],
-    "trained_on": _seen(runs[0]),
+    "trained_on": _trained_on(runs[0]),
     "training_seconds": [training_seconds(run.workdir, run.config.data.batch_size) for run in done],
     "seeds": {str(seed): scores for seed, scores in per_seed.items()},
     "mean": {name: float(np.mean(values)) for name, values in table.items()},

@@ -164,7 +164,7 @@ def compare(methods: Sequence[MethodRuns], evaluated: Sequence[EvaluatedRun], su
   columns, suite = summary["columns"], summary["suite"]
   runs = {method.name: [one for one in evaluated if one.method.name == method.name] for method in methods}
   runs = {name: mine for name, mine in runs.items() if mine}
-  by_arm = {name: _method_accuracies(mine, groups, columns) for name, mine in runs.items()}
+  by_method = {name: _method_accuracies(mine, groups, columns) for name, mine in runs.items()}
   differences = {
     column: {
       name: Estimate(*(method["difference"][column][key] for key in ("mean", "low", "high")))
@@ -180,7 +180,7 @@ def compare(methods: Sequence[MethodRuns], evaluated: Sequence[EvaluatedRun], su
     names=list(runs),
     columns=columns,
     threats=threats,
-    accuracies={column: {name: found[column] for name, found in by_arm.items()} for column in columns},
+    accuracies={column: {name: found[column] for name, found in by_method.items()} for column in columns},
     differences=differences,
     interval_methods={name: WILSON if len(mine) == 1 else BOOTSTRAP for name, mine in runs.items()},
   )

@@ -25,7 +25,7 @@ def _in_the_root(monkeypatch):
   monkeypatch.chdir(ROOT)
 
 
-def test_arms_are_run_once_and_one_that_breaks_down_is_missing(tmp_path, capsys):
+def test_methods_are_run_once_and_one_that_breaks_down_is_missing(tmp_path, capsys):
   arguments = [
     f"--methods=at,irat,{BROKEN}",
     "--seeds=0",
@@ -52,6 +52,12 @@ def test_arms_are_run_once_and_one_that_breaks_down_is_missing(tmp_path, capsys)
   assert (tmp_path / "c" / "at" / "seed0" / "results.json").stat().st_mtime_ns == before
   assert compare.main([*arguments, "--config.train.epochs=2"]) == compare.BAD_INPUT
   assert "config.train.epochs: 1 in the workdir, 2 asked for" in capsys.readouterr().err
+  config = tmp_path / "c" / "at" / "seed0" / "config.json"
+  content = json.loads(config.read_text())
+  content["run"]["data"]["test"] = "float32 [500, 8, 8, 1] sha256:of other images"
+  config.write_text(json.dumps(content))
+  assert compare.main(arguments) == compare.BAD_INPUT
+  assert "at/seed0 holds a run on other data under the same name (test: " in capsys.readouterr().err
 
 
 def test_a_comparison_that_is_stopped_leaves_no_run_behind(tmp_path):
