@@ -29,12 +29,18 @@ from lrat_jax.training import step as step_lib
 
 
 class Experiment(NamedTuple):
-  """What a configuration builds, the same for training and for evaluation."""
+  """What a configuration builds, the same for training and for evaluation.
+
+  Attributes:
+    model: as it trains and is validated.
+    eval_model: the same network as it is evaluated.
+  """
 
   config: ConfigDict
   dataset: data.Dataset
   mesh: Mesh
   model: nn.Module
+  eval_model: nn.Module
   optimizer: optax.GradientTransformation
   steps_per_epoch: int
   total_steps: int
@@ -46,7 +52,7 @@ class Experiment(NamedTuple):
 
   def logits_fn(self, state: step_lib.TrainState) -> Partial:
     """Images -> logits, of the weights of a state that are evaluated."""
-    return Partial(evaluate.apply_function(self.model), state.eval_variables)
+    return Partial(evaluate.apply_function(self.eval_model), state.eval_variables)
 
   def initial_state(self) -> step_lib.TrainState:
     """The state before the first step, whole on every device."""
@@ -54,27 +60,31 @@ class Experiment(NamedTuple):
     return sharding.replicate(self.mesh, state)
 
 
-def compute_type(dtype: str, mesh: Mesh) -> str:
-  """What the network computes in: "auto" is bfloat16 on accelerators, float32 on CPU."""
+def compute_type(dtype: str, mesh: Mesh, *, trains: bool = True) -> str:
+  """What the network computes in: "auto" is bfloat16 where it trains on an accelerator, float32 elsewhere.
+
+  Attacks are weaker in bfloat16, and its verdicts are not float32's: an evaluation would find too much robustness.
+  """
   if dtype != "auto":
     return dtype
-  return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+  return "float32" if not trains or mesh.devices.flat[0].platform == "cpu" else "bfloat16"
 
 
 def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
   """Model, optimiser and lengths for a checked configuration."""
-  model = models.create(
+  create = functools.partial(
+    models.create,
     config.model.name,
     dataset.num_classes,
-    dtype=compute_type(config.model.dtype, mesh),
     mean=config.model.mean,
     std=config.model.std,
     axis_name=sharding.AXIS,
   )
+  model, eval_model = (create(dtype=compute_type(config.model.dtype, mesh, trains=trains)) for trains in (True, False))
   steps_per_epoch = data.steps_per_epoch(dataset.train, config.data.batch_size)
   total_steps = config.train.epochs * steps_per_epoch
   optimizer = optim.create(config.optimizer, max(total_steps, 1))  # 0 where only the test split was read
-  return Experiment(config, dataset, mesh, model, optimizer, steps_per_epoch, total_steps)
+  return Experiment(config, dataset, mesh, model, eval_model, optimizer, steps_per_epoch, total_steps)
 
 
 class _Validator:
