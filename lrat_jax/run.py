@@ -156,7 +156,11 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
   if options.dry_run:
     config.compilation_cache = "off"
   trains = mode != "evaluate" or options.dry_run
+  if not trains and not (workdir / "checkpoints").is_dir():
+    raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
   dataset, about_data, mesh = _load_data(config, workdir, console, trains=trains or config.eval.split != "test")
+  if dataset.num_classes is None:
+    raise ConfigError(f"{workdir / 'config.json'} does not say how many classes the data have; train there again.")
   if trains:
     validate.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
   else:
@@ -166,8 +170,6 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
   if options.dry_run:
     dry_run.describe(experiment, console)
     return
-  if mode == "evaluate" and not (workdir / "checkpoints").is_dir():
-    raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
   with workdir_lib.lock_workdir(workdir), metric_writers.opened(services, workdir, config, console) as writers:
     if distributed.is_primary():
       workdir_lib.write_config(workdir, config, asked)
