@@ -32,6 +32,13 @@ TYPES = ("bfloat16", "float16", "float32", "float64")
 SCALARS = {"Python": float, "NumPy 32": np.float32, "NumPy 64": np.float64, "JAX": jnp.asarray}
 
 
+@pytest.fixture(autouse=True)
+def _without_its_programs():
+  """No process can hold the programs of all these cases: each takes memory maps, of which there are 65,530."""
+  yield
+  jax.clear_caches()
+
+
 def _logits(weights, images):
   """A linear model in the type of its images, as one is that refuses any other."""
   assert images.dtype == weights.dtype
