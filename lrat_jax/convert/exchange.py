@@ -10,6 +10,7 @@ What is read is numbers; none of it runs (`weight_files`).
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -246,7 +247,7 @@ def read(
   Raises:
     WeightsError: it cannot be read, is no network known here, or nothing says how images are normalised; a line.
   """
-  path = Path(source).expanduser()
+  path = Path(os.path.expanduser(source))  # noqa: PTH111 (of a user that is not there it is left as it is)
   if (mean is None) != (std is None):
     raise WeightsError("mean and std go together; give both or neither.")
   given = None if mean is None else (mean, std)

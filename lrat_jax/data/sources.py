@@ -5,6 +5,7 @@ the training split by a fixed permutation, so that runs with different seeds hol
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -267,7 +268,7 @@ def load(
       or arrays of the wrong shape, type or range.
   """
   kind, _, argument = source.partition(":")
-  argument = str(Path(argument).expanduser()) if argument.startswith("~") else argument
+  argument = os.path.expanduser(argument)  # noqa: PTH111 (of a user that is not there it is left as it is)
   if not is_users(source) and (kind not in SOURCES or bool(argument) == (kind == "digits")):
     raise DataError(f"data.source={source!r} is unknown; choose from {list(_SPELLINGS)}.")
   whole, test, num_classes = _own(source, trains) if is_users(source) else SOURCES[kind](argument, data_dir, trains)
