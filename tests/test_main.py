@@ -159,6 +159,7 @@ def test_compiled_programs_are_kept_beside_the_workdir_or_where_one_says(tmp_pat
     "print(jax.config.jax_compilation_cache_dir)"
   )
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  (tmp_path / "runs" / "a" / "checkpoints").mkdir(parents=True)  # so that it comes to look for one
   for arguments, folder in (
     ([], f"{tmp_path}/runs/compilation_cache"),
     ([f"--config.compilation_cache={tmp_path}/elsewhere"], f"{tmp_path}/elsewhere"),
