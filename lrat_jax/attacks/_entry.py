@@ -21,8 +21,6 @@ from lrat_jax.core.typing import Answers, Counts, Images, KeyPerImage, Keys, Lab
 
 _STEP_SIZES = "[0, 1e6]"
 _FEWEST_CLASSES = 2
-# How far beyond [0, 1] images may be by rounding, as after a resize; they are clipped.
-_ROUNDING = 1e-5
 
 
 class AttackResult(NamedTuple):
@@ -120,7 +118,7 @@ def host_array(values: Any, name: str) -> np.ndarray:
 def check_range(images: np.ndarray) -> None:
   """Refuses images that are outside [0, 1] by more than rounding, or that are none. Raises ValueError."""
   low, high = float(images.min()), float(images.max())
-  if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # also where one is NaN
+  if not (low >= -arguments_lib.ROUNDING and high <= 1 + arguments_lib.ROUNDING):  # also where one is NaN
     raise ValueError(f"images must be in [0, 1], they are in [{low:.8g}, {high:.8g}].")
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+# How far beyond [0, 1] images may be by rounding, as after a resize; they are clipped.
+ROUNDING = 1e-5
 # Of steps, restarts, queries, and lengths: far beyond use, and far from overflow.
 _MOST = 10**6
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lrat_jax.core import user_code
-from lrat_jax.core.arguments import warn_of_layout
+from lrat_jax.core.arguments import ROUNDING, warn_of_layout
 from lrat_jax.data import image_folder, npz_idx, tfds
 from lrat_jax.data.npz_idx import DataError
 
@@ -23,8 +23,6 @@ _SPLIT_SEED = 0
 _DIGITS_TEST_SIZE = 500
 # What int32 holds.
 _MOST_LABELS = 2**31 - 1
-# How far beyond [0, 1] float images may be by rounding, as after a resize; they are clipped.
-_ROUNDING = 1e-5
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -87,7 +85,7 @@ def _as_images(images: np.ndarray, where: str) -> np.ndarray:
   if not np.issubdtype(images.dtype, np.floating):
     raise DataError(f"{where} is {images.dtype}; images are uint8 in 0..255 or floats in [0, 1].")
   low, high = float(images.min()), float(images.max())
-  if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # also where one is NaN
+  if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also where one is NaN
     raise DataError(f"{where} holds floats from {low:.8g} to {high:.8g}; float images are in [0, 1].")
   return np.clip(images.astype(np.float32), 0, 1)
 

@@ -56,7 +56,7 @@ def write_results(
 
 
 def write_worst_examples(workdir: Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """worst_examples.npz, of `worst_examples.to_arrays`."""
+  """worst_examples.npz, of `examples.to_arrays`."""
   files.write_arrays(workdir / "worst_examples.npz", arrays)
 
 

@@ -39,7 +39,7 @@ class MethodRuns(NamedTuple):
 
 
 class EvaluatedRun(NamedTuple):
-  """A run with results in the form in which `comparison.summarise` takes one, on the attacks that all runs share."""
+  """A run with results in the form in which `summary.summarise` takes one, on the attacks that all runs share."""
 
   method: MethodRuns
   run: Run
@@ -130,7 +130,7 @@ def shared_suite(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
 
 
 def _config(run: Run, suite: Mapping[str, Any]) -> ConfigDict:
-  """The fields that `comparison.summarise` reads."""
+  """The fields that `summary.summarise` reads."""
   trained = {} if run.config is None else run.config.train_attacks.to_dict()
   fields = {"train_attacks": trained, "eval": {"suite": suite, "split": run.results["split"]}}
   return ConfigDict(fields | {"data": {"batch_size": run.batch_size}})
@@ -162,5 +162,5 @@ def evaluated(methods: Sequence[MethodRuns]) -> list[EvaluatedRun]:
 
 
 def summarise(found: Sequence[EvaluatedRun]) -> Mapping[str, Any]:
-  """`comparison.summarise` of them."""
+  """`summary.summarise` of them."""
   return types.MappingProxyType(summary.summarise(found, "report"))

@@ -116,10 +116,10 @@ def accuracies(run: Run) -> list[Row]:
 
 
 class Comparison(NamedTuple):
-  """Several methods side by side, a row for each column of `comparison.summarise`.
+  """Several methods side by side, a row for each column of `summary.summarise`.
 
   Attributes:
-    summary: of `comparison.summarise`.
+    summary: of `summary.summarise`.
     names: of the methods, the first being the one that the others are compared with.
     columns: clean, the attacks, the union.
     threats: by column.

@@ -23,7 +23,7 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
   """Above, accuracies with their standard deviation over seeds; below, differences (if any) with their intervals.
 
   Args:
-    summary: of `comparison.summarise`.
+    summary: of `summary.summarise`.
   """
   methods, columns = summary["methods"], summary["columns"]
   title = f"{summary['title']}: {summary['n']:,} {summary['split']} images"
