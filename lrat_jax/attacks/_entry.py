@@ -127,10 +127,11 @@ def host_data(images: Any, labels: Any, indices: Any | None) -> tuple[np.ndarray
   images, labels = host_array(images, "images"), host_array(labels, "labels")
   check_batch(images, labels)
   check_range(images)
-  images = np.clip(images, 0, 1)
+  dtype = jax.dtypes.canonicalize_dtype(images.dtype)
+  images = np.clip(images, 0, 1).astype(dtype)  # clip alone makes float32 of bfloat16
   indices = np.arange(len(labels)) if indices is None else host_array(indices, "example_indices")
   check_integers(indices, "example_indices", labels.shape)
-  return images.astype(jax.dtypes.canonicalize_dtype(images.dtype)), labels.astype(np.int32), indices.astype(np.int32)
+  return images, labels.astype(np.int32), indices.astype(np.int32)
 
 
 def check_classes(classes: np.ndarray, num_classes: int, name: str = "labels", first: int = 0) -> None:

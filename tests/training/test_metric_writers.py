@@ -71,6 +71,7 @@ def test_a_run_that_ends_in_an_error_is_failed_there(tmp_path, console, mlflow_c
   assert run.info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_weights_and_biases_has_every_number_and_field(tmp_path, console, monkeypatch):
   monkeypatch.setenv("WANDB_MODE", "offline")
   monkeypatch.setenv("WANDB_SILENT", "true")
