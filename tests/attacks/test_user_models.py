@@ -38,6 +38,7 @@ def quantised(images):
   return _quantised(images.reshape(len(images), -1), WEIGHTS)
 
 
+@pytest.mark.slow
 def test_custom_gradients_with_weights_are_evaluated_on_several_devices(images):
   """The rule returns a gradient by the weights too, which differs from device to device."""
   labels = jnp.argmax(quantised(images), axis=-1)

@@ -59,6 +59,7 @@ def test_the_first_of_the_best_epochs_is_evaluated_wherever_the_run_was_stopped(
   assert len(list((tmp_path / "weights").iterdir())) == len(robust)
 
 
+@pytest.mark.slow
 def test_the_held_epoch_is_the_state_that_was_validated(experiment, validated, tmp_path):
   """Not the state that training went on to, whose buffers take the place of the old."""
   validated.update({1: 0.1, 2: 0.9, 3: 0.1, 4: 0.1, 5: 0.1})
