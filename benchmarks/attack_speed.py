@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import common
 from lrat_jax import attacks
 from lrat_jax.core import sharding
-from lrat_jax.models.layers import conv
+from lrat_jax.models import layers
 
 EPSILON, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 10
 
@@ -62,7 +62,7 @@ def _foolbox(name: str, jitted: bool, convolution):
   wrapped = foolbox.JAXModel(jax.jit(apply) if jitted else apply, bounds=(0, 1), data_format="channels_last")
 
   def call():
-    with mock.patch.object(conv, "conv2d", convolution):
+    with mock.patch.object(layers, "conv2d", convolution):
       return attack.run(wrapped, images, labels, epsilon=EPSILON)
 
   return call
@@ -78,7 +78,7 @@ def main() -> None:
   makers |= {
     "Foolbox JAX": functools.partial(_foolbox, name, False, _plain_convolution),
     "Foolbox JAX, model jitted": functools.partial(_foolbox, name, True, _plain_convolution),
-    "Foolbox JAX, our model jitted": functools.partial(_foolbox, name, True, conv.conv2d),
+    "Foolbox JAX, our model jitted": functools.partial(_foolbox, name, True, layers.conv2d),
   }
   seconds = common.alternate_processes(makers, arguments.rounds)
   batch = common.SETTINGS[name][1]

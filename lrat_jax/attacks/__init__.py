@@ -5,7 +5,7 @@
 
 Images are float [batch, h, w, c] in [0, 1], labels int [batch]; normalisation belongs inside `logits_fn`.
 A custom attack is made of `starting_points`, `losses`, `get_norm` and `project` (examples/custom_attack.py).
-This package imports nothing else of lrat_jax but `core`.
+This package imports nothing else of lrat_jax but `core` and `convolutions`.
 """
 
 from lrat_jax.attacks import losses
@@ -22,6 +22,7 @@ from lrat_jax.attacks.eval_state import FileStore
 from lrat_jax.attacks.registry import Attack, from_config, microbatch, scaled
 from lrat_jax.attacks.stages import StageSummary
 from lrat_jax.attacks.threat_model import get_norm, project
+from lrat_jax.convolutions.rewrite import as_written
 from lrat_jax.core.microbatch import at_batch_size
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
   "FileStore",
   "StageSummary",
   "apgd",
+  "as_written",
   "at_batch_size",
   "autoattack",
   "carlini_wagner",

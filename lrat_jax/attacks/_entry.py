@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from lrat_jax.attacks import losses, threat_model
+from lrat_jax.convolutions import rewrite
 from lrat_jax.core import arguments as arguments_lib
 from lrat_jax.core import microbatch, user_code
 from lrat_jax.core.typing import Answers, Counts, Images, KeyPerImage, Keys, Labels, LogitsFn, OneKey
@@ -221,14 +222,17 @@ def as_function(logits_fn: Any) -> LogitsFn:
 def ask(given: Any, computed: Any, logits_fn: LogitsFn, points: Array, *keys: Array) -> Array:
   """Asks the model about points as images of the type `given`, for logits of the type `computed`.
 
+  On CPU its convolutions are replaced by faster ones (`rewrite.rewritten`) where this is compiled.
+
   Raises:
     ValueError: what it returns are no logits.
   """
   points = points.astype(given)
   # A copy, since the user's function may be a jit that donates its argument. Under another jit nothing is donated.
-  points = points if isinstance(points, jax.core.Tracer) else jnp.array(points)
+  traced = isinstance(points, jax.core.Tracer)
+  points = points if traced else jnp.array(points)
   try:
-    logits = logits_fn(points, *keys)
+    logits = (rewrite.rewritten(logits_fn) if traced else logits_fn)(points, *keys)
   except Exception as error:  # of these one line of ours says more than the user's traceback
     if user_code.hint(error):
       raise ValueError(f"logits_fn failed ({user_code.reason(error)}).") from error

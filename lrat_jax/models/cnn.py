@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers.conv import Conv
+from lrat_jax.models.layers import Conv
 
 
 class CNN(nn.Module):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers.conv import BatchNorm, Conv
+from lrat_jax.models.layers import BatchNorm, Conv
 from lrat_jax.models.wide_resnet import PreActivationBlock
 
 

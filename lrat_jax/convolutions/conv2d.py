@@ -1,4 +1,4 @@
-"""The convolution of every model here, by the fastest way on the device; a convolution and its batch norm as one.
+"""A two-dimensional convolution, by the fastest way on the platform that the program is compiled for.
 
 GPU and TPU take `lax.conv_general_dilated` with its own gradients. XLA:CPU brings convolutions into the layout of its
 fast path only in a program's entry computation; inside a loop, where an attack takes its gradients, autodiff's input
@@ -11,15 +11,13 @@ gradient (a convolution with transposed kernel dimensions) stays several times s
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array, lax
 
-from lrat_jax.models.layers import winograd
-from lrat_jax.models.layers.cache import microbatch, pull_back
+from lrat_jax.convolutions import winograd
+from lrat_jax.convolutions.cache import microbatch, pull_back
 
 # Under so many channels on either side, winograd's transforms cost more than the products that they save: in tiles of
 # 4 x 4 outputs, and in those of 2 x 2 that the smallest images get (there, more than they cost to compile).
@@ -93,13 +91,8 @@ def _backward(strides, padding, residuals, cotangent):
 _folded_gradient.defvjp(_forward, _backward)
 
 
-def conv2d(x: Array, kernel: Array, strides: _Strides = (1, 1), padding: _Padding = ((1, 1), (1, 1))) -> Array:
-  """Two-dimensional convolution: x [batch, h, w, c_in], kernel [kh, kw, c_in, c_out] -> [batch, h', w', c_out].
-
-  `padding` is (before, after) for the height and for the width.
-  """
-  if jax.default_backend() != "cpu":
-    return _plain(x, kernel, strides, padding)
+def on_cpu(x: Array, kernel: Array, strides: _Strides, padding: _Padding) -> Array:
+  """`conv2d` for CPU."""
   unit = strides == (1, 1) and padding == ((1, 1), (1, 1)) and kernel.shape[:2] == (3, 3)
   enough = _MIN_WINOGRAD_CHANNELS_OF_SMALL if winograd.has_small_tiles(x) else _MIN_WINOGRAD_CHANNELS
   if unit and min(kernel.shape[2:]) >= enough and x.dtype == jnp.float32:
@@ -107,52 +100,10 @@ def conv2d(x: Array, kernel: Array, strides: _Strides = (1, 1), padding: _Paddin
   return _folded_gradient(x, kernel, strides, padding)
 
 
-def _for_flax(
-  lhs, rhs, window_strides, padding, *, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, precision
-):
-  """`conv2d` in the signature that `nn.Conv` calls; the models here use none of the options it leaves out."""
-  plain = (1,) * len(window_strides)
-  if tuple(lhs_dilation) != plain or tuple(rhs_dilation) != plain or feature_group_count != 1 or precision is not None:
-    raise ValueError("Conv of lrat_jax.models takes no dilation, feature groups or precision.")
-  return conv2d(lhs, rhs, tuple(window_strides), tuple(padding))
+def conv2d(x: Array, kernel: Array, strides: _Strides = (1, 1), padding: _Padding = ((1, 1), (1, 1))) -> Array:
+  """Two-dimensional convolution: x [batch, h, w, c_in], kernel [kh, kw, c_in, c_out] -> [batch, h', w', c_out].
 
-
-# He et al. 2015, by the outputs' fan, as the PyTorch definitions of these networks have it.
-Conv = functools.partial(
-  nn.Conv,
-  use_bias=False,
-  kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-  conv_general_dilated=_for_flax,
-)
-
-# PyTorch's batch norm in the terms of Flax: momentum 0.1 there is 0.9 here, epsilon is the same.
-BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
-
-
-class ConvNorm(nn.Module):
-  """A square convolution without bias, padded to keep the size that its stride leaves, and batch norm after it.
-
-  With running averages (`train` False) batch norm is affine per channel and goes into the kernel and a bias: exact up
-  to rounding, and one pass over the images less on every device. The folded kernel depends on no image, so XLA
-  computes it once, before an attack's loop.
+  `padding` is (before, after) for the height and for the width.
   """
-
-  features: int
-  size: int = 3
-  stride: int = 1
-  dtype: Any = jnp.float32
-  axis_name: str | None = None
-
-  @nn.compact
-  def __call__(self, x: Array, train: bool) -> Array:
-    reach = self.size // 2
-    strides, padding = (self.stride, self.stride), ((reach, reach), (reach, reach))
-    conv = Conv(self.features, (self.size, self.size), strides, padding=padding, dtype=self.dtype)
-    norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
-    if train or self.is_initializing():
-      return norm(conv(x))
-    weights, running = norm.variables["params"], norm.variables["batch_stats"]
-    scale = weights["scale"] * jax.lax.rsqrt(running["var"] + norm.epsilon)
-    kernel = conv.variables["params"]["kernel"] * scale
-    bias = weights["bias"] - running["mean"] * scale
-    return conv2d(x.astype(self.dtype), kernel.astype(self.dtype), strides, padding) + bias.astype(self.dtype)
+  cpu, default = (functools.partial(way, strides=strides, padding=padding) for way in (on_cpu, _plain))
+  return lax.platform_dependent(x, kernel, cpu=cpu, default=default)

@@ -1,4 +1,4 @@
-"""Convolutions equal the plain layer in values and gradients, folded batch norm included, and compute no more."""
+"""Convolutions equal the plain layer in values and gradients, and compute no more."""
 
 import functools
 
@@ -10,8 +10,9 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from lrat_jax import attacks, models
+from lrat_jax.convolutions import cache, winograd
+from lrat_jax.convolutions.conv2d import conv2d
 from lrat_jax.core import sharding
-from lrat_jax.models.layers import cache, conv, winograd
 
 
 def _plain(x, kernel, strides, padding):
@@ -40,7 +41,7 @@ def _assert_equal_in_values_and_gradients(ours, plain, x, kernel, value_atol, re
 def test_values_and_gradients_equal_the_plain_layers(size, kernel_size, padding, strides):
   x = jax.random.normal(jax.random.key(0), (2, size, size + 1, 3))
   kernel = jax.random.normal(jax.random.key(1), (kernel_size, kernel_size, 3, 4))
-  ours = lambda x, k: conv.conv2d(x, k, strides, ((padding, padding),) * 2)
+  ours = lambda x, k: conv2d(x, k, strides, ((padding, padding),) * 2)
   plain = lambda x, k: _plain(x, k, strides, padding)
   _assert_equal_in_values_and_gradients(ours, plain, x, kernel, 1e-4, 1e-5)
 
@@ -59,7 +60,7 @@ def test_winograds_values_and_gradients_equal_the_plain_layers(size):
 def test_a_few_images_at_a_time_are_as_good_as_all(monkeypatch, channels, stride):
   x = jax.random.normal(jax.random.key(0), (6, 8, 8, channels))
   kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, 32)) / 17
-  ours = lambda x, k: conv.conv2d(x, k, (stride, stride))
+  ours = lambda x, k: conv2d(x, k, (stride, stride))
   gradient_text = lambda: jax.jit(jax.grad(lambda x: ours(x, kernel).sum())).lower(x).as_text()
   assert "while" not in gradient_text()
   monkeypatch.setattr(cache, "_CACHED", 4 * 36 * 32 * 2 if stride == 1 else 16 * 9 * 2 * 2)  # two images
@@ -88,33 +89,18 @@ def test_as_many_images_at_a_time_as_divide_all_and_fit(monkeypatch, count, per_
 
 def test_layers_of_many_channels_go_through_winograd():
   x, kernel = jnp.zeros((1, 16, 16, 32)), jnp.zeros((3, 3, 32, 32))
-  text = jax.jit(conv.conv2d).lower(x, kernel).as_text()
+  text = jax.jit(conv2d).lower(x, kernel).as_text()
   assert "convolution" not in text and "tensor<36x16x32xf32>" in text  # 36 products for 16 outputs, 144 otherwise
 
 
 @pytest.mark.parametrize(("size", "plain"), [(2, False), (3, True)])
 def test_images_smaller_than_the_kernel_go_through_a_matrix_product(size, plain):
-  text = jax.jit(conv.conv2d).lower(jnp.zeros((2, size, 5, 4)), jnp.zeros((3, 3, 4, 6))).as_text()
+  text = jax.jit(conv2d).lower(jnp.zeros((2, size, 5, 4)), jnp.zeros((3, 3, 4, 6))).as_text()
   assert ("convolution" in text) == plain
 
 
-@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2)])
-def test_a_folded_batch_norm_equals_the_layers_one_after_the_other(size, stride):
-  x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
-  layer = conv.ConvNorm(5, size=size, stride=stride)
-  variables = layer.init(jax.random.key(1), x, train=False)
-  spread = lambda path, leaf: leaf + jax.random.uniform(jax.random.key(len(str(path))), leaf.shape)
-  variables = jax.tree_util.tree_map_with_path(spread, variables)
-  parameters, stats = variables["params"], variables["batch_stats"]
-  plain = _plain(x, parameters["Conv_0"]["kernel"], (stride, stride), size // 2)
-  norm = conv.BatchNorm(use_running_average=True)
-  expected = norm.apply({"params": parameters["BatchNorm_0"], "batch_stats": stats["BatchNorm_0"]}, plain)
-  np.testing.assert_allclose(layer.apply(variables, x, train=False), expected, atol=1e-5)
-
-
 @pytest.mark.parametrize(("name", "convolutions"), [("cnn_4", 4), ("resnet18_4", 20), ("wide_resnet_10_1", 9)])
-def test_on_accelerators_the_attack_takes_no_parameter_gradient(monkeypatch, name, convolutions):
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+def test_on_accelerators_the_attack_takes_no_parameter_gradient(name, convolutions):
   model, images = models.create(name, 5), jnp.zeros((2, 8, 8, 3))
   variables = jax.eval_shape(model.init, jax.random.key(0), images)
 
@@ -124,15 +110,15 @@ def test_on_accelerators_the_attack_takes_no_parameter_gradient(monkeypatch, nam
       jax.random.key(0), logits_fn, images, jnp.zeros(2, jnp.int32), epsilon=0.1, step_size=0.1, num_steps=3
     )
 
-  text = str(jax.make_jaxpr(attack)(variables, images))
+  text = jax.jit(attack).trace(variables, images).lower(lowering_platforms=("tpu",)).as_text()
   # One forward and one input gradient of each in the one loop, and the forward that says whether it succeeded.
-  assert text.count("= conv_general_dilated[") == 3 * convolutions
+  assert text.count("stablehlo.convolution") == 3 * convolutions
 
 
 def test_on_cpu_the_compiled_input_gradient_holds_no_kernel_gradient():
   x, kernel, cotangent = jnp.zeros((2, 8, 8, 32)), jnp.zeros((3, 3, 32, 32)), jnp.zeros((2, 8, 8, 32))
-  of_x = jax.jit(lambda x, kernel, g: jax.vjp(lambda x: conv.conv2d(x, kernel), x)[1](g))
-  of_both = jax.jit(lambda x, kernel, g: jax.vjp(conv.conv2d, x, kernel)[1](g))
+  of_x = jax.jit(lambda x, kernel, g: jax.vjp(lambda x: conv2d(x, kernel), x)[1](g))
+  of_both = jax.jit(lambda x, kernel, g: jax.vjp(conv2d, x, kernel)[1](g))
   flops = [f.lower(x, kernel, cotangent).compile().cost_analysis()["flops"] for f in (of_x, of_both)]
   assert flops[0] < 0.7 * flops[1]
 
@@ -142,14 +128,8 @@ def test_on_cpu_the_compiled_input_gradient_holds_no_kernel_gradient():
 def test_the_kernels_gradient_is_summed_over_devices(channels):
   x = jax.random.normal(jax.random.key(0), (4, 5, 5, channels))
   kernel = jnp.ones((3, 3, channels, 32)) / 100
-  loss = lambda k, x: jnp.sum(conv.conv2d(x, k, (1, 1), ((1, 1), (1, 1))) ** 2)
+  loss = lambda k, x: jnp.sum(conv2d(x, k, (1, 1), ((1, 1), (1, 1))) ** 2)
   per_device = jax.shard_map(
     lambda k, x: jax.grad(loss)(k, x), mesh=sharding.make_mesh(2), in_specs=(P(), P(sharding.AXIS)), out_specs=P()
   )
   np.testing.assert_allclose(jax.jit(per_device)(kernel, x), jax.grad(loss)(kernel, x), rtol=1e-3, atol=1e-3)
-
-
-def test_options_that_are_not_there_are_refused():
-  layer = conv.Conv(2, (3, 3), padding=1, kernel_dilation=2)
-  with pytest.raises(ValueError, match="takes no dilation, feature groups or precision"):
-    layer.init(jax.random.key(0), jnp.zeros((1, 5, 5, 1)))

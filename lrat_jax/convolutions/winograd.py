@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lrat_jax.models.layers.cache import microbatch, pull_back
+from lrat_jax.convolutions.cache import microbatch, pull_back
 
 # Where the polynomials of the tiles are evaluated, besides at infinity (Cook and Toom): small numbers lose few digits.
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 1.0, -1.0, 0.5, -2.0)}

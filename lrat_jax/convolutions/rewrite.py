@@ -1,0 +1,132 @@
+"""Anybody's model with the convolutions of this package: its program is read once, and run with them in their place."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.extend import core
+from jax.tree_util import Partial
+
+from lrat_jax.convolutions import conv2d
+
+# The name of the jitted function in which convolutions stay as they are.
+_AS_WRITTEN = "convolutions_as_written"
+# Operations whose functions are read too. Not those with a rule of differentiation, which was written for what they do.
+_ENTERED = ("jit", "scan", "while", "cond", "remat2")
+
+
+def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
+  """The function, jitted, with its convolutions left as they are by `rewritten`; a model or any part of one."""
+  if isinstance(function, Partial):
+    return Partial(as_written(function.func), *function.args, **function.keywords)
+
+  def convolutions_as_written(*args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+  return jax.jit(convolutions_as_written)
+
+
+def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
+  """The same function of arrays, with `conv2d` in place of the convolutions that it can do.
+
+  Those are float32 convolutions of two dimensions in any layout, without dilation or groups, forward and in gradients.
+  Nested jit, scan, while, cond and remat are entered; functions with rules of differentiation of their own, and
+  `as_written` ones, are not. Equal to the function up to rounding; where it is compiled for anything but CPU, equal.
+  """
+
+  def call(*args: Any) -> Any:
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    results = _run(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+    return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+  return call
+
+
+def _run(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+  """The results of a jaxpr, one operation after the other, each convolution by `conv2d`."""
+  values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
+  value_of = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
+  for equation in jaxpr.eqns:
+    operands = [value_of(atom) for atom in equation.invars]
+    if _can_do(equation):
+      results: Sequence[Any] = [_convolution(*operands, **equation.params)]
+    elif equation.primitive.name == "remat2" and _has_convolutions(equation):
+      results = _checkpointed(operands, **equation.params)
+    else:
+      results = _run_as_it_is(jaxpr, _with_functions_rewritten(equation), operands)
+    values.update(zip(equation.outvars, results, strict=True))
+  return [value_of(atom) for atom in jaxpr.outvars]
+
+
+def _run_as_it_is(jaxpr: core.Jaxpr, equation: core.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+  """One operation of a jaxpr, by JAX's own evaluation."""
+  inputs = {atom: value for atom, value in zip(equation.invars, operands, strict=True) if isinstance(atom, core.Var)}
+  one = jaxpr.replace(constvars=[], invars=list(inputs), outvars=equation.outvars, eqns=[equation], debug_info=None)
+  return core.jaxpr_as_fun(core.ClosedJaxpr(one, ()))(*inputs.values())
+
+
+def _checkpointed(operands: list[Any], *, jaxpr: core.Jaxpr, policy: Any, prevent_cse: Any, **_: Any) -> Sequence[Any]:
+  run = lambda *arguments: _run(jaxpr, (), arguments)
+  return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)(*operands)
+
+
+def _with_functions_rewritten(equation: core.JaxprEqn) -> core.JaxprEqn:
+  """An operation with the convolutions in its functions replaced."""
+  if not _has_convolutions(equation):
+    return equation
+  params = {name: jax.tree.map(_rewritten, value, is_leaf=_is_jaxpr) for name, value in equation.params.items()}
+  return equation.replace(params=params)
+
+
+def _is_jaxpr(value: Any) -> bool:
+  return isinstance(value, core.ClosedJaxpr)
+
+
+def _rewritten(value: Any) -> Any:
+  """A jaxpr among an operation's parameters with its convolutions replaced; any other parameter as it is."""
+  if not _is_jaxpr(value):
+    return value
+  run = lambda *arguments: _run(value.jaxpr, value.consts, arguments)
+  return jax.make_jaxpr(run)(*[jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in value.in_avals])
+
+
+def _has_convolutions(equation: core.JaxprEqn) -> bool:
+  """Whether there are convolutions to replace in an operation's functions, and it is one that is entered."""
+  if equation.primitive.name not in _ENTERED or equation.params.get("name") == _AS_WRITTEN:
+    return False
+  if equation.params.get("branches_platforms"):  # somebody has chosen by platform already: `conv2d` itself, for one
+    return False
+  inner = [e for jaxpr in core.jaxprs_in_params(equation.params) for e in jaxpr.eqns]
+  return any(_can_do(e) or _has_convolutions(e) for e in inner)
+
+
+def _can_do(equation: core.JaxprEqn) -> bool:
+  """Whether an operation is a convolution that `conv2d` computes."""
+  if equation.primitive.name != "conv_general_dilated":
+    return False
+  params = equation.params
+  shapes: list[Any] = [atom.aval for atom in (*equation.invars, *equation.outvars)]
+  return (
+    all(shape.dtype == jnp.float32 and shape.ndim == 4 for shape in shapes)
+    and params["feature_group_count"] == params["batch_group_count"] == 1
+    and set((*params["lhs_dilation"], *params["rhs_dilation"])) == {1}
+    and all(side >= 0 for sides in params["padding"] for side in sides)
+  )
+
+
+def _convolution(x: Array, kernel: Array, **params: Any) -> Array:
+  """`lax.conv_general_dilated` where `_can_do`: by `conv2d` on CPU, and elsewhere as it is."""
+  lhs, rhs, out = params["dimension_numbers"]
+
+  def cpu(x: Array, kernel: Array) -> Array:
+    x = x.transpose(lhs[0], *lhs[2:], lhs[1])
+    kernel = kernel.transpose(*rhs[2:], rhs[1], rhs[0])
+    y = conv2d.on_cpu(x, kernel, tuple(params["window_strides"]), tuple(params["padding"]))
+    places = {place: axis for axis, place in enumerate((out[0], *out[2:], out[1]))}
+    return y.transpose([places[place] for place in range(4)])
+
+  default = functools.partial(lax.conv_general_dilated_p.bind, **params)
+  return lax.platform_dependent(x, kernel, cpu=cpu, default=default)

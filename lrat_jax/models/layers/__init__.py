@@ -1,1 +1,0 @@
-"""The convolutions of the networks, by the fastest way on each device."""
