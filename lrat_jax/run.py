@@ -125,8 +125,7 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
     console.print(stored.summary(), highlight=False, markup=False, soft_wrap=True)
   workdir_lib.check_model(runner.results_folder(workdir, config.eval.split), about)
   try:
-    dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
-    found = stored.build(dtype).logits_fn if stored else user_model.find(name)
+    found = stored.build().logits_fn if stored else user_model.find(name)
     logits_fn, num_classes = user_model.checked(name, found, images, dataset.num_classes)
     validate.check_for_evaluation(config, dataset.image_shape, num_classes)
     microbatch_size = models.microbatch_size(stored.recognised.name if stored else name, *dataset.image_shape[:2])
