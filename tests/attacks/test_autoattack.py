@@ -98,6 +98,20 @@ def test_batch_size_and_devices_change_no_bit(batch_size, devices, report, model
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("version", ["standard", "plus"])
+def test_batches_order_and_subsets_change_no_verdict(version, model, images, answers):
+  few = {name: {"num_steps": 5} for name in ("apgd-ce", "apgd-t", "fab-t", "apgd-dlr", "fab")}
+  planned = [stage.name for stage in stages.stages(version, "linf", 5, None, {})[0]]
+  overrides = {name: few.get(name, {"num_queries": 20}) for name in planned}
+  whole = run(model, images, answers, version=version, overrides=overrides, batch_size=64)
+  order = np.random.default_rng(0).permutation(40)[:25]
+  part = run(
+    model, images[order], answers[order], version=version, overrides=overrides, batch_size=7, example_indices=order
+  )
+  np.testing.assert_array_equal(part.broken_by, whole.broken_by[order])
+
+
+@pytest.mark.slow
 def test_an_image_is_known_by_its_index_not_its_place(report, model, images, answers):
   order = np.random.default_rng(0).permutation(40)[:25]
   other = run(model, images[order], answers[order], example_indices=order)
@@ -118,22 +132,50 @@ def test_few_classes_work(num_classes, images, linear_weights):
   assert [stage.rounds for stage in planned] == [1, num_classes - 1, num_classes - 1, 1]
 
 
-def _scaled(weights, images):
-  return 1e4 * _linear(weights, images)
+# The same answers on every image, by logits that hide their gradients, or weaken them.
+MASKS = {
+  "large": lambda logits: 1e4 * logits,
+  "small": lambda logits: 1e-4 * logits,
+  "probabilities": jax.nn.softmax,
+  "saturated": lambda logits: jnp.tanh(logits / 8),
+  "steep": lambda logits: logits**3,
+  "moved": lambda logits: logits + 1e3 * jnp.cos(logits.sum(axis=1, keepdims=True)),
+}
+
+
+def _masked(mask, weights, images):
+  return mask(_linear(weights, images))
 
 
 def _rounded(weights, images):
   return _linear(weights, jnp.round(images * 20) / 20)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("masked", [_scaled, _rounded])
-def test_masked_gradients_do_not_fool_it(masked, images, linear_weights):
-  # The epsilon moves every pixel by two of the rounding's levels.
-  model, plain = Partial(masked, jnp.asarray(linear_weights)), Partial(_linear, jnp.asarray(linear_weights))
+@pytest.fixture(scope="module")
+def unmasked(model, images):
+  """The model's own answers, and which of them AutoAttack leaves."""
   labels = np.asarray(model(images).argmax(axis=1))
-  unmasked = run(plain, images, labels, epsilon=0.1, version="standard", overrides=FEW_QUERIES)
-  report = run(model, images, labels, epsilon=0.1, version="standard", overrides={"square": {"num_queries": 1500}})
+  robust = run(model, images, labels, epsilon=0.03, version="standard", overrides=FEW_QUERIES).robust
+  assert 0.2 < robust.mean() < 0.8
+  return labels, robust
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", MASKS)
+def test_masked_logits_do_not_fool_it(mask, images, unmasked, linear_weights):
+  labels, robust = unmasked
+  model = Partial(functools.partial(_masked, MASKS[mask]), jnp.asarray(linear_weights))
+  report = run(model, images, labels, epsilon=0.03, version="standard", overrides=FEW_QUERIES)
+  assert report.clean_accuracy == 1.0 and (report.robust != robust).sum() <= 1
+
+
+@pytest.mark.slow
+def test_rounded_images_do_not_fool_it(model, images, linear_weights):
+  # The epsilon moves every pixel by two of the rounding's levels.
+  rounded = Partial(_rounded, jnp.asarray(linear_weights))
+  labels = np.asarray(rounded(images).argmax(axis=1))
+  unmasked = run(model, images, labels, epsilon=0.1, version="standard", overrides=FEW_QUERIES)
+  report = run(rounded, images, labels, epsilon=0.1, version="standard", overrides={"square": {"num_queries": 1500}})
   assert report.robust_accuracy <= unmasked.robust_accuracy + 0.15
 
 
