@@ -4,12 +4,12 @@
     python -m benchmarks.attack_speed --model resnet18 --output attack_speed.json
 
 Image-steps a second: images times steps over the median time of a call. Every side runs in a process of its own, one
-after the other in turn. Float32 on CPU. Before anything is timed, ours and PyTorch's logits are compared. Foolbox's JAX
-backend calls the model from Python: eagerly, as its users have it, or jitted.
+after the other in turn. A "plain model" is the network with `lax`'s convolutions, as anybody writes it; "as written",
+with those left alone (`attacks.as_written`). Float32 on CPU. Before anything is timed, ours and PyTorch's logits are
+compared. Foolbox's JAX backend calls the model from Python: eagerly, as its users have it, or jitted.
 """
 
 import functools
-from unittest import mock
 
 import jax
 import numpy as np
@@ -17,18 +17,17 @@ import numpy as np
 from benchmarks import common
 from lrat_jax import attacks
 from lrat_jax.core import sharding
-from lrat_jax.models import layers
 
 EPSILON, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 10
 
 
-def _ours(name: str):
+def _ours(name: str, change=lambda apply: apply):
   mesh = common.make_mesh(name)
   model, variables, images, labels, keys = common.classifier(name, mesh)
   pgd = functools.partial(attacks.pgd, epsilon=EPSILON, step_size=STEP_SIZE, num_steps=NUM_STEPS)
   pgd = common.as_in_training(name, pgd)
   ours = common.over_devices(
-    lambda variables, keys, x, y: pgd(keys, functools.partial(model.apply, variables), x, y).images, mesh, 3
+    lambda variables, keys, x, y: pgd(keys, functools.partial(change(model.apply), variables), x, y).images, mesh, 3
   )
   return lambda: ours(variables, keys, images, labels)
 
@@ -49,23 +48,18 @@ def _torchattacks(name: str, in_memory_order: bool):
   return functools.partial(attack, images, labels)
 
 
-def _plain_convolution(x, kernel, strides=(1, 1), padding=((1, 1), (1, 1))):
-  return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _left_as_written(apply):
+  return attacks.as_written(common.with_plain_convolutions(apply))
 
 
-def _foolbox(name: str, jitted: bool, convolution):
+def _foolbox(name: str, jitted: bool, change=lambda apply: apply):
   import foolbox
 
   model, variables, images, labels, _ = common.classifier(name, sharding.make_mesh())
   attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=NUM_STEPS)
-  apply = functools.partial(model.apply, variables)
+  apply = functools.partial(change(model.apply), variables)
   wrapped = foolbox.JAXModel(jax.jit(apply) if jitted else apply, bounds=(0, 1), data_format="channels_last")
-
-  def call():
-    with mock.patch.object(layers, "conv2d", convolution):
-      return attack.run(wrapped, images, labels, epsilon=EPSILON)
-
-  return call
+  return lambda: attack.run(wrapped, images, labels, epsilon=EPSILON)
 
 
 def main() -> None:
@@ -76,9 +70,11 @@ def main() -> None:
   if name == "cnn":
     makers["torchattacks, flattened in memory order"] = functools.partial(_torchattacks, name, True)
   makers |= {
-    "Foolbox JAX": functools.partial(_foolbox, name, False, _plain_convolution),
-    "Foolbox JAX, model jitted": functools.partial(_foolbox, name, True, _plain_convolution),
-    "Foolbox JAX, our model jitted": functools.partial(_foolbox, name, True, layers.conv2d),
+    "ours, plain model": functools.partial(_ours, name, common.with_plain_convolutions),
+    "ours, plain model as written": functools.partial(_ours, name, _left_as_written),
+    "Foolbox JAX": functools.partial(_foolbox, name, False, common.with_plain_convolutions),
+    "Foolbox JAX, model jitted": functools.partial(_foolbox, name, True, common.with_plain_convolutions),
+    "Foolbox JAX, our model jitted": functools.partial(_foolbox, name, True),
   }
   seconds = common.alternate_processes(makers, arguments.rounds)
   batch = common.SETTINGS[name][1]

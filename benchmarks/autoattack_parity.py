@@ -8,7 +8,8 @@ both give the same logits, and runs the parts of `standard` in turn, the origina
 on the survivors of its own earlier parts, or with `--alone` on all images. Every part is a line of robust accuracies
 and seconds (ours with compilation); `--output=FILE.json` keeps them. `--parts` runs some, which then stand on what
 the output file of an earlier call says survived. Both sides draw their starts: `--seeds 0 1 2` repeats all that with
-other draws, on both sides, and ends with the means over the seeds.
+other draws, on both sides, and ends with the means over the seeds. `--plain` gives ours the network with `lax`'s
+convolutions in it, as a network of anybody's has them.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from jax.tree_util import Partial
 
-from benchmarks import torch_models
+from benchmarks import common, torch_models
 from lrat_jax import attacks, data
 from lrat_jax.core import sharding
 from lrat_jax.core.arguments import as_number
@@ -33,7 +34,7 @@ PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
-def _load(workdir: Path, num_images: int):
+def _load(workdir: Path, num_images: int, plain: bool = False):
   """(logits_fn, PyTorch model, images [n, h, w, c], labels [n], images at once) of a workdir's best checkpoint."""
   config = workdir_lib.load_config(workdir)
   dataset = data.load_for(config.data)
@@ -42,7 +43,8 @@ def _load(workdir: Path, num_images: int):
   variables = jax.tree.map(np.asarray, dict(state.eval_variables))
   split = dataset.test.take(np.arange(min(num_images, len(dataset.test.labels))))
   model = experiment.model
-  logits_fn = Partial(lambda variables, images: model.apply(variables, images), variables)
+  apply = common.with_plain_convolutions(model.apply) if plain else model.apply
+  logits_fn = Partial(lambda variables, images: apply(variables, images), variables)
   torch_model = torch_models.classifier(model, variables).eval()
   images = np.asarray(data.to_float(split.images))
   return logits_fn, torch_model, images, np.asarray(split.labels), experiment.microbatch_size
@@ -121,6 +123,7 @@ def _options() -> argparse.Namespace:
   parser.add_argument("--batch_size", type=int, default=250)
   parser.add_argument("--seeds", nargs="+", type=int, default=[0])
   parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+  parser.add_argument("--plain", action="store_true", help="ours with plain convolutions in the network")
   parser.add_argument("--alone", action="store_true", help="each part on all images")
   parser.add_argument("--output", type=Path, help="a JSON file that is added to")
   options = parser.parse_args()
@@ -140,7 +143,7 @@ def main() -> None:
   from autoattack import AutoAttack  # the original is known only now
 
   sharding.use_cpu_cores(options.batch_size - options.batch_size % 2)
-  logits_fn, model, images, labels, microbatch_size = _load(options.workdir, options.num_images)
+  logits_fn, model, images, labels, microbatch_size = _load(options.workdir, options.num_images, options.plain)
   with torch.no_grad():
     theirs = model(_to_torch(images)).numpy()
   print(f"logits differ by {np.abs(theirs - np.asarray(logits_fn(images))).max():.2g} of {np.abs(theirs).max():.3g}")
@@ -166,6 +169,7 @@ def main() -> None:
   records = json.loads(options.output.read_text()) if options.output and options.output.exists() else []
   before = len(records)
   setting = {"workdir": options.workdir.name, "norm": options.norm, "epsilon": options.epsilon, "n": len(labels)}
+  setting["plain"] = options.plain
   for seed in options.seeds:
     _one_seed(sides, right, labels, {**setting, "seed": seed}, options, records)
   if len(options.seeds) > 1:

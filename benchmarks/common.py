@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from rich.table import Table
 from lrat_jax import attacks, data, models
 from lrat_jax.config import default as config_lib
 from lrat_jax.core import malloc, sharding
+from lrat_jax.models import layers
 from lrat_jax.training import loop
 from lrat_jax.training import step as step_lib
 
@@ -108,6 +110,20 @@ def classifier(name: str, mesh, batch_size: int | None = None, dtype: str = "flo
   keys = jax.device_put(jax.random.split(jax.random.key(2), batch), jax.sharding.NamedSharding(mesh, sharding.BATCHED))
   rows = sharding.shard_batch(mesh, jax.tree.map(np.asarray, rows))
   return model, sharding.replicate(mesh, variables), rows["images"], rows["labels"], keys
+
+
+def _plain_convolution(x, kernel, strides=(1, 1), padding=((1, 1), (1, 1))):
+  return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def with_plain_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
+  """A function of one of the networks with `lax`'s convolutions in it, as a network of somebody else's has them."""
+
+  def call(*args: Any, **kwargs: Any) -> Any:
+    with mock.patch.object(layers, "conv2d", _plain_convolution):
+      return function(*args, **kwargs)
+
+  return call
 
 
 def as_in_training(name: str, attack: attacks.Attack) -> attacks.Attack:

@@ -17,6 +17,7 @@
   --mean=M,M,M --std=S,S,S --key=NAME    of the file of --model, as convert takes them
   --dry_run      prints steps, memory and time; writes nothing
   --track=LIST   logs the run to wandb, mlflow as well
+  --profile=DIR  a trace of where the time goes, for TensorBoard or Perfetto
   --coordinator=HOST:PORT --num_processes=N --process_id=I    several processes
 
 Exit codes: 0 done, 2 bad input, 3 a metric was not finite, 4 a file could not

@@ -1,5 +1,6 @@
 """From the options of a command to a finished run: data, devices, training, evaluation, and what they leave."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -187,13 +188,22 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
       metric_writers.write_results(writers, _evaluate_checkpoint(experiment, asked, workdir, console, stop))
 
 
+def _profiled(folder: str | None) -> contextlib.AbstractContextManager:
+  """Records a trace of what happens meanwhile, without Python's own calls, of which there are too many."""
+  if folder is None:
+    return contextlib.nullcontext()
+  without_python = jax.profiler.ProfileOptions()
+  without_python.python_tracer_level = 0
+  return jax.profiler.trace(folder, profiler_options=without_python)
+
+
 def run(options: Options, console: Console, stop: Callable[[], bool] = lambda: False) -> None:
   """Does what was asked for; `stop` is as of `main`. Raises ConfigError for bad input, and what `main` exits by."""
   distributed.join(options.coordinator, options.num_processes, options.process_id)
   console.quiet = console.quiet or not distributed.is_primary()
   name = options.config.name if options.model is None else exchange.label(options.model)
   workdir = Path(options.workdir or f"runs/{name}_seed{options.config.seed}")
-  with preemption.Watch(stop) as watch:
+  with preemption.Watch(stop) as watch, _profiled(options.profile):
     (_run_config if options.model is None else _evaluate_model)(options, workdir, console, watch)
   if options.dry_run:
     return

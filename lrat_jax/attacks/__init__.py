@@ -10,7 +10,7 @@ This package imports nothing else of lrat_jax but `core` and `convolutions`.
 
 from lrat_jax.attacks import losses
 from lrat_jax.attacks._apgd import apgd
-from lrat_jax.attacks._autoattack import AutoAttackReport, autoattack
+from lrat_jax.attacks._autoattack import autoattack
 from lrat_jax.attacks._carlini_wagner import carlini_wagner
 from lrat_jax.attacks._entry import AttackResult, check_batch, check_logits, example_keys
 from lrat_jax.attacks._fab import fab
@@ -20,6 +20,7 @@ from lrat_jax.attacks._square import square
 from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.attacks.eval_state import FileStore
 from lrat_jax.attacks.registry import Attack, from_config, microbatch, scaled
+from lrat_jax.attacks.report import AutoAttackReport, with_adversarials
 from lrat_jax.attacks.stages import StageSummary
 from lrat_jax.attacks.threat_model import get_norm, project
 from lrat_jax.convolutions.rewrite import as_written
@@ -53,4 +54,5 @@ __all__ = [
   "spatial",
   "square",
   "starting_points",
+  "with_adversarials",
 ]

@@ -1,9 +1,11 @@
 """AutoAttack: several strong attacks in a row, each on the images that the ones before it left standing."""
 
+import contextlib
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -16,19 +18,11 @@ from lrat_jax.attacks import _entry, losses, threat_model
 from lrat_jax.attacks._entry import example_keys
 from lrat_jax.attacks.eval_state import NullStore, Store
 from lrat_jax.attacks.registry import from_config
+from lrat_jax.attacks.report import AutoAttackReport, as_floats
 from lrat_jax.attacks.stages import VERSIONS, Stage, StageSummary, stages
 from lrat_jax.core import microbatch
 from lrat_jax.core.arguments import as_number, check_choice, check_count, shown
-from lrat_jax.core.typing import (
-  HostAnswers,
-  HostFloats,
-  HostImages,
-  HostIntegers,
-  LogitsFn,
-  NumpyImages,
-  NumpyIntegers,
-  OneKey,
-)
+from lrat_jax.core.typing import HostIntegers, HostPixels, LogitsFn, OneKey
 
 # Floating point may carry a projected image this far outside its ball, relative and absolute.
 _SLACK = 1e-5, 1e-6
@@ -38,33 +32,15 @@ _VOTES = 11
 _CHUNK_SIZES = {"cpu": 32}
 _LARGE_CHUNK = 256
 
+# Programs of coming stages that are compiled at once, while earlier stages run.
+_COMPILERS = 2
+
+_Program = futures.Future[jax.stages.Compiled]
+# Places of images that fell, and what broke them.
+_Found = tuple[np.ndarray, np.ndarray]
+
 CLEAN = "clean"
 ROBUST = -1
-
-
-class AutoAttackReport(NamedTuple):
-  """The result of `autoattack` on n images.
-
-  Attributes:
-    robust: bool [n], right on the clean image and under every attack.
-    robust_accuracy, clean_accuracy: shares of n, in [0, 1].
-    images: [n, h, w, c] of the type given, the adversarial that broke an image, else the clean image.
-    broken_by: int [n], an index into `stages`: which broke the image; -1 where none did.
-    stages: "clean", then the stages' names.
-    distances: float [n], norm of the difference to the clean image.
-    per_attack: a `StageSummary` for each stage that ran; none runs on an empty rest.
-    warnings: lines to read before the number is believed.
-  """
-
-  robust: HostAnswers
-  robust_accuracy: float
-  clean_accuracy: float
-  images: NumpyImages
-  broken_by: NumpyIntegers
-  stages: tuple[str, ...]
-  distances: HostFloats
-  per_attack: tuple[StageSummary, ...]
-  warnings: tuple[str, ...]
 
 
 class _Job(NamedTuple):
@@ -72,7 +48,7 @@ class _Job(NamedTuple):
 
   logits_fn: Partial
   key: Array
-  images: np.ndarray
+  images: np.ndarray  # as they were given
   labels: np.ndarray
   indices: np.ndarray
   epsilon: float
@@ -80,6 +56,11 @@ class _Job(NamedTuple):
   plan: microbatch.Layout
   store: Store
   random: bool  # whether the model is a random one, called with keys
+
+  def rows(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Some images, in the type that attacks work in, with their labels and indices."""
+    images = as_floats(self.images[places])
+    return images.astype(_entry.computed_type(images.dtype)), self.labels[places], self.indices[places]
 
 
 def _verdict(logits_fn: LogitsFn, keys: Array, images: Array, labels: Array, random: bool) -> Array:
@@ -100,7 +81,7 @@ def _repair(found: Array, images: Array, epsilon: float, norm: str) -> tuple[Arr
   return jnp.where(outside[:, None, None, None], back, found), outside
 
 
-def _compile_stage(job: _Job, stage: Stage) -> Callable[..., dict[str, Array]]:
+def _lower_stage(job: _Job, stage: Stage) -> jax.stages.Lowered:
   """One round of a stage on a batch: the images found, whether the model is right on them, which had to be repaired."""
   attack = from_config({"name": stage.attack, "epsilon": job.epsilon, "norm": job.norm, **stage.arguments})
   epsilon, norm, random = job.epsilon, job.norm, job.random
@@ -113,16 +94,33 @@ def _compile_stage(job: _Job, stage: Stage) -> Callable[..., dict[str, Array]]:
     vote_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
     return {"images": found, "right": _verdict(logits_fn, vote_keys, found, labels, random), "outside": outside}
 
-  return microbatch.compile_for(job.plan, on_chunk)
+  return microbatch.lower(job.plan, on_chunk, _shared(job, 0, 0), job.rows(np.arange(1)))
 
 
-def _run_piece(job: _Job, compiled: Callable[..., Any], shared: Any, batch: np.ndarray, name: str) -> dict[str, Any]:
-  """One batch of one round, from the store or run and kept there."""
+@contextlib.contextmanager
+def _compiling(job: _Job, planned: Sequence[Stage]) -> Iterator[list[tuple[Stage, _Program]]]:
+  """The stages with their programs, which are compiled while the stages before them run."""
+  pool = futures.ThreadPoolExecutor(_COMPILERS)
+  try:
+    # Traced here, in the thread in which the caller's settings of JAX hold.
+    yield [(stage, pool.submit(_lower_stage(job, stage).compile)) for stage in planned]
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)  # of stages that no image came to
+
+
+def _shared(job: _Job, number: int, round_: int) -> tuple[Partial, Array, Array]:
+  """What all images of a stage's round share, on every device: model, key, and the rank of the class to attack."""
+  key = jax.random.fold_in(jax.random.fold_in(job.key, number), round_)
+  return microbatch.replicate(job.plan, (job.logits_fn, key, jnp.int32(round_ + 1)))
+
+
+def _run_piece(job: _Job, program: _Program, shared: Any, batch: np.ndarray, name: str) -> dict[str, Any]:
+  """One batch of one round, from the store or run and kept there; its seconds count a wait for the program."""
   kept = job.store.load(name)
   if kept is not None:
     return kept
   start = time.perf_counter()
-  result = microbatch.run_batch(job.plan, compiled, shared, (job.images[batch], job.labels[batch], job.indices[batch]))
+  result = microbatch.run_batch(job.plan, program.result(), shared, job.rows(batch))
   piece = {
     "fallen": batch[~result["right"]],
     "images": result["images"][~result["right"]],
@@ -134,24 +132,22 @@ def _run_piece(job: _Job, compiled: Callable[..., Any], shared: Any, batch: np.n
 
 
 def _run_stage(
-  job: _Job, number: int, stage: Stage, robust: np.ndarray, adversarial: np.ndarray
+  job: _Job, number: int, stage: Stage, program: _Program, robust: np.ndarray, found: list[_Found]
 ) -> tuple[np.ndarray, StageSummary, int]:
   """All rounds of a stage. Returns the images still robust [n], a summary, and how many images had to be repaired.
 
-  Writes what it finds into `adversarial`, of which there is one for the whole run.
+  Adds the adversarials to `found`, of which there is one for the whole run.
   """
-  compiled = _compile_stage(job, stage)
   entered, attacked, seconds, repaired = int(robust.sum()), 0, 0.0, 0
   robust = robust.copy()
   for round_ in range(stage.rounds):
-    key = jax.random.fold_in(jax.random.fold_in(job.key, number), round_)
-    shared = microbatch.replicate(job.plan, (job.logits_fn, key, jnp.int32(round_ + 1)))
+    shared = _shared(job, number, round_)
     standing = np.flatnonzero(robust)
     attacked += len(standing)
     for index, batch in enumerate(microbatch.batches(job.plan, standing)):
-      piece = _run_piece(job, compiled, shared, batch, f"{number}-{stage.name}-{round_}-{index}")
+      piece = _run_piece(job, program, shared, batch, f"{number}-{stage.name}-{round_}-{index}")
       robust[piece["fallen"]] = False
-      adversarial[piece["fallen"]] = piece["images"]
+      found.append((piece["fallen"], piece["images"]))
       seconds, repaired = seconds + float(piece["seconds"]), repaired + int(piece["repaired"])
   broken = entered - int(robust.sum())
   summary = StageSummary(
@@ -179,12 +175,11 @@ def _clean(job: _Job) -> tuple[np.ndarray, int, str]:
     logits = logits_fn(images, keys) if random else logits_fn(images)
     return _verdict(logits_fn, keys, images, labels, random), logits
 
-  compiled = microbatch.compile_for(job.plan, on_chunk)
   shared = microbatch.replicate(job.plan, (job.logits_fn, jax.random.fold_in(job.key, 0)))
+  compiled = microbatch.lower(job.plan, on_chunk, shared, job.rows(np.arange(1))).compile()
   right, used, digest = [], False, hashlib.sha256()
   for batch in microbatch.batches(job.plan, np.arange(len(job.images))):
-    rows = (job.images[batch], job.labels[batch], job.indices[batch])
-    predictions, logits = microbatch.run_batch(job.plan, compiled, shared, rows)
+    predictions, logits = microbatch.run_batch(job.plan, compiled, shared, job.rows(batch))
     _entry.check_logits(logits, job.labels[batch], first=batch[0])
     right.append(predictions)
     used |= np.isfinite(logits).any(axis=0)
@@ -196,7 +191,7 @@ def _fingerprint(job: _Job, planned: Sequence[Stage], predictions: str) -> dict[
   """What the result depends on, by the name under which a store tells that it has changed."""
   data = hashlib.sha256()
   for array in (job.images, job.labels, job.indices):
-    data.update(np.ascontiguousarray(array).tobytes())
+    data.update(np.ascontiguousarray(array).view(np.uint8).data)
   attacks = [[stage.name, stage.attack, sorted(stage.arguments.items()), stage.rounds] for stage in planned]
   return {
     "images, labels or example indices": data.hexdigest(),
@@ -210,10 +205,14 @@ def _fingerprint(job: _Job, planned: Sequence[Stage], predictions: str) -> dict[
   }
 
 
-def _distances(images: np.ndarray, originals: np.ndarray, norm: str) -> np.ndarray:
-  length = threat_model.get_norm(norm).length
-  slices = [slice(first, first + 1024) for first in range(0, len(images), 1024)]
-  return np.concatenate([np.asarray(length(images[part] - originals[part])) for part in slices])
+def _distances(job: _Job, fallen: np.ndarray, adversarials: np.ndarray) -> np.ndarray:
+  """float [n], how far from its image each adversarial is, in the norm; 0 where there is none."""
+  length = threat_model.get_norm(job.norm).length
+  distances = np.zeros(len(job.images), adversarials.dtype)
+  for first in range(0, len(fallen), 1024):
+    part = slice(first, first + 1024)
+    distances[fallen[part]] = length(adversarials[part] - job.rows(fallen[part])[0])
+  return distances
 
 
 def _layout(devices: Any, batch_size: Any, chunk_size: Any) -> microbatch.Layout:
@@ -222,9 +221,8 @@ def _layout(devices: Any, batch_size: Any, chunk_size: Any) -> microbatch.Layout
     raise ValueError(f"devices={shown(devices)} must be a list of devices, as jax.devices() gives, or None.")
   if chunk_size is None:
     chunk_size = _CHUNK_SIZES.get(devices[0].platform, _LARGE_CHUNK)
-  return microbatch.layout(
-    list(devices), check_count(batch_size, "batch_size", 1), check_count(chunk_size, "chunk_size", 1)
-  )
+  batch_size, chunk_size = check_count(batch_size, "batch_size", 1), check_count(chunk_size, "chunk_size", 1)
+  return microbatch.layout(list(devices), batch_size, min(chunk_size, batch_size))
 
 
 def _check_options(version: Any, store: Any, on_stage: Any) -> None:
@@ -238,7 +236,7 @@ def _check_options(version: Any, store: Any, on_stage: Any) -> None:
 def autoattack(
   key: OneKey,
   logits_fn: LogitsFn,
-  images: HostImages,
+  images: HostPixels,
   labels: HostIntegers,
   *,
   epsilon: float,
@@ -269,15 +267,18 @@ def autoattack(
     key: a typed key; an image's own is folded from it by stage, round and `example_indices`.
     logits_fn: images -> logits [batch, classes] ("rand": (images, keys [batch]) -> logits). Wrap parameters as
       `jax.tree_util.Partial(apply, variables)`, or they are compiled in as constants.
-    images: float [n, h, w, c] in [0, 1], on the host.
+    images: uint8, or float in [0, 1], [n, h, w, c], on the host, where they stay as they are.
     labels: int [n].
     epsilon: radius of the ball.
     norm: "linf", "l2" or "l1", in upper or lower case.
     version: "standard", "plus", "rand" or "apgd".
-    batch_size: images on all devices together, rounded up to whole chunks. Changes no result, to the last bit.
-    chunk_size: images that go through the model at once on one device; 32 on CPU, 256 elsewhere; fewer are faster
-      where they keep to a core's cache. Results at other sizes differ as far as sums in floating point do.
-    devices: all by default. Their number overrides no result, to the last bit.
+    batch_size: images on all devices together, rounded up to whole chunks. Changes no result, to the last bit, unless
+      it is smaller than a chunk, which it bounds.
+    chunk_size: images that go through the model at once on one device, what memory is for; 32 on CPU, 256 elsewhere;
+      fewer are faster where they keep to a core's cache. Results at other sizes differ as far as sums in floating
+      point do.
+    devices: all by default. Their number changes no result, to the last bit. A CPU that is one device is shared by a
+      thread for each core.
     example_indices: int [n], which images these are; by default their places.
     attacks_to_run: names of the version's stages to run; all by default.
     overrides: stage name -> arguments other than the version's, such as {"square": {"num_queries": 100}}.
@@ -293,18 +294,19 @@ def autoattack(
   images, labels, indices = _entry.host_data(images, labels, example_indices)
   norm, epsilon = threat_model.norm_name(norm), as_number(epsilon, "epsilon")
   threat_model.check_epsilon(epsilon, norm, images.shape[1:])
-  given, computed = images.dtype, _entry.computed_type(images.dtype)
+  given = np.dtype(np.float32) if images.dtype == np.uint8 else images.dtype
   logits_fn = Partial(
-    functools.partial(_entry.ask, given, computed), logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    functools.partial(_entry.ask, given, _entry.computed_type(given)),
+    logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn),
   )
   job = _Job(
-    logits_fn, key, images.astype(computed), labels, indices, epsilon, norm,
+    logits_fn, key, images, labels, indices, epsilon, norm,
     _layout(devices, batch_size, chunk_size), NullStore() if store is None else store, version == "rand",
   )  # fmt: skip
   planned, notes, robust, predictions = _begin(job, version, attacks_to_run, {} if overrides is None else overrides)
   job.store.open(_fingerprint(job, planned, predictions))
   report = _run(job, planned, notes, robust, on_stage)
-  return report._replace(images=report.images.astype(given))
+  return report._replace(adversarials=report.adversarials.astype(given))
 
 
 def _begin(
@@ -322,35 +324,49 @@ def _begin(
 
 
 def _num_classes(job: _Job) -> int:
-  one = jax.ShapeDtypeStruct((1, *job.images.shape[1:]), job.images.dtype)
+  one = job.rows(np.arange(1))[0]
   keys = (jax.eval_shape(functools.partial(jax.random.split, num=1), job.key),) if job.random else ()
   return jax.eval_shape(job.logits_fn, one, *keys).shape[-1]
 
 
+def _joined(job: _Job, found: list[_Found]) -> _Found:
+  """All that was found, in the order of the images."""
+  nothing = job.rows(np.arange(0))[0]
+  fallen = np.concatenate([np.zeros(0, np.int64), *(places for places, _ in found)])
+  order = np.argsort(fallen)
+  return fallen[order], np.concatenate([nothing, *(images for _, images in found)])[order]
+
+
 def _run(job: _Job, planned: list[Stage], notes: list[str], robust: np.ndarray, on_stage) -> AutoAttackReport:
   """The stages in order, from the images that the model gets right."""
-  clean_accuracy, adversarial, summaries = float(robust.mean()), job.images.copy(), []
+  clean_accuracy, summaries = float(robust.mean()), []
+  found: list[_Found] = []
   broken_by = np.where(robust, ROBUST, 0)
-  for number, stage in enumerate(planned, start=1):
-    if not robust.any():
-      break
-    left, summary, repaired = _run_stage(job, number, stage, robust, adversarial)
-    broken_by[robust & ~left] = number
-    robust = left
-    summaries.append(summary)
-    if repaired:
-      notes.append(
-        f"{stage.name} left the ball or [0, 1] on {repaired} images, which were projected and evaluated again."
-      )
-    on_stage(summary)
+  with _compiling(job, planned if robust.any() else []) as programs:
+    for number, (stage, program) in enumerate(programs, start=1):
+      if not robust.any():
+        break
+      with jax.profiler.TraceAnnotation(stage.name):
+        left, summary, repaired = _run_stage(job, number, stage, program, robust, found)
+      broken_by[robust & ~left] = number
+      robust = left
+      summaries.append(summary)
+      if repaired:
+        notes.append(
+          f"{stage.name} left the ball or [0, 1] on {repaired} images, which were projected and evaluated again."
+        )
+      on_stage(summary)
+  fallen, adversarials = _joined(job, found)
   return AutoAttackReport(
     robust=robust,
     robust_accuracy=float(robust.mean()),
     clean_accuracy=clean_accuracy,
-    images=adversarial,
     broken_by=broken_by,
     stages=(CLEAN, *(stage.name for stage in planned)),
-    distances=_distances(adversarial, job.images, job.norm),
+    distances=_distances(job, fallen, adversarials),
     per_attack=tuple(summaries),
     warnings=tuple(notes),
+    clean_images=job.images,
+    fallen=fallen,
+    adversarials=adversarials,
   )

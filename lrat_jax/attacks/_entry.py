@@ -84,11 +84,13 @@ def check_one_key(key: Any) -> None:
     raise ValueError(f"key has shape {key.shape}; give one key, of which each image's is made.")
 
 
-def check_batch(images: Images, labels: Labels) -> None:
+def check_batch(images: Images, labels: Labels, *, bytes_too: bool = False) -> None:
   """Refuses what is no batch of images [batch, h, w, c] with integer labels [batch]. Raises ValueError."""
   is_array = isinstance(images, np.ndarray | jax.Array)
-  if not is_array or images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-    raise ValueError(f"images must be float [batch, h, w, c] in [0, 1], not {_kind(images)}.")
+  allowed = is_array and (jnp.issubdtype(images.dtype, jnp.floating) or (bytes_too and images.dtype == np.uint8))
+  if not allowed or images.ndim != 4:
+    kinds = "uint8, or float" if bytes_too else "float"
+    raise ValueError(f"images must be {kinds} [batch, h, w, c] in [0, 1], not {_kind(images)}.")
   if not images.size:
     raise ValueError(f"images is empty, of shape {images.shape}; give at least one.")
   arguments_lib.warn_of_layout(images.shape)
@@ -124,12 +126,13 @@ def check_range(images: np.ndarray) -> None:
 
 
 def host_data(images: Any, labels: Any, indices: Any | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Images of a type that JAX has, labels and indices (by default places), checked, in host memory."""
+  """Images as bytes or of a float type that JAX has, labels and indices (by default places), checked, on the host."""
   images, labels = host_array(images, "images"), host_array(labels, "labels")
-  check_batch(images, labels)
-  check_range(images)
-  dtype = jax.dtypes.canonicalize_dtype(images.dtype)
-  images = np.clip(images, 0, 1).astype(dtype)  # clip alone makes float32 of bfloat16
+  check_batch(images, labels, bytes_too=True)
+  if images.dtype != np.uint8:
+    check_range(images)
+    dtype = jax.dtypes.canonicalize_dtype(images.dtype)
+    images = np.clip(images, 0, 1).astype(dtype)  # clip alone makes float32 of bfloat16
   indices = np.arange(len(labels)) if indices is None else host_array(indices, "example_indices")
   check_integers(indices, "example_indices", labels.shape)
   return images, labels.astype(np.int32), indices.astype(np.int32)
@@ -231,14 +234,18 @@ def ask(given: Any, computed: Any, logits_fn: LogitsFn, points: Array, *keys: Ar
   # A copy, since the user's function may be a jit that donates its argument. Under another jit nothing is donated.
   traced = isinstance(points, jax.core.Tracer)
   points = points if traced else jnp.array(points)
+
+  def answer(points: Array, *keys: Array) -> Array:
+    logits = logits_fn(points, *keys)
+    check_shape(logits, points.shape[0])
+    return jnp.asarray(logits).astype(computed)
+
   try:
-    logits = (rewrite.rewritten(logits_fn) if traced else logits_fn)(points, *keys)
+    return (rewrite.rewritten(answer) if traced else answer)(points, *keys)
   except Exception as error:  # of these one line of ours says more than the user's traceback
     if user_code.hint(error):
       raise ValueError(f"logits_fn failed ({user_code.reason(error)}).") from error
     raise
-  check_shape(logits, points.shape[0])
-  return jnp.asarray(logits).astype(computed)
 
 
 def computed_type(given: Any) -> Any:

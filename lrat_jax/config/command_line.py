@@ -27,6 +27,7 @@ class Options(NamedTuple):
     preset: the value of --config, such as "lrat:cifar10".
     arguments: the arguments that determine the result: without where the run lives, and on how many processes.
     track: the services that follow the run (`metric_writers.find`).
+    profile: a folder for a trace of the run.
     coordinator, num_processes, process_id: how to find the run's other processes (`distributed.join`).
   """
 
@@ -39,6 +40,7 @@ class Options(NamedTuple):
   arguments: tuple[str, ...] = ()
   track: tuple[str, ...] = ()
   dry_run: bool = False
+  profile: str | None = None
   coordinator: str | None = None
   num_processes: int | None = None
   process_id: int | None = None
@@ -46,7 +48,7 @@ class Options(NamedTuple):
 
 # Arguments that say where and how a run goes, not what it computes.
 _PLACE = re.compile(
-  r"--?(workdir|mode|track|no?dry_run|coordinator|num_processes|process_id"
+  r"--?(workdir|mode|track|profile|no?dry_run|coordinator|num_processes|process_id"
   r"|config\.(compilation_cache|data\.(data_dir|placement)))="
 )
 _METHODS_FILE = Path(__file__).with_name("methods.py")
@@ -61,7 +63,7 @@ def joined(arguments: Sequence[str]) -> list[str]:
       result.append(f"{waiting}={argument}")
       waiting = None
     elif re.fullmatch(
-      r"--?(config|workdir|model|mean|std|key|mode|track|coordinator|num_processes|process_id)", argument
+      r"--?(config|workdir|model|mean|std|key|mode|track|profile|coordinator|num_processes|process_id)", argument
     ):
       waiting = argument
     else:
@@ -114,6 +116,7 @@ def _define(arguments: list[str]) -> flags.FlagValues:
   flags.DEFINE_string("mode", None, "what to do", flag_values=values)
   flags.DEFINE_list("track", [], "wandb, mlflow", flag_values=values)
   flags.DEFINE_bool("dry_run", False, "says what the run would take", flag_values=values)
+  flags.DEFINE_string("profile", None, "a folder for a trace of the run", flag_values=values)
   flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
   flags.DEFINE_integer("num_processes", None, "of this run", flag_values=values)
   flags.DEFINE_integer("process_id", None, "which of them this is", flag_values=values)
@@ -226,6 +229,7 @@ def parse(arguments: Sequence[str]) -> Options:
     arguments=tuple(argument for argument in given if not _PLACE.match(argument)),
     track=tuple(values.track),
     dry_run=values.dry_run,
+    profile=values.profile,
     coordinator=values.coordinator,
     num_processes=values.num_processes,
     process_id=values.process_id,

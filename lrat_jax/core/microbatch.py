@@ -8,6 +8,7 @@ number of devices.
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lrat_jax.core import sharding
 
@@ -75,41 +76,53 @@ class Layout(NamedTuple):
   Attributes:
     mesh: a mesh of one axis over the devices.
     chunk_size: images that a device works on at once.
-    chunks_per_device: chunks of one device in a batch.
+    chunks_per_lane: chunks of a batch that a lane works on, one after the other.
+    threads: how many share one device; each is a lane. Otherwise each device is one.
   """
 
   mesh: Mesh
   chunk_size: int
-  chunks_per_device: int
+  chunks_per_lane: int
+  threads: int = 1
+
+  @property
+  def num_lanes(self) -> int:
+    """How many chunks are worked on at the same time."""
+    return self.mesh.size * self.threads
 
   @property
   def batch_size(self) -> int:
     """Images of a batch, on all devices."""
-    return self.mesh.size * self.chunks_per_device * self.chunk_size
+    return self.num_lanes * self.chunks_per_lane * self.chunk_size
 
 
 def layout(devices: list[jax.Device], batch_size: int, chunk_size: int) -> Layout:
-  """Batches of `batch_size` images, rounded up to whole chunks on every device."""
+  """Batches of `batch_size` images, rounded up to whole chunks on every device.
+
+  A CPU that is one device has a thread for each core, or a single core would do most of the work.
+  """
   mesh = sharding.mesh_of(devices, _AXIS)
-  return Layout(mesh, chunk_size, math.ceil(batch_size / (len(devices) * chunk_size)))
+  threads = sharding.num_cores() if len(devices) == 1 and devices[0].platform == "cpu" else 1
+  return Layout(mesh, chunk_size, math.ceil(batch_size / (len(devices) * threads * chunk_size)), threads)
 
 
-def compile_for(plan: Layout, function: Callable[..., Any]) -> Callable[..., Any]:
-  """`function` over a batch, jitted: (shared, counts, rows) -> a tree of arrays [batch_size, ...].
+def lower(plan: Layout, function: Callable[..., Any], shared: Any, rows: Any) -> jax.stages.Lowered:
+  """`function` over a batch, for `run_batch` when it is compiled, which a thread may do.
 
   `function(shared, rows)` takes a tree that all images share and one of arrays [chunk_size, ...], and returns the like.
-  Of each device's chunks only the first `counts` [devices] are worked on; the others' results are zeros.
+
+  Args:
+    shared: as `replicate` returns it.
+    rows: a tree of arrays [n, ...] for any n; those of `run_batch` are to be like them.
   """
 
   def on_device(shared: Any, count: Array, rows: Any) -> Any:
-    split = lambda x: x.reshape(plan.chunks_per_device, plan.chunk_size, *x.shape[1:])
+    split = lambda x: x.reshape(plan.chunks_per_lane, plan.chunk_size, *x.shape[1:])
     merge = lambda x: x.reshape(-1, *x.shape[2:])
     chunks = jax.tree.map(split, rows)
     results = jax.eval_shape(function, shared, jax.tree.map(lambda x: x[0], chunks))
     # From the count, so that the carry varies over the devices from the start.
-    blank = lambda like: (
-      jnp.zeros((plan.chunks_per_device, *like.shape), like.dtype) + (0 * count[0]).astype(like.dtype)
-    )
+    blank = lambda like: jnp.zeros((plan.chunks_per_lane, *like.shape), like.dtype) + (0 * count[0]).astype(like.dtype)
 
     def work(carry: tuple[Array, Any]) -> tuple[Array, Any]:
       index, done = carry
@@ -120,14 +133,17 @@ def compile_for(plan: Layout, function: Callable[..., Any]) -> Callable[..., Any
     return jax.tree.map(merge, jax.lax.while_loop(lambda carry: carry[0] < count[0], work, start)[1])
 
   sharded = sharding.shard_map(on_device, plan.mesh, (_REPLICATED, _SHARDED, _SHARDED), _SHARDED)
-  return jax.jit(sharded)
+  split = NamedSharding(plan.mesh, _SHARDED)
+  like = lambda x: jax.ShapeDtypeStruct((plan.batch_size // plan.threads, *x.shape[1:]), x.dtype, sharding=split)
+  counts = jax.ShapeDtypeStruct((plan.mesh.size,), jnp.int32, sharding=split)
+  return jax.jit(sharded).lower(shared, counts, jax.tree.map(like, rows))
 
 
 def _rows(plan: Layout, count: int) -> np.ndarray:
-  """The row of a batch in which each of `count` images lies: their chunks go round the devices in turn."""
+  """The row of a batch in which each of `count` images lies: their chunks go round the lanes in turn."""
   chunk, place = np.divmod(np.arange(count), plan.chunk_size)
-  slot, device = np.divmod(chunk, plan.mesh.size)
-  return (device * plan.chunks_per_device + slot) * plan.chunk_size + place
+  slot, lane = np.divmod(chunk, plan.num_lanes)
+  return (lane * plan.chunks_per_lane + slot) * plan.chunk_size + place
 
 
 def replicate(plan: Layout, tree: Any) -> Any:
@@ -141,13 +157,19 @@ def batches(plan: Layout, positions: np.ndarray) -> Iterator[np.ndarray]:
     yield positions[first : first + plan.batch_size]
 
 
-def run_batch(plan: Layout, compiled: Callable[..., Any], shared: Any, rows: Any) -> Any:
+def run_batch(plan: Layout, compiled: jax.stages.Compiled, shared: Any, rows: Any) -> Any:
   """`compiled` on arrays [m, ...] with m from 1 to `batch_size`; NumPy arrays [m, ...] come back."""
   length = len(jax.tree.leaves(rows)[0])
   used = math.ceil(length / plan.chunk_size)
-  counts = (used - np.arange(plan.mesh.size) + plan.mesh.size - 1) // plan.mesh.size
+  counts = (used - np.arange(plan.num_lanes) + plan.num_lanes - 1) // plan.num_lanes  # each lane's first chunks
   everything = _rows(plan, plan.batch_size)
   # Rows that nobody needs repeat the last image, so that a chunk is done as soon as its own images are.
   places = np.minimum(np.argsort(everything), length - 1)
-  placed = sharding.put((counts.astype(np.int32), jax.tree.map(lambda x: x[places], rows)), plan.mesh, _SHARDED)
-  return jax.tree.map(lambda x: x[everything[:length]], sharding.fetch(compiled(shared, *placed)))
+  batch = (counts.astype(np.int32), jax.tree.map(lambda x: x[places], rows))
+  part = lambda thread: jax.tree.map(lambda x: np.split(x, plan.threads)[thread], batch)
+  # Placed here, in the thread in which the caller's settings of JAX hold.
+  placed = [sharding.put(part(thread), plan.mesh, _SHARDED) for thread in range(plan.threads)]
+  with futures.ThreadPoolExecutor(plan.threads) as pool:
+    results = list(pool.map(lambda part: jax.block_until_ready(compiled(shared, *part)), placed))
+  joined = jax.tree.map(lambda *parts: np.concatenate(parts), *[sharding.fetch(result) for result in results])
+  return jax.tree.map(lambda x: x[everything[:length]], joined)

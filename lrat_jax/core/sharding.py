@@ -19,6 +19,11 @@ BATCHED = PartitionSpec(AXIS)
 _MIN_IMAGES_PER_CPU_DEVICE = 16
 
 
+def num_cores() -> int:
+  """The CPU cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_cpu_cores(*batch_sizes: int, num_processes: int = 1) -> str:
   """Gives JAX one CPU device per core, as far as all batches split evenly; call it before JAX starts its backend.
 
@@ -34,7 +39,7 @@ def use_cpu_cores(*batch_sizes: int, num_processes: int = 1) -> str:
   """
   if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     return ""
-  most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  most = num_cores()
   common, smallest = math.gcd(*batch_sizes) // num_processes, min(batch_sizes) // num_processes
   fitting = [d for d in range(1, most + 1) if common % d == 0 and smallest // d >= _MIN_IMAGES_PER_CPU_DEVICE]
   wanted = max(fitting, default=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Integer, Key, Real
+from jaxtyping import Bool, Float, Integer, Key, Real, UInt8
 
 Images = Float[Array, "batch height width channel"]  # in [0, 1]
 Labels = Integer[Array, "batch"]  # in [0, classes)
@@ -27,6 +27,7 @@ Rank = int | Integer[Array, ""]
 LogitsFn = Callable[..., Logits]  # of images, and for a random model of a key for each
 # In host memory, or brought there.
 HostImages = Float[np.ndarray, "batch height width channel"] | Images
+HostPixels = UInt8[np.ndarray, "batch height width channel"] | HostImages  # bytes too
 HostIntegers = Integer[np.ndarray, "batch"] | Integer[Array, "batch"]
 # Always in host memory.
 NumpyImages = Float[np.ndarray, "batch height width channel"]

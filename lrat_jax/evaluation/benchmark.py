@@ -10,7 +10,7 @@ from lrat_jax import attacks, data
 from lrat_jax.attacks import threat_model as threat_model_lib
 from lrat_jax.core.arguments import as_number, check_choice, check_count
 from lrat_jax.core.microbatch import any_batch_size
-from lrat_jax.core.typing import HostAnswers, HostImages, HostIntegers, LogitsFn, OneKey
+from lrat_jax.core.typing import HostAnswers, HostImages, HostIntegers, HostPixels, LogitsFn, OneKey
 from lrat_jax.evaluation import suite_warnings
 
 # What an evaluation may be called: the name AutoAttack belongs to all four attacks alone.
@@ -30,12 +30,13 @@ class BenchmarkResult(NamedTuple):
     version: of AutoAttack.
     clean_accuracy, robust_accuracy: shares of n, in [0, 1].
     robust: bool [n], right on the clean image and under every attack.
-    images: [n, h, w, c] in [0, 1], of the type given (bytes: float32), the adversarial image that broke the model, else
-      the clean image.
     broken_by: int [n], an index into `attacks`; -1 where the image is robust.
     attacks: "clean", then the attacks' names in their order.
     per_attack: a `StageSummary` for each attack that ran.
     warnings: lines to read before the number is believed; empty for a healthy model.
+    clean_images: [n, h, w, c], those given.
+    fallen: int [m], the places of the images that an attack broke.
+    adversarials: float [m, h, w, c], what broke them.
   """
 
   threat_model: str
@@ -44,11 +45,18 @@ class BenchmarkResult(NamedTuple):
   clean_accuracy: float
   robust_accuracy: float
   robust: HostAnswers
-  images: HostImages
   broken_by: HostIntegers
   attacks: tuple[str, ...]
   per_attack: tuple[attacks.StageSummary, ...]
   warnings: tuple[str, ...]
+  clean_images: HostPixels
+  fallen: HostIntegers
+  adversarials: HostImages
+
+  @property
+  def images(self) -> HostImages:
+    """Float [n, h, w, c] in [0, 1], the adversarial image that broke the model, else the clean image."""
+    return attacks.with_adversarials(self.clean_images, self.fallen, self.adversarials)
 
   def __str__(self) -> str:
     count = len(self.robust)
@@ -64,14 +72,9 @@ class BenchmarkResult(NamedTuple):
     return "\n".join([*lines, *(f"warning: {line}" for line in self.warnings)])
 
 
-def _from_bytes(images: HostImages) -> HostImages:
-  """uint8 images as float32 in [0, 1], others as they are."""
-  return images / np.float32(255) if getattr(images, "dtype", None) == np.uint8 else images
-
-
 def benchmark(
   logits_fn: LogitsFn,
-  images: HostImages,
+  images: HostPixels,
   labels: HostIntegers,
   *,
   threat_model: str = "linf",
@@ -106,7 +109,7 @@ def benchmark(
   check_choice(version, "version", tuple(_TITLES))
   norm = threat_model_lib.norm_name(threat_model, "threat_model")
   check_count(num_sanity_examples, "num_sanity_examples", 0)
-  epsilon, images = as_number(epsilon, "epsilon"), _from_bytes(images)
+  epsilon = as_number(epsilon, "epsilon")
   report = attacks.autoattack(
     jax.random.key(0) if key is None else key,
     logits_fn,
@@ -124,19 +127,21 @@ def benchmark(
     clean_accuracy=report.clean_accuracy,
     robust_accuracy=report.robust_accuracy,
     robust=report.robust,
-    images=report.images,
     broken_by=report.broken_by,
     attacks=report.stages,
     per_attack=report.per_attack,
     warnings=_warnings(
       Partial(any_batch_size(logits_fn)),
-      np.asarray(images),
+      np.asarray(report.clean_images),
       np.asarray(labels),
       report,
       norm,
       epsilon,
       num_sanity_examples,
     ),
+    clean_images=report.clean_images,
+    fallen=report.fallen,
+    adversarials=report.adversarials,
   )
 
 

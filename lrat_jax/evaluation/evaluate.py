@@ -184,14 +184,15 @@ def _run_attack(job: _Job, name: str, entry: Mapping[str, Any], clean_correct: n
   return result | {"correct": result["predictions"] == job.split.labels}
 
 
-def _run_autoattack(job: _Job, name: str, entry: Mapping[str, Any]) -> tuple[Arrays, attacks.AutoAttackReport]:
+def _run_autoattack(
+  job: _Job, name: str, entry: Mapping[str, Any], clean: Arrays
+) -> tuple[Arrays, attacks.AutoAttackReport]:
   """AutoAttack on the split, in the form of any other attack's result, and its report."""
   start = time.perf_counter()
   split = job.split
-  images = split.images / np.float32(255) if split.images.dtype == np.uint8 else split.images
   try:
     report = attacks.autoattack(
-      job.key, job.logits_fn, images, split.labels,
+      job.key, job.logits_fn, split.images, split.labels,
       batch_size=job.batch_size,
       chunk_size=job.microbatch_size,
       devices=list(job.mesh.devices.flat),
@@ -202,20 +203,33 @@ def _run_autoattack(job: _Job, name: str, entry: Mapping[str, Any]) -> tuple[Arr
     )  # fmt: skip
   except ValueError as error:
     raise EvaluationError(f"{name}: {error}") from error
-  evaluated, _ = _clean(job, split._replace(images=report.images), lambda *_: None)
-  kept = np.arange(len(images))
-  if not job.keep_images:
+  evaluated = _with_fallen(job, clean, report)
+  if job.keep_images:
+    kept, images = np.arange(len(split.labels)), report.images
+  else:
     kept = examples_lib.most_vulnerable(evaluated["vulnerabilities"], report.broken_by > 0)
+    images = report.adversarials[np.searchsorted(report.fallen, kept)]
   seconds = sum(summary.seconds for summary in report.per_attack) or time.perf_counter() - start
-  result = {"correct": report.robust, "distances": report.distances, "rows": kept, "images": report.images[kept]}
+  result = {"correct": report.robust, "distances": report.distances, "rows": kept, "images": images}
   return evaluated | result | {"seconds": np.array([seconds])}, report
+
+
+def _with_fallen(job: _Job, clean: Arrays, report: attacks.AutoAttackReport) -> Arrays:
+  """What the model says of every image as AutoAttack left it; `clean` is what it says of the clean images."""
+  if not len(report.fallen):
+    return clean
+  fallen, _ = _clean(job, job.split.take(report.fallen)._replace(images=report.adversarials), lambda *_: None)
+  evaluated = {name: array.copy() for name, array in clean.items()}
+  for name, array in fallen.items():
+    evaluated[name][report.fallen] = array
+  return evaluated
 
 
 def _fingerprint(job: _Job, suite: suites.Suite, seed: int, predictions: str) -> dict[str, str]:
   """What a suite's pieces depend on, by the names under which a store tells that it has changed."""
   digest = hashlib.sha256()
   for array in job.split:
-    digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(np.ascontiguousarray(array).view(np.uint8).data)
   return {
     "images or labels": digest.hexdigest(),
     "predictions of the model": predictions,
@@ -315,11 +329,12 @@ def _run(job: _Job, suite: suites.Suite, seed: int, num_sanity_examples: int, on
   robust, lost, seconds, examples, images, reports = {}, {}, {CLEAN: time.perf_counter() - start}, {}, {}, {}
   on_attack(CLEAN, float(np.mean(clean_correct)), seconds[CLEAN])
   for name, entry in suite.items():
-    if suites.is_autoattack(entry):
-      result, reports[name] = _run_autoattack(job, name, entry)
-      per_example |= {f"broken_by/{name}": reports[name].broken_by, f"stages/{name}": np.array(reports[name].stages)}
-    else:
-      result = _run_attack(job, name, entry, clean_correct)
+    with jax.profiler.TraceAnnotation(name):
+      if suites.is_autoattack(entry):
+        result, reports[name] = _run_autoattack(job, name, entry, clean)
+        per_example |= {f"broken_by/{name}": reports[name].broken_by, f"stages/{name}": np.array(reports[name].stages)}
+      else:
+        result = _run_attack(job, name, entry, clean_correct)
     per_example |= _columns(name, result, clean_correct)
     robust[name], seconds[name] = float(np.mean(per_example[f"robust/{name}"])), float(result["seconds"].sum())
     lost[name] = int(np.sum(result.get("lost", 0)))  # AutoAttack mends its own, and warns

@@ -177,7 +177,8 @@ class _Loop:
     self._row_start = time.perf_counter()
     stopped = False
     while self.step < end and not stopped:
-      self.state, output = take_step(self.state, next(self._batches))
+      with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+        self.state, output = take_step(self.state, next(self._batches))
       self._pending.append(output)
       self.step += 1
       stopped = self._stop()

@@ -116,6 +116,27 @@ def test_batches_order_and_subsets_change_no_verdict(version, model, images, ans
   np.testing.assert_array_equal(part.broken_by, whole.broken_by[order])
 
 
+@pytest.mark.parametrize(("batch_size", "chunk_size"), [(4, 4), (16, 8)])
+def test_a_batch_bounds_what_a_device_holds(batch_size, chunk_size, images, answers, linear_weights):
+  held = set()
+
+  def model(x):
+    held.add(len(x))
+    return _linear(linear_weights, x)
+
+  few = {"apgd-ce": {"num_steps": 1}}
+  run(model, images, answers, batch_size=batch_size, attacks_to_run=["apgd-ce"], overrides=few)
+  assert max(held) == chunk_size
+
+
+def test_bytes_stay_bytes_and_mean_their_floats(model, images, answers):
+  pixels = np.round(255 * images).astype(np.uint8)
+  of_bytes, of_floats = (run(model, given, answers) for given in (pixels, pixels / np.float32(255)))
+  assert of_bytes.clean_images is pixels and len(of_bytes.adversarials) == len(of_bytes.fallen) < 40
+  np.testing.assert_array_equal(of_bytes.images, of_floats.images)
+  np.testing.assert_array_equal(of_bytes.distances, of_floats.distances)
+
+
 @pytest.mark.slow
 def test_an_image_is_known_by_its_index_not_its_place(report, model, images, answers):
   order = np.random.default_rng(0).permutation(40)[:25]
@@ -257,7 +278,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, report, model, images,
   ("change", "reason"),
   [
     ({"epsilon": 0.03}, "threat"),
-    ({"batch_size": 8}, "batch size"),
+    ({"batch_size": 32}, "batch size"),
     ({"overrides": {"apgd-ce": {"num_steps": 5}}}, "attacks"),
     ({"scale": 2.0}, "predictions of the model"),
     ({"shift": 1}, "images, labels or example indices"),
@@ -308,13 +329,14 @@ def test_images_outside_the_ball_or_the_range_are_brought_back(images):
 
 
 def test_every_stage_and_round_has_keys_of_its_own(monkeypatch, model, images, answers):
-  seen, replicate = [], autoattack_lib.microbatch.replicate
+  seen, run_batch = [], autoattack_lib.microbatch.run_batch
 
-  def watch(plan, shared):
-    seen.append(jax.random.key_data(shared[1]).tolist())
-    return replicate(plan, shared)
+  def watch(plan, compiled, shared, rows):
+    seen.append(tuple(jax.random.key_data(shared[1]).tolist()))
+    return run_batch(plan, compiled, shared, rows)
 
-  monkeypatch.setattr(autoattack_lib.microbatch, "replicate", watch)
-  report = run(model, images, answers, overrides={"apgd-ce": {"num_steps": 1}, "apgd-t": {"num_steps": 1}})
+  monkeypatch.setattr(autoattack_lib.microbatch, "run_batch", watch)
+  few = {"apgd-ce": {"num_steps": 1}, "apgd-t": {"num_steps": 1}}
+  report = run(model, images, answers, batch_size=64, overrides=few)  # all images in one batch
   assert report.robust.any() and len(seen) == 1 + 1 + 4  # the clean images, apgd-ce, and apgd-t for 4 targets
-  assert len({tuple(key) for key in seen}) == len(seen)
+  assert len(set(seen)) == len(seen)

@@ -119,9 +119,7 @@ def test_the_arithmetic_is_that_of_float32(attacked_by):
   logits_fn = lambda images: images.astype(jnp.float32).reshape(len(images), -1) @ weights
   images = jnp.asarray(np.random.default_rng(1).uniform(size=(4, 6, 6, 1)), jnp.float16)
   labels = logits_fn(images).argmax(axis=1)
-  attack = functools.partial(
-    registry.REGISTRY[attacked_by.split()[0]], jax.random.key(0), logits_fn, **SUITE[attacked_by]
-  )
+  attack = functools.partial(registry.REGISTRY[attacked_by.split()[0]], **SUITE[attacked_by])
   narrow, wide = (
     attack(jax.random.key(0), logits_fn, images.astype(dtype), labels).images for dtype in (jnp.float16, jnp.float32)
   )
