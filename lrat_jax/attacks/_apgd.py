@@ -30,6 +30,7 @@ class _Evaluation(NamedTuple):
   loss: Array
   wrong: Array
   gradient: Array
+  broken: Array  # whether the gradient is NaN or infinite somewhere
 
 
 class _Pace(NamedTuple):
@@ -53,6 +54,7 @@ class _State(NamedTuple):
   adversarial: Array
   fooled: Array
   survived: Array
+  broken: Array  # gradients so far that were NaN or infinite somewhere
   pace: Any
 
 
@@ -158,8 +160,8 @@ def _ascend(
     pace = jax.tree.map(lambda new, old: jnp.where(period > 0, new, old), adapted, pace)
     origin, gradient = _choose(again & (period > 0), (best_points, best.gradient), (state.points, evaluation.gradient))
     points = rule.move(pace, origin, state.origin, gradient, is_first)
-    survived = state.survived + counts.astype(jnp.int32)
-    return _State(state.step + 1, points, origin, best_points, best, adversarial, fooled, survived, pace)
+    survived, broken = state.survived + counts, state.broken + evaluation.broken
+    return _State(state.step + 1, points, origin, best_points, best, adversarial, fooled, survived, broken, pace)
 
   def goes_on(state: _State) -> Array:
     more = state.step <= num_steps
@@ -170,7 +172,8 @@ def _ascend(
   blank = lambda like: jnp.broadcast_to(per_image(never, like.ndim), like.shape).astype(like.dtype)
   unasked = jax.tree.map(blank, jax.eval_shape(ask, start, jnp.int32(0)))
   pace = rule.begin(start, unasked)
-  first = _State(jnp.int32(0), start, start, start, unasked, start, never, never.astype(jnp.int32), pace)
+  zero = never.astype(jnp.int32)
+  first = _State(jnp.int32(0), start, start, start, unasked, start, never, zero, zero, pace)
   return jax.lax.while_loop(goes_on, advance, first)
 
 
@@ -185,17 +188,19 @@ def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Arr
 
   def once(points, *draw) -> _Evaluation:
     gradient, (loss, wrong) = jax.grad(total_loss, has_aux=True)(points, *draw)
-    return _Evaluation(loss, wrong, threat_model.numbers(gradient))
+    broken = (~threat_model.finite(gradient)).astype(loss.dtype)
+    return _Evaluation(loss, wrong, threat_model.numbers(gradient), broken)
+
+  def answered(mean: _Evaluation) -> _Evaluation:
+    return mean._replace(wrong=mean.wrong > 0.5, broken=mean.broken > 0)
 
   def ask(points: Array, step: Array) -> _Evaluation:
     if not eot_iter:
-      evaluation = once(points)
-      return evaluation._replace(wrong=evaluation.wrong > 0.5)
+      return answered(once(points))
     fold = lambda draw: jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, step), draw))(keys)
     add = lambda draw, total: jax.tree.map(jnp.add, total, once(points, fold(draw)))
     total = jax.lax.fori_loop(1, eot_iter, add, once(points, fold(0)))
-    mean = jax.tree.map(lambda sum_: sum_ / eot_iter, total)
-    return mean._replace(wrong=mean.wrong > 0.5)
+    return answered(jax.tree.map(lambda sum_: sum_ / eot_iter, total))
 
   return ask
 
@@ -211,14 +216,14 @@ def _run_dense(ask, images, epsilon, ball: threat_model.Norm, draw, num_steps: i
 def _run_l1(ask, images, epsilon, num_steps: int, early_stop: bool, keys: Array) -> _State:
   """From a random point of a ball three times as large, in three parts; only the last part's points are in the ball."""
   noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys).astype(images.dtype)
-  points, survived = images + noise, jnp.int32(0)
+  points, survived, broken = images + noise, jnp.int32(0), jnp.int32(0)
   for factor, steps in _l1.schedule(num_steps):
     radius = factor * epsilon
     start = _l1.project(points, images, radius)
     # Being fooled from outside the ball is no reason to stop.
     state = _ascend(_sparse_rule(images, radius, steps), ask, start, steps, early_stop and factor == 1.0)
-    points, survived = state.best_points, survived + state.survived
-  return state._replace(survived=survived)
+    points, survived, broken = state.best_points, survived + state.survived, broken + state.broken
+  return state._replace(survived=survived, broken=broken)
 
 
 def _check_loss(loss: str, targets: Array | None, target_rank: int | Array | None) -> None:
@@ -300,11 +305,12 @@ def apgd(
   def outcome(run_keys: Array) -> tuple[AttackResult, Array]:
     state = run(run_keys)
     found = _choose(state.fooled, state.adversarial, state.best_points)
-    return AttackResult(found, state.survived), jnp.where(state.fooled, jnp.inf, state.best.loss)
+    result = AttackResult(found, state.survived, broken_gradients=state.broken)
+    return result, jnp.where(state.fooled, jnp.inf, state.best.loss)
 
   result = best_run(outcome, lambda outcome_: outcome_[1], key, num_restarts)[0]
   asked = functools.partial(_with_keys, logits_fn, key) if eot_iter else logits_fn
-  return finished(asked, labels, result.images, result.surviving_steps)
+  return finished(asked, labels, result.images, result.surviving_steps, result.broken_gradients)
 
 
 def _with_keys(logits_fn: LogitsFn, keys: Array, images: Array) -> Array:

@@ -82,7 +82,11 @@ def _repair(found: Array, images: Array, epsilon: float, norm: str) -> tuple[Arr
 
 
 def _lower_stage(job: _Job, stage: Stage) -> jax.stages.Lowered:
-  """One round of a stage on a batch: the images found, whether the model is right on them, which had to be repaired."""
+  """One round of a stage on a batch.
+
+  Its program returns the images found, whether the model is right on them, which had to be repaired, and which survived
+  an attack some of whose gradients were no numbers.
+  """
   attack = from_config({"name": stage.attack, "epsilon": job.epsilon, "norm": job.norm, **stage.arguments})
   epsilon, norm, random = job.epsilon, job.norm, job.random
 
@@ -90,9 +94,12 @@ def _lower_stage(job: _Job, stage: Stage) -> jax.stages.Lowered:
     (logits_fn, key, rank), (images, labels, indices) = shared, rows
     keys = example_keys(key, indices)
     target = {"target_rank": rank} if stage.targeted else {}
-    found, outside = _repair(attack(keys, logits_fn, images, labels, **target).images, images, epsilon, norm)
+    result = attack(keys, logits_fn, images, labels, **target)
+    found, outside = _repair(result.images, images, epsilon, norm)
     vote_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-    return {"images": found, "right": _verdict(logits_fn, vote_keys, found, labels, random), "outside": outside}
+    right = _verdict(logits_fn, vote_keys, found, labels, random)
+    broken = jnp.zeros_like(outside) if result.broken_gradients is None else result.broken_gradients > 0
+    return {"images": found, "right": right, "outside": outside, "doubtful": right & broken}
 
   return microbatch.lower(job.plan, on_chunk, _shared(job, 0, 0), job.rows(np.arange(1)))
 
@@ -125,6 +132,7 @@ def _run_piece(job: _Job, program: _Program, shared: Any, batch: np.ndarray, nam
     "fallen": batch[~result["right"]],
     "images": result["images"][~result["right"]],
     "repaired": np.int64(result["outside"].sum()),
+    "doubtful": batch[result["doubtful"]],
     "seconds": np.float64(time.perf_counter() - start),
   }
   job.store.save(name, piece)
@@ -133,13 +141,13 @@ def _run_piece(job: _Job, program: _Program, shared: Any, batch: np.ndarray, nam
 
 def _run_stage(
   job: _Job, number: int, stage: Stage, program: _Program, robust: np.ndarray, found: list[_Found]
-) -> tuple[np.ndarray, StageSummary, int]:
-  """All rounds of a stage. Returns the images still robust [n], a summary, and how many images had to be repaired.
+) -> tuple[np.ndarray, StageSummary, list[str]]:
+  """All rounds of a stage. Returns the images still robust [n], a summary, and what to say of it.
 
   Adds the adversarials to `found`, of which there is one for the whole run.
   """
   entered, attacked, seconds, repaired = int(robust.sum()), 0, 0.0, 0
-  robust = robust.copy()
+  robust, doubtful = robust.copy(), np.zeros(len(robust), bool)
   for round_ in range(stage.rounds):
     shared = _shared(job, number, round_)
     standing = np.flatnonzero(robust)
@@ -148,6 +156,7 @@ def _run_stage(
       piece = _run_piece(job, program, shared, batch, f"{number}-{stage.name}-{round_}-{index}")
       robust[piece["fallen"]] = False
       found.append((piece["fallen"], piece["images"]))
+      doubtful[piece["doubtful"]] = True
       seconds, repaired = seconds + float(piece["seconds"]), repaired + int(piece["repaired"])
   broken = entered - int(robust.sum())
   summary = StageSummary(
@@ -159,7 +168,15 @@ def _run_stage(
     images_per_second=entered / max(seconds, 1e-9),
     gradient_calls=attacked * stage.gradient_calls(),
   )
-  return robust, summary, repaired
+  notes = []
+  if repaired:
+    notes.append(
+      f"{stage.name} left the ball or [0, 1] on {repaired} images, which were projected and evaluated again."
+    )
+  if count := int((doubtful & robust).sum()):
+    where = f"{count} of the {robust.sum()} images that it left"
+    notes.append(f"{stage.name} met gradients that are NaN or infinite in places on {where}.")
+  return robust, summary, notes
 
 
 def _clean(job: _Job) -> tuple[np.ndarray, int, str]:
@@ -347,14 +364,11 @@ def _run(job: _Job, planned: list[Stage], notes: list[str], robust: np.ndarray, 
       if not robust.any():
         break
       with jax.profiler.TraceAnnotation(stage.name):
-        left, summary, repaired = _run_stage(job, number, stage, program, robust, found)
+        left, summary, lines = _run_stage(job, number, stage, program, robust, found)
       broken_by[robust & ~left] = number
       robust = left
       summaries.append(summary)
-      if repaired:
-        notes.append(
-          f"{stage.name} left the ball or [0, 1] on {repaired} images, which were projected and evaluated again."
-        )
+      notes += lines
       on_stage(summary)
   fallen, adversarials = _joined(job, found)
   return AutoAttackReport(

@@ -33,18 +33,27 @@ class AttackResult(NamedTuple):
       point not) the model still gets right, in 0..K: GAIRAT's kappa (arXiv:2010.01736).
     success: bool [batch], whether the model is wrong on the returned image, also where it was wrong on the clean one.
       One forward, which `jit` leaves out where nobody asks. None only in what a user-defined attack builds itself.
+    broken_gradients: int32 [batch], how many of the gradients taken were NaN or infinite somewhere, so that an attack
+      that found nothing proves little; a coordinate that is NaN takes no step. None of an attack that does not count.
   """
 
   images: Images
   surviving_steps: Counts
   success: Answers | None = None
+  broken_gradients: Counts | None = None
 
 
-def finished(logits_fn: LogitsFn, labels: Labels, images: Images, surviving_steps: Counts) -> AttackResult:
+def finished(
+  logits_fn: LogitsFn,
+  labels: Labels,
+  images: Images,
+  surviving_steps: Counts,
+  broken_gradients: Counts | None = None,
+) -> AttackResult:
   """An attack's result with its success, and without a gradient."""
   images = jax.lax.stop_gradient(images)
   success = ~losses.is_correct(logits_fn(images), labels)
-  return jax.lax.stop_gradient(AttackResult(images, surviving_steps, success))
+  return jax.lax.stop_gradient(AttackResult(images, surviving_steps, success, broken_gradients))
 
 
 def example_keys(key: OneKey, example_indices: Counts) -> KeyPerImage:

@@ -15,6 +15,10 @@ from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Rank, Scalar
 # Keeps 0 / 0 out of the bias and of the distances to boundaries.
 _TINY_STEP = 1e-8
 _TINY_SLOPE = 1e-12
+# The distance to a hyperplane is measured by the dual norm of its normal.
+_DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
+# Whose gradients are taken together, so that memory does not grow with the number of classes.
+_CLASSES_AT_ONCE = 10
 # Random starts lie this share of epsilon away from the image.
 _START_SHARE = 0.5
 
@@ -27,10 +31,19 @@ class _State(NamedTuple):
   distance: Array  # its distance; inf before the first
   fooled: Array  # bool: an adversarial inside the ball is found
   survived: Array  # int32: points so far that the model gets right
+  broken: Array  # int32: gradients so far that were NaN or infinite somewhere
 
 
-def _targeted_boundary(logits_fn: LogitsFn, points: Array, labels: Array, targets: Array):
-  """The function z_target - z_label linearised: (values [batch], gradients [batch, h, w, c], logits)."""
+class _Boundary(NamedTuple):
+  """z_class - z_label of one class an image, linearised at a point."""
+
+  values: Array  # [batch]
+  gradients: Array  # [batch, h, w, c], without NaN
+  broken: Array  # bool [batch]: whether a gradient was NaN or infinite somewhere
+
+
+def _targeted_boundary(logits_fn: LogitsFn, points: Array, labels: Array, targets: Array) -> tuple[_Boundary, Array]:
+  """The targets' boundaries, and the logits."""
 
   def total_gap(points):
     logits = logits_fn(points)
@@ -39,31 +52,40 @@ def _targeted_boundary(logits_fn: LogitsFn, points: Array, labels: Array, target
     return jnp.sum(gaps), (gaps, logits)
 
   gradients, (values, logits) = jax.grad(total_gap, has_aux=True)(points)
-  return values, threat_model.numbers(gradients), logits
+  return _Boundary(values, threat_model.numbers(gradients), ~threat_model.finite(gradients)), logits
 
 
-def _nearest_boundary(logits_fn: LogitsFn, points: Array, labels: Array, norm: str):
-  """As `_targeted_boundary`, of the class whose linearised boundary is nearest; a gradient for every class."""
+def _nearest_boundary(logits_fn: LogitsFn, points: Array, labels: Array, norm: str) -> tuple[_Boundary, Array]:
+  """The boundaries that are nearest by their linearisation, and the logits. A gradient for each class, few at once."""
   logits, pull_back = jax.vjp(logits_fn, points)
   num_classes = logits.shape[-1]
-  rows = jnp.broadcast_to(jnp.eye(num_classes, dtype=logits.dtype)[:, None], (num_classes, *logits.shape))
-  gradients = jax.vmap(lambda row: pull_back(row + 0 * jnp.isfinite(logits))[0])(rows)
-  gradients = jnp.moveaxis(gradients, 0, 1)
-  label_index = labels[:, None]
-  values = logits - jnp.take_along_axis(logits, label_index, axis=-1)
-  gradients -= jnp.take_along_axis(gradients, label_index[..., None, None, None], axis=1)
-  gradients = threat_model.numbers(gradients)
-  sizes = jnp.abs(gradients.reshape(*logits.shape, -1))
-  # The distance to a hyperplane is measured by the dual norm of its normal.
-  slopes = {
-    "linf": jnp.sum(sizes, axis=-1),
-    "l2": jnp.sqrt(jnp.sum(jnp.square(sizes), axis=-1)),
-    "l1": jnp.max(sizes, axis=-1),
-  }[norm]
-  is_label = jnp.arange(num_classes) == label_index
-  nearest = jnp.argmin(jnp.where(is_label, jnp.inf, jnp.abs(values) / (_TINY_SLOPE + slopes)), axis=-1)[:, None]
-  chosen = jnp.take_along_axis(gradients, nearest[..., None, None, None], axis=1)[:, 0]
-  return jnp.take_along_axis(values, nearest, axis=-1)[:, 0], chosen, logits
+  gaps = logits - jnp.take_along_axis(logits, labels[:, None], axis=-1)
+  size = min(num_classes, _CLASSES_AT_ONCE)
+
+  def towards(target: Array) -> tuple[Array, _Boundary]:
+    """One class: its distance [batch], inf where it is the label, and its boundary."""
+    row = jax.nn.one_hot(target, num_classes) - jax.nn.one_hot(labels, num_classes)
+    raw = pull_back(row.astype(logits.dtype))[0]
+    gradients, values = threat_model.numbers(raw), gaps[:, target]
+    distance = jnp.abs(values) / (_TINY_SLOPE + threat_model.get_norm(_DUAL[norm]).length(gradients))
+    return jnp.where(labels == target, jnp.inf, distance), _Boundary(
+      values, gradients, jnp.isfinite(values) & ~threat_model.finite(raw)
+    )
+
+  def block(number: int | Array, best: tuple[Array, _Boundary]) -> tuple[Array, _Boundary]:
+    targets = jnp.minimum(number * size + jnp.arange(size), num_classes - 1)
+    found = jax.vmap(towards)(targets)
+    nearest = jnp.argmin(found[0], axis=0)
+    pick = lambda x: jnp.take_along_axis(x, per_image(nearest, x.ndim - 1)[None], axis=0)[0]
+    picked = jax.tree.map(pick, found)
+    choose = lambda new, old: jnp.where(per_image(picked[0] < best[0], new.ndim), new, old)
+    distance, boundary = jax.tree.map(choose, picked, best)
+    return distance, boundary._replace(broken=best[1].broken | jnp.any(found[1].broken, axis=0))
+
+  zeros = 0.0 * points[:, 0, 0, 0]
+  start = zeros + jnp.inf, _Boundary(zeros, 0.0 * points, zeros > 0)
+  blocks = math.ceil(num_classes / size)
+  return (block(0, start) if blocks == 1 else lax.fori_loop(0, blocks, block, start))[1], logits
 
 
 def _advance(points, images, values, gradients, norm: str, alpha_max: float, overshoot: float) -> Array:
@@ -95,10 +117,10 @@ def _make_step(logits_fn, images, labels, targets, epsilon, norm, shorten, alpha
   def step(carry: tuple[int | Array, _State]) -> tuple[int | Array, _State]:
     index, state = carry
     if targets is None:
-      values, gradients, logits = _nearest_boundary(logits_fn, state.points, labels, norm)
+      boundary, logits = _nearest_boundary(logits_fn, state.points, labels, norm)
     else:
-      values, gradients, logits = _targeted_boundary(logits_fn, state.points, labels, targets)
-    points = _advance(state.points, images, values, gradients, norm, alpha_max, overshoot)
+      boundary, logits = _targeted_boundary(logits_fn, state.points, labels, targets)
+    points = _advance(state.points, images, boundary.values, boundary.gradients, norm, alpha_max, overshoot)
     right = losses.is_correct(logits, labels)
     wrong = ~losses.is_correct(logits_fn(points), labels)
     distance = length(points - images)
@@ -110,6 +132,7 @@ def _make_step(logits_fn, images, labels, targets, epsilon, norm, shorten, alpha
       jnp.where(found, distance, state.distance),
       state.fooled | found,
       state.survived + (right & ~state.fooled).astype(jnp.int32),
+      state.broken + boundary.broken.astype(jnp.int32),
     )
 
   return step
@@ -177,7 +200,7 @@ def fab(
   clean_logits = logits_fn(images)
   targets = losses.choose_targets(clean_logits, labels, targets, target_rank)
   wrong, zeros = ~losses.is_correct(clean_logits, labels), 0.0 * images[:, 0, 0, 0]
-  start = _State(images, images, jnp.where(wrong, zeros, jnp.inf), wrong, 0 * labels)
+  start = _State(images, images, jnp.where(wrong, zeros, jnp.inf), wrong, 0 * labels, 0 * labels)
   step = _make_step(logits_fn, images, labels, targets, epsilon, norm, shorten, alpha_max, overshoot, backward)
   done = lambda state: jnp.all(state.distance == 0 if shorten else state.fooled)
   unfinished = lambda carry: (carry[0] < num_steps) & ~done(carry[1])
@@ -190,4 +213,4 @@ def fab(
   state = run(0, start)
   if num_restarts > 1:
     state = lax.fori_loop(1, num_restarts, run, state)
-  return finished(logits_fn, labels, state.adversarial, state.survived)
+  return finished(logits_fn, labels, state.adversarial, state.survived, state.broken)

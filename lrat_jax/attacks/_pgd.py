@@ -112,17 +112,19 @@ def pgd(
     return jnp.sum(surrogate(logits)), logits  # a sum: each image's gradient stays its own
 
   def ascend(_, carry):
-    points, survived = carry
+    points, survived, broken = carry
     gradient, logits = jax.grad(total_loss, has_aux=True)(points)
     survived += losses.is_correct(logits, labels).astype(jnp.int32)
     ahead = points + step_size * ball.steepest(threat_model.numbers(gradient))
-    return threat_model.project(ahead, images, epsilon, ball), survived
+    broken += (~threat_model.finite(gradient)).astype(jnp.int32)
+    return threat_model.project(ahead, images, epsilon, ball), survived, broken
 
   def run(run_keys) -> AttackResult:
     start = starting_points(random_start, run_keys, images, epsilon, ball)
     # From the labels, not from a constant: under shard_map a carry must vary over devices from the start.
-    survived = 0 * labels.astype(jnp.int32)
-    return AttackResult(*jax.lax.fori_loop(0, num_steps, ascend, (start, survived)))
+    none = 0 * labels.astype(jnp.int32)
+    points, survived, broken = jax.lax.fori_loop(0, num_steps, ascend, (start, none, none))
+    return AttackResult(points, survived, broken_gradients=broken)
 
   def score(result: AttackResult) -> Array:
     logits = logits_fn(result.images)
@@ -130,7 +132,8 @@ def pgd(
     score = jnp.where(fooled, jnp.inf, surrogate(logits))
     return jnp.where(threat_model.finite(result.images), score, -jnp.inf)
 
-  return finished(logits_fn, labels, *best_run(run, score, key, num_restarts)[:2])
+  best = best_run(run, score, key, num_restarts)
+  return finished(logits_fn, labels, best.images, best.surviving_steps, best.broken_gradients)
 
 
 def fgsm(

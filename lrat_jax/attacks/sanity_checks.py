@@ -22,6 +22,8 @@ _ROUNDING = 1e-5
 _SAME_PREDICTION = 1e-4
 # Of the survivors' gradients.
 _VANISHING_SHARE = 0.05
+# Of all images; at most 4 % on this project's digits and CIFAR-10 networks, 90 % with a gradient of random signs.
+_MISLED_SHARE = 0.25
 # AutoAttack's bound on what Square may find that gradients did not.
 _SQUARE_GAIN = 0.002
 # PGD - CW - APGD-T: 3 to 7 points for AT, TRADES and MART against 11 to 22 for GAIRAT and MAIL-AT.
@@ -39,6 +41,7 @@ class Findings(NamedTuple):
     prediction_difference: largest L2 distance between two predictions to one image, of logits of unit length.
     vanishing_share: share of the survivors' gradients that are 0, over all steps of a PGD.
     broken_share: share of all gradients of that PGD that are NaN or infinite somewhere.
+    misled_share: share of the images on which its first step does not bring the model closer to a mistake.
     robust: robust accuracy by attack, weakest attack first, such as {"pgd": ..., "cw": ..., "apgd_t": ...}.
     scaled: PGD's robust accuracy by the factor on the logits.
     num_images: how many images `robust` and `scaled` are shares of; two of them more or less are taken for chance.
@@ -51,6 +54,7 @@ class Findings(NamedTuple):
   prediction_difference: float | None = None
   vanishing_share: float | None = None
   broken_share: float | None = None
+  misled_share: float | None = None
   robust: Mapping[str, float] = {}
   scaled: Mapping[float, float] = {}
   num_images: int | None = None
@@ -79,8 +83,24 @@ def prediction_difference(logits_fn: LogitsFn, images: Array, num_calls: int = 3
   return max(float(jnp.max(jnp.linalg.norm(prediction - predictions[0], axis=-1))) for prediction in predictions[1:])
 
 
+class WatchedGradients(NamedTuple):
+  """What `watch_gradients` saw, by image.
+
+  Attributes:
+    zero_steps: int32 [batch], in 0..num_steps: steps whose gradient was 0 throughout.
+    broken_steps: int32 [batch]: steps whose gradient was NaN or infinite somewhere.
+    misled: bool [batch]: the first step followed a gradient, and its label lost no ground to the other classes.
+    survived: bool [batch]: the model is right on the image and at the end.
+  """
+
+  zero_steps: Array
+  broken_steps: Array
+  misled: Array
+  survived: Array
+
+
 @entry(num_steps=0)
-def vanishing_gradients(
+def watch_gradients(
   key: Keys,
   logits_fn: LogitsFn,
   images: Array,
@@ -89,32 +109,34 @@ def vanishing_gradients(
   epsilon: float | Array,
   norm: str = "linf",
   num_steps: int = 10,
-) -> tuple[Array, Array, Array]:
-  """PGD on cross-entropy, watching its gradients at every step.
-
-  Arguments as for `pgd`; the step is epsilon / 4.
-
-  Returns:
-    (zero_steps int32 [batch], in 0..num_steps: steps whose gradient was 0 throughout;
-    broken_steps int32 [batch]: steps whose gradient was NaN or infinite somewhere;
-    survived bool [batch]: the model is right on the image and at the end).
-  """
+) -> WatchedGradients:
+  """PGD on cross-entropy, watching its gradients at every step. Arguments as for `pgd`; the step is epsilon / 4."""
   ball = threat_model.get_norm(norm)
   noise = jax.vmap(lambda key: ball.sample(key, images.shape[1:]))(key).astype(images.dtype)
   right = lambda points: losses.is_correct(logits_fn(points), labels)
-  gradient_of = jax.grad(lambda points: jnp.sum(losses.cross_entropy(logits_fn(points), labels)))
 
-  def step(_, carry):
-    points, zero_steps, broken_steps = carry
-    gradient = gradient_of(points)
-    zero_steps += jnp.all(gradient == 0, axis=(1, 2, 3)).astype(jnp.int32)
-    broken_steps += (~threat_model.finite(gradient)).astype(jnp.int32)
+  def total_loss(points):
+    logits = logits_fn(points)
+    return jnp.sum(losses.cross_entropy(logits, labels)), losses.margin(logits, labels)
+
+  def step(index, carry):
+    points, zero_steps, broken_steps, first_margin, misled = carry
+    gradient, margin = jax.grad(total_loss, has_aux=True)(points)
+    zero, broken = jnp.all(gradient == 0, axis=(1, 2, 3)), ~threat_model.finite(gradient)
+    # Told at the second step by the first; not of a gradient of which something else is said.
+    sound = (zero_steps == 0) & (broken_steps == 0)
+    misled = jnp.where(index == 1, sound & (margin <= first_margin), misled)
+    first_margin = jnp.where(index == 0, margin, first_margin)
+    zero_steps, broken_steps = zero_steps + zero.astype(jnp.int32), broken_steps + broken.astype(jnp.int32)
     ahead = points + 0.25 * epsilon * ball.steepest(threat_model.numbers(gradient))
-    return threat_model.project(ahead, images, epsilon, ball), zero_steps, broken_steps
+    points = threat_model.project(ahead, images, epsilon, ball)
+    return points, zero_steps, broken_steps, first_margin, misled
 
   start = threat_model.project(images + epsilon * noise, images, epsilon, ball)
-  points, zero_steps, broken_steps = lax.fori_loop(0, num_steps, step, (start, 0 * labels, 0 * labels))
-  return zero_steps, broken_steps, right(images) & right(points)
+  none = 0 * labels
+  first = (start, none, none, none.astype(start.dtype), none > 0)
+  points, zero_steps, broken_steps, _, misled = lax.fori_loop(0, num_steps, step, first)
+  return WatchedGradients(zero_steps, broken_steps, misled, right(images) & right(points))
 
 
 def _robust_accuracy(logits_fn: LogitsFn, images: Array, labels: Array, result: AttackResult) -> Array:
@@ -179,19 +201,23 @@ def run_sanity_checks(
       )
       for kind in (pgd, cw)
     ]
-    zero_steps, broken_steps, survived = vanishing_gradients(keys, logits_fn, images, labels, **attack)
-    vanishing = jnp.sum(jnp.where(survived, zero_steps, 0)) / jnp.maximum(num_steps * jnp.sum(survived), 1)
+    seen = watch_gradients(keys, logits_fn, images, labels, **attack)
+    shares = {
+      "vanishing_share": jnp.sum(jnp.where(seen.survived, seen.zero_steps, 0))
+      / jnp.maximum(num_steps * jnp.sum(seen.survived), 1),
+      "broken_share": jnp.mean(seen.broken_steps / max(num_steps, 1)),
+      "misled_share": jnp.mean(seen.misled),
+    }
     scaled = scaled_accuracies(keys, logits_fn, images, labels, **attack)
-    return robust, vanishing, jnp.mean(broken_steps / max(num_steps, 1)), scaled
+    return robust, shares, scaled
 
-  robust, vanishing, broken, scaled = measure(logits_fn, per_image_keys(key, images), images, labels)
+  robust, shares, scaled = measure(logits_fn, per_image_keys(key, images), images, labels)
   return Findings(
     lowest=float(jnp.min(images)),
     highest=float(jnp.max(images)),
     probabilities=bool(looks_like_probabilities(logits_fn(jnp.array(images)))),
     prediction_difference=prediction_difference(logits_fn, images),
-    vanishing_share=float(vanishing),
-    broken_share=float(broken),
+    **{name: float(share) for name, share in shares.items()},
     robust={"pgd": float(robust[0]), "cw": float(robust[1])},
     scaled=dict(zip(LOGIT_SCALES, map(float, scaled), strict=True)),
     num_images=len(images),
@@ -244,6 +270,11 @@ def warning_lines(findings: Findings) -> list[str]:
   if findings.broken_share:
     share = f"{100 * findings.broken_share:.3g}"
     lines.append(f"{share} % of the gradients are NaN or infinite in places: attacks take no step there.")
+  if findings.misled_share is not None and findings.misled_share > _MISLED_SHARE + _chance(findings):
+    share = _points(findings.misled_share)
+    lines.append(
+      f"on {share} % of the images a step along the gradient brings no mistake closer: gradients are masked."
+    )
   lines += _gap_line(findings) + _scale_line(findings)
   if findings.square_gain is not None and findings.square_gain > _SQUARE_GAIN:
     gain = _points(findings.square_gain)

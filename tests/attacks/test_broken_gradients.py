@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lrat_jax import attacks
 from lrat_jax.attacks import registry
 
 BALLS = {"linf": 0.05, "l2": 0.3, "l1": 1.0}
@@ -48,9 +49,28 @@ def test_a_coordinate_without_a_gradient_takes_no_step_and_the_others_do(name, n
   found, expected = (attack(lambda x, way=way: linear_logits(way(x))) for way in (BROKEN, ZERO))
   if name != "carlini_wagner":  # whose Adam makes a step of the slightest slope of the distance
     np.testing.assert_array_equal(found.images, expected.images)
+    assert (np.asarray(found.broken_gradients) > 0).all() and not np.asarray(expected.broken_gradients).any()
+  if name in ("fgsm", "pgd", "cw"):
+    np.testing.assert_array_equal(found.broken_gradients, options.get("num_steps", 1))
   assert found.success.any() or name == "fgsm"
   if name.split()[0] not in ("apgd",):  # which starts at a random point
     np.testing.assert_allclose(found.images[:, ROWS], images[:, ROWS], atol=1e-5)
+
+
+@pytest.mark.parametrize(("way", "said"), [(BROKEN, 2), (ZERO, 0)])
+def test_autoattack_says_where_survivors_had_no_gradient(way, said, images, linear_logits):
+  labels = np.asarray(linear_logits(images).argmax(axis=1))
+  report = attacks.autoattack(
+    jax.random.key(0), lambda x: linear_logits(way(x)), images, labels, epsilon=0.01, version="apgd",
+    overrides={"apgd-ce": {"num_steps": 2}, "apgd-t": {"num_steps": 2}},
+  )  # fmt: skip
+  lines = [line for line in report.warnings if "NaN or infinite" in line]
+  assert len(lines) == said and report.robust.any()
+  if lines:
+    count = int(report.robust.sum())
+    assert lines[1] == (
+      f"apgd-t met gradients that are NaN or infinite in places on {count} of the {count} images that it left."
+    )
 
 
 @pytest.mark.parametrize("value", [jnp.inf, -jnp.inf])

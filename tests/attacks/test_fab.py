@@ -1,6 +1,7 @@
 """FAB: the closed-form distance on linear models, its choice of target, and what it returns."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import pytest
 
 from lrat_jax import attacks
 from lrat_jax.attacks import threat_model
+
+fab_lib = importlib.import_module("lrat_jax.attacks._fab")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,27 @@ def test_ranks_and_targets_name_the_same_classes(keys, images, linear_logits):
   for rank in (1, 4):
     targets = jnp.argsort(logits, axis=1)[:, -1 - rank]
     np.testing.assert_array_equal(run(target_rank=rank).images, run(targets=targets).images)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_classes_are_looked_at_in_blocks(monkeypatch, norm, keys, images, cnn_logits):
+  labels = cnn_logits(images).argmax(axis=1)
+  epsilon = {"linf": 0.3, "l2": 2.0, "l1": 10.0}[norm]
+  run = functools.partial(attacks.fab, keys, cnn_logits, images, labels, epsilon=epsilon, norm=norm)
+  whole = run(num_steps=3)
+  monkeypatch.setattr(fab_lib, "_CLASSES_AT_ONCE", 2)  # of five: the last block is not full
+  np.testing.assert_allclose(run(num_steps=3).images, whole.images, atol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_number_of_classes(keys, labels):
+  pixels = jnp.full((16, 32, 32, 1), 0.5)
+
+  def needed(num_classes):
+    model = lambda x: x.reshape(16, 1024) @ jnp.ones((1024, num_classes))
+    attack = lambda x: attacks.fab(keys, model, x, labels, epsilon=0.1).images
+    return jax.jit(attack).lower(pixels).compile().memory_analysis().temp_size_in_bytes
+
+  assert needed(1000) - needed(20) < 200 * pixels.nbytes  # 980 times the images, were all gradients kept
 
 
 def test_two_classes_do(keys, images, linear_logits):

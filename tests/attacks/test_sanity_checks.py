@@ -40,19 +40,15 @@ def test_gradients_are_watched_at_every_step(keys, images):
   middle = jnp.full_like(images, 0.5)
   flat = lambda x: jnp.sum(jax.nn.relu(jnp.abs(x - 0.5) - 0.3), axis=(1, 2, 3))
   logits_fn = lambda x: jnp.stack([10 + flat(x), 0 * flat(x)], axis=1)
-  zero_steps, broken_steps, survived = sanity_checks.vanishing_gradients(
-    keys, logits_fn, middle, jnp.zeros(16, int), epsilon=0.1, num_steps=4
-  )
-  np.testing.assert_array_equal(zero_steps, 4)
-  np.testing.assert_array_equal(broken_steps, 0)
-  assert survived.all()
+  seen = sanity_checks.watch_gradients(keys, logits_fn, middle, jnp.zeros(16, int), epsilon=0.1, num_steps=4)
+  np.testing.assert_array_equal(seen.zero_steps, 4)
+  np.testing.assert_array_equal(seen.broken_steps, 0)
+  assert seen.survived.all() and not seen.misled.any()
 
 
 def test_a_gradient_that_is_0_in_places_is_no_vanishing_gradient(keys, images):
   logits_fn = lambda x: jnp.stack([10 + x[:, 0, 0, 0], x[:, 1, 1, 0]], axis=1)
-  zero_steps, *_ = sanity_checks.vanishing_gradients(
-    keys, logits_fn, images, jnp.zeros(16, int), epsilon=0.1, num_steps=4
-  )
+  zero_steps, *_ = sanity_checks.watch_gradients(keys, logits_fn, images, jnp.zeros(16, int), epsilon=0.1, num_steps=4)
   np.testing.assert_array_equal(zero_steps, 0)
 
 
@@ -70,6 +66,20 @@ def test_gradients_that_are_no_numbers_are_noticed(keys, images, right_labels, c
   images = images.at[:, 0, 0].set(jnp.where(jnp.arange(16) < 4, 0.9, 0.1)[:, None])
   lines = _lines(keys, lambda x: cnn_logits(_broken(x)), images, right_labels)
   assert any(line.startswith("25 % of the gradients are NaN or infinite in places") for line in lines)
+
+
+@jax.custom_vjp
+def _turned(x):
+  """The images, with a gradient whose signs have little to do with the true one's."""
+  return x
+
+
+_turned.defvjp(lambda x: (x, None), lambda _, gradient: (jnp.sin(1e4 * gradient),))
+
+
+def test_gradients_that_lead_nowhere_are_noticed(keys, images, right_labels, cnn_logits):
+  lines = _lines(keys, lambda x: cnn_logits(_turned(x)), images, right_labels)
+  assert any("of the images a step along the gradient brings no mistake closer" in line for line in lines)
 
 
 def test_chance_is_noticed(keys, images, right_labels, cnn_logits):

@@ -37,12 +37,12 @@ CHEAP = {
 ENTRIES = {name: registry.REGISTRY[name] for name in CHEAP} | {
   "autoattack": attacks.autoattack,
   "benchmark": lrat_jax.benchmark,
-  "vanishing_gradients": sanity_checks.vanishing_gradients,
+  "watch_gradients": sanity_checks.watch_gradients,
 }
 CHEAP |= {
   "autoattack": {"epsilon": 0.1, "version": "apgd"},
   "benchmark": {"epsilon": 0.1, "version": "apgd"},
-  "vanishing_gradients": {"epsilon": 0.1, "num_steps": 1},
+  "watch_gradients": {"epsilon": 0.1, "num_steps": 1},
 }
 
 NO_COUNT = (-1, 1.5, "many", None, True, math.nan, math.inf, np.array([1, 2]), [1], 10**9, np.float32(2))

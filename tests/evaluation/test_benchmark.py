@@ -80,6 +80,44 @@ def test_gradients_that_are_not_finite_are_warned_of(images, labels, linear_logi
   assert any(line.startswith("100 % of the gradients are NaN") for line in lines)
 
 
+def _with_gradient(change):
+  """The identity, with a gradient that `change` changes."""
+  identity = jax.custom_vjp(lambda x: x)
+  identity.defvjp(lambda x: (x, None), lambda _, gradient: (change(gradient),))
+  return identity
+
+
+# (before the model, after it): the same answers, or nearly, from gradients that are hidden, weakened or false.
+MASKS = {
+  "none": (lambda x: x, lambda z: z),
+  "large": (lambda x: x, lambda z: 1e4 * z),
+  "probabilities": (lambda x: x, lambda z: jax.nn.softmax(10 * z)),
+  "cut": (lambda x: x, lambda z: jnp.clip(z, -3, 3) + 1e-3 * z),
+  "moved": (lambda x: x, lambda z: z + 1e3 * jnp.cos(z.sum(axis=1, keepdims=True))),
+  "rounded logits": (lambda x: x, lambda z: jnp.round(20 * z) / 20),
+  "zero": (_with_gradient(lambda g: 0 * g), lambda z: z),
+  "NaN in places": (_with_gradient(lambda g: g.at[:, ::4].set(jnp.nan)), lambda z: z),
+  "turned round": (_with_gradient(lambda g: -g), lambda z: z),
+  "shattered": (_with_gradient(lambda g: jnp.sin(1e4 * g)), lambda z: z),
+}
+
+
+@pytest.mark.slow
+def test_no_all_clear_stands_beside_a_number_that_is_too_high(linear_logits):
+  """APGD-CE + APGD-T, where it leaves 3 points more than AutoAttack does without the mask, says why that may be."""
+  images = np.random.default_rng(1).uniform(size=(40, 8, 8, 1)).astype(np.float32)
+  labels = np.asarray(linear_logits(images).argmax(axis=1))
+  truth = lrat_jax.benchmark(linear_logits, images, labels, epsilon=0.03).robust_accuracy
+  gaps, doubts = {}, {}
+  for name, (before, after) in MASKS.items():
+    model = lambda x, before=before, after=after: after(linear_logits(before(x)))
+    result = lrat_jax.benchmark(model, images, np.asarray(model(images).argmax(axis=1)), epsilon=0.03, version="apgd")
+    gaps[name] = result.robust_accuracy - truth
+    doubts[name] = [line for line in result.warnings if "without FAB-T and Square" not in line]
+  assert not doubts["none"] and sum(gap > 0.1 for gap in gaps.values()) >= 5
+  assert not [name for name, gap in gaps.items() if gap > 0.03 and not doubts[name]]
+
+
 def test_load_model_gives_what_was_saved(tmp_path):
   module = models.create("cnn_2", num_classes=4)
   images = np.random.default_rng(0).uniform(0, 1, (3, 8, 8, 1)).astype(np.float32)
