@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from scipy import stats
 
 from lrat_jax import data
 from lrat_jax.config import methods
@@ -226,6 +225,8 @@ def vulnerabilities(per_example: Mapping[str, np.ndarray], names: Sequence[str] 
 
 def _rank_correlation(scores: np.ndarray) -> np.ndarray:
   """Spearman's, [k, k] of [n, k]; NaN for columns that do not vary, which have no ranks."""
+  from scipy import stats  # two seconds, for one function
+
   result = np.full((scores.shape[1],) * 2, np.nan)
   varied = np.flatnonzero(np.ptp(scores, axis=0) > 0)
   if len(varied):

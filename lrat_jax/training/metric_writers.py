@@ -7,6 +7,7 @@ middle of a run is left aside with a warning: metrics.jsonl has everything.
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,13 +36,24 @@ class Tracker(Protocol):
     """Ends the run's session there, after an error or without."""
 
 
+def _summary_writer(folder: Path, step: int):
+  """tensorboardX imports PyTorch where that is installed, which takes seconds and serves no scalar."""
+  hidden = "torch" not in sys.modules
+  if hidden:
+    sys.modules["torch"] = None  # to `import`, a module that is not there
+  try:
+    from tensorboardX import SummaryWriter
+  finally:
+    if hidden:
+      del sys.modules["torch"]
+  return SummaryWriter(str(folder), purge_step=step + 1, max_queue=1000)
+
+
 class TensorBoard:
   """Event files in a folder, opened at a step: what an earlier try wrote after it is shown no more."""
 
   def __init__(self, folder: Path, step: int):
-    from tensorboardX import SummaryWriter  # slow to import: it imports PyTorch where that is installed
-
-    self._events = SummaryWriter(str(folder), purge_step=step + 1, max_queue=1000)
+    self._events = _summary_writer(folder, step)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     for name, value in values.items():
