@@ -1,7 +1,6 @@
 """AutoAttack: its stages, its bookkeeping, what it does not depend on, and that masked gradients do not fool it."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 from lrat_jax import attacks
-from lrat_jax.attacks import stages
-
-autoattack_lib = importlib.import_module("lrat_jax.attacks._autoattack")  # the package's name is the function
+from lrat_jax.attacks import _stage_runner, stages
 
 FEW_QUERIES = {"square": {"num_queries": 100}}
 
@@ -127,6 +124,52 @@ def test_a_batch_bounds_what_a_device_holds(batch_size, chunk_size, images, answ
   few = {"apgd-ce": {"num_steps": 1}}
   run(model, images, answers, batch_size=batch_size, attacks_to_run=["apgd-ce"], overrides=few)
   assert max(held) == chunk_size
+
+
+@pytest.mark.parametrize(("count", "chunk_size"), [(3, 1), (4, 1), (5, 8)])
+def test_the_last_few_images_go_through_the_model_in_small_chunks(count, chunk_size, images, linear_weights):
+  held = set()
+
+  def model(x):
+    held.add(len(x))
+    return _linear(linear_weights, x)
+
+  labels = np.asarray(_linear(linear_weights, images).argmax(axis=1))
+  attacked = np.r_[labels[:count], (labels[count:] + 1) % 5]  # all others are wrong from the start
+  few = {"attacks_to_run": ["apgd-ce"], "overrides": {"apgd-ce": {"num_steps": 1}}}
+  run(model, images, labels, version="standard", **few)
+  held.clear()  # of what traces the model to see its shapes
+  run(model, images, attacked, version="standard", **few)
+  assert held == {1, 8, chunk_size}  # one image is asked for its logits' shape, and clean images go in whole chunks
+
+
+@pytest.mark.slow
+def test_small_chunks_change_no_bit_over_devices(model, images, answers):
+  alone, *others = (
+    run(model, images[1:5], answers[1:5], devices=jax.devices()[:devices], batch_size=batch_size)
+    for devices, batch_size in ((1, 16), (3, 16), (2, 64))
+  )
+  for other in others:
+    np.testing.assert_array_equal(other.images, alone.images)
+    np.testing.assert_array_equal(other.broken_by, alone.broken_by)
+
+
+def test_stages_are_traced_ahead_and_not_for_work_that_is_kept(monkeypatch, tmp_path, model, images, answers):
+  events = []
+  lower = _stage_runner._lower_stage
+  monkeypatch.setattr(
+    _stage_runner, "_lower_stage", lambda job, stage, plan: (events.append(stage.name), lower(job, stage, plan))[1]
+  )
+  few = {"apgd-ce": {"num_steps": 1}, "apgd-t": {"num_steps": 1}}
+  go = functools.partial(
+    run, model, images[:8], answers[:8], overrides=few, store=attacks.FileStore(tmp_path), devices=jax.devices()[:1],
+    on_stage=lambda summary: events.append(f"{summary.name} ended"),
+  )  # fmt: skip
+  go()
+  assert events == ["apgd-ce", "apgd-t", "apgd-ce ended", "apgd-t ended"]
+  events.clear()
+  go()
+  assert events == ["apgd-ce ended", "apgd-t ended"]
 
 
 def test_bytes_stay_bytes_and_mean_their_floats(model, images, answers):
@@ -321,7 +364,7 @@ def test_images_outside_the_ball_or_the_range_are_brought_back(images):
   found[0, 0, 0] += 0.5
   found[1] -= 0.01 + images[1].min()  # inside a ball of 0.1, but below 0
   found[2, 3, 3] = np.nan
-  repaired, outside = autoattack_lib._repair(found, images, 0.1, "linf")
+  repaired, outside = _stage_runner._repair(found, images, 0.1, "linf")
   np.testing.assert_array_equal(np.flatnonzero(outside), [0, 1, 2])
   assert np.isfinite(repaired).all() and repaired.min() >= 0 and repaired.max() <= 1
   assert np.abs(repaired - images).max() <= 0.1 + 1e-6
@@ -329,13 +372,13 @@ def test_images_outside_the_ball_or_the_range_are_brought_back(images):
 
 
 def test_every_stage_and_round_has_keys_of_its_own(monkeypatch, model, images, answers):
-  seen, run_batch = [], autoattack_lib.microbatch.run_batch
+  seen, run_batch = [], _stage_runner.microbatch.run_batch
 
   def watch(plan, compiled, shared, rows):
     seen.append(tuple(jax.random.key_data(shared[1]).tolist()))
     return run_batch(plan, compiled, shared, rows)
 
-  monkeypatch.setattr(autoattack_lib.microbatch, "run_batch", watch)
+  monkeypatch.setattr(_stage_runner.microbatch, "run_batch", watch)
   few = {"apgd-ce": {"num_steps": 1}, "apgd-t": {"num_steps": 1}}
   report = run(model, images, answers, batch_size=64, overrides=few)  # all images in one batch
   assert report.robust.any() and len(seen) == 1 + 1 + 4  # the clean images, apgd-ce, and apgd-t for 4 targets

@@ -1,0 +1,212 @@
+"""One attack of AutoAttack: its compiled programs, the batches that they run on, and what came of them."""
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+
+from lrat_jax.attacks import _entry, losses, threat_model
+from lrat_jax.attacks._entry import example_keys
+from lrat_jax.attacks.eval_state import Store
+from lrat_jax.attacks.registry import from_config
+from lrat_jax.attacks.report import as_floats
+from lrat_jax.attacks.stages import Stage, StageSummary
+from lrat_jax.core import microbatch
+from lrat_jax.core.arguments import check_count, shown
+from lrat_jax.core.typing import LogitsFn
+
+# Floating point may carry a projected image this far outside its ball, relative and absolute.
+_SLACK = 1e-5, 1e-6
+# How many predictions of a random model are counted for its verdict on an image.
+_VOTES = 11
+# Images that a device works on at once: what is fastest on a CPU core, and what fills an accelerator.
+_CHUNK_SIZES = {"cpu": 32}
+_LARGE_CHUNK = 256
+
+# Half a chunk of images and fewer go through the model in chunks that are so many times smaller.
+_SMALLER = 8
+# Programs of coming stages that are compiled at once, while earlier stages run.
+_COMPILERS = 2
+
+_Program = futures.Future[jax.stages.Compiled]
+# The program of a stage, by its place and the layout that it is for.
+Programs = Callable[[int, microbatch.Layout], _Program]
+# Places of images that fell, and what broke them.
+Found = tuple[np.ndarray, np.ndarray]
+
+
+class Job(NamedTuple):
+  """What stays the same through a run."""
+
+  logits_fn: Partial
+  key: Array
+  images: np.ndarray  # as they were given
+  labels: np.ndarray
+  indices: np.ndarray
+  epsilon: float
+  norm: str
+  plan: microbatch.Layout
+  few: microbatch.Layout  # for the last few images, which would fill no chunk
+  store: Store
+  random: bool  # whether the model is a random one, called with keys
+
+  def rows(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Some images, in the type that attacks work in, with their labels and indices."""
+    images = as_floats(self.images[places])
+    return images.astype(_entry.computed_type(images.dtype)), self.labels[places], self.indices[places]
+
+  def layout(self, count: int) -> microbatch.Layout:
+    """How so many images are attacked: their number alone decides, so that batches and devices change nothing."""
+    return self.few if 2 * count <= self.plan.chunk_size else self.plan
+
+
+def verdict(logits_fn: LogitsFn, keys: Array, images: Array, labels: Array, random: bool) -> Array:
+  """bool [batch], whether the model is right; a random one by the majority of its predictions."""
+  if not random:
+    return losses.is_correct(logits_fn(images), labels)
+  draw = lambda index: jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+  right = lambda index: losses.is_correct(logits_fn(images, draw(index)), labels).astype(jnp.int32)
+  return 2 * jax.lax.fori_loop(1, _VOTES, lambda index, total: total + right(index), right(0)) > _VOTES
+
+
+def _repair(found: Array, images: Array, epsilon: float, norm: str) -> tuple[Array, Array]:
+  """The images found, brought back where they are outside the ball or the range, and which were: bool [batch]."""
+  ball = threat_model.get_norm(norm)
+  outside = ~threat_model.finite(found) | (jnp.abs(found - 0.5) > 0.5).any(axis=(1, 2, 3))
+  outside |= ball.length(found - images) > epsilon * (1 + _SLACK[0]) + _SLACK[1]
+  back = threat_model.project(jnp.where(jnp.isfinite(found), found, images), images, epsilon, ball)
+  return jnp.where(outside[:, None, None, None], back, found), outside
+
+
+def _lower_stage(job: Job, stage: Stage, plan: microbatch.Layout) -> jax.stages.Lowered:
+  """One round of a stage on a batch.
+
+  Its program returns the images found, whether the model is right on them, which had to be repaired, and which survived
+  an attack some of whose gradients were no numbers.
+  """
+  attack = from_config({"name": stage.attack, "epsilon": job.epsilon, "norm": job.norm, **stage.arguments})
+  epsilon, norm, random = job.epsilon, job.norm, job.random
+
+  def on_chunk(shared: tuple[Partial, Array, Array], rows: tuple[Array, Array, Array]) -> dict[str, Array]:
+    (logits_fn, key, rank), (images, labels, indices) = shared, rows
+    keys = example_keys(key, indices)
+    target = {"target_rank": rank} if stage.targeted else {}
+    result = attack(keys, logits_fn, images, labels, **target)
+    found, outside = _repair(result.images, images, epsilon, norm)
+    vote_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    right = verdict(logits_fn, vote_keys, found, labels, random)
+    broken = jnp.zeros_like(outside) if result.broken_gradients is None else result.broken_gradients > 0
+    return {"images": found, "right": right, "outside": outside, "doubtful": right & broken}
+
+  return microbatch.lower(plan, on_chunk, _shared(job, 0, 0), job.rows(np.arange(1)))
+
+
+@contextlib.contextmanager
+def compiling(job: Job, planned: Sequence[Stage]) -> Iterator[Programs]:
+  """The stages' programs. Those of coming stages are compiled while one runs, for the layout that it needed last."""
+  pool = futures.ThreadPoolExecutor(_COMPILERS)
+  found: dict[tuple[int, microbatch.Layout], _Program] = {}
+
+  def program(place: int, plan: microbatch.Layout) -> _Program:
+    if (place, plan) not in found:
+      for program in found.values():  # the number of images only falls: for larger chunks none is needed any more
+        program.cancel()
+      # Traced here, in the thread in which the caller's settings of JAX hold.
+      for coming in range(place, len(planned)):
+        found[coming, plan] = pool.submit(_lower_stage(job, planned[coming], plan).compile)
+    return found[place, plan]
+
+  try:
+    yield program
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)  # of stages that no image came to
+
+
+def _shared(job: Job, number: int, round_: int) -> tuple[Partial, Array, Array]:
+  """What all images of a stage's round share, on every device: model, key, and the rank of the class to attack."""
+  key = jax.random.fold_in(jax.random.fold_in(job.key, number), round_)
+  return microbatch.replicate(job.plan, (job.logits_fn, key, jnp.int32(round_ + 1)))
+
+
+def _run_piece(
+  job: Job, plan: microbatch.Layout, program: Callable[[], _Program], shared: Any, batch: np.ndarray, name: str
+) -> dict[str, Any]:
+  """One batch of one round, from the store or run and kept there; its seconds count a wait for the program."""
+  kept = job.store.load(name)
+  if kept is not None:
+    return kept
+  start = time.perf_counter()
+  result = microbatch.run_batch(plan, program().result(), shared, job.rows(batch))
+  piece = {
+    "fallen": batch[~result["right"]],
+    "images": result["images"][~result["right"]],
+    "repaired": np.int64(result["outside"].sum()),
+    "doubtful": batch[result["doubtful"]],
+    "seconds": np.float64(time.perf_counter() - start),
+  }
+  job.store.save(name, piece)
+  return piece
+
+
+def run_stage(
+  job: Job, number: int, stage: Stage, programs: Programs, robust: np.ndarray, found: list[Found]
+) -> tuple[np.ndarray, StageSummary, list[str]]:
+  """All rounds of a stage. Returns the images still robust [n], a summary, and what to say of it.
+
+  Adds the adversarials to `found`, of which there is one for the whole run.
+  """
+  entered, attacked, seconds, repaired = int(robust.sum()), 0, 0.0, 0
+  robust, doubtful = robust.copy(), np.zeros(len(robust), bool)
+  for round_ in range(stage.rounds):
+    shared = _shared(job, number, round_)
+    standing = np.flatnonzero(robust)
+    attacked += len(standing)
+    plan = job.layout(len(standing))
+    program = functools.partial(programs, number - 1, plan)
+    for index, batch in enumerate(microbatch.batches(plan, standing)):
+      piece = _run_piece(job, plan, program, shared, batch, f"{number}-{stage.name}-{round_}-{index}")
+      robust[piece["fallen"]] = False
+      found.append((piece["fallen"], piece["images"]))
+      doubtful[piece["doubtful"]] = True
+      seconds, repaired = seconds + float(piece["seconds"]), repaired + int(piece["repaired"])
+  broken = entered - int(robust.sum())
+  summary = StageSummary(
+    name=stage.name,
+    robust_accuracy=float(robust.mean()),
+    attacked=entered,
+    broken=broken,
+    seconds=seconds,
+    images_per_second=entered / max(seconds, 1e-9),
+    gradient_calls=attacked * stage.gradient_calls(),
+  )
+  notes = []
+  if repaired:
+    notes.append(
+      f"{stage.name} left the ball or [0, 1] on {repaired} images, which were projected and evaluated again."
+    )
+  if count := int((doubtful & robust).sum()):
+    where = f"{count} of the {robust.sum()} images that it left"
+    notes.append(f"{stage.name} met gradients that are NaN or infinite in places on {where}.")
+  return robust, summary, notes
+
+
+def layouts(devices: Any, batch_size: Any, chunk_size: Any) -> tuple[microbatch.Layout, microbatch.Layout]:
+  """For many images, and for half a chunk of them or fewer."""
+  devices = list(jax.devices()) if devices is None else devices
+  if not isinstance(devices, list | tuple) or not devices or not all(isinstance(x, jax.Device) for x in devices):
+    raise ValueError(f"devices={shown(devices)} must be a list of devices, as jax.devices() gives, or None.")
+  if chunk_size is None:
+    chunk_size = _CHUNK_SIZES.get(devices[0].platform, _LARGE_CHUNK)
+  batch_size, chunk_size = check_count(batch_size, "batch_size", 1), check_count(chunk_size, "chunk_size", 1)
+  chunk_size = min(chunk_size, batch_size)
+  few = microbatch.layout(list(devices), math.ceil(chunk_size / 2), math.ceil(chunk_size / _SMALLER))
+  return microbatch.layout(list(devices), batch_size, chunk_size), few
