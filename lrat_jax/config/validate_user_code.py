@@ -86,7 +86,8 @@ def check_attack(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_cla
 
   keys = jax.random.split(jax.random.key(0), _BATCH)
   images = jax.random.uniform(jax.random.key(1), (_BATCH, *image_shape))
-  found, survived, _ = _tried(name, run, keys, images, jnp.arange(_BATCH) % num_classes, jnp.ones(()))
+  result = _tried(name, run, keys, images, jnp.arange(_BATCH) % num_classes, jnp.ones(()))
+  found, survived = result.images, result.surviving_steps
   if not (found.min() >= -_ROUNDING and found.max() <= 1 + _ROUNDING):  # also where one is NaN
     raise UserCodeError(f"{name!r} returns images from {found.min():g} to {found.max():g}; they must be in [0, 1].")
   most = max(attack.keywords.get("num_steps", 1), 1)
