@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -38,8 +38,6 @@ _SMALLER = 8
 _COMPILERS = 2
 
 _Program = futures.Future[jax.stages.Compiled]
-# The program of a stage, by its place and the layout that it is for.
-Programs = Callable[[int, microbatch.Layout], _Program]
 # Places of images that fell, and what broke them.
 Found = tuple[np.ndarray, np.ndarray]
 
@@ -110,25 +108,39 @@ def _lower_stage(job: Job, stage: Stage, plan: microbatch.Layout) -> jax.stages.
   return microbatch.lower(plan, on_chunk, _shared(job, 0, 0), job.rows(np.arange(1)))
 
 
+class Programs:
+  """The stages' compiled programs, by a stage's place and the layout that it needs; compiled in threads.
+
+  Tracing is the caller's: JAX's settings hold in his thread.
+  """
+
+  def __init__(self, job: Job, planned: Sequence[Stage], pool: futures.Executor):
+    self._job, self._planned, self._pool = job, planned, pool
+    self._found: dict[tuple[int, microbatch.Layout], _Program] = {}
+
+  def submit(self, place: int, plan: microbatch.Layout) -> _Program:
+    """Traces a program and has it compiled, once."""
+    if (place, plan) not in self._found:
+      for (_, other), program in self._found.items():
+        if other != plan:  # the number of images only falls: programs for more of them are not needed again
+          program.cancel()
+      self._found[place, plan] = self._pool.submit(_lower_stage(self._job, self._planned[place], plan).compile)
+    return self._found[place, plan]
+
+  def submit_coming(self, place: int, plan: microbatch.Layout) -> None:
+    """The same for all stages that come behind one, for the layout that it needs."""
+    for coming in range(place + 1, len(self._planned)):
+      self.submit(coming, plan)
+
+
 @contextlib.contextmanager
 def compiling(job: Job, planned: Sequence[Stage]) -> Iterator[Programs]:
-  """The stages' programs. Those of coming stages are compiled while one runs, for the layout that it needed last."""
+  """The programs of a run; what is not needed at its end is not compiled."""
   pool = futures.ThreadPoolExecutor(_COMPILERS)
-  found: dict[tuple[int, microbatch.Layout], _Program] = {}
-
-  def program(place: int, plan: microbatch.Layout) -> _Program:
-    if (place, plan) not in found:
-      for program in found.values():  # the number of images only falls: for larger chunks none is needed any more
-        program.cancel()
-      # Traced here, in the thread in which the caller's settings of JAX hold.
-      for coming in range(place, len(planned)):
-        found[coming, plan] = pool.submit(_lower_stage(job, planned[coming], plan).compile)
-    return found[place, plan]
-
   try:
-    yield program
+    yield Programs(job, planned, pool)
   finally:
-    pool.shutdown(wait=False, cancel_futures=True)  # of stages that no image came to
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _shared(job: Job, number: int, round_: int) -> tuple[Partial, Array, Array]:
@@ -138,14 +150,16 @@ def _shared(job: Job, number: int, round_: int) -> tuple[Partial, Array, Array]:
 
 
 def _run_piece(
-  job: Job, plan: microbatch.Layout, program: Callable[[], _Program], shared: Any, batch: np.ndarray, name: str
+  job: Job, place: int, programs: Programs, plan: microbatch.Layout, shared: Any, batch: np.ndarray, name: str
 ) -> dict[str, Any]:
   """One batch of one round, from the store or run and kept there; its seconds count a wait for the program."""
   kept = job.store.load(name)
   if kept is not None:
     return kept
   start = time.perf_counter()
-  result = microbatch.run_batch(plan, program().result(), shared, job.rows(batch))
+  program = programs.submit(place, plan).result()
+  meanwhile = functools.partial(programs.submit_coming, place, plan)
+  result = microbatch.run_batch(plan, program, shared, job.rows(batch), meanwhile)
   piece = {
     "fallen": batch[~result["right"]],
     "images": result["images"][~result["right"]],
@@ -171,9 +185,8 @@ def run_stage(
     standing = np.flatnonzero(robust)
     attacked += len(standing)
     plan = job.layout(len(standing))
-    program = functools.partial(programs, number - 1, plan)
     for index, batch in enumerate(microbatch.batches(plan, standing)):
-      piece = _run_piece(job, plan, program, shared, batch, f"{number}-{stage.name}-{round_}-{index}")
+      piece = _run_piece(job, number - 1, programs, plan, shared, batch, f"{number}-{stage.name}-{round_}-{index}")
       robust[piece["fallen"]] = False
       found.append((piece["fallen"], piece["images"]))
       doubtful[piece["doubtful"]] = True

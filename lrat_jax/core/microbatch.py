@@ -157,8 +157,17 @@ def batches(plan: Layout, positions: np.ndarray) -> Iterator[np.ndarray]:
     yield positions[first : first + plan.batch_size]
 
 
-def run_batch(plan: Layout, compiled: jax.stages.Compiled, shared: Any, rows: Any) -> Any:
-  """`compiled` on arrays [m, ...] with m from 1 to `batch_size`; NumPy arrays [m, ...] come back."""
+def run_batch(
+  plan: Layout,
+  compiled: jax.stages.Compiled,
+  shared: Any,
+  rows: Any,
+  meanwhile: Callable[[], None] = lambda: None,
+) -> Any:
+  """`compiled` on arrays [m, ...] with m from 1 to `batch_size`; NumPy arrays [m, ...] come back.
+
+  `meanwhile` is called, in this thread, when the devices have begun.
+  """
   length = len(jax.tree.leaves(rows)[0])
   used = math.ceil(length / plan.chunk_size)
   counts = (used - np.arange(plan.num_lanes) + plan.num_lanes - 1) // plan.num_lanes  # each lane's first chunks
@@ -170,6 +179,8 @@ def run_batch(plan: Layout, compiled: jax.stages.Compiled, shared: Any, rows: An
   # Placed here, in the thread in which the caller's settings of JAX hold.
   placed = [sharding.put(part(thread), plan.mesh, _SHARDED) for thread in range(plan.threads)]
   with futures.ThreadPoolExecutor(plan.threads) as pool:
-    results = list(pool.map(lambda part: jax.block_until_ready(compiled(shared, *part)), placed))
+    running = [pool.submit(lambda *part: jax.block_until_ready(compiled(shared, *part)), *part) for part in placed]
+    meanwhile()
+    results = [part.result() for part in running]
   joined = jax.tree.map(lambda *parts: np.concatenate(parts), *[sharding.fetch(result) for result in results])
   return jax.tree.map(lambda x: x[everything[:length]], joined)
