@@ -109,9 +109,9 @@ def _lower_stage(job: Job, stage: Stage, plan: microbatch.Layout) -> jax.stages.
 
 
 class Programs:
-  """The stages' compiled programs, by a stage's place and the layout that it needs; compiled in threads.
+  """The stages' compiled programs, by a stage's place and the layout that it needs.
 
-  Tracing is the caller's: JAX's settings hold in his thread.
+  Threads compile them; the calling thread traces them, since JAX's settings hold there.
   """
 
   def __init__(self, job: Job, planned: Sequence[Stage], pool: futures.Executor):
@@ -128,7 +128,7 @@ class Programs:
     return self._found[place, plan]
 
   def submit_coming(self, place: int, plan: microbatch.Layout) -> None:
-    """The same for all stages that come behind one, for the layout that it needs."""
+    """`submit` for all stages after one, for the layout that this one needs."""
     for coming in range(place + 1, len(self._planned)):
       self.submit(coming, plan)
 

@@ -22,7 +22,7 @@ _ROUNDING = 1e-5
 _SAME_PREDICTION = 1e-4
 # Of the survivors' gradients.
 _VANISHING_SHARE = 0.05
-# Of all images; at most 4 % on this project's digits and CIFAR-10 networks, 90 % with a gradient of random signs.
+# Of all images; half of them where the gradient has random signs.
 _MISLED_SHARE = 0.25
 # AutoAttack's bound on what Square may find that gradients did not.
 _SQUARE_GAIN = 0.002
@@ -41,7 +41,7 @@ class Findings(NamedTuple):
     prediction_difference: largest L2 distance between two predictions to one image, of logits of unit length.
     vanishing_share: share of the survivors' gradients that are 0, over all steps of a PGD.
     broken_share: share of all gradients of that PGD that are NaN or infinite somewhere.
-    misled_share: share of the images on which its first step does not bring the model closer to a mistake.
+    misled_share: share of the images on which its first step, along a gradient, takes the model away from a mistake.
     robust: robust accuracy by attack, weakest attack first, such as {"pgd": ..., "cw": ..., "apgd_t": ...}.
     scaled: PGD's robust accuracy by the factor on the logits.
     num_images: how many images `robust` and `scaled` are shares of; two of them more or less are taken for chance.
@@ -89,7 +89,7 @@ class WatchedGradients(NamedTuple):
   Attributes:
     zero_steps: int32 [batch], in 0..num_steps: steps whose gradient was 0 throughout.
     broken_steps: int32 [batch]: steps whose gradient was NaN or infinite somewhere.
-    misled: bool [batch]: the first step followed a gradient, and its label lost no ground to the other classes.
+    misled: bool [batch]: the first step followed a gradient, and the margin of the label grew.
     survived: bool [batch]: the model is right on the image and at the end.
   """
 
@@ -123,9 +123,9 @@ def watch_gradients(
     points, zero_steps, broken_steps, first_margin, misled = carry
     gradient, margin = jax.grad(total_loss, has_aux=True)(points)
     zero, broken = jnp.all(gradient == 0, axis=(1, 2, 3)), ~threat_model.finite(gradient)
-    # Told at the second step by the first; not of a gradient of which something else is said.
+    # Known at the second step. Gradients that are 0 or broken are counted by themselves.
     sound = (zero_steps == 0) & (broken_steps == 0)
-    misled = jnp.where(index == 1, sound & (margin <= first_margin), misled)
+    misled = jnp.where(index == 1, sound & (margin < first_margin), misled)
     first_margin = jnp.where(index == 0, margin, first_margin)
     zero_steps, broken_steps = zero_steps + zero.astype(jnp.int32), broken_steps + broken.astype(jnp.int32)
     ahead = points + 0.25 * epsilon * ball.steepest(threat_model.numbers(gradient))
@@ -272,9 +272,7 @@ def warning_lines(findings: Findings) -> list[str]:
     lines.append(f"{share} % of the gradients are NaN or infinite in places: attacks take no step there.")
   if findings.misled_share is not None and findings.misled_share > _MISLED_SHARE + _chance(findings):
     share = _points(findings.misled_share)
-    lines.append(
-      f"on {share} % of the images a step along the gradient brings no mistake closer: gradients are masked."
-    )
+    lines.append(f"on {share} % of the images a step along the gradient makes the model surer: gradients are masked.")
   lines += _gap_line(findings) + _scale_line(findings)
   if findings.square_gain is not None and findings.square_gain > _SQUARE_GAIN:
     gain = _points(findings.square_gain)
