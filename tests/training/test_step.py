@@ -308,6 +308,14 @@ def test_the_compiled_attack_loop_holds_no_collective(model):
 
 
 @pytest.mark.slow
+def test_attacks_that_see_the_batchs_statistics_join_them_over_the_devices_at_every_step():
+  fields = {"model__name": "wide_resnet_10_1", "train__attack_batch_norm": "train"}
+  experiment = make_experiment(make_config(**FIELDS | fields), num_devices=2)
+  text = _lowered(experiment, PLAIN).compile().as_text()
+  assert any(hlo.collectives(body) for body in hlo.loop_bodies(text))
+
+
+@pytest.mark.slow
 def test_what_depends_on_the_model_alone_is_taken_out_of_the_attacks_loop():
   experiment = make_experiment(make_config(**FIELDS | {"model__name": "resnet18_32"}), shape=(8, 8, 3))
   attack_loop = max(hlo.loop_bodies(_lowered(experiment, LOCAL).compile().as_text()), key=len)
