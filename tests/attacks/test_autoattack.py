@@ -374,9 +374,9 @@ def test_images_outside_the_ball_or_the_range_are_brought_back(images):
 def test_every_stage_and_round_has_keys_of_its_own(monkeypatch, model, images, answers):
   seen, run_batch = [], _stage_runner.microbatch.run_batch
 
-  def watch(plan, compiled, shared, rows):
+  def watch(plan, compiled, shared, *rest):
     seen.append(tuple(jax.random.key_data(shared[1]).tolist()))
-    return run_batch(plan, compiled, shared, rows)
+    return run_batch(plan, compiled, shared, *rest)
 
   monkeypatch.setattr(_stage_runner.microbatch, "run_batch", watch)
   few = {"apgd-ce": {"num_steps": 1}, "apgd-t": {"num_steps": 1}}
