@@ -63,7 +63,7 @@ TRIAL = Scale(
   evaluated_images=64,
   square_images=32,
   square_queries=50,
-  autoattack_images=8,
+  autoattack_images=32,
   apgd_steps=5,
   file_bytes=200_000,
 )
