@@ -62,7 +62,7 @@ def _fingerprint(job: Job, planned: Sequence[Stage], predictions: str) -> dict[s
     "attacks": str(attacks),
     "key": str(np.asarray(jax.random.key_data(job.key)).tolist()),
     # A piece is a batch, and its size decides which images are in it.
-    "batch size": f"{job.plan.batch_size} in chunks of {job.plan.chunk_size}",
+    "batch size": f"{job.plan.batch_size} in chunks of {job.plan.chunk_size}, few in chunks of {job.few.chunk_size}",
     "version of jax": jax.__version__,
   }
 

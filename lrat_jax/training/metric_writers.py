@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ class Tracker(Protocol):
 
 def _summary_writer(folder: Path, step: int):
   """tensorboardX imports PyTorch where that is installed, which takes seconds and serves no scalar."""
-  hidden = "torch" not in sys.modules
+  # Not beside the main thread, which may be importing PyTorch for itself.
+  hidden = "torch" not in sys.modules and threading.current_thread() is threading.main_thread()
   if hidden:
     sys.modules["torch"] = None  # to `import`, a module that is not there
   try:

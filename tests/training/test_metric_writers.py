@@ -145,6 +145,23 @@ def test_a_service_that_refuses_to_begin_ends_in_one_line(tmp_path, console):
     raise AssertionError("never reached")
 
 
+@pytest.mark.slow
+def test_tensorboard_leaves_pytorch_to_who_needs_it(tmp_path):
+  pytest.importorskip("torch", reason="without PyTorch nothing could import it")
+  code = f"""
+import pathlib, sys
+from lrat_jax.training import metric_writers
+writer = metric_writers.TensorBoard(pathlib.Path({str(tmp_path)!r}), 0)
+writer.write(1, {{"loss": 0.5}})
+writer.flush()
+assert "torch" not in sys.modules
+import torch
+torch.zeros(1)
+"""
+  subprocess.run([sys.executable, "-c", code], check=True)
+  assert any(tmp_path.glob("events.out.tfevents.*"))
+
+
 def test_nothing_is_imported_unless_asked_for():
   code = "import sys; from lrat_jax import main; print({'wandb', 'mlflow'} & set(sys.modules))"
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
