@@ -66,7 +66,7 @@ def _load_data(
   if slow := sharding.use_cpu_cores(*batch_sizes, num_processes=distributed.place().count):
     console.print(f"note: {slow}", highlight=False, soft_wrap=True)
   mesh = sharding.make_mesh()
-  if mesh.devices.flat[0].platform == "cpu":
+  if sharding.platform(mesh) == "cpu":
     malloc.disable_malloc_trim()
   validate.check_for_devices(config, mesh.size, trains=trains)
   return dataset, about, mesh
@@ -129,7 +129,8 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
     found = stored.build().logits_fn if stored else user_model.find(name)
     logits_fn, num_classes = user_model.checked(name, found, images, dataset.num_classes)
     validate.check_for_evaluation(config, dataset.image_shape, num_classes)
-    microbatch_size = models.microbatch_size(stored.recognised.name if stored else name, *dataset.image_shape[:2])
+    architecture = stored.recognised.name if stored else name
+    microbatch_size = models.microbatch_size(architecture, *dataset.image_shape[:2], platform=sharding.platform(mesh))
     with workdir_lib.lock_workdir(workdir):
       runner.evaluate(
         config,
@@ -175,7 +176,7 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
       workdir_lib.write_config(workdir, config, asked)
     counts = (f"{len(dataset.split(name).labels):,} {name}" for name in data.SPLITS if len(dataset.split(name).labels))
     console.print(
-      f"{config.name}: {', '.join(counts)} images on {mesh.size} {mesh.devices.flat[0].platform} device(s); "
+      f"{config.name}: {', '.join(counts)} images on {mesh.size} {sharding.platform(mesh)} device(s); "
       f"workdir {workdir}",
       highlight=False,
       soft_wrap=True,

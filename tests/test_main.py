@@ -4,7 +4,6 @@ import itertools
 import json
 import re
 import shlex
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -76,7 +75,7 @@ def finished(tmp_path_factory, told):
 
 def test_every_attack_of_a_run_takes_as_many_images_as_suit_the_network_and_memory_is_kept(monkeypatch, tmp_path):
   taken, kept, microbatch = [], [], attacks.microbatch
-  monkeypatch.setattr(models, "microbatch_size", lambda name, height, width: {("cnn_4", 8, 8): 16}[name, height, width])
+  monkeypatch.setattr(models, "microbatch_size", lambda *of, platform: {("cnn_4", 8, 8, "cpu"): 16}[*of, platform])
   monkeypatch.setattr(attacks, "microbatch", lambda attack, most: taken.append(most) or microbatch(attack, most))
   monkeypatch.setattr(malloc, "disable_malloc_trim", lambda: kept.append(True))
   few = ["--config.train.epochs=1", "--config.eval.num_images=16", f"--workdir={tmp_path}"]
@@ -152,21 +151,31 @@ def test_a_run_leaves_what_the_design_says(finished):
   assert config["name"] == "lrat_irat_digits" and config["model"]["name"] == "cnn_4"
 
 
-def test_compiled_programs_are_kept_beside_the_workdir_or_where_one_says(tmp_path, monkeypatch):
-  code = (
-    "import sys, jax; from lrat_jax import main; "
-    f"main.main([*{ARGUMENTS!r}, '--workdir={tmp_path}/runs/a', '--mode=evaluate', *sys.argv[1:]]); "
-    "print(jax.config.jax_compilation_cache_dir)"
-  )
+@pytest.fixture
+def no_compilation_cache(monkeypatch):
+  """As where neither the environment nor the user has said where compiled programs are kept."""
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", None)
+  yield
+  jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "folder"),
+  [
+    ([], "{tmp_path}/runs/compilation_cache"),
+    (["--config.compilation_cache={tmp_path}/elsewhere"], "{tmp_path}/elsewhere"),
+    (["--config.compilation_cache=off"], None),
+  ],
+)
+def test_compiled_programs_are_kept_beside_the_workdir_or_where_one_says(
+  no_compilation_cache, tmp_path, arguments, folder
+):
   (tmp_path / "runs" / "a" / "checkpoints").mkdir(parents=True)  # so that it comes to look for one
-  for arguments, folder in (
-    ([], f"{tmp_path}/runs/compilation_cache"),
-    ([f"--config.compilation_cache={tmp_path}/elsewhere"], f"{tmp_path}/elsewhere"),
-    (["--config.compilation_cache=off"], "None"),
-  ):
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == folder, done.stderr
+  arguments = [argument.format(tmp_path=tmp_path) for argument in arguments]
+  assert main.main([*ARGUMENTS, f"--workdir={tmp_path}/runs/a", "--mode=evaluate", *arguments]) == 2
+  assert jax.config.jax_compilation_cache_dir == (folder and folder.format(tmp_path=tmp_path))
 
 
 def test_metrics_follow_the_run(finished):
@@ -296,18 +305,6 @@ def test_every_command_that_we_print_is_understood(path):
   for command in commands:
     config = command_line.parse(shlex.split(command)).config
     validate.check(config)
-
-
-def test_a_run_that_was_killed_twice_ends_in_the_same_bits(tmp_path, whole_run):
-  programs.kill_after(tmp_path / "killed", 4, "--mode=train")
-  programs.kill_after(tmp_path / "killed", 9, "--mode=train")
-  programs.finish(tmp_path / "killed", "--mode=train")
-  (step, state, rows, weights), (step_killed, state_killed, rows_killed, weights_killed) = (
-    programs.outcome(workdir) for workdir in (whole_run, tmp_path / "killed")
-  )
-  assert step_killed == step == 34 and rows_killed == rows
-  for one, other in ((state, state_killed), (weights, weights_killed)):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_a_run_in_a_thread_stops_by_its_argument_and_goes_on(tmp_path):

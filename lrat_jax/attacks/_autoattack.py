@@ -62,7 +62,7 @@ def _fingerprint(job: Job, planned: Sequence[Stage], predictions: str) -> dict[s
     "attacks": str(attacks),
     "key": str(np.asarray(jax.random.key_data(job.key)).tolist()),
     # A piece is a batch, and its size decides which images are in it.
-    "batch size": f"{job.plan.batch_size} in chunks of {job.plan.chunk_size}, few in chunks of {job.few.chunk_size}",
+    "batch size": f"{job.plan.batch_size} in chunks of {[layout.chunk_size for layout in job.ladder]}",
     "version of jax": jax.__version__,
   }
 
@@ -77,12 +77,14 @@ def _distances(job: Job, fallen: np.ndarray, adversarials: np.ndarray) -> np.nda
   return distances
 
 
-def _check_options(version: Any, store: Any, on_stage: Any) -> None:
+def _check_options(version: Any, store: Any, on_stage: Any, on_progress: Any) -> None:
   check_choice(version, "version", VERSIONS)
   if store is not None and not isinstance(store, Store):
     raise ValueError(f"store={shown(store)} keeps nothing; give a FileStore, or None.")
   if not callable(on_stage):
     raise ValueError(f"on_stage={shown(on_stage)} must be a function of a stage's summary.")
+  if not callable(on_progress):
+    raise ValueError(f"on_progress={shown(on_progress)} must be a function of a stage's name and two numbers.")
 
 
 def autoattack(
@@ -101,6 +103,7 @@ def autoattack(
   attacks_to_run: Sequence[str] | None = None,
   overrides: Mapping[str, Mapping[str, Any]] | None = None,
   on_stage: Callable[[StageSummary], None] = lambda summary: None,
+  on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
   store: Store | None = None,
 ) -> AutoAttackReport:
   """AutoAttack (Croce & Hein, arXiv:2003.01690), with the original's attacks, counts and order.
@@ -127,22 +130,26 @@ def autoattack(
     batch_size: images on all devices together, rounded up to whole chunks. Changes no result, to the last bit, unless
       it is smaller than a chunk, which it bounds.
     chunk_size: images that go through the model at once on one device, what memory is for; 32 on CPU, 256 elsewhere;
-      fewer are faster where they keep to a core's cache. Where half as many images are left, or fewer, they go in
-      chunks of an eighth. Results at other sizes differ as far as sums in floating point do.
+      fewer are faster where they keep to a core's cache. The last images go in smaller ones: half a chunk of them in
+      chunks of a quarter, an eighth in chunks of a sixteenth. Where an accelerator's memory is too small, chunks are
+      halved, and a warning says so. Results at other sizes differ as far as sums in floating point do.
     devices: all by default. Their number changes no result, to the last bit. A CPU that is one device is shared by a
       thread for each core.
     example_indices: int [n], which images these are; by default their places.
     attacks_to_run: names of the version's stages to run; all by default.
     overrides: stage name -> arguments other than the version's, such as {"square": {"num_queries": 100}}.
     on_stage: told each stage's summary as it ends.
+    on_progress: told after each batch the stage's name, how many images its rounds have attacked, and how many they
+      attack in all if none falls from here on.
     store: keeps finished work, so that the same call goes on where it was stopped; see `FileStore`.
 
   Raises:
     ValueError: an argument outside what is listed here, or a store of other work; the message gives the reason.
+    MemoryError: a device has no memory for `chunk_size` images, and they cannot be halved; the message names it.
   """
   logits_fn = _entry.as_function(logits_fn)
   _entry.check_one_key(key)
-  _check_options(version, store, on_stage)
+  _check_options(version, store, on_stage, on_progress)
   images, labels, indices = _entry.host_data(images, labels, example_indices)
   norm, epsilon = threat_model.norm_name(norm), as_number(epsilon, "epsilon")
   threat_model.check_epsilon(epsilon, norm, images.shape[1:])
@@ -153,12 +160,20 @@ def autoattack(
   )
   job = Job(
     logits_fn, key, images, labels, indices, epsilon, norm,
-    *_stage_runner.layouts(devices, batch_size, chunk_size), NullStore() if store is None else store, version == "rand",
+    _stage_runner.layouts(devices, batch_size, chunk_size), NullStore() if store is None else store, version == "rand",
+    on_progress,
   )  # fmt: skip
-  planned, notes, robust, predictions = _begin(job, version, attacks_to_run, {} if overrides is None else overrides)
+  overrides = {} if overrides is None else overrides
+  smaller, begun = _stage_runner.in_memory(job, lambda job: _begin(job, version, attacks_to_run, overrides))
+  planned, notes, robust, predictions = begun
   job.store.open(_fingerprint(job, planned, predictions))
-  report = _run(job, planned, notes, robust, on_stage)
-  return report._replace(adversarials=report.adversarials.astype(given))
+  smaller, report = _run(smaller, planned, robust, on_stage)
+  if smaller.plan.chunk_size < job.plan.chunk_size:
+    notes.append(
+      f"chunks of {job.plan.chunk_size} images were too large for a device's memory; at the end they were of "
+      f"{smaller.plan.chunk_size}."
+    )
+  return report._replace(adversarials=report.adversarials.astype(given), warnings=(*notes, *report.warnings))
 
 
 def _begin(
@@ -189,33 +204,36 @@ def _joined(job: Job, found: list[Found]) -> Found:
   return fallen[order], np.concatenate([nothing, *(images for _, images in found)])[order]
 
 
-def _run(job: Job, planned: list[Stage], notes: list[str], robust: np.ndarray, on_stage) -> AutoAttackReport:
-  """The stages in order, from the images that the model gets right."""
+def _run(job: Job, planned: list[Stage], robust: np.ndarray, on_stage) -> tuple[Job, AutoAttackReport]:
+  """The stages in order, from the images that the model gets right; and the job in the chunks that they took."""
   clean_accuracy, summaries = float(robust.mean()), []
   found: list[Found] = []
+  notes: list[str] = []
   broken_by = np.where(robust, ROBUST, 0)
   with _stage_runner.compiling(job, planned) as programs:
     for number, stage in enumerate(planned, start=1):
       if not robust.any():
         break
       with jax.profiler.TraceAnnotation(stage.name):
-        left, summary, lines = _stage_runner.run_stage(job, number, stage, programs, robust, found)
+        attack = functools.partial(_stage_runner.run_stage, number, stage, programs, robust)
+        job, (left, summary, lines, adversarials) = _stage_runner.in_memory(job, attack)
       broken_by[robust & ~left] = number
       robust = left
       summaries.append(summary)
       notes += lines
+      found += adversarials
       on_stage(summary)
-  fallen, adversarials = _joined(job, found)
-  return AutoAttackReport(
+  fallen, images = _joined(job, found)
+  return job, AutoAttackReport(
     robust=robust,
     robust_accuracy=float(robust.mean()),
     clean_accuracy=clean_accuracy,
     broken_by=broken_by,
     stages=(CLEAN, *(stage.name for stage in planned)),
-    distances=_distances(job, fallen, adversarials),
+    distances=_distances(job, fallen, images),
     per_attack=tuple(summaries),
     warnings=tuple(notes),
     clean_images=job.images,
     fallen=fallen,
-    adversarials=adversarials,
+    adversarials=images,
   )

@@ -4,9 +4,9 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,12 @@ _VOTES = 11
 _CHUNK_SIZES = {"cpu": 32}
 _LARGE_CHUNK = 256
 
-# Half a chunk of images and fewer go through the model in chunks that are so many times smaller.
-_SMALLER = 8
+# The last images go through the model in chunks that are so many times smaller, as soon as two of them hold all.
+_SMALLER = (4, 16)
 # Programs of coming stages that are compiled at once, while earlier stages run.
 _COMPILERS = 2
 
+_Result = TypeVar("_Result")
 _Program = futures.Future[jax.stages.Compiled]
 # Places of images that fell, and what broke them.
 Found = tuple[np.ndarray, np.ndarray]
@@ -52,19 +53,25 @@ class Job(NamedTuple):
   indices: np.ndarray
   epsilon: float
   norm: str
-  plan: microbatch.Layout
-  few: microbatch.Layout  # for the last few images, which would fill no chunk
+  ladder: tuple[microbatch.Layout, ...]  # from the largest chunks to those for the last few images
   store: Store
   random: bool  # whether the model is a random one, called with keys
+  on_progress: Callable[[str, int, int], None]
 
   def rows(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Some images, in the type that attacks work in, with their labels and indices."""
     images = as_floats(self.images[places])
     return images.astype(_entry.computed_type(images.dtype)), self.labels[places], self.indices[places]
 
+  @property
+  def plan(self) -> microbatch.Layout:
+    """How many images lie on devices."""
+    return self.ladder[0]
+
   def layout(self, count: int) -> microbatch.Layout:
     """How so many images are attacked: their number alone decides, so that batches and devices change nothing."""
-    return self.few if 2 * count <= self.plan.chunk_size else self.plan
+    smaller = [layout for layout in self.ladder[1:] if count <= 2 * layout.chunk_size]
+    return smaller[-1] if smaller else self.plan
 
 
 def verdict(logits_fn: LogitsFn, keys: Array, images: Array, labels: Array, random: bool) -> Array:
@@ -172,13 +179,11 @@ def _run_piece(
 
 
 def run_stage(
-  job: Job, number: int, stage: Stage, programs: Programs, robust: np.ndarray, found: list[Found]
-) -> tuple[np.ndarray, StageSummary, list[str]]:
-  """All rounds of a stage. Returns the images still robust [n], a summary, and what to say of it.
-
-  Adds the adversarials to `found`, of which there is one for the whole run.
-  """
+  number: int, stage: Stage, programs: Programs, robust: np.ndarray, job: Job
+) -> tuple[np.ndarray, StageSummary, list[str], list[Found]]:
+  """All rounds of a stage. Returns the images still robust [n], a summary, what to say of it, and what it found."""
   entered, attacked, seconds, repaired = int(robust.sum()), 0, 0.0, 0
+  found: list[Found] = []
   robust, doubtful = robust.copy(), np.zeros(len(robust), bool)
   for round_ in range(stage.rounds):
     shared = _shared(job, number, round_)
@@ -186,11 +191,14 @@ def run_stage(
     attacked += len(standing)
     plan = job.layout(len(standing))
     for index, batch in enumerate(microbatch.batches(plan, standing)):
-      piece = _run_piece(job, number - 1, programs, plan, shared, batch, f"{number}-{stage.name}-{round_}-{index}")
+      name = f"{number}-{stage.name}-{round_}-{plan.chunk_size}-{index}"
+      piece = _run_piece(job, number - 1, programs, plan, shared, batch, name)
       robust[piece["fallen"]] = False
       found.append((piece["fallen"], piece["images"]))
       doubtful[piece["doubtful"]] = True
       seconds, repaired = seconds + float(piece["seconds"]), repaired + int(piece["repaired"])
+      done = min(attacked - len(standing) + (index + 1) * plan.batch_size, attacked)
+      job.on_progress(stage.name, done, attacked + int(robust.sum()) * (stage.rounds - round_ - 1))
   broken = entered - int(robust.sum())
   summary = StageSummary(
     name=stage.name,
@@ -209,17 +217,39 @@ def run_stage(
   if count := int((doubtful & robust).sum()):
     where = f"{count} of the {robust.sum()} images that it left"
     notes.append(f"{stage.name} met gradients that are NaN or infinite in places on {where}.")
-  return robust, summary, notes
+  return robust, summary, notes, found
 
 
-def layouts(devices: Any, batch_size: Any, chunk_size: Any) -> tuple[microbatch.Layout, microbatch.Layout]:
-  """For many images, and for half a chunk of them or fewer."""
+def layouts(devices: Any, batch_size: Any, chunk_size: Any) -> tuple[microbatch.Layout, ...]:
+  """For many images, then for ever fewer. Raises ValueError for what are no devices or sizes."""
   devices = list(jax.devices()) if devices is None else devices
   if not isinstance(devices, list | tuple) or not devices or not all(isinstance(x, jax.Device) for x in devices):
     raise ValueError(f"devices={shown(devices)} must be a list of devices, as jax.devices() gives, or None.")
   if chunk_size is None:
     chunk_size = _CHUNK_SIZES.get(devices[0].platform, _LARGE_CHUNK)
   batch_size, chunk_size = check_count(batch_size, "batch_size", 1), check_count(chunk_size, "chunk_size", 1)
-  chunk_size = min(chunk_size, batch_size)
-  few = microbatch.layout(list(devices), math.ceil(chunk_size / 2), math.ceil(chunk_size / _SMALLER))
-  return microbatch.layout(list(devices), batch_size, chunk_size), few
+  return _ladder(list(devices), batch_size, min(chunk_size, batch_size))
+
+
+def _ladder(devices: list[jax.Device], batch_size: int, chunk_size: int) -> tuple[microbatch.Layout, ...]:
+  smaller = sorted({math.ceil(chunk_size / times) for times in _SMALLER} - {chunk_size}, reverse=True)
+  few = [microbatch.layout(devices, 2 * size, size) for size in smaller]
+  return microbatch.layout(devices, batch_size, chunk_size), *few
+
+
+def in_memory(job: Job, action: Callable[[Job], _Result]) -> tuple[Job, _Result]:
+  """`action(job)`, and the job in the chunks that it took: half as large each time that a device ran out of memory."""
+  while True:
+    try:
+      return job, action(job)
+    except jax.errors.JaxRuntimeError as error:
+      job = _halved(job, error)
+
+
+def _halved(job: Job, error: jax.errors.JaxRuntimeError) -> Job:
+  size = job.plan.chunk_size
+  try:
+    half = microbatch.halved(size, job.plan.mesh, error)
+  except MemoryError as small:
+    raise MemoryError(f"chunk_size={size}: {small}") from error
+  return job._replace(ladder=_ladder(list(job.plan.mesh.devices.flat), job.plan.batch_size, half))

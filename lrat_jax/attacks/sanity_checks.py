@@ -20,6 +20,9 @@ LOGIT_SCALES = (0.1, 1.0, 10.0, 100.0)
 _ROUNDING = 1e-5
 # Two predictions to one image differ by less than this, of logits of unit length (AutoAttack's bound).
 _SAME_PREDICTION = 1e-4
+# exp of less than minus this is 0 in float32. A margin in logits beyond it leaves no gradient but rounding, which
+# differs between compilers.
+_UNDERFLOW = 104.0
 # Of the survivors' gradients.
 _VANISHING_SHARE = 0.05
 # Of all images; half of them where the gradient has random signs.
@@ -122,7 +125,8 @@ def watch_gradients(
   def step(index, carry):
     points, zero_steps, broken_steps, first_margin, misled = carry
     gradient, margin = jax.grad(total_loss, has_aux=True)(points)
-    zero, broken = jnp.all(gradient == 0, axis=(1, 2, 3)), ~threat_model.finite(gradient)
+    zero = jnp.all(gradient == 0, axis=(1, 2, 3)) | (margin < -_UNDERFLOW)
+    broken = ~threat_model.finite(gradient)
     # Known at the second step. Gradients that are 0 or broken are counted by themselves.
     sound = (zero_steps == 0) & (broken_steps == 0)
     misled = jnp.where(index == 1, sound & (margin < first_margin), misled)

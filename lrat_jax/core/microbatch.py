@@ -23,6 +23,7 @@ from lrat_jax.core import sharding
 _AXIS = "images"
 _REPLICATED = PartitionSpec()
 _SHARDED = PartitionSpec(_AXIS)
+_NEVER_HALVED = ("cpu",)
 
 
 def microbatch(function: Callable[..., Any], most: int, *rows: Any) -> Any:
@@ -59,6 +60,19 @@ def at_batch_size(function: Callable[[Array], Array], size: int) -> Callable[[Ar
     return logits.reshape(times * size, *logits.shape[2:])[:count]
 
   return call
+
+
+def halved(size: int, mesh: Mesh, error: jax.errors.JaxRuntimeError) -> int:
+  """How many images to try at once after so many, on an accelerator whose memory was too small for them.
+
+  Raises the error if it says anything else, and MemoryError where fewer are not tried: after one; on CPU, whose memory
+  is the machine's; and with several processes, of which others may have had enough and gone on.
+  """
+  if not sharding.is_out_of_memory(error):
+    raise error
+  if size == 1 or sharding.platform(mesh) in _NEVER_HALVED or jax.process_count() > 1:
+    raise MemoryError(f"{mesh.devices.flat[0]} has no memory for {size} images at once.") from error
+  return size // 2
 
 
 def any_batch_size(function: Callable[..., Any]) -> Callable[..., Any]:

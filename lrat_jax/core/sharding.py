@@ -1,15 +1,19 @@
 """Devices: the one-axis mesh, what lies how on it, and the way back to the host."""
 
+import contextlib
+import functools
 import math
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lrat_jax.core.errors import ConfigError
 
 AXIS = "data"
 REPLICATED = PartitionSpec()
@@ -58,6 +62,27 @@ def use_cpu_cores(*batch_sizes: int, num_processes: int = 1) -> str:
 def make_mesh(num_devices: int | None = None) -> Mesh:
   """A mesh of one axis, "data", over all devices of all hosts, or over the first `num_devices`."""
   return mesh_of(jax.devices()[:num_devices], AXIS)
+
+
+def platform(mesh: Mesh) -> str:
+  """What a mesh's devices are: "cpu", "gpu" or "tpu"."""
+  return str(mesh.devices.flat[0].platform)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+  """Whether JAX raised it because a device had no room for a program's arrays."""
+  return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+@contextlib.contextmanager
+def memory_for(field: str, size: int, mesh: Mesh) -> Iterator[None]:
+  """Where a device's memory is too small for what runs inside: ConfigError with the field that says how much it is."""
+  try:
+    yield
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    if not (isinstance(error, MemoryError) or is_out_of_memory(error)):
+      raise
+    raise ConfigError(f"{field}={size} is too large for the memory of {mesh.devices.flat[0]}; lower it.") from error
 
 
 def shard_map(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -113,14 +138,42 @@ def put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-  """Arrays that lie over a mesh as whole NumPy arrays; every process asks, and each gets all."""
+  """Arrays that lie over a mesh as whole NumPy arrays; every process asks, and each gets all, by one all-gather."""
+  if jax.process_count() == 1:
+    return jax.tree.map(np.asarray, jax.device_get(tree))
+  leaves, structure = jax.tree.flatten(tree)
+  split = [index for index, leaf in enumerate(leaves) if _is_elsewhere(leaf)]
+  if split:
+    gathered = gather([leaves[index] for index in split])
+    leaves = [gathered[split.index(index)] if index in split else leaf for index, leaf in enumerate(leaves)]
+  return jax.tree.unflatten(structure, [np.asarray(leaf) for leaf in leaves])
 
-  def fetch_leaf(leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-      return multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
 
-  return jax.tree.map(fetch_leaf, jax.device_get(tree) if jax.process_count() == 1 else tree)
+def _is_elsewhere(leaf: Any) -> bool:
+  """Whether a part of an array lies on other processes' devices alone."""
+  return isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+
+
+@functools.cache
+def make_pack(split: NamedSharding) -> Callable[..., jax.Array]:
+  """Arrays that are split over a mesh along their first axis -> uint8 [devices, n]: each device's bytes, on all."""
+
+  def as_bytes(x: jax.Array) -> jax.Array:
+    return jnp.ravel(x.astype(jnp.uint8) if x.dtype == bool else jax.lax.bitcast_convert_type(x, jnp.uint8))
+
+  pack = lambda *shards: jnp.concatenate([as_bytes(shard) for shard in shards])[None]
+  on_devices = shard_map(pack, cast(Mesh, split.mesh), split.spec, split.spec)
+  return jax.jit(on_devices, out_shardings=NamedSharding(split.mesh, REPLICATED))
+
+
+def gather(arrays: Sequence[jax.Array]) -> list[np.ndarray]:
+  """Arrays, all split in the same way over a mesh along their first axis, whole on the host, by one all-gather."""
+  split = arrays[0].sharding
+  packed = np.asarray(make_pack(split)(*arrays))
+  ends = np.cumsum([array.nbytes // len(packed) for array in arrays])
+  parts = np.split(packed, ends[:-1], axis=1)
+  whole = lambda part, like: np.ascontiguousarray(part).reshape(-1).view(like.dtype).reshape(like.shape)
+  return [whole(part, array) for part, array in zip(parts, arrays, strict=True)]
 
 
 def to_own_device(tree: Any) -> Any:

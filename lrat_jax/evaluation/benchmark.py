@@ -105,6 +105,7 @@ def benchmark(
 
   Raises:
     ValueError: an argument outside what is listed here; the message gives the argument and its value.
+    MemoryError: a device has no memory for even a chunk of the images; give a smaller `batch_size`.
   """
   check_choice(version, "version", tuple(_TITLES))
   norm = threat_model_lib.norm_name(threat_model, "threat_model")

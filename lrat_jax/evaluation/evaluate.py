@@ -1,4 +1,4 @@
-"""Evaluation a model: a suite of attacks on a whole split, every image once, sharded over the devices."""
+"""The evaluation of a model: a suite of attacks on a whole split, every image once, sharded over the devices."""
 
 import functools
 import hashlib
@@ -64,6 +64,7 @@ class _Job(NamedTuple):
   keep_images: bool
   microbatch_size: int | None
   on_stage: Callable[[str, attacks.StageSummary], None]
+  on_progress: Callable[[str, int, int], None]
   on_kept: Callable[[], None]
 
   def store(self, *below: str) -> eval_state.Store:
@@ -170,8 +171,22 @@ def _run_batch(
 
 
 def _run_attack(job: _Job, name: str, entry: Mapping[str, Any], clean_correct: np.ndarray) -> Arrays:
-  """An attack of the registry on the split, batch by batch, each kept as soon as it is done."""
-  attack = attacks.microbatch(attacks.from_config(entry), job.microbatch_size)
+  """An attack of the registry on the split, batch by batch, each kept as soon as it is done.
+
+  Where an accelerator's memory is too small, the attack takes half as many images at once, as often as that helps.
+  """
+  size = job.microbatch_size
+  while True:
+    try:
+      return _attack_split(job, name, entry, clean_correct, size)
+    except jax.errors.JaxRuntimeError as error:
+      size = microbatch.halved(size or job.batch_size // job.mesh.size, job.mesh, error)
+
+
+def _attack_split(
+  job: _Job, name: str, entry: Mapping[str, Any], clean_correct: np.ndarray, microbatch_size: int | None
+) -> Arrays:
+  attack = attacks.microbatch(attacks.from_config(entry), microbatch_size)
   evaluate_batch = _compile(attack, entry.get("norm") or "l2", job.mesh)
   pieces, store = [], job.store()
   for index, batch in enumerate(data.eval_batches(job.split, job.batch_size)):
@@ -180,6 +195,7 @@ def _run_attack(job: _Job, name: str, entry: Mapping[str, Any], clean_correct: n
       piece = _run_batch(job, evaluate_batch, batch, index * job.batch_size, clean_correct)
       store.save(f"{name}-{index}", piece)
     pieces.append(piece)
+    job.on_progress(name, min((index + 1) * job.batch_size, len(job.split.labels)), len(job.split.labels))
   result = _joined(pieces)
   return result | {"correct": result["predictions"] == job.split.labels}
 
@@ -198,6 +214,7 @@ def _run_autoattack(
       devices=list(job.mesh.devices.flat),
       example_indices=split.indices,
       on_stage=functools.partial(job.on_stage, name),
+      on_progress=lambda stage, done, total: job.on_progress(f"{name} {stage}", done, total),
       store=job.store(name),
       **suites.autoattack_arguments(entry),
     )  # fmt: skip
@@ -270,6 +287,7 @@ def run_suite(
   directory: Path | None = None,
   on_attack: Callable[[str, float, float], None] = lambda name, accuracy, seconds: None,
   on_stage: Callable[[str, attacks.StageSummary], None] = lambda name, summary: None,
+  on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
   on_kept: Callable[[], None] = lambda: None,
 ) -> EvaluationResult:
   """Clean accuracy and robust accuracy under each attack of a suite, on every image of a split.
@@ -289,6 +307,8 @@ def run_suite(
       counts the seconds that it took then.
     on_attack: told each attack's name, robust accuracy and seconds as it ends ("clean" first).
     on_stage: told AutoAttack's name and each stage's summary as it ends.
+    on_progress: told after each batch the attack's name, for AutoAttack with its stage's, how many images were attacked
+      and how many are to be at most.
     on_kept: called after each batch that `directory` has kept; what it raises ends the call, to go on later.
 
   Returns:
@@ -302,12 +322,15 @@ def run_suite(
 
   Raises:
     EvaluationError: what are no logits of the labels (`attacks.check_logits`), or a directory of another evaluation.
+    ConfigError: a device has no memory for `batch_size` images.
   """
   entries = {name: dict(entry) for name, entry in suite.items()}
   partial = logits_fn if isinstance(logits_fn, Partial) else Partial(microbatch.any_batch_size(logits_fn))
   partial, key = sharding.replicate(mesh, (partial, jax.random.key(seed)))
-  job = _Job(partial, split, key, batch_size, mesh, directory, keep_images, microbatch_size, on_stage, on_kept)
-  return _run(job, entries, seed, num_sanity_examples, on_attack)
+  told = on_stage, on_progress, on_kept
+  job = _Job(partial, split, key, batch_size, mesh, directory, keep_images, microbatch_size, *told)
+  with sharding.memory_for("config.eval.batch_size", batch_size, mesh):
+    return _run(job, entries, seed, num_sanity_examples, on_attack)
 
 
 def _untimed(stage: attacks.StageSummary) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """From a model and a configuration to everything that an evaluation leaves in a workdir."""
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from lrat_jax import attacks, data
 from lrat_jax.core import distributed, provenance
@@ -73,21 +75,23 @@ def evaluate(
   progress = workdir / PROGRESS
   say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
   try:
-    evaluation = evaluate_lib.run_suite(
-      logits_fn,
-      split,
-      suite,
-      batch_size=config.eval.batch_size,
-      mesh=mesh,
-      seed=config.seed,
-      num_sanity_examples=config.eval.num_sanity_examples,
-      keep_images=config.eval.save_images,
-      microbatch_size=microbatch_size,
-      directory=progress,
-      on_kept=check_stop,
-      on_attack=lambda name, accuracy, seconds: say(f"{name}: {100 * accuracy:.2f} % in {seconds_text(seconds)}"),
-      on_stage=lambda name, stage: say(f"  {name} {stage_text(stage)}"),
-    )
+    with _progress_bar(console) as show:
+      evaluation = evaluate_lib.run_suite(
+        logits_fn,
+        split,
+        suite,
+        batch_size=config.eval.batch_size,
+        mesh=mesh,
+        seed=config.seed,
+        num_sanity_examples=config.eval.num_sanity_examples,
+        keep_images=config.eval.save_images,
+        microbatch_size=microbatch_size,
+        directory=progress,
+        on_kept=check_stop,
+        on_attack=lambda name, accuracy, seconds: say(f"{name}: {100 * accuracy:.2f} % in {seconds_text(seconds)}"),
+        on_stage=lambda name, stage: say(f"  {name} {stage_text(stage)}"),
+        on_progress=show,
+      )
   except evaluate_lib.EvaluationError as error:
     raise ConfigError(str(error)) from error
   results = provenance.stamp() | about | evaluation.summary | _circumstances(config, suite)
@@ -100,6 +104,24 @@ def evaluate(
   shutil.rmtree(progress, ignore_errors=True)
   results_lib.print_table(console, results, evaluation.timings["attack_seconds"])
   return results
+
+
+@contextlib.contextmanager
+def _progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+  """A line of how far an attack has come, and how long it takes at most: (name, images done, images in all)."""
+  count = TextColumn("{task.completed}/{task.total} images")
+  columns = TextColumn("{task.description}"), BarColumn(bar_width=10), count, TimeRemainingColumn(), TextColumn("left")
+  with Progress(*columns, console=console, transient=True) as bar:
+    tasks: dict[str, TaskID] = {}
+
+    def show(name: str, done: int, total: int) -> None:
+      if name not in tasks:
+        for earlier in tasks.values():
+          bar.update(earlier, visible=False)
+        tasks[name] = bar.add_task(name, total=total)
+      bar.update(tasks[name], completed=done, total=total)
+
+    yield show
 
 
 def _circumstances(config: ConfigDict, suite: dict[str, Any]) -> dict[str, Any]:

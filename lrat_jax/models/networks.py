@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -68,10 +67,14 @@ def _user_network(name: str, *, num_classes: int, **options: Any) -> nn.Module:
   return network
 
 
-def microbatch_size(name: str, height: int, width: int) -> int | None:
-  """How many images of a size an attack takes at the highest rate; None for all, which is so but for "cnn" on CPU."""
+def microbatch_size(name: str, height: int, width: int, *, platform: str) -> int | None:
+  """How many images of a size an attack takes at the highest rate; None for all, which is so but for "cnn" on CPU.
+
+  Args:
+    platform: of the devices that it runs on, as `jax.Device.platform`.
+  """
   fitting = max(_CNN_PIXELS_AT_ONCE // (height * width), 1)
-  return fitting if name == "cnn" and fitting <= _FEW and jax.default_backend() == "cpu" else None
+  return fitting if name == "cnn" and fitting <= _FEW and platform == "cpu" else None
 
 
 def create(

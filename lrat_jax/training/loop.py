@@ -48,7 +48,9 @@ class Experiment(NamedTuple):
   @property
   def microbatch_size(self) -> int | None:
     """How many images an attack on the network takes at once (`models.microbatch_size`)."""
-    return models.microbatch_size(self.config.model.name, *self.dataset.image_shape[:2])
+    return models.microbatch_size(
+      self.config.model.name, *self.dataset.image_shape[:2], platform=sharding.platform(self.mesh)
+    )
 
   def logits_fn(self, state: step_lib.TrainState) -> Partial:
     """Images -> logits, of the weights of a state that are evaluated."""
@@ -64,7 +66,7 @@ def compute_type(dtype: str, mesh: Mesh) -> str:
   """What the network computes in as it trains: "auto" is bfloat16 on an accelerator, float32 elsewhere."""
   if dtype != "auto":
     return dtype
-  return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+  return "float32" if sharding.platform(mesh) == "cpu" else "bfloat16"
 
 
 def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
@@ -152,7 +154,8 @@ class _Loop:
       while self.step < experiment.total_steps:
         epoch = self.step // experiment.steps_per_epoch
         bar.update(task, epoch=f"{epoch + 1}/{config.train.epochs}")
-        stopped = self._run_epoch(epoch, lambda rate: bar.update(task, completed=self.step, rate=rate))
+        with sharding.memory_for("config.data.batch_size", config.data.batch_size, experiment.mesh):
+          stopped = self._run_epoch(epoch, lambda rate: bar.update(task, completed=self.step, rate=rate))
         if stopped and self.step < experiment.total_steps:
           raise Preempted(f"Stopped at step {self.step} of {experiment.total_steps}, which is saved")
 
@@ -191,7 +194,8 @@ class _Loop:
     if self.step < end:
       return stopped
     training_seconds = time.perf_counter() - start_time
-    validation = self._validate(self.state.eval_variables)
+    with sharding.memory_for("config.eval.batch_size", config.eval.batch_size, experiment.mesh):
+      validation = self._validate(self.state.eval_variables)
     self._writer.write({"split": "validation", "step": self.step, "epoch": epoch, **validation})
     self._weights.save()
     if due_to_save:

@@ -141,6 +141,7 @@ def _weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, surviving
 
 def _attack_all(
   config: ConfigDict,
+  platform: str,
   key: Array,
   step: Array,
   total_steps: int,
@@ -155,7 +156,9 @@ def _attack_all(
   keys = attacks.example_keys(jax.random.fold_in(key, step), indices)
   # With the batch's own statistics every image's logits depend on all others, so all go through at once.
   eval_mode = config.train.attack_batch_norm == "eval"
-  microbatch_size = models.microbatch_size(config.model.name, *images.shape[1:3]) if eval_mode else None
+  microbatch_size = None
+  if eval_mode:
+    microbatch_size = models.microbatch_size(config.model.name, *images.shape[1:3], platform=platform)
   variants, surviving = [], []
   for j, attack_config in enumerate(config.train_attacks.values()):
     attack = attacks.scaled(attacks.from_config(attack_config), ramp)
@@ -172,6 +175,7 @@ def _step(
   optimizer: optax.GradientTransformation,
   total_steps: int,
   phase: Phase,
+  platform: str,
   root_keys: dict[str, Array],
   state: TrainState,
   batch: data.loader.Batch,
@@ -185,7 +189,7 @@ def _step(
   images = data.augment(keys, images, crop_padding=config.data.crop_padding, flip=config.data.flip)
   model_logits = logits_fn(model, variables, config.train.attack_batch_norm)
   variants, surviving_fractions = _attack_all(
-    config, root_keys["attack"], state.step, total_steps, model_logits, images, labels, indices
+    config, platform, root_keys["attack"], state.step, total_steps, model_logits, images, labels, indices
   )
   batch_size, num_variants = variants.shape[:2]
   adversarial_images = variants.reshape(-1, *images.shape[1:])
@@ -263,7 +267,7 @@ def make_train_step(
   """
   per_image: dict[str, Any] = {name: sharding.BATCHED for name in StepOutput._fields}
   sharded = sharding.shard_map(
-    functools.partial(_step, config, model, optimizer, total_steps, phase),
+    functools.partial(_step, config, model, optimizer, total_steps, phase, sharding.platform(mesh)),
     mesh,
     in_specs=(sharding.REPLICATED, sharding.REPLICATED, sharding.BATCHED),
     out_specs=(

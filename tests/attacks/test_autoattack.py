@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 
 from lrat_jax import attacks
 from lrat_jax.attacks import _stage_runner, stages
+from lrat_jax.core import microbatch
 
 FEW_QUERIES = {"square": {"num_queries": 100}}
 
@@ -126,7 +127,7 @@ def test_a_batch_bounds_what_a_device_holds(batch_size, chunk_size, images, answ
   assert max(held) == chunk_size
 
 
-@pytest.mark.parametrize(("count", "chunk_size"), [(3, 2), (8, 2), (9, 16)])
+@pytest.mark.parametrize(("count", "chunk_size"), [(1, 1), (2, 1), (3, 4), (8, 4), (9, 16)])
 def test_the_last_few_images_go_through_the_model_in_small_chunks(count, chunk_size, images, linear_weights):
   held = set()
 
@@ -150,6 +151,82 @@ def test_small_chunks_change_no_bit_over_devices(model, images, answers):
   for other in others:
     np.testing.assert_array_equal(other.images, alone.images)
     np.testing.assert_array_equal(other.broken_by, alone.broken_by)
+
+
+class _SmallDevice:
+  """Devices on which no more than some images at a time have room; `tried` is how many were at a time, in order."""
+
+  def __init__(self, monkeypatch, most, platforms=()):
+    self.tried, run_batch = [], microbatch.run_batch
+
+    def run(plan, *rest):
+      self.tried += [plan.chunk_size] if plan.chunk_size not in self.tried[-1:] else []
+      if plan.chunk_size > most:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+      return run_batch(plan, *rest)
+
+    monkeypatch.setattr(microbatch, "run_batch", run)
+    monkeypatch.setattr(microbatch, "_NEVER_HALVED", platforms)
+
+
+FEW_STEPS = {"apgd-ce": {"num_steps": 2}, "apgd-t": {"num_steps": 2}}
+
+
+def test_chunks_are_halved_where_a_device_has_too_little_memory(monkeypatch, model, images, answers):
+  small = run(model, images, answers, overrides=FEW_STEPS, chunk_size=4)
+  device = _SmallDevice(monkeypatch, most=4)
+  report = run(model, images, answers, overrides=FEW_STEPS, chunk_size=16)
+  assert device.tried == [16, 8, 4]  # and what is known stays so
+  np.testing.assert_array_equal(report.images, small.images)
+  np.testing.assert_array_equal(report.broken_by, small.broken_by)
+  (line,) = set(report.warnings) - set(small.warnings)
+  assert line == "chunks of 16 images were too large for a device's memory; at the end they were of 4."
+
+
+def test_a_stage_whose_chunks_are_halved_begins_anew(monkeypatch, tmp_path, model, images, answers):
+  """Memory that is too small for one stage alone, found in the middle of it; the finished pieces of both are kept."""
+  whole = run(model, images, answers, overrides=FEW_STEPS)
+  calls, run_batch = [], microbatch.run_batch
+
+  def run_twice(plan, *rest):
+    calls.append(plan.chunk_size)
+    if len(calls) > 4 and plan.chunk_size == 8:
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+    return run_batch(plan, *rest)
+
+  monkeypatch.setattr(microbatch, "run_batch", run_twice)
+  monkeypatch.setattr(microbatch, "_NEVER_HALVED", ())
+  options = {"overrides": FEW_STEPS, "devices": jax.devices()[:1], "store": attacks.FileStore(tmp_path)}
+  report = run(model, images, answers, **options)
+  assert calls[:6] == [8, 8, 8, 8, 8, 4] and len(report.fallen) == len(set(report.fallen))
+  np.testing.assert_array_equal(report.robust, whole.robust)
+  np.testing.assert_array_equal(run(model, images, answers, **options).images, report.images)
+
+
+@pytest.mark.parametrize(("most", "platforms", "size"), [(4, ("cpu",), 8), (0, (), 1)])
+def test_memory_that_is_too_small_for_anything_is_named(monkeypatch, most, platforms, size, model, images, answers):
+  _SmallDevice(monkeypatch, most, platforms)
+  with pytest.raises(MemoryError, match=rf"chunk_size={size}: .* has no memory for {size} images at once"):
+    run(model, images, answers)
+
+
+def test_other_errors_of_the_devices_stay_as_they_are(monkeypatch, model, images, answers):
+  def fail(*_):
+    raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+  monkeypatch.setattr(microbatch, "run_batch", fail)
+  monkeypatch.setattr(microbatch, "_NEVER_HALVED", ())
+  with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+    run(model, images, answers)
+
+
+def test_progress_counts_the_images_of_a_stages_rounds(model, images, answers):
+  told = []
+  options = {"attacks_to_run": ["apgd-t"], "overrides": {"apgd-t": {"num_steps": 2}}, "devices": jax.devices()[:1]}
+  run(model, images, answers, on_progress=lambda *of: told.append(of), **options)
+  names, done, totals = zip(*told, strict=True)
+  assert set(names) == {"apgd-t"} and done[:3] == (16, 32, 36) and done[-1] == totals[-1] < totals[0]
+  assert list(done) == sorted(set(done)) and list(totals) == sorted(totals, reverse=True)
 
 
 def test_stages_are_traced_ahead_and_not_for_work_that_is_kept(monkeypatch, tmp_path, model, images, answers):
@@ -304,12 +381,12 @@ class _Fragile(attacks.FileStore):
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, report, model, images, answers):
   with pytest.raises(_Killed):
     run(model, images, answers, store=_Fragile(tmp_path, 3), devices=jax.devices()[:1])
-  (tmp_path / "1-apgd-ce-0-2.npz").write_bytes(b"cut off")  # as if the file system had lost the end
+  (tmp_path / "1-apgd-ce-0-8-2.npz").write_bytes(b"cut off")  # as if the file system had lost the end
   second = _Fragile(tmp_path, -1)
   resumed = run(model, images, answers, store=second, devices=jax.devices()[:1])
   np.testing.assert_array_equal(resumed.images, report.images)
   np.testing.assert_array_equal(resumed.broken_by, report.broken_by)
-  assert "1-apgd-ce-0-0" not in second.saved and "1-apgd-ce-0-2" in second.saved
+  assert "1-apgd-ce-0-8-0" not in second.saved and "1-apgd-ce-0-8-2" in second.saved
   third = _Fragile(tmp_path, 0)
   again = run(model, images, answers, store=third, devices=jax.devices()[:1])
   assert again.per_attack == resumed.per_attack and third.saved == []

@@ -158,6 +158,7 @@ def test_steps_and_restarts_shorten(norm, keys, images, cnn_logits):
     return np.asarray(jnp.where(result.success, length(result.images - images), widest))
 
   first, few, many = distances(epsilon=widest), distances(num_steps=10), distances(num_steps=40)
+  few = 1.0001 * few  # each is a program of its own, with a rounding of its own
   often = distances(num_steps=10, num_restarts=3)
   assert (many <= few).all() and (many / first).mean() < 0.95
   assert (often <= few).all() and often.sum() < few.sum()

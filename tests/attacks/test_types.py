@@ -30,7 +30,8 @@ OTHERS = {
 SUITE = OTHERS | {
   f"{name} {norm}": IN_A_BALL[name] | {"norm": norm, "epsilon": BALLS[norm]} for name in IN_A_BALL for norm in BALLS
 }
-TYPES = ("bfloat16", "float16", "float32", "float64")
+# Narrower than the float32 of all other tests, and wider; float16 goes the way of bfloat16.
+TYPES = ("bfloat16", "float64")
 SCALARS = (np.float32, np.float64, jnp.asarray)
 
 
@@ -65,6 +66,16 @@ def _case(name, dtype, scalar=float):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", TYPES)
 def test_images_come_back_in_their_type(name, dtype):
+  _check_type(name, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pgd linf", "apgd l2", "fab l1", "square l2", "carlini_wagner"], indirect=True)
+def test_float16_comes_back_too(name):
+  _check_type(name, "float16")
+
+
+def _check_type(name, dtype):
   with jax.enable_x64(dtype == "float64"):
     attack, images = _case(name, dtype)
     result = attack(images)
@@ -94,9 +105,7 @@ def test_every_kind_of_scalar_makes_the_program_of_a_python_number(name, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ("dtype", "x64"), [("bfloat16", False), ("float16", False), ("float64", True), ("float32", True)]
-)
+@pytest.mark.parametrize(("dtype", "x64"), [("bfloat16", False), ("float64", True), ("float32", True)])
 def test_autoattack_and_the_benchmark_take_every_type(dtype, x64):
   with jax.enable_x64(x64):
     rng = np.random.default_rng(0)

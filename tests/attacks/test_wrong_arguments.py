@@ -128,6 +128,7 @@ WRONG = {
     {"apgd-ce": {"loss": "none"}}, {3: {}},
   ),
   "on_stage": (None, 3, "print"),
+  "on_progress": (None, 3, "print"),
   "store": (3, "directory", object()),
 }  # fmt: skip
 # Of what else the message may speak: an argument inside.

@@ -160,7 +160,7 @@ def test_surviving_steps_are_shares_of_the_steps_that_an_attack_has_by_default(k
   config = make_config(train__epsilon_ramp_fraction=1.0)
   config.train_attacks = {"own": {"name": f"{OWN}noise"}}
   variants, fractions = step._attack_all(
-    config, jax.random.key(0), jnp.array(0), 4, linear_logits, images, labels, jnp.arange(16)
+    config, "cpu", jax.random.key(0), jnp.array(0), 4, linear_logits, images, labels, jnp.arange(16)
   )
   assert jnp.max(jnp.abs(variants[:, 0] - images)) == pytest.approx(2 / 255, rel=1e-4)  # a quarter of 8 / 255
   assert fractions.tolist() == [[1.0]] * 16

@@ -1,6 +1,7 @@
 """Anybody's model with its convolutions replaced: equal in values and gradients, and the same program on TPU."""
 
 import equinox
+import haiku
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +35,11 @@ def _checkpointed(policy):
   return jax.checkpoint(lambda x: conv(jnp.sin(conv(x))), policy=policy)
 
 
+def _of_haiku(function):
+  transformed = haiku.without_apply_rng(haiku.transform(function))
+  return Partial(transformed.apply, transformed.init(jax.random.key(0), IMAGES))
+
+
 OWN = models.create("resnet18_4", 3)
 OWN_WEIGHTS = OWN.init(jax.random.key(0), IMAGES[..., :3])
 REPLACED = {
@@ -50,10 +56,11 @@ REPLACED = {
   "gradient": jax.grad(lambda x: jnp.sum(conv(x) ** 2)),
   "Linen": Partial(linen.Conv(8, (5, 5)).apply, linen.Conv(8, (5, 5)).init(jax.random.key(0), IMAGES)),
   "NNX": nnx.Conv(32, 8, (3, 3), rngs=nnx.Rngs(0)),
+  "Haiku": _of_haiku(lambda x: haiku.Conv2D(8, 3)(x)),
   "Equinox": lambda x: jax.vmap(equinox.nn.Conv2d(32, 8, 3, key=jax.random.key(0)))(x.transpose(0, 3, 1, 2)),
 }
 # Of strides or few channels, whose gradients alone are computed in another way.
-FORWARD_AS_THEY_ARE = ("channels first", "Linen", "NNX", "Equinox")
+FORWARD_AS_THEY_ARE = ("channels first", "Linen", "NNX", "Haiku", "Equinox")
 KEPT = {
   "dilation": lambda x: conv(x, rhs_dilation=(2, 2)),
   "groups": lambda x: conv(x, KERNEL[:, :, :1], feature_group_count=32),

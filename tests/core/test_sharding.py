@@ -1,11 +1,16 @@
-"""How many CPU devices the program takes."""
+"""How many CPU devices the program takes, and how arrays come back from several."""
 
 import os
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
+from benchmarks import hlo
 from lrat_jax.core import sharding
+from lrat_jax.core.errors import ConfigError
 
 
 @pytest.fixture
@@ -51,3 +56,32 @@ def test_jax_that_runs_already_is_used_as_it_is_and_a_line_says_what_it_costs(ta
   assert "with 1 CPU device(s) where 2 would be faster" in sharding.use_cpu_cores(128)
   monkeypatch.setattr(jax, "local_device_count", lambda: 8)
   assert sharding.use_cpu_cores(128) == ""
+
+
+def test_arrays_of_any_type_come_from_all_devices_by_one_all_gather():
+  mesh = sharding.make_mesh(4)
+  generator = np.random.default_rng(0)
+  arrays = [
+    generator.normal(size=(8, 3, 2)).astype(np.float32),
+    generator.integers(-9, 9, (12,), np.int32),
+    generator.random((4, 5)) > 0.5,
+    generator.integers(0, 255, (8, 1), np.uint8),
+    jnp.asarray(generator.normal(size=(4, 2)), jnp.bfloat16),
+  ]
+  split = [jax.device_put(array, NamedSharding(mesh, sharding.BATCHED)) for array in arrays]
+  for found, array in zip(sharding.gather(split), arrays, strict=True):
+    assert found.dtype == array.dtype and found.tobytes() == np.asarray(array).tobytes() and found.shape == array.shape
+  text = sharding.make_pack(split[0].sharding).lower(*split).compile().as_text()
+  assert hlo.collectives(text) == text.count(" all-gather(") == 1
+
+
+def test_memory_that_is_too_small_names_the_field():
+  mesh = sharding.make_mesh(1)
+  for error in (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), MemoryError("none")):
+    with (
+      pytest.raises(ConfigError, match=r"^config.x=9 is too large for the memory of .*; lower it\.$"),
+      sharding.memory_for("config.x", 9, mesh),
+    ):
+      raise error
+  with pytest.raises(jax.errors.JaxRuntimeError, match="else"), sharding.memory_for("config.x", 9, mesh):
+    raise jax.errors.JaxRuntimeError("INTERNAL: something else")

@@ -1,5 +1,6 @@
 """Evaluation: every image once, whatever batch size and devices; robust means right clean and attacked."""
 
+import functools
 import json
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from lrat_jax import data, models
+from lrat_jax import attacks, data, models
 from lrat_jax.attacks import AttackResult
-from lrat_jax.core import sharding
+from lrat_jax.core import microbatch, sharding
+from lrat_jax.core.errors import ConfigError
 from lrat_jax.evaluation import evaluate
 from lrat_jax.evaluation import results as results_lib
 from tests.helpers import make_split
@@ -78,6 +80,35 @@ def test_autoattack_may_take_few_images_at_a_time(model, variables):
     model, variables, {"aa": {"name": "autoattack", "epsilon": "0.05", "attacks_to_run": ["apgd-ce"]}}
   )
   assert seen == {8, 2, 1}  # one, to count the classes
+
+
+def test_attacks_take_half_as_many_images_as_often_as_memory_is_too_small(monkeypatch, model, variables, results):
+  compiled, tried = evaluate._compile, []
+
+  def compile_for_a_small_device(attack, *rest):
+    evaluate_batch = compiled(attack, *rest)
+    return evaluate_batch if attack is None else functools.partial(run, attack, evaluate_batch)
+
+  def run(attack, evaluate_batch, *batch):
+    if tried[-1] > 2:
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+    return evaluate_batch(*batch)
+
+  take = attacks.microbatch
+  monkeypatch.setattr(attacks, "microbatch", lambda attack, most: tried.append(most or 8) or take(attack, most))
+  monkeypatch.setattr(evaluate, "_compile", compile_for_a_small_device)
+  with pytest.raises(ConfigError, match="config.eval.batch_size=8 is too large for the memory of"):
+    run_suite(model, variables, {"fgsm": SUITE["fgsm"]})
+  monkeypatch.setattr(microbatch, "_NEVER_HALVED", ())
+  tried.clear()
+  summary, _ = run_suite(model, variables)
+  assert tried == [8, 4, 2] * 2 and summary["robust"] == results[0]["robust"]
+
+
+def test_progress_is_told_after_every_batch(model, variables):
+  told = []
+  run_suite(model, variables, batch_size=16, on_progress=lambda *of: told.append(of))
+  assert told == [(name, done, 40) for name in SUITE for done in (16, 32, 40)]
 
 
 def test_accuracies_are_means_of_the_per_example_results(model, variables, results):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +52,8 @@ def _config(**fields):
   return config
 
 
-def _evaluate(workdir, config=None, logits_fn=LOGITS_FN, dataset=DATASET):
-  console = Console(file=io.StringIO(), width=100)
+def _evaluate(workdir, config=None, logits_fn=LOGITS_FN, dataset=DATASET, force_terminal=False):
+  console = Console(file=io.StringIO(), width=100, force_terminal=force_terminal)
   more = {"about": {"name": "mine"}, "draw": plots.draw_evaluation}
   results = runner.evaluate(config or _config(), logits_fn, dataset, sharding.make_mesh(2), workdir, console, **more)
   return results, console.file.getvalue()
@@ -197,6 +198,15 @@ def test_only_the_first_images_are_evaluated_where_so_asked(tmp_path):
   results, _ = _evaluate(tmp_path, config)
   np.testing.assert_array_equal(_arrays(tmp_path)["indices"], SPLIT.indices[:5])
   assert results["n"] == 5 and results["warnings"] == [] and results["threat_models"] == {}
+
+
+def test_a_terminal_shows_how_far_an_attack_has_come(tmp_path):
+  config = _config(eval__num_images=32)
+  with config.unlocked():
+    config.eval.suite = {"jpeg": SUITE["jpeg"]}
+  _, printed = _evaluate(tmp_path, config, force_terminal=True)
+  assert re.search(r"jpeg .*32/32 images .*left", printed), printed
+  assert "images" not in _evaluate(tmp_path, config)[1].replace("32 test images", "")
 
 
 def test_robustbench_takes_the_standard_version_alone():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lrat_jax.core.errors import Preempted
+from lrat_jax.core.errors import ConfigError, Preempted
 from lrat_jax.training import checkpoints, metrics
 from lrat_jax.training import loop as loop_lib
 from tests.helpers import SMALL, make_config, make_experiment
@@ -75,6 +75,21 @@ def test_the_held_epoch_is_the_state_that_was_validated(experiment, validated, t
       states.append(saved.restore(2 * STEPS_AN_EPOCH, experiment.initial_state()))
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), states[0][0], states[1][0])
   assert states[0][1] == states[1][1]
+
+
+@pytest.mark.parametrize(
+  ("part", "field"), [("train_step", "config.data.batch_size=16"), ("validation", "config.eval.batch_size=128")]
+)
+def test_memory_that_is_too_small_is_a_line_with_the_field_to_lower(experiment, tmp_path, monkeypatch, part, field):
+  def fail(*_):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+  if part == "train_step":
+    monkeypatch.setattr(loop_lib.step_lib, "make_train_step", lambda *_: fail)
+  else:
+    monkeypatch.setattr(loop_lib._Validator, "__call__", fail)
+  with pytest.raises(ConfigError, match=f"{field} is too large for the memory of .*; lower it"):
+    loop_lib.train(experiment, tmp_path, Console(quiet=True))
 
 
 def test_what_trains_in_bfloat16_is_evaluated_in_float32():

@@ -65,11 +65,14 @@ def _train(num_devices, phase, steps, shape=(8, 8, 1), **fields):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model, objective, phase", [("cnn_2", "mart", PERTURBED), ("wide_resnet_10_1", "ce", BOTH)])
-def test_1_2_and_4_devices_train_the_same_model(model, objective, phase):
+@pytest.mark.parametrize(
+  ("model", "objective", "phase", "devices"),
+  [("cnn_2", "mart", PERTURBED, (1, 2, 4)), ("wide_resnet_10_1", "ce", BOTH, (1, 4))],
+)
+def test_several_devices_train_the_model_of_one(model, objective, phase, devices):
   fields = {"model__name": model, "data__crop_padding": 1, "data__flip": True, "train__ema_decay": 0.9}
   fields |= {"objective": objective, "awp__gamma": 0.01}
-  (alone, outputs), *others = (_train(n, phase, steps=5, **fields) for n in (1, 2, 4))
+  (alone, outputs), *others = (_train(n, phase, steps=5, **fields) for n in devices)
   for state, other_outputs in others:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), state, alone)
     np.testing.assert_allclose(other_outputs[0].global_weights, outputs[0].global_weights, rtol=1e-4)
@@ -269,7 +272,7 @@ def test_attacks_take_few_images_at_a_time_unless_these_share_their_statistics(m
   fields = {"model__name": "wide_resnet_10_1", "train__attack_batch_norm": mode}
   _, (whole,) = _train(1, BOTH, steps=1, **fields)
   asked, seen = [], set()
-  monkeypatch.setattr(models, "microbatch_size", lambda *of: asked.append(of) or 2)
+  monkeypatch.setattr(models, "microbatch_size", lambda *of, platform: asked.append((*of, platform)) or 2)
   logits_fn = step_lib.logits_fn
 
   def watched(*arguments):
@@ -278,7 +281,7 @@ def test_attacks_take_few_images_at_a_time_unless_these_share_their_statistics(m
 
   monkeypatch.setattr(step_lib, "logits_fn", watched)
   _, (parts,) = _train(1, BOTH, steps=1, **fields)
-  assert seen == {microbatch_size} and set(asked) <= {("wide_resnet_10_1", 8, 8)}
+  assert seen == {microbatch_size} and set(asked) <= {("wide_resnet_10_1", 8, 8, "cpu")}
   for name, value in parts._asdict().items():
     np.testing.assert_allclose(value, getattr(whole, name), atol=1e-3, err_msg=name)
 
@@ -317,7 +320,7 @@ def test_attacks_that_see_the_batchs_statistics_join_them_over_the_devices_at_ev
 
 @pytest.mark.slow
 def test_what_depends_on_the_model_alone_is_taken_out_of_the_attacks_loop():
-  experiment = make_experiment(make_config(**FIELDS | {"model__name": "resnet18_32"}), shape=(8, 8, 3))
+  experiment = make_experiment(make_config(**FIELDS | {"model__name": "wide_resnet_10_2"}), shape=(8, 8, 3))
   attack_loop = max(hlo.loop_bodies(_lowered(experiment, LOCAL).compile().as_text()), key=len)
   # The square root is the folded batch norm's; a 3x3 kernel has 9 rows where it is transformed.
   assert "rsqrt" not in attack_loop
