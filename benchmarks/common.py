@@ -128,7 +128,8 @@ def with_plain_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def as_in_training(name: str, attack: attacks.Attack) -> attacks.Attack:
   """An attack on one of the networks as a train step runs it: on as many images at once as suit the device."""
-  return attacks.microbatch(attack, models.microbatch_size(name, *SETTINGS[name][0][:2]))
+  height, width, _ = SETTINGS[name][0]
+  return attacks.microbatch(attack, models.microbatch_size(name, height, width, platform=jax.devices()[0].platform))
 
 
 def over_devices(function: Callable[..., Any], mesh, num_batched: int) -> Callable[..., Any]:

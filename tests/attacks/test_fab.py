@@ -63,6 +63,7 @@ def test_ranks_and_targets_name_the_same_classes(keys, images, linear_logits):
     np.testing.assert_array_equal(run(target_rank=rank).images, run(targets=targets).images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_classes_are_looked_at_in_blocks(monkeypatch, norm, keys, images, cnn_logits):
   labels = cnn_logits(images).argmax(axis=1)

@@ -86,6 +86,7 @@ def test_logits_that_are_not_finite_are_no_right_answer():
 _LEFT_OUT = np.array([[2.0, -1.0, 0.5, -np.inf, 0.0, -np.inf], [0.1, 0.2, 3.0, -np.inf, -2.0, -np.inf]], np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*losses.LOSSES, *losses.TARGETED_LOSSES])
 @pytest.mark.parametrize("classes", [[0, 1, 2, 4], [0, 1, 2], [0, 1]])
 def test_classes_that_are_left_out_count_nothing(name, classes):

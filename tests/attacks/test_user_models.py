@@ -97,6 +97,7 @@ def _exported(batch):
   return jax.export.deserialize(stored)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", ["b", 16, 7])
 def test_an_exported_program_is_asked_at_its_own_batch_size(images, labels, batch):
   program = _exported(batch)

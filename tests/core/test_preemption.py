@@ -32,6 +32,7 @@ def test_a_watch_hears_sigterm_and_gives_the_signal_back():
   assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked_at", "best"), [(1, 1), (3, 3), (4, 4), (7, 4)])
 def test_a_run_stops_after_the_step_at_which_it_was_asked_and_has_saved_it(experiment, tmp_path, asked_at, best):
   calls = iter(range(1, 100))

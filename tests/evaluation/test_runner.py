@@ -156,6 +156,7 @@ def test_a_evaluation_stopped_at_any_piece_ends_in_the_same_files_and_repeats_no
     assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("changed", "reason"),
   [
