@@ -62,6 +62,7 @@ def test_some_images_fall_and_misclassified_ones_are_left_alone(attack, keys, im
   assert fooled[wrong].all() and fooled[~wrong].any()
 
 
+@pytest.mark.slow
 def test_an_image_has_one_adversarial_whatever_its_batch(attack, keys, images, right_labels):
   whole = attack(keys, images, right_labels)
   order = jax.random.permutation(jax.random.key(5), 16)[:5]
@@ -87,6 +88,7 @@ def test_surviving_steps_are_counted(attack, keys, images, right_labels, cnn_log
   assert (survived[~right] == 0).all() and survived[right].max() > 0
 
 
+@pytest.mark.slow
 def test_no_gradient_flows_through_an_attack(attack, keys, images, right_labels):
   gradient = jax.grad(lambda x: attack(keys, x, right_labels).images.sum())(images)
   np.testing.assert_array_equal(gradient, 0.0)

@@ -82,6 +82,7 @@ def test_surviving_steps_are_counted(attack, keys, images, labels):
   assert survived.min() >= 0 and survived.max() <= attack.num_steps
 
 
+@pytest.mark.slow
 def test_no_gradient_flows_through_an_attack(attack, keys, images, labels):
   gradient = jax.grad(lambda x: attack(keys, x, labels, attack.epsilon).images.sum())(images)
   np.testing.assert_array_equal(gradient, 0.0)

@@ -36,6 +36,7 @@ def test_scaling_may_be_traced(keys, images, labels, linear_logits):
   np.testing.assert_array_equal(run(0.0), images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("most", "microbatch_size"), [(None, 16), (4, 4), (5, 4), (99, 16), (15, 8)])
 def test_a_few_images_at_a_time_fare_as_all_together(keys, images, labels, linear_logits, most, microbatch_size):
   attack, seen = attacks.from_config(PGD | {"num_restarts": 2}), set()
@@ -101,6 +102,7 @@ FEW_STEPS = {
 IN_A_BALL = sorted(set(FEW_STEPS) - {"spatial", "corruption"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(registry.REGISTRY))
 def test_every_attack_says_where_the_model_is_wrong(name, keys, images, cnn_logits):
   predictions = cnn_logits(images).argmax(axis=1)

@@ -12,6 +12,7 @@ from lrat_jax.core.errors import ConfigError
 AUTOATTACK = {"name": "autoattack", "epsilon": "8/255"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suite", sorted(suites.SUITES))
 @pytest.mark.parametrize("preset", sorted(config_lib.PRESETS))
 def test_every_suite_makes_sense_on_every_data_set(suite, preset):
