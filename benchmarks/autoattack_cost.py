@@ -30,7 +30,7 @@ from lrat_jax.attacks.stages import stages
 
 EPSILON = 1e-6
 CHUNKS = (8, 16, 32, 64)
-COUNTS = (2_000, 8_000, 32_000)
+COUNTS = (8_000, 32_000, 128_000)
 # Steps of the tables on memory, which do not depend on how many there are.
 FEW_STEPS = {"apgd-ce": {"num_steps": 2}}
 

@@ -7,7 +7,8 @@ takes the model that `python -m lrat_jax.main` left in the workdir, carries its 
 both give the same logits, and runs the parts of `standard` in turn, the original's and ours one after the other: each
 on the survivors of its own earlier parts, or with `--alone` on all images. Every part is a line of robust accuracies
 and seconds (ours with compilation); `--output=FILE.json` keeps them. `--parts` runs some, which then stand on what
-the output file of an earlier call says survived. Both sides draw their starts: `--seeds 0 1 2` repeats all that with
+the output file of an earlier call says survived. `--whole` runs each side in one call, as its users do; ours then
+compiles coming parts while earlier ones run. Both sides draw their starts: `--seeds 0 1 2` repeats all that with
 other draws, on both sides, and ends with the means over the seeds. `--plain` gives ours the network with `lax`'s
 convolutions in it, as a network of anybody's has them.
 """
@@ -55,13 +56,13 @@ def _to_torch(images):
   return torch_models.to_torch(images).contiguous(memory_format=torch.contiguous_format)
 
 
-def original(auto_attack, model, images, labels, part, norm, epsilon, batch_size, seed, device="cpu"):
-  """(bool [n] still right, seconds) of one part of the original in its standard version."""
+def original(auto_attack, model, images, labels, parts, norm, epsilon, batch_size, seed, device="cpu"):
+  """(bool [n] still right, seconds) of some parts of the original in its standard version."""
   start = time.perf_counter()
   attack = auto_attack(
     model, norm=NORMS[norm], eps=epsilon, seed=seed, verbose=False, version="standard", device=device
   )
-  attack.attacks_to_run = [part]
+  attack.attacks_to_run = list(parts)
   adversarial = attack.run_standard_evaluation(
     _to_torch(images).to(device), torch.tensor(labels).long().to(device), bs=batch_size
   )
@@ -70,11 +71,11 @@ def original(auto_attack, model, images, labels, part, norm, epsilon, batch_size
   return right, time.perf_counter() - start
 
 
-def _ours(logits_fn, images, labels, indices, part, norm, epsilon, batch_size, microbatch_size, seed):
+def _ours(logits_fn, images, labels, indices, parts, norm, epsilon, batch_size, microbatch_size, seed):
   start = time.perf_counter()
   report = attacks.autoattack(
     jax.random.key(seed), logits_fn, images, labels,
-    epsilon=epsilon, norm=norm, attacks_to_run=[part], example_indices=indices, batch_size=batch_size,
+    epsilon=epsilon, norm=norm, attacks_to_run=list(parts), example_indices=indices, batch_size=batch_size,
     chunk_size=microbatch_size,
   )  # fmt: skip
   return report.robust, time.perf_counter() - start
@@ -91,12 +92,13 @@ def _one_seed(sides, right, labels, setting, options, records):
     record = {**setting, "part": part, "alone": options.alone}
     for side, run in sides.items():
       rows = np.flatnonzero(right if options.alone else left[side])
-      still, seconds = run(rows, part, setting["seed"])
+      still, seconds = run(rows, part.split("+"), setting["seed"])
       robust = rows[still]
       left[side] = np.isin(np.arange(len(labels)), robust)
       record[side] = {"accuracy": len(robust) / len(labels), "seconds": seconds, "robust": robust.tolist()}
     line = "  ".join(f"{side} {100 * record[side]['accuracy']:.1f} % {record[side]['seconds']:.1f} s" for side in sides)
-    print(f"{part:8} {line}", flush=True)
+    times = record["original"]["seconds"] / record["ours"]["seconds"]
+    print(f"{part:8} {line}  {times:.2f} times as fast", flush=True)
     records.append(record)
     if options.output:
       options.output.write_text(json.dumps(records))
@@ -123,6 +125,7 @@ def _options() -> argparse.Namespace:
   parser.add_argument("--batch_size", type=int, default=250)
   parser.add_argument("--seeds", nargs="+", type=int, default=[0])
   parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+  parser.add_argument("--whole", action="store_true", help="all parts in one call")
   parser.add_argument("--plain", action="store_true", help="ours with plain convolutions in the network")
   parser.add_argument("--alone", action="store_true", help="each part on all images")
   parser.add_argument("--output", type=Path, help="a JSON file that is added to")
@@ -150,15 +153,15 @@ def main() -> None:
   right = theirs.argmax(axis=1) == labels
   size = options.batch_size
   sides = {
-    "original": lambda rows, part, seed: original(
-      AutoAttack, model, images[rows], labels[rows], part, options.norm, options.epsilon_number, size, seed
+    "original": lambda rows, parts, seed: original(
+      AutoAttack, model, images[rows], labels[rows], parts, options.norm, options.epsilon_number, size, seed
     ),
-    "ours": lambda rows, part, seed: _ours(
+    "ours": lambda rows, parts, seed: _ours(
       logits_fn,
       images[rows],
       labels[rows],
       rows,
-      part,
+      parts,
       options.norm,
       options.epsilon_number,
       size,
@@ -167,6 +170,8 @@ def main() -> None:
     ),
   }
   records = json.loads(options.output.read_text()) if options.output and options.output.exists() else []
+  if options.whole:
+    options.parts = ["+".join(options.parts)]
   before = len(records)
   setting = {"workdir": options.workdir.name, "norm": options.norm, "epsilon": options.epsilon, "n": len(labels)}
   setting["plain"] = options.plain

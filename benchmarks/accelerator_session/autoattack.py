@@ -64,7 +64,7 @@ def _original(session: Session, method: str, pixels: np.ndarray, labels: np.ndar
     if not len(rows):
       break
     still, seconds = autoattack_parity.original(
-      AutoAttack, model, pixels[rows], labels[rows], part, "linf", _epsilon(session), len(labels), 0, device
+      AutoAttack, model, pixels[rows], labels[rows], [part], "linf", _epsilon(session), len(labels), 0, device
     )
     robust[rows[~still]] = False
     total += seconds
