@@ -184,22 +184,23 @@ def test_chunks_are_halved_where_a_device_has_too_little_memory(monkeypatch, mod
 
 
 def test_a_stage_whose_chunks_are_halved_begins_anew(monkeypatch, tmp_path, model, images, answers):
-  """Memory that is too small for one stage alone, found in the middle of it; the finished pieces of both are kept."""
-  whole = run(model, images, answers, overrides=FEW_STEPS)
+  """Memory that is too small for one stage alone, found in the middle of it; other chunks make other batches."""
+  sizes = {"chunk_size": 7, "batch_size": 14, "epsilon": 0.04}
+  whole = run(model, images, answers, overrides=FEW_STEPS, **sizes)
   calls, run_batch = [], microbatch.run_batch
 
   def run_twice(plan, *rest):
     calls.append(plan.chunk_size)
-    if len(calls) > 4 and plan.chunk_size == 8:
+    if len(calls) > 4 and plan.chunk_size == 7:
       raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
     return run_batch(plan, *rest)
 
   monkeypatch.setattr(microbatch, "run_batch", run_twice)
   monkeypatch.setattr(microbatch, "_NEVER_HALVED", ())
-  options = {"overrides": FEW_STEPS, "devices": jax.devices()[:1], "store": attacks.FileStore(tmp_path)}
+  options = {"overrides": FEW_STEPS, "devices": jax.devices()[:1], "store": attacks.FileStore(tmp_path), **sizes}
   report = run(model, images, answers, **options)
-  assert calls[:6] == [8, 8, 8, 8, 8, 4] and len(report.fallen) == len(set(report.fallen))
-  np.testing.assert_array_equal(report.robust, whole.robust)
+  assert calls[:6] == [7, 7, 7, 7, 7, 3] and len(report.fallen) == len(set(report.fallen))
+  np.testing.assert_array_equal(report.broken_by, whole.broken_by)
   np.testing.assert_array_equal(run(model, images, answers, **options).images, report.images)
 
 
