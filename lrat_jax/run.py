@@ -1,9 +1,11 @@
 """From the options of a command to a finished run: data, devices, training, evaluation, and what they leave."""
 
 import contextlib
+import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +75,19 @@ def _load_data(
 
 
 def _evaluate_checkpoint(
-  experiment: loop.Experiment, asked: dict[str, Any], workdir: Path, console: Console, stop: preemption.Watch
+  experiment: loop.Experiment,
+  asked: dict[str, Any],
+  workdir: Path,
+  console: Console,
+  stop: preemption.Watch,
+  drawn: Callable[[], Any],
 ) -> dict[str, Any]:
-  """Evaluates the best checkpoint, and returns the content of results.json."""
+  """Evaluates the best checkpoint, and returns the content of results.json. `drawn` waits for other pictures."""
+
+  def draw(*of: Any) -> None:
+    drawn()  # Matplotlib is for one thread at a time
+    plots.draw_evaluation(*of)
+
   step, state = loop.load_best(experiment, workdir, console)
   console.print(f"Evaluating the checkpoint of step {step}, the best in validation.")
   config = experiment.config
@@ -90,7 +102,7 @@ def _evaluate_checkpoint(
     about=about,
     stop=stop,
     microbatch_size=experiment.microbatch_size,
-    draw=plots.draw_evaluation,
+    draw=draw,
   )
 
 
@@ -150,6 +162,18 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
     raise ConfigError(f"--model={name!r} failed as it ran: {reason(error)}") from error
 
 
+@contextlib.contextmanager
+def _drawing(draw: Callable[[], Any] | None) -> Iterator[Callable[[], Any]]:
+  """Draws in a thread while what is inside compiles and runs; what it is given waits until that is done."""
+  if draw is None:
+    yield lambda: None
+    return
+  with futures.ThreadPoolExecutor(1) as pool:
+    drawing = pool.submit(draw)
+    yield lambda: futures.wait([drawing])
+  drawing.result()  # what went wrong there is this thread's error
+
+
 def _run_config(options: Options, workdir: Path, console: Console, stop: preemption.Watch) -> None:
   """Trains, evaluates, or both; or says what that would take."""
   config, mode = options.config, options.mode
@@ -183,10 +207,11 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
     )
     if mode != "evaluate":
       loop.train(experiment, workdir, console, stop, writers)
-      if distributed.is_primary():
-        plots.draw_run(workdir, config.name, dataset.train)
-    if mode != "train":
-      metric_writers.write_results(writers, _evaluate_checkpoint(experiment, asked, workdir, console, stop))
+    draws = mode != "evaluate" and distributed.is_primary()
+    with _drawing(functools.partial(plots.draw_run, workdir, config.name, dataset.train) if draws else None) as drawn:
+      if mode != "train":
+        results = _evaluate_checkpoint(experiment, asked, workdir, console, stop, drawn)
+        metric_writers.write_results(writers, results)
 
 
 def _profiled(folder: str | None) -> contextlib.AbstractContextManager:

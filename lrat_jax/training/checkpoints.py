@@ -176,7 +176,7 @@ class Checkpoints:
       raise _save_error(self._saving, error) from error
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
-    """The state at `step`, placed as `like` is, and its progress."""
+    """The state at `step`, placed as `like` is (arrays, or `jax.ShapeDtypeStruct`s with a place), and its progress."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     restored = self._manager.restore(
       step,

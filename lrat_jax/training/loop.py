@@ -58,8 +58,16 @@ class Experiment(NamedTuple):
 
   def initial_state(self) -> step_lib.TrainState:
     """The state before the first step, whole on every device."""
-    state = step_lib.create_state(self.config, self.model, self.optimizer, self.dataset.image_shape)
-    return sharding.replicate(self.mesh, state)
+    return sharding.replicate(self.mesh, self._create_state())
+
+  def abstract_state(self) -> step_lib.TrainState:
+    """The shapes, types and places of `initial_state`'s arrays; nothing is computed."""
+    place = jax.sharding.NamedSharding(self.mesh, sharding.REPLICATED)
+    to_abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    return jax.tree.map(to_abstract, jax.eval_shape(self._create_state))
+
+  def _create_state(self) -> step_lib.TrainState:
+    return step_lib.create_state(self.config, self.model, self.optimizer, self.dataset.image_shape)
 
 
 def compute_type(dtype: str, mesh: Mesh) -> str:
@@ -305,5 +313,5 @@ def load_best(experiment: Experiment, workdir: Path, console: Console | None = N
     _quarantine(workdir, console or Console())
     with checkpoints_lib.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
       if (step := saved.best_step()) is not None:
-        return step, saved.restore(step, experiment.initial_state())[0]
+        return step, saved.restore(step, experiment.abstract_state())[0]
   raise ConfigError(f"workdir={str(workdir)!r} holds no checkpoint to evaluate; train there first.")
