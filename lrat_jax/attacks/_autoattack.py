@@ -163,17 +163,26 @@ def autoattack(
     _stage_runner.layouts(devices, batch_size, chunk_size), NullStore() if store is None else store, version == "rand",
     on_progress,
   )  # fmt: skip
-  overrides = {} if overrides is None else overrides
+  report = _evaluate(job, version, attacks_to_run, {} if overrides is None else overrides, on_stage)
+  return report._replace(adversarials=report.adversarials.astype(given))
+
+
+def _evaluate(
+  job: Job,
+  version: str,
+  attacks_to_run: Sequence[str] | None,
+  overrides: Mapping[str, Mapping[str, Any]],
+  on_stage: Callable[[StageSummary], None],
+) -> AutoAttackReport:
+  """The clean images and all stages, in chunks as large as memory allows."""
   smaller, begun = _stage_runner.in_memory(job, lambda job: _begin(job, version, attacks_to_run, overrides))
   planned, notes, robust, predictions = begun
   job.store.open(_fingerprint(job, planned, predictions))
   smaller, report = _run(smaller, planned, robust, on_stage)
-  if smaller.plan.chunk_size < job.plan.chunk_size:
-    notes.append(
-      f"chunks of {job.plan.chunk_size} images were too large for a device's memory; at the end they were of "
-      f"{smaller.plan.chunk_size}."
-    )
-  return report._replace(adversarials=report.adversarials.astype(given), warnings=(*notes, *report.warnings))
+  before, after = job.plan.chunk_size, smaller.plan.chunk_size
+  if after < before:
+    notes.append(f"chunks of {before} images were too large for a device's memory; at the end they were of {after}.")
+  return report._replace(warnings=(*notes, *report.warnings))
 
 
 def _begin(
