@@ -9,7 +9,7 @@ first_call     APGD-CE on 256 images of 28x28, by the small network with `lax`'s
                in turn with the same 101 gradients in a PyTorch loop.
 device_memory  APGD-CE on 224x224 images by a ResNet-18 of width 8: temporaries and peak of the process by `chunk_size`.
 host_memory    the process's peak by the number of images of 32x32, which are bytes.
-survivors      the time of each attack on the images of a chunk, and on one image that is left.
+survivors      the time of each attack on the images of a chunk, and on the few that are left.
 """
 
 import functools
