@@ -150,7 +150,7 @@ def lower(plan: Layout, function: Callable[..., Any], shared: Any, rows: Any) ->
   split = NamedSharding(plan.mesh, _SHARDED)
   like = lambda x: jax.ShapeDtypeStruct((plan.batch_size // plan.threads, *x.shape[1:]), x.dtype, sharding=split)
   counts = jax.ShapeDtypeStruct((plan.mesh.size,), jnp.int32, sharding=split)
-  return jax.jit(sharded).lower(shared, counts, jax.tree.map(like, rows))
+  return sharding.jit(sharded, plan.mesh).lower(shared, counts, jax.tree.map(like, rows))
 
 
 def _rows(plan: Layout, count: int) -> np.ndarray:

@@ -32,7 +32,7 @@ def _from_devices(split: Split, mesh: Mesh) -> Callable[[np.ndarray], Batch]:
     return {name: array[rows] for name, array in whole.items()}
 
   specs = (sharding.REPLICATED, sharding.BATCHED)
-  gather = jax.jit(sharding.shard_map(take, mesh, specs, sharding.BATCHED))
+  gather = sharding.jit(sharding.shard_map(take, mesh, specs, sharding.BATCHED), mesh)
   return lambda rows: gather(whole, sharding.shard_batch(mesh, rows.astype(np.int32)))
 
 

@@ -277,4 +277,4 @@ def make_train_step(
   )
   # The seed enters as an argument, so that one compiled program serves every seed.
   root_keys = sharding.replicate(mesh, {stream: stream_key(config.seed, stream) for stream in ("augment", "attack")})
-  return functools.partial(jax.jit(sharded, donate_argnums=1), root_keys)
+  return functools.partial(sharding.jit(sharded, mesh, donate_argnums=1), root_keys)
