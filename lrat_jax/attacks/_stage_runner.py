@@ -116,36 +116,37 @@ def _lower_stage(job: Job, stage: Stage, plan: microbatch.Layout) -> jax.stages.
 
 
 class Programs:
-  """The stages' compiled programs, by a stage's place and the layout that it needs.
+  """The stages' compiled programs, by stage and the layout that it needs.
 
   Threads compile them; the calling thread traces them, since JAX's settings hold there.
   """
 
-  def __init__(self, job: Job, planned: Sequence[Stage], pool: futures.Executor):
-    self._job, self._planned, self._pool = job, planned, pool
-    self._found: dict[tuple[int, microbatch.Layout], _Program] = {}
+  def __init__(self, job: Job, pool: futures.Executor):
+    self._job, self._pool = job, pool
+    self._found: dict[tuple[str, microbatch.Layout], _Program] = {}
 
-  def submit(self, place: int, plan: microbatch.Layout) -> _Program:
+  def submit(self, stage: Stage, plan: microbatch.Layout) -> _Program:
     """Traces a program and has it compiled, once."""
-    if (place, plan) not in self._found:
+    place = repr(stage), plan
+    if place not in self._found:
       for (_, other), program in self._found.items():
         if other != plan:  # the number of images only falls: programs for more of them are not needed again
           program.cancel()
-      self._found[place, plan] = self._pool.submit(_lower_stage(self._job, self._planned[place], plan).compile)
-    return self._found[place, plan]
+      self._found[place] = self._pool.submit(_lower_stage(self._job, stage, plan).compile)
+    return self._found[place]
 
-  def submit_coming(self, place: int, plan: microbatch.Layout) -> None:
-    """`submit` for all stages after one, for the layout that this one needs."""
-    for coming in range(place + 1, len(self._planned)):
-      self.submit(coming, plan)
+  def submit_all(self, stages: Sequence[Stage], plan: microbatch.Layout) -> None:
+    """`submit` for several stages with one layout."""
+    for stage in stages:
+      self.submit(stage, plan)
 
 
 @contextlib.contextmanager
-def compiling(job: Job, planned: Sequence[Stage]) -> Iterator[Programs]:
+def compiling(job: Job) -> Iterator[Programs]:
   """The programs of a run; what is not needed at its end is not compiled."""
   pool = futures.ThreadPoolExecutor(_COMPILERS)
   try:
-    yield Programs(job, planned, pool)
+    yield Programs(job, pool)
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
 
@@ -157,15 +158,22 @@ def _shared(job: Job, number: int, round_: int) -> tuple[Partial, Array, Array]:
 
 
 def _run_piece(
-  job: Job, place: int, programs: Programs, plan: microbatch.Layout, shared: Any, batch: np.ndarray, name: str
+  job: Job,
+  stage: Stage,
+  coming: Sequence[Stage],
+  programs: Programs,
+  plan: microbatch.Layout,
+  shared: Any,
+  batch: np.ndarray,
+  name: str,
 ) -> dict[str, Any]:
   """One batch of one round, from the store or run and kept there; its seconds count a wait for the program."""
   kept = job.store.load(name)
   if kept is not None:
     return kept
   start = time.perf_counter()
-  program = programs.submit(place, plan).result()
-  meanwhile = functools.partial(programs.submit_coming, place, plan)
+  program = programs.submit(stage, plan).result()
+  meanwhile = functools.partial(programs.submit_all, coming, plan)
   result = microbatch.run_batch(plan, program, shared, job.rows(batch), meanwhile)
   piece = {
     "fallen": batch[~result["right"]],
@@ -179,9 +187,13 @@ def _run_piece(
 
 
 def run_stage(
-  number: int, stage: Stage, programs: Programs, robust: np.ndarray, job: Job
+  number: int, planned: Sequence[Stage], programs: Programs, robust: np.ndarray, job: Job
 ) -> tuple[np.ndarray, StageSummary, list[str], list[Found]]:
-  """All rounds of a stage. Returns the images still robust [n], a summary, what to say of it, and what it found."""
+  """All rounds of stage `number`, the first of `planned`; the programs of the others are compiled meanwhile.
+
+  Returns the images still robust [n], a summary, what to say of it, and what it found.
+  """
+  stage, *coming = planned
   entered, attacked, seconds, repaired = int(robust.sum()), 0, 0.0, 0
   found: list[Found] = []
   robust, doubtful = robust.copy(), np.zeros(len(robust), bool)
@@ -192,7 +204,7 @@ def run_stage(
     plan = job.layout(len(standing))
     for index, batch in enumerate(microbatch.batches(plan, standing)):
       name = f"{number}-{stage.name}-{round_}-{plan.chunk_size}-{index}"
-      piece = _run_piece(job, number - 1, programs, plan, shared, batch, name)
+      piece = _run_piece(job, stage, coming, programs, plan, shared, batch, name)
       robust[piece["fallen"]] = False
       found.append((piece["fallen"], piece["images"]))
       doubtful[piece["doubtful"]] = True
