@@ -7,11 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 from jax.tree_util import Partial
 
-from lrat_jax.attacks import _entry, _stage_runner, losses, threat_model
-from lrat_jax.attacks._entry import example_keys
+from lrat_jax.attacks import _entry, _stage_runner, threat_model
 from lrat_jax.attacks._stage_runner import Found, Job
 from lrat_jax.attacks.eval_state import NullStore, Store
 from lrat_jax.attacks.report import AutoAttackReport
@@ -24,30 +22,19 @@ CLEAN = "clean"
 ROBUST = -1
 
 
-def _clean(job: Job) -> tuple[np.ndarray, int, str]:
+def _clean(programs: _stage_runner.Programs, job: Job) -> tuple[np.ndarray, int, str]:
   """Which clean images the model gets right, bool [n], how many classes it uses, and a digest of its predictions.
 
   Raises ValueError, with an image's number, if it returns no logits of the labels.
   """
-  random = job.random
-
-  def on_chunk(shared: tuple[Partial, Array], rows: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-    (logits_fn, key), (images, labels, indices) = shared, rows
-    keys = example_keys(key, indices)
-    if random:
-      return _stage_runner.verdict(logits_fn, keys, images, labels, random), logits_fn(images, keys)
-    logits = logits_fn(images)
-    return losses.is_correct(logits, labels), logits
-
-  shared = microbatch.replicate(job.plan, (job.logits_fn, jax.random.fold_in(job.key, 0)))
-  compiled = microbatch.lower(job.plan, on_chunk, shared, job.rows(np.arange(1))).compile()
+  program, shared = programs.submit(None, job.plan).result(), _stage_runner.shared(job, 0, 0)
   right, used, digest = [], False, hashlib.sha256()
   for batch in microbatch.batches(job.plan, np.arange(len(job.images))):
-    predictions, logits = microbatch.run_batch(job.plan, compiled, shared, job.rows(batch))
-    _entry.check_logits(logits, job.labels[batch], first=batch[0])
-    right.append(predictions)
-    used |= np.isfinite(logits).any(axis=0)
-    digest.update(logits.tobytes())
+    found = microbatch.run_batch(job.plan, program, shared, job.rows(batch))
+    _entry.check_logits(found["logits"], job.labels[batch], first=batch[0])
+    right.append(found["right"])
+    used |= np.isfinite(found["logits"]).any(axis=0)
+    digest.update(found["logits"].tobytes())
   return np.concatenate(right), int(np.sum(used)), digest.hexdigest()
 
 
@@ -165,6 +152,7 @@ def autoattack(
     _stage_runner.layouts(devices, batch_size, chunk_size), NullStore() if store is None else store, version == "rand",
     on_progress,
   )  # fmt: skip
+  job = job._replace(logits_fn=microbatch.replicate(job.plan, logits_fn))
   report = _evaluate(job, version, attacks_to_run, {} if overrides is None else overrides, on_stage)
   return report._replace(adversarials=report.adversarials.astype(given))
 
@@ -182,7 +170,7 @@ def _evaluate(
   _entry.check_classes(job.labels, num_classes)
   with _stage_runner.compiling(job) as programs:
     programs.submit_all(planned[:1], job.layout(len(job.images)))  # compiled while the clean images are evaluated
-    smaller, (robust, used, predictions) = _stage_runner.in_memory(job, _clean)
+    smaller, (robust, used, predictions) = _stage_runner.in_memory(job, functools.partial(_clean, programs))
     if used < num_classes:
       planned, notes = stages(version, job.norm, used, attacks_to_run, overrides)
       notes.append(f"{num_classes - used} of {num_classes} logits are -inf on all images, and no classes to attack.")

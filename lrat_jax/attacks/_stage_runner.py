@@ -74,10 +74,8 @@ class Job(NamedTuple):
     return smaller[-1] if smaller else self.plan
 
 
-def verdict(logits_fn: LogitsFn, keys: Array, images: Array, labels: Array, random: bool) -> Array:
-  """bool [batch], whether the model is right; a random one by the majority of its predictions."""
-  if not random:
-    return losses.is_correct(logits_fn(images), labels)
+def _majority(logits_fn: LogitsFn, keys: Array, images: Array, labels: Array) -> Array:
+  """bool [batch], whether a random model is right by the majority of its predictions."""
   draw = lambda index: jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
   right = lambda index: losses.is_correct(logits_fn(images, draw(index)), labels).astype(jnp.int32)
   return 2 * jax.lax.fori_loop(1, _VOTES, lambda index, total: total + right(index), right(0)) > _VOTES
@@ -95,28 +93,40 @@ def _repair(found: Array, images: Array, epsilon: float, norm: str) -> tuple[Arr
 def _lower_stage(job: Job, stage: Stage, plan: microbatch.Layout) -> jax.stages.Lowered:
   """One round of a stage on a batch.
 
-  Its program returns the images found, whether the model is right on them, which had to be repaired, and which survived
-  an attack some of whose gradients were no numbers.
+  Its program returns the images found, which of them had to be repaired, and on which the attack met gradients that are
+  no numbers.
   """
   attack = from_config({"name": stage.attack, "epsilon": job.epsilon, "norm": job.norm, **stage.arguments})
-  epsilon, norm, random = job.epsilon, job.norm, job.random
+  epsilon, norm = job.epsilon, job.norm
 
   def on_chunk(shared: tuple[Partial, Array, Array], rows: tuple[Array, Array, Array]) -> dict[str, Array]:
     (logits_fn, key, rank), (images, labels, indices) = shared, rows
-    keys = example_keys(key, indices)
     target = {"target_rank": rank} if stage.targeted else {}
-    result = attack(keys, logits_fn, images, labels, **target)
+    result = attack(example_keys(key, indices), logits_fn, images, labels, **target)
     found, outside = _repair(result.images, images, epsilon, norm)
-    vote_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-    right = verdict(logits_fn, vote_keys, found, labels, random)
     broken = jnp.zeros_like(outside) if result.broken_gradients is None else result.broken_gradients > 0
-    return {"images": found, "right": right, "outside": outside, "doubtful": right & broken}
+    return {"images": found, "outside": outside, "broken": broken}
 
-  return microbatch.lower(plan, on_chunk, _shared(job, 0, 0), job.rows(np.arange(1)))
+  return microbatch.lower(plan, on_chunk, shared(job, 0, 0), job.rows(np.arange(1)))
+
+
+def _lower_verdict(job: Job, plan: microbatch.Layout) -> jax.stages.Lowered:
+  """The model on a batch, clean or attacked: its logits, and whether it is right."""
+  random = job.random
+
+  def on_chunk(shared: tuple[Partial, Array, Array], rows: tuple[Array, Array, Array]) -> dict[str, Array]:
+    (logits_fn, key, _), (images, labels, indices) = shared, rows
+    if not random:
+      logits = logits_fn(images)
+      return {"logits": logits, "right": losses.is_correct(logits, labels)}
+    keys = example_keys(key, indices)
+    return {"logits": logits_fn(images, keys), "right": _majority(logits_fn, keys, images, labels)}
+
+  return microbatch.lower(plan, on_chunk, shared(job, 0, 0), job.rows(np.arange(1)))
 
 
 class Programs:
-  """The stages' compiled programs, by stage and the layout that it needs.
+  """The compiled programs of the stages and of the verdict on what they find, by the layout that they need.
 
   Threads compile them; the calling thread traces them, since JAX's settings hold there.
   """
@@ -125,14 +135,15 @@ class Programs:
     self._job, self._pool = job, pool
     self._found: dict[tuple[str, microbatch.Layout], _Program] = {}
 
-  def submit(self, stage: Stage, plan: microbatch.Layout) -> _Program:
-    """Traces a program and has it compiled, once."""
+  def submit(self, stage: Stage | None, plan: microbatch.Layout) -> _Program:
+    """Traces the program of a stage, or None: of the verdict, and has it compiled, once."""
     place = repr(stage), plan
     if place not in self._found:
       for (_, other), program in self._found.items():
         if other != plan:  # the number of images only falls: programs for more of them are not needed again
           program.cancel()
-      self._found[place] = self._pool.submit(_lower_stage(self._job, stage, plan).compile)
+      lowered = _lower_stage(self._job, stage, plan) if stage else _lower_verdict(self._job, plan)
+      self._found[place] = self._pool.submit(lowered.compile)
     return self._found[place]
 
   def submit_all(self, stages: Sequence[Stage], plan: microbatch.Layout) -> None:
@@ -151,10 +162,18 @@ def compiling(job: Job) -> Iterator[Programs]:
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _shared(job: Job, number: int, round_: int) -> tuple[Partial, Array, Array]:
-  """What all images of a stage's round share, on every device: model, key, and the rank of the class to attack."""
+def shared(job: Job, number: int, round_: int) -> tuple[Partial, Array, Array]:
+  """What all images of a stage's round share, on every device: model, key, and the rank of the class to attack.
+
+  Stage 0 is the evaluation of the clean images.
+  """
   key = jax.random.fold_in(jax.random.fold_in(job.key, number), round_)
   return microbatch.replicate(job.plan, (job.logits_fn, key, jnp.int32(round_ + 1)))
+
+
+def _shared_by(job: Job, number: int, round_: int, stage: Stage) -> tuple[Any, Any]:
+  """`shared` for a round's attack, and for its verdict, which has a key that no round has."""
+  return shared(job, number, round_), shared(job, number, stage.rounds + round_)
 
 
 def _run_piece(
@@ -163,23 +182,28 @@ def _run_piece(
   coming: Sequence[Stage],
   programs: Programs,
   plan: microbatch.Layout,
-  shared: Any,
+  shared: tuple[Any, Any],
   batch: np.ndarray,
   name: str,
 ) -> dict[str, Any]:
-  """One batch of one round, from the store or run and kept there; its seconds count a wait for the program."""
+  """One batch of one round, from the store or run and kept there; its seconds count a wait for the programs.
+
+  `shared` is what the images share under the attack, and under the verdict.
+  """
   kept = job.store.load(name)
   if kept is not None:
     return kept
   start = time.perf_counter()
-  program = programs.submit(stage, plan).result()
+  attack, verdict = programs.submit(stage, plan), programs.submit(None, plan)
+  images, *of_images = job.rows(batch)
   meanwhile = functools.partial(programs.submit_all, coming, plan)
-  result = microbatch.run_batch(plan, program, shared, job.rows(batch), meanwhile)
+  result = microbatch.run_batch(plan, attack.result(), shared[0], (images, *of_images), meanwhile)
+  right = microbatch.run_batch(plan, verdict.result(), shared[1], (result["images"], *of_images))["right"]
   piece = {
-    "fallen": batch[~result["right"]],
-    "images": result["images"][~result["right"]],
+    "fallen": batch[~right],
+    "images": result["images"][~right],
     "repaired": np.int64(result["outside"].sum()),
-    "doubtful": batch[result["doubtful"]],
+    "doubtful": batch[right & result["broken"]],
     "seconds": np.float64(time.perf_counter() - start),
   }
   job.store.save(name, piece)
@@ -198,7 +222,7 @@ def run_stage(
   found: list[Found] = []
   robust, doubtful = robust.copy(), np.zeros(len(robust), bool)
   for round_ in range(stage.rounds):
-    shared = _shared(job, number, round_)
+    shared = _shared_by(job, number, round_, stage)
     standing = np.flatnonzero(robust)
     attacked += len(standing)
     plan = job.layout(len(standing))

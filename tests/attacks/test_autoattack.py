@@ -459,5 +459,6 @@ def test_every_stage_and_round_has_keys_of_its_own(monkeypatch, model, images, a
   monkeypatch.setattr(_stage_runner.microbatch, "run_batch", watch)
   few = {"apgd-ce": {"num_steps": 1}, "apgd-t": {"num_steps": 1}}
   report = run(model, images, answers, batch_size=64, overrides=few)  # all images in one batch
-  assert report.robust.any() and len(seen) == 1 + 1 + 4  # the clean images, apgd-ce, and apgd-t for 4 targets
+  # The clean images, and attack and verdict of apgd-ce and of apgd-t for 4 targets.
+  assert report.robust.any() and len(seen) == 1 + 2 * (1 + 4)
   assert len(set(seen)) == len(seen)
