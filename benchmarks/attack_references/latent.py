@@ -6,7 +6,7 @@
     python -m benchmarks.attack_references.latent --peers=PEERS
 
 The network is small, trained here on scikit-learn's digits in random colours at 32x32, and has a twin in PyTorch.
-Of StAdv and ReColorAdv the reference is what MultiRobustBench runs: Adam, 20 steps, the best iterate, and a penalty on
+Of StAdv and ReColorAdv the reference is what MultiRobustBench runs: 20 steps of Adam on the margin, with a penalty on
 rough flows and colour maps, which ours has not. The references of the others take steps of epsilon / sqrt(20), as ours.
 With `--write=FILE` the references' decoders are written instead, for tests/attacks/test_unforeseen.py.
 
@@ -257,12 +257,21 @@ def _advex_uar(kind: str, network, epsilon: float):
     )
   else:
     attack = jpeg_attack.JPEGAttack(NUM_STEPS, epsilon, step, _SIDE, opt=kind.removeprefix("jpeg_"), scale_each=True)
-  attack.transform, attack.inverse_transform = (lambda x: x / 255), (lambda x: x * 255)
   back = attacks.InverseImagenetTransform(_SIDE)
+
+  class Times(torch.nn.Module):
+    def __init__(self, factor):
+      super().__init__()
+      self.factor = factor
+
+    def forward(self, x):
+      return self.factor * x
 
   class Normalised(torch.nn.Module):
     def forward(self, x):
       return network(back(x) / 255)
+
+  attack.transform, attack.inverse_transform = Times(1 / 255), Times(255)
 
   run = lambda images, labels: attack(Normalised().eval(), images, labels, scale_eps=False, avoid_target=True)
 

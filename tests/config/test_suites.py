@@ -61,6 +61,7 @@ def test_attacks_of_one_kind_differ_in_steps_and_radius_alone():
   moved = {"name": "unforeseen", "kind": "stadv", "epsilon": 0.05}
   assert suites.kind(moved) == suites.kind(moved | {"epsilon": 0.1, "num_steps": 3}) == ("ce", "stadv")
   assert suites.kind(moved | {"kind": "elastic"}) != suites.kind(moved)
+  assert suites.ball(moved) == "stadv" and suites.ball({"name": "pgd", "norm": "l2"}) == "l2"
 
 
 @pytest.mark.parametrize("argument", ["digits,suite=all", "digits,suite=apgd,suite=pgd", "digits,suite="])
