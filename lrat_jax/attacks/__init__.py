@@ -17,6 +17,7 @@ from lrat_jax.attacks._fab import fab
 from lrat_jax.attacks._pgd import cw, fgsm, pgd, starting_points
 from lrat_jax.attacks._spatial import spatial
 from lrat_jax.attacks._square import square
+from lrat_jax.attacks._unforeseen import unforeseen
 from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.attacks.eval_state import FileStore
 from lrat_jax.attacks.registry import Attack, from_config, microbatch, scaled
@@ -54,5 +55,6 @@ __all__ = [
   "spatial",
   "square",
   "starting_points",
+  "unforeseen",
   "with_adversarials",
 ]

@@ -166,6 +166,7 @@ def _off_grid(images):
     {"name": "square", "epsilon": "0.05", "num_queries": 3},
     {"name": "apgd", "epsilon": "0.05", "num_steps": 3},
     {"name": "corruption", "kind": "gaussian_noise", "severity": 1},
+    {"name": "unforeseen", "kind": "stadv", "epsilon": "0.05", "num_steps": 2},
     {
       "name": "autoattack",
       "epsilon": "0.05",
