@@ -5,12 +5,22 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lrat_jax import attacks
-from lrat_jax.attacks import corruptions, registry, stages, threat_model
+from lrat_jax.attacks import registry, stages, threat_model
 from lrat_jax.core import user_code
 from lrat_jax.core.arguments import as_number
 
 AUTOATTACK = "autoattack"
 _AUTOATTACK_FIELDS = ("name", "norm", "epsilon", "version", "attacks_to_run", "overrides")
+# Of noise, blur, weather and the computer's own, where a suite has one severity of a few.
+_FEW_CORRUPTIONS = (
+  "gaussian_noise",
+  "impulse_noise",
+  "gaussian_blur",
+  "brightness",
+  "contrast",
+  "pixelate",
+  "jpeg_compression",
+)
 # "rand" is for models that take keys, which no other attack of a suite can give.
 _VERSIONS = ("standard", "plus", "apgd")
 
@@ -70,7 +80,7 @@ def _unforeseen(budget: Budget) -> Suite:
     "apgd": _autoattack(budget, "apgd"),
     "carlini_wagner": dict(name="carlini_wagner", norm="l2", epsilon=budget["l2"][0], **search),
     **_other_norms(budget),
-    **{kind: dict(name="corruption", kind=kind, severity=3) for kind in corruptions.CORRUPTIONS},
+    **{kind: dict(name="corruption", kind=kind, severity=3) for kind in _FEW_CORRUPTIONS},
   }
 
 
@@ -211,7 +221,7 @@ def radius(entry: Mapping[str, Any]) -> float | None:
 
 
 def threat(entry: Mapping[str, Any]) -> str:
-  """What an entry allows an attacker, for people: "linf 8/255, 20 steps of 2/255", "jpeg, severity 3"."""
+  """What an entry allows an attacker, for people: "linf 8/255, 20 steps of 2/255", "fog, severity 3"."""
   words = [f"{entry.get('norm', 'linf')} {entry['epsilon']}"] if "epsilon" in entry else []
   if user_code.is_name(entry["name"]):  # whose fields mean what its author says
     return ", ".join(words + [f"{k} {v}" for k, v in entry.items() if k not in ("name", "norm", "epsilon")])

@@ -32,7 +32,7 @@ def test_what_is_in_the_suites():
   assert names["apgd"] == set(config_lib.default("at", "digits").eval.suite) == {"pgd20", "cw20", "apgd"}
   assert names["pgd"] == {"fgsm", "pgd20", "cw20"} and names["full"] - {"autoattack"} == names["full_apgd"] - {"apgd"}
   assert names["autoattack"] == {"autoattack"}
-  assert {"apgd", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "jpeg", "contrast"} < names["unforeseen"]
+  assert {"apgd", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "contrast"} < names["unforeseen"]
 
 
 def test_attacks_of_one_kind_differ_in_steps_and_radius_alone():
@@ -100,7 +100,7 @@ def test_threats_are_told_as_they_were_given():
   pgd = {"name": "pgd", "epsilon": "8/255", "step_size": "2/255", "num_steps": 20}
   assert suites.threat(pgd) == "linf 8/255, 20 steps of 2/255"
   assert suites.threat(AUTOATTACK | {"version": "apgd"}) == "linf 8/255, apgd version"
-  assert suites.threat({"name": "corruption", "kind": "jpeg", "severity": 3}) == "jpeg, severity 3"
+  assert suites.threat({"name": "corruption", "kind": "fog", "severity": 3}) == "fog, severity 3"
   assert suites.radius(pgd) == 8 / 255 and suites.radius({"name": "spatial"}) is None
 
 
@@ -124,7 +124,7 @@ def test_what_an_attack_costs_is_what_the_documentation_says():
     ({"name": "carlini_wagner", "num_steps": 50, "binary_search_steps": 3}, (150, 0)),
     ({"name": "square"}, (0, 5000)),
     ({"name": "spatial", "num_rotations": 3, "num_translations": 2}, (0, 12)),
-    ({"name": "corruption", "kind": "jpeg"}, (0, 0)),
+    ({"name": "corruption", "kind": "jpeg_compression"}, (0, 0)),
     (AUTOATTACK, (101 + 3 * 101 + 3 * 100, 5000)),
   ],
 )

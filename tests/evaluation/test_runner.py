@@ -28,7 +28,7 @@ SUITE = {
     "name": "autoattack", "norm": "linf", "epsilon": "48/255", "version": "standard",
     "attacks_to_run": ("apgd-ce", "apgd-t", "square"), "overrides": CHANGES,
   },
-  "jpeg": {"name": "corruption", "kind": "jpeg", "severity": 5},
+  "jpeg": {"name": "corruption", "kind": "jpeg_compression", "severity": 5},
   "pgd_l2": {"name": "pgd", "norm": "l2", "epsilon": "1.0", "step_size": "0.3", "num_steps": 3},
   "spatial": {
     "name": "spatial", "max_rotation": 3.0, "max_translation": 0.25, "num_rotations": 3, "num_translations": 3,
@@ -82,7 +82,12 @@ def test_results_say_what_was_measured(whole):
   assert [stage["name"] for stage in stages] == ["apgd-ce", "apgd-t", "square"]
   assert stages[-1]["robust_accuracy"] == results["robust"]["autoattack"]
   assert any("autoattack: not the whole standard version" in line for line in results["warnings"])
-  for text in ("warning: autoattack: not the whole", "autoattack apgd-ce:", "jpeg, severity 5", "linf 48/255"):
+  for text in (
+    "warning: autoattack: not the whole",
+    "autoattack apgd-ce:",
+    "jpeg_compression, severity",
+    "linf 48/255",
+  ):
     assert text in printed
   assert not (workdir / runner.PROGRESS).exists()
 
