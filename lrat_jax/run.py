@@ -47,10 +47,12 @@ def _load_dataset(config: ConfigDict, workdir: Path, trains: bool) -> tuple[data
   workdir_lib.check(workdir, config)
   try:
     dataset = data.load_for(config.data, trains=trains)
+    corrupted = data.corrupted_for(config.data, dataset.test.labels, dataset.image_shape)
   except data.DataError as error:
     raise ConfigError(f"config.{error}") from None
+  validate.check_corruptions(config, corrupted)
   about = workdir_lib.data_of_run(workdir, dataset)
-  return dataset._replace(num_classes=about["num_classes"]), about
+  return dataset._replace(num_classes=about["num_classes"], corrupted=corrupted), about
 
 
 def _load_data(

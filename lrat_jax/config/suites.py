@@ -1,11 +1,11 @@
 """Which attacks evaluate a model: the suites that a configuration can name, and AutoAttack as an entry of one."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from lrat_jax import attacks
-from lrat_jax.attacks import registry, stages, threat_model
+from lrat_jax.attacks import corruptions, registry, stages, threat_model
 from lrat_jax.core import user_code
 from lrat_jax.core.arguments import as_number
 
@@ -84,6 +84,16 @@ def _unforeseen(budget: Budget) -> Suite:
   }
 
 
+def _corruptions(budget: Budget) -> Suite:
+  """The fifteen kinds that a mean corruption accuracy is of, at all severities; the same for every data set."""
+  severities = range(1, corruptions.SEVERITIES + 1)
+  return {
+    f"{kind}@{severity}": dict(name="corruption", kind=kind, severity=severity)
+    for kind in corruptions.STANDARD
+    for severity in severities
+  }
+
+
 def _apgd(budget: Budget) -> Suite:
   """The default: 20 steps on two losses, and APGD-CE + APGD-T, which leave about what AutoAttack leaves."""
   pgd = _pgd(budget)
@@ -108,6 +118,7 @@ SUITES: dict[str, Callable[[Budget], Suite]] = {
   "apgd": _apgd,
   "autoattack": lambda budget: {"autoattack": _autoattack(budget, "standard")},
   "unforeseen": _unforeseen,
+  "corruptions": _corruptions,
   "full": _full,
   "full_apgd": functools.partial(_full, name="apgd", version="apgd"),  # where four attacks would take too long
 }
@@ -128,9 +139,25 @@ def kind(entry: Mapping[str, Any]) -> tuple[str, str] | None:
   return entry.get("loss", losses[entry["name"]]), entry.get("norm", "linf")
 
 
+def trained_on(suite: Mapping[str, Mapping[str, Any]], train_attacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """The attacks of a suite that are of a kind that one of the training attacks is of."""
+  trained = {kind(entry) for entry in train_attacks.values()} - {None}
+  return [name for name, entry in suite.items() if kind(entry) in trained]
+
+
+def held_out(suite: Mapping[str, Mapping[str, Any]], trained: Collection[str]) -> list[str]:
+  """The attacks of a suite that are not among those trained on, and not AutoAttack, which has attacks of every kind."""
+  return [name for name, entry in suite.items() if name not in trained and not is_autoattack(entry)]
+
+
 def is_autoattack(entry: Mapping[str, Any]) -> bool:
   """Whether an entry of a suite is AutoAttack, which runs on the host and not as one attack on a batch."""
   return entry.get("name") == AUTOATTACK
+
+
+def is_corruption(entry: Mapping[str, Any]) -> bool:
+  """Whether an entry of a suite is a common corruption, which `data.corruptions` may hold ready."""
+  return entry.get("name") == "corruption"
 
 
 def is_whole(entry: Mapping[str, Any]) -> bool:

@@ -87,6 +87,7 @@ def evaluate(
         keep_images=config.eval.save_images,
         microbatch_size=microbatch_size,
         directory=progress,
+        corrupted=dataset.corrupted,
         on_kept=check_stop,
         on_attack=lambda name, accuracy, seconds: say(f"{name}: {100 * accuracy:.2f} % in {seconds_text(seconds)}"),
         on_stage=lambda name, stage: say(f"  {name} {stage_text(stage)}"),
