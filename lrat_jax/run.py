@@ -47,7 +47,8 @@ def _load_dataset(config: ConfigDict, workdir: Path, trains: bool) -> tuple[data
   workdir_lib.check(workdir, config)
   try:
     dataset = data.load_for(config.data, trains=trains)
-    corrupted = data.corrupted_for(config.data, dataset.test.labels, dataset.image_shape)
+    test = dataset.test
+    corrupted = data.corrupted_for(config.data, test.labels, test.indices, dataset.image_shape)
   except data.DataError as error:
     raise ConfigError(f"config.{error}") from None
   validate.check_corruptions(config, corrupted)

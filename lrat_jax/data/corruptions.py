@@ -21,12 +21,14 @@ class CorruptedImages(NamedTuple):
     directory: as it was given.
     kinds: the names of the files.
     image_shape: [h, w, c] of the test images.
-    places: int [n], where each test image's copy stands among the n.
+    indices: int [n], rising, of the test images in their source's own split.
+    places: int [n], where each one's copy stands among the n.
   """
 
   directory: str
   kinds: tuple[str, ...]
   image_shape: tuple[int, ...]
+  indices: np.ndarray
   places: np.ndarray
 
   def check(self, kind: str) -> None:
@@ -35,7 +37,8 @@ class CorruptedImages(NamedTuple):
 
   def read(self, kind: str, severity: int, indices: np.ndarray) -> np.ndarray:
     """The copies uint8 [k, h, w, c] of the test images with those indices [k]. Raises as `check` does."""
-    return np.asarray(self._open(kind)[(severity - 1) * len(self.places) + self.places[indices]])
+    places = self.places[np.searchsorted(self.indices, indices)]
+    return np.asarray(self._open(kind)[(severity - 1) * len(self.places) + places])
 
   def version(self, kind: str) -> str:
     """Changes where the kind's file does."""
@@ -83,13 +86,17 @@ def _check_labels(labels: np.ndarray, places: np.ndarray, expected: np.ndarray, 
 
 
 def open_corrupted(
-  directory: str, labels: np.ndarray, image_shape: tuple[int, ...], places: np.ndarray | None = None
+  directory: str,
+  labels: np.ndarray,
+  indices: np.ndarray,
+  image_shape: tuple[int, ...],
+  places: np.ndarray | None = None,
 ) -> CorruptedImages:
   """Corrupted copies of a test split, by the labels that go with them.
 
   Args:
     directory: holds "labels.npy" and a file for each kind, as CIFAR-10-C, CIFAR-100-C and their like are published.
-    labels: int [n], of the whole test split.
+    labels, indices: int [n], of the whole test split; indices rise.
     image_shape: [h, w, c], of its images.
     places: int [n], where each of them stands in the published order; None is the split's own order.
 
@@ -105,11 +112,12 @@ def open_corrupted(
     raise DataError(f"{where} holds no {_LABELS}.npy, only {names}.")
   places = np.arange(len(labels)) if places is None else places
   _check_labels(_map(folder / f"{_LABELS}.npy", where), places, labels, where)
-  return CorruptedImages(directory, tuple(name for name in names if name != _LABELS), image_shape, places)
+  kinds = tuple(name for name in names if name != _LABELS)
+  return CorruptedImages(directory, kinds, image_shape, indices, places)
 
 
 def corrupted_for(
-  config: Mapping[str, Any], labels: np.ndarray, image_shape: tuple[int, ...]
+  config: Mapping[str, Any], labels: np.ndarray, indices: np.ndarray, image_shape: tuple[int, ...]
 ) -> CorruptedImages | None:
   """`open_corrupted` with the fields of a configuration's `data`; None where it names no folder.
 
@@ -120,4 +128,4 @@ def corrupted_for(
     return None
   kind, _, name = config["source"].partition(":")
   places = original_places(name, config["data_dir"]) if kind == "tfds" else None
-  return open_corrupted(directory, labels, image_shape, places)
+  return open_corrupted(directory, labels, indices, image_shape, places)

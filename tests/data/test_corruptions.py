@@ -11,6 +11,7 @@ from lrat_jax.data import tfds as tfds_lib
 from tests.data.test_sources import _png
 
 LABELS = np.array([2, 0, 1, 1, 0, 2, 1], np.int32)
+INDICES = np.array([1, 2, 4, 5, 8, 9, 20], np.int32)  # as of a test split that was cut out of more images
 SHAPE = (4, 5, 3)
 
 
@@ -27,31 +28,31 @@ def write(folder, labels=LABELS, kinds=("fog", "spatter"), places=None):
 
 
 def test_copies_are_those_of_the_images_asked_for(tmp_path):
-  corrupted = data.open_corrupted(write(tmp_path), LABELS, SHAPE)
+  corrupted = data.open_corrupted(write(tmp_path), LABELS, INDICES, SHAPE)
   assert corrupted.kinds == ("fog", "spatter")
-  found = corrupted.read("spatter", 4, np.array([5, 0]))
+  found = corrupted.read("spatter", 4, np.array([9, 1]))
   assert found.shape == (2, *SHAPE) and found.dtype == np.uint8 and found[:, 0, 0, 0].tolist() == [45, 40]
 
 
 def test_copies_in_another_order_are_found_by_their_places(tmp_path):
   places = np.array([6, 5, 4, 3, 2, 1, 0])
-  corrupted = data.open_corrupted(write(tmp_path, places=places), LABELS, SHAPE, places)
-  assert corrupted.read("fog", 1, np.array([0, 6]))[:, 0, 0, 0].tolist() == [16, 10]
+  corrupted = data.open_corrupted(write(tmp_path, places=places), LABELS, INDICES, SHAPE, places)
+  assert corrupted.read("fog", 1, np.array([1, 20]))[:, 0, 0, 0].tolist() == [16, 10]
   with pytest.raises(data.DataError, match="labels.npy says 1 of test image 0 at severity 1, the data set says 2"):
-    data.open_corrupted(str(tmp_path), LABELS, SHAPE)
+    data.open_corrupted(str(tmp_path), LABELS, INDICES, SHAPE)
 
 
 def test_files_are_mapped_and_not_loaded(tmp_path, monkeypatch):
   folder, mapped = write(tmp_path), []
   open_memmap = np.lib.format.open_memmap
   monkeypatch.setattr(np.lib.format, "open_memmap", lambda *a, **k: mapped.append(open_memmap(*a, **k)) or mapped[-1])
-  found = data.open_corrupted(folder, LABELS, SHAPE).read("fog", 2, np.array([3]))
+  found = data.open_corrupted(folder, LABELS, INDICES, SHAPE).read("fog", 2, np.array([5]))
   assert len(mapped) == 2 and all(isinstance(array, np.memmap) for array in mapped)
   assert not isinstance(found, np.memmap) and not np.shares_memory(found, mapped[-1])
 
 
 def test_a_changed_file_has_another_version(tmp_path):
-  corrupted = data.open_corrupted(write(tmp_path), LABELS, SHAPE)
+  corrupted = data.open_corrupted(write(tmp_path), LABELS, INDICES, SHAPE)
   before = corrupted.version("fog")
   assert before == corrupted.version("fog") != corrupted.version("spatter")
   np.save(tmp_path / "fog.npy", np.zeros((1, *SHAPE), np.uint8))
@@ -73,16 +74,16 @@ def test_what_is_no_copy_of_the_test_images_is_refused(tmp_path, name, array, me
   folder = write(tmp_path)
   np.save(tmp_path / f"{name}.npy", array)
   with pytest.raises(data.DataError, match=f"^data.corruptions='.*{re.escape(message)}") as error:
-    data.open_corrupted(folder, LABELS, SHAPE).check("fog")
+    data.open_corrupted(folder, LABELS, INDICES, SHAPE).check("fog")
   assert "\n" not in str(error.value)
 
 
 def test_what_is_missing_is_named_with_what_is_there(tmp_path):
   with pytest.raises(data.DataError, match="No such file or directory"):
-    data.open_corrupted(str(tmp_path / "nowhere"), LABELS, SHAPE)
+    data.open_corrupted(str(tmp_path / "nowhere"), LABELS, INDICES, SHAPE)
   with pytest.raises(data.DataError, match=r"holds no labels.npy, only \[\]"):
-    data.open_corrupted(str(tmp_path), LABELS, SHAPE)
-  corrupted = data.open_corrupted(write(tmp_path), LABELS, SHAPE)
+    data.open_corrupted(str(tmp_path), LABELS, INDICES, SHAPE)
+  corrupted = data.open_corrupted(write(tmp_path), LABELS, INDICES, SHAPE)
   with pytest.raises(data.DataError, match=r"holds no snow.npy; its kinds are \['fog', 'spatter'\]"):
     corrupted.check("snow")
 
@@ -91,11 +92,14 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path):
   folder = write(tmp_path)
   (tmp_path / "fog.npy").write_bytes((tmp_path / "fog.npy").read_bytes()[:-1])
   with pytest.raises(data.DataError, match="fog.npy cannot be read"):
-    data.open_corrupted(folder, LABELS, SHAPE).check("fog")
+    data.open_corrupted(folder, LABELS, INDICES, SHAPE).check("fog")
 
 
 def test_no_folder_is_no_copies():
-  assert data.corrupted_for(ConfigDict({"corruptions": "", "source": "digits", "data_dir": ""}), LABELS, SHAPE) is None
+  assert (
+    data.corrupted_for(ConfigDict({"corruptions": "", "source": "digits", "data_dir": ""}), LABELS, INDICES, SHAPE)
+    is None
+  )
 
 
 def test_tfds_tells_the_original_order(tmp_path, monkeypatch):
@@ -104,8 +108,8 @@ def test_tfds_tells_the_original_order(tmp_path, monkeypatch):
   places = np.array([3, 0, 6, 1, 5, 2, 4])
   monkeypatch.setattr(corruptions, "original_places", lambda name, data_dir: places if name == "x" else None)
   config = {"corruptions": write(tmp_path, places=places), "source": "tfds:x", "data_dir": ""}
-  corrupted = data.corrupted_for(config, LABELS, SHAPE)
-  assert corrupted.read("fog", 1, np.array([0]))[0, 0, 0, 0] == 13
+  corrupted = data.corrupted_for(config, LABELS, INDICES, SHAPE)
+  assert corrupted.read("fog", 1, np.array([1]))[0, 0, 0, 0] == 13
 
 
 @pytest.mark.slow

@@ -280,7 +280,7 @@ def _copies(folder):
   moved = [np.roll(SPLIT.images, severity, axis=0) for severity in range(1, 6)]
   np.save(folder / "labels.npy", np.tile(SPLIT.labels, 5).astype(np.uint8))
   np.save(folder / "fog.npy", np.round(255 * np.concatenate(moved)).astype(np.uint8))
-  return data.open_corrupted(str(folder), SPLIT.labels, SPLIT.images.shape[1:])
+  return data.open_corrupted(str(folder), SPLIT.labels, SPLIT.indices, SPLIT.images.shape[1:])
 
 
 @pytest.mark.parametrize(("batch_size", "num_devices"), [(8, 1), (12, 2)])
