@@ -52,10 +52,13 @@ def _load_dataset(config: ConfigDict, workdir: Path, trains: bool) -> tuple[data
   workdir_lib.check(workdir, config)
   try:
     dataset = data.load_for(config.data, trains=trains)
+    test = dataset.test
+    corrupted = data.corrupted_for(config.data, test.labels, test.indices, dataset.image_shape)
   except data.DataError as error:
     raise ConfigError(f"config.{error}") from None
+  validate.check_corruptions(config, corrupted)
   about = workdir_lib.data_of_run(workdir, dataset)
-  return dataset._replace(num_classes=about["num_classes"]), about
+  return dataset._replace(num_classes=about["num_classes"], corrupted=corrupted), about
 
 
 def _load_data(

@@ -9,10 +9,12 @@ from ml_collections import ConfigDict
 
 from lrat_jax.analysis import inspection
 from lrat_jax.config import suites
+from lrat_jax.evaluation import metrics as metrics_lib
 from lrat_jax.evaluation.evaluate import CLEAN
 from lrat_jax.training import metrics
 
-WORST, HELD_OUT_MEAN = "union", "held out, mean"
+WORST, HELD_OUT_MEAN, HELD_OUT_UNION = "union", "held out, mean", "held out, union"
+COMPETITIVENESS = "competitiveness"
 _RESAMPLES, _CONFIDENCE = 2000, 0.95
 
 
@@ -73,25 +75,25 @@ def paired_interval(difference: np.ndarray, seed: int = 0) -> tuple[float, float
 
 def _trained_on(run: ComparedRun) -> list[str]:
   """The attacks of the suite that are of a kind that the run trained on."""
-  trained = {suites.kind(entry) for entry in run.config.train_attacks.to_dict().values()}
-  evaluated = {name: suites.kind(entry) for name, entry in run.config.eval.suite.to_dict().items()}
-  return [name for name, kind in evaluated.items() if kind is not None and kind in trained]
+  return suites.trained_on(run.config.eval.suite.to_dict(), run.config.train_attacks.to_dict())
 
 
 def _columns(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
   """The suite's attacks by group: trained on by any method, by none, and AutoAttack."""
   suite = runs[0].config.eval.suite.to_dict()
   trained = {name for run in runs for name in _trained_on(run)}
-  automatic = [name for name, entry in suite.items() if suites.is_autoattack(entry)]
   return {
     "trained_on": [name for name in suite if name in trained],
-    "held_out": [name for name in suite if name not in trained and name not in automatic],
-    "autoattack": automatic,
+    "held_out": suites.held_out(suite, trained),
+    "autoattack": [name for name, entry in suite.items() if suites.is_autoattack(entry)],
   }
 
 
 def robust_columns(run: ComparedRun, columns: Mapping[str, list[str]]) -> dict[str, np.ndarray]:
   """For each column of the table float [images], in the order of the table: 1 where the model holds.
+
+  Columns of several attacks are in between: means over held-out attacks and over strengths, and shares of the best
+  known accuracies, which may be more than 1.
 
   Args:
     run: with results.
@@ -101,7 +103,12 @@ def robust_columns(run: ComparedRun, columns: Mapping[str, list[str]]) -> dict[s
   attacks = {name: arrays[f"robust/{name}"].astype(float) for group in columns.values() for name in group}
   robust = {CLEAN: arrays["clean_correct"].astype(float), **attacks}
   if len(columns["held_out"]) > 1:
-    robust[HELD_OUT_MEAN] = np.mean([attacks[name] for name in columns["held_out"]], axis=0)
+    held_out = np.stack([arrays[f"robust/{name}"] for name in columns["held_out"]])
+    robust |= {HELD_OUT_MEAN: metrics_lib.mean(held_out), HELD_OUT_UNION: metrics_lib.union(held_out).astype(float)}
+  robust |= {f"{name}, area": area for name, area in metrics_lib.areas(arrays, list(attacks)).items()}
+  if best := (run.results() or {}).get("competitiveness", {}).get("references"):
+    known = np.stack([arrays[f"robust/{name}"] for name in best])
+    robust[COMPETITIVENESS] = metrics_lib.competitiveness(known, np.array([*best.values()]))
   return robust | {WORST: arrays["robust"].astype(float)}
 
 

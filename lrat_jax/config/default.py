@@ -20,6 +20,7 @@ def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padd
   return dict(
     source=source,  # digits | tfds:NAME | npz:PATH | idx:DIR | images:DIR | package.module:function
     data_dir="",  # where TFDS keeps its data sets; empty is TFDS's own default
+    corruptions="",  # CIFAR-10-C's files or the like, which the suite's corruptions are read from; empty computes them
     batch_size=batch_size,  # of all devices and hosts together
     placement="auto",  # auto | device | host: where training images wait; auto is the device if they fit in a quarter
     validation_size=validation_size,  # images held out of the training split
@@ -200,6 +201,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         num_sanity_examples=64,  # images for the checks of whether a robust accuracy is too high; 0 is off
         save_images=False,  # whether every adversarial is written, a file for each attack
         robustbench=False,  # whether RobustBench's model JSON is written; needs the suite "autoattack"
+        references="",  # a JSON file {attack: best known accuracy}, to be shares of; empty is none
         suite=SUITES[suite_name](preset["budget"]),  # the attacks that evaluate, by name
       ),
     )

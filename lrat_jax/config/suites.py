@@ -1,7 +1,7 @@
 """Which attacks evaluate a model: the suites that a configuration can name, and AutoAttack as an entry of one."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from lrat_jax import attacks
@@ -11,6 +11,16 @@ from lrat_jax.core.arguments import as_number
 
 AUTOATTACK = "autoattack"
 _AUTOATTACK_FIELDS = ("name", "norm", "epsilon", "version", "attacks_to_run", "overrides")
+# Of noise, blur, weather and the computer's own, where a suite has one severity of a few.
+_FEW_CORRUPTIONS = (
+  "gaussian_noise",
+  "impulse_noise",
+  "gaussian_blur",
+  "brightness",
+  "contrast",
+  "pixelate",
+  "jpeg_compression",
+)
 # "rand" is for models that take keys, which no other attack of a suite can give.
 _VERSIONS = ("standard", "plus", "apgd")
 
@@ -75,7 +85,17 @@ def _unforeseen(budget: Budget) -> Suite:
     "carlini_wagner": dict(name="carlini_wagner", norm="l2", epsilon=budget["l2"][0], **search),
     **_other_norms(budget),
     **{kind: _latent(kind, found.strengths[(len(found.strengths) - 1) // 2]) for kind, found in latents.KINDS.items()},
-    **{kind: dict(name="corruption", kind=kind, severity=3) for kind in corruptions.CORRUPTIONS},
+    **{kind: dict(name="corruption", kind=kind, severity=3) for kind in _FEW_CORRUPTIONS},
+  }
+
+
+def _corruptions(budget: Budget) -> Suite:
+  """The fifteen kinds that a mean corruption accuracy is of, at all severities; the same for every data set."""
+  severities = range(1, corruptions.SEVERITIES + 1)
+  return {
+    f"{kind}@{severity}": dict(name="corruption", kind=kind, severity=severity)
+    for kind in corruptions.STANDARD
+    for severity in severities
   }
 
 
@@ -120,6 +140,7 @@ SUITES: dict[str, Callable[[Budget], Suite]] = {
   "autoattack": lambda budget: {"autoattack": _autoattack(budget, "standard")},
   "unforeseen": _unforeseen,
   "multirobustbench": _multirobustbench,
+  "corruptions": _corruptions,
   "full": _full,
   "full_apgd": functools.partial(_full, name="apgd", version="apgd"),  # where four attacks would take too long
 }
@@ -145,9 +166,25 @@ def ball(entry: Mapping[str, Any]) -> str:
   return entry["kind"] if entry["name"] == "unforeseen" else entry.get("norm", "linf")
 
 
+def trained_on(suite: Mapping[str, Mapping[str, Any]], train_attacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """The attacks of a suite that are of a kind that one of the training attacks is of."""
+  trained = {kind(entry) for entry in train_attacks.values()} - {None}
+  return [name for name, entry in suite.items() if kind(entry) in trained]
+
+
+def held_out(suite: Mapping[str, Mapping[str, Any]], trained: Collection[str]) -> list[str]:
+  """The attacks of a suite that are not among those trained on, and not AutoAttack, which has attacks of every kind."""
+  return [name for name, entry in suite.items() if name not in trained and not is_autoattack(entry)]
+
+
 def is_autoattack(entry: Mapping[str, Any]) -> bool:
   """Whether an entry of a suite is AutoAttack, which runs on the host and not as one attack on a batch."""
   return entry.get("name") == AUTOATTACK
+
+
+def is_corruption(entry: Mapping[str, Any]) -> bool:
+  """Whether an entry of a suite is a common corruption, which `data.corruptions` may hold ready."""
+  return entry.get("name") == "corruption"
 
 
 def is_whole(entry: Mapping[str, Any]) -> bool:
@@ -238,7 +275,7 @@ def radius(entry: Mapping[str, Any]) -> float | None:
 
 
 def threat(entry: Mapping[str, Any]) -> str:
-  """What an entry allows an attacker, for people: "linf 8/255, 20 steps of 2/255", "jpeg, severity 3"."""
+  """What an entry allows an attacker, for people: "linf 8/255, 20 steps of 2/255", "fog, severity 3"."""
   words = [f"{ball(entry)} {entry['epsilon']}"] if "epsilon" in entry else []
   if user_code.is_name(entry["name"]):  # whose fields mean what its author says
     return ", ".join(words + [f"{k} {v}" for k, v in entry.items() if k not in ("name", "norm", "epsilon")])

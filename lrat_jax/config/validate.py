@@ -13,6 +13,7 @@ from lrat_jax import attacks, data, models, objectives, reweighting
 from lrat_jax.config import default as config_lib
 from lrat_jax.config import suites, validate_user_code
 from lrat_jax.core import user_code
+from lrat_jax.core.arguments import check_count, check_number
 from lrat_jax.core.errors import ConfigError
 
 # Far beyond use, and far from where float32, int32 or memory end.
@@ -170,12 +171,38 @@ def _check_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tuple[
       with _errors_of(path):
         if path.startswith("eval.suite.") and suites.is_autoattack(_field(config, path)):
           traced = suites.changed_stages(_field(config, path).to_dict(), image_shape, num_classes)
+        elif path.startswith("eval.suite.") and _is_read(config, _field(config, path)):
+          attacks.from_config(_field(config, path))  # any kind that there is a file of, on images of any size
+          traced = []
         else:
           traced = [attacks.from_config(_field(config, path))]
         for attack in traced:
           jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
     except (TypeError, AttributeError) as error:  # only a file can give an attack values of other types
       raise ConfigError(f"config.{path} holds a value of the wrong type: {error}") from None
+
+
+def _is_read(config: ConfigDict, entry: ConfigDict) -> bool:
+  """Whether an entry of the suite is read from files."""
+  return bool(config.data.corruptions) and suites.is_corruption(entry)
+
+
+def check_corruptions(config: ConfigDict, corrupted: data.CorruptedImages | None) -> None:
+  """Entries of the suite that are read from files must be there, and of the split that is evaluated.
+
+  Raises:
+    ConfigError: a kind that there is no right file of, a severity outside 1..5, or another split than the test split.
+  """
+  read = {name: entry for name, entry in config.eval.suite.items() if _is_read(config, entry)}
+  if read and config.eval.split != "test":
+    raise ConfigError(f"config.eval.split={config.eval.split!r}: config.data.corruptions is of the test split alone.")
+  for name, entry in read.items():
+    with _errors_of(f"eval.suite.{name}"):
+      check_number(check_count(entry.severity, "severity", 1), "severity", f"[1, {data.SEVERITIES}]")
+    try:
+      corrupted.check(entry.kind)
+    except data.DataError as error:
+      raise ConfigError(f"config.{error}") from None
 
 
 def check(config: ConfigDict) -> None:

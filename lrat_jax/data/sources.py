@@ -16,6 +16,7 @@ import numpy as np
 from lrat_jax.core import user_code
 from lrat_jax.core.arguments import ROUNDING, warn_of_layout
 from lrat_jax.data import image_folder, npz_idx, tfds
+from lrat_jax.data.corruptions import CorruptedImages
 from lrat_jax.data.npz_idx import DataError
 
 SPLITS = ("test", "validation", "train")
@@ -53,12 +54,13 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-  """The three splits, those of training empty where only the test split was read; the classes, None where unknown."""
+  """Three splits, those of training empty where not read; the classes, None where unknown; copies of the test split."""
 
   train: Split
   validation: Split
   test: Split
   num_classes: int | None
+  corrupted: CorruptedImages | None = None
 
   def split(self, name: str) -> Split:
     """One of `SPLITS`."""

@@ -14,6 +14,8 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 # NAME[/CONFIG][:VERSION]; TFDS would also take namespaces, and download code for them.
 _NAME = re.compile(r"([a-z]\w*)(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
+# The number that an example's id ends in, as in "test_00042".
+_NUMBER = re.compile(r"\d+$", re.ASCII)
 # The fields of a features.json that name Python classes, now and formerly.
 _CLASS_FIELDS = ("pythonClassName", "type")
 
@@ -43,7 +45,8 @@ def _read_split(builder: Any, split: str) -> Arrays:
   return np.stack([e["image"] for e in examples]), np.asarray([e["label"] for e in examples])
 
 
-def _read(name: str, data_dir: str, train: bool) -> tuple[Arrays | None, Arrays, int]:
+def _builder(name: str, data_dir: str) -> tuple[Any, DataError]:
+  """What reads a prepared data set, and the error that says how to prepare it. Raises it where that was not done."""
   try:
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
   except ModuleNotFoundError as error:
@@ -62,6 +65,11 @@ def _read(name: str, data_dir: str, train: bool) -> tuple[Arrays | None, Arrays,
   missing = DataError(f"it is not prepared in {str(builder.data_dir)!r}; prepare it once with: {prepare}")
   if not Path(builder.data_dir).is_dir():
     raise missing
+  return builder, missing
+
+
+def _read(name: str, data_dir: str, train: bool) -> tuple[Arrays | None, Arrays, int]:
+  builder, missing = _builder(name, data_dir)
   features = builder.info.features
   splits = ["train", "test"] if train else ["test"]
   if not {"image", "label"} <= set(features) or not set(splits) <= set(builder.info.splits):
@@ -92,3 +100,17 @@ def read(name: str, data_dir: str, *, train: bool = True) -> tuple[Arrays | None
     raise
   except Exception as error:  # TFDS and its readers raise almost anything on damaged files
     raise DataError(f"it cannot be read: {reason(error)}") from None
+
+
+def original_places(name: str, data_dir: str) -> np.ndarray | None:
+  """Where each test image stood before TFDS shuffled them, int [n], by the numbers at the end of the examples' ids.
+
+  None where the examples have no ids, or none that number them from 0. Takes what `read` has taken before.
+  """
+  builder, _ = _builder(name, data_dir)
+  if "id" not in builder.info.features:
+    return None
+  ids = [example["id"] for example in builder.as_data_source("test")]
+  numbers = [_NUMBER.search(name.decode() if isinstance(name, bytes) else str(name)) for name in ids]
+  places = np.array([int(number[0]) if number else -1 for number in numbers])
+  return places if np.array_equal(np.sort(places), np.arange(len(places))) else None

@@ -63,9 +63,15 @@ class _Job(NamedTuple):
   directory: Path | None
   keep_images: bool
   microbatch_size: int | None
+  corrupted: data.CorruptedImages | None
+  evaluate_read: EvaluateBatch  # of images that are read, compiled once for all
   on_stage: Callable[[str, attacks.StageSummary], None]
   on_progress: Callable[[str, int, int], None]
   on_kept: Callable[[], None]
+
+  def is_read(self, entry: Mapping[str, Any]) -> bool:
+    """Whether what an entry of the suite finds is read from files."""
+    return self.corrupted is not None and suites.is_corruption(entry)
 
   def store(self, *below: str) -> eval_state.Store:
     """Where finished work is kept."""
@@ -79,12 +85,13 @@ class _Job(NamedTuple):
 def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> EvaluateBatch:
   """(logits_fn, key, batch) -> logits, predictions, vulnerabilities, distances and images [batch, ...] under an attack.
 
-  An image that the attack left NaN is evaluated as it was, and "lost" [batch]. Logits that are not finite predict none.
+  A batch may hold what is "found" already. An image that the attack left NaN is evaluated as it was, and "lost"
+  [batch]. Logits that are not finite predict none.
   """
 
   def evaluate_shard(logits_fn: Partial, key: Array, batch: dict[str, Array]) -> dict[str, Array]:
     originals, labels = data.to_float(batch["images"]), batch["labels"]
-    found = originals
+    found = data.to_float(batch.get("found", batch["images"]))
     if attack is not None:
       found = attack(attacks.example_keys(key, batch["indices"]), logits_fn, originals, labels).images
     lost = ~threat_model.finite(found)
@@ -186,12 +193,15 @@ def _run_attack(job: _Job, name: str, entry: Mapping[str, Any], clean_correct: n
 def _attack_split(
   job: _Job, name: str, entry: Mapping[str, Any], clean_correct: np.ndarray, microbatch_size: int | None
 ) -> Arrays:
-  attack = attacks.microbatch(attacks.from_config(entry), microbatch_size)
-  evaluate_batch = _compile(attack, entry.get("norm") or "l2", job.mesh)
+  is_read = job.is_read(entry)
+  attack = None if is_read else attacks.microbatch(attacks.from_config(entry), microbatch_size)
+  evaluate_batch = job.evaluate_read if is_read else _compile(attack, entry.get("norm") or "l2", job.mesh)
   pieces, store = [], job.store()
   for index, batch in enumerate(data.eval_batches(job.split, job.batch_size)):
     piece = store.load(f"{name}-{index}")
     if piece is None:
+      if is_read:
+        batch["found"] = job.corrupted.read(entry["kind"], entry["severity"], batch["indices"])
       piece = _run_batch(job, evaluate_batch, batch, index * job.batch_size, clean_correct)
       store.save(f"{name}-{index}", piece)
     pieces.append(piece)
@@ -247,7 +257,11 @@ def _fingerprint(job: _Job, suite: suites.Suite, seed: int, predictions: str) ->
   digest = hashlib.sha256()
   for array in job.split:
     digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-  return {
+  read = {entry["kind"] for entry in suite.values() if job.is_read(entry)}
+  versions = (
+    {"files of config.data.corruptions": str([job.corrupted.version(kind) for kind in sorted(read)])} if read else {}
+  )
+  return versions | {
     "images or labels": digest.hexdigest(),
     "predictions of the model": predictions,
     "attacks (config.eval.suite)": str(sorted((name, sorted(entry.items())) for name, entry in suite.items())),
@@ -285,6 +299,7 @@ def run_suite(
   keep_images: bool = False,
   microbatch_size: int | None = None,
   directory: Path | None = None,
+  corrupted: data.CorruptedImages | None = None,
   on_attack: Callable[[str, float, float], None] = lambda name, accuracy, seconds: None,
   on_stage: Callable[[str, attacks.StageSummary], None] = lambda name, summary: None,
   on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
@@ -305,6 +320,7 @@ def run_suite(
       device's whole share of a batch, and for AutoAttack its own default.
     directory: keeps finished batches, so that the same call goes on where it was stopped. A batch taken from there
       counts the seconds that it took then.
+    corrupted: where the suite's corruptions are read from; None computes them. The split must be of the test split.
     on_attack: told each attack's name, robust accuracy and seconds as it ends ("clean" first).
     on_stage: told AutoAttack's name and each stage's summary as it ends.
     on_progress: told after each batch the attack's name, for AutoAttack with its stage's, how many images were attacked
@@ -328,7 +344,10 @@ def run_suite(
   partial = logits_fn if isinstance(logits_fn, Partial) else Partial(microbatch.any_batch_size(logits_fn))
   partial, key = sharding.replicate(mesh, (partial, jax.random.key(seed)))
   told = on_stage, on_progress, on_kept
-  job = _Job(partial, split, key, batch_size, mesh, directory, keep_images, microbatch_size, *told)
+  evaluate_read = _compile(None, "l2", mesh)
+  job = _Job(
+    partial, split, key, batch_size, mesh, directory, keep_images, microbatch_size, corrupted, evaluate_read, *told
+  )
   with sharding.memory_for("config.eval.batch_size", batch_size, mesh):
     return _run(job, entries, seed, num_sanity_examples, on_attack)
 

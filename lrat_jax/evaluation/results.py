@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,20 @@ def write_robustbench(workdir: Path, results: Mapping[str, Any], **fields: Any) 
   write_json(workdir / "robustbench.json", robustbench_entry(results, **fields))
 
 
+def _metric_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
+  """(name, share, explanation) of what several attacks say together, as of `metrics.summary`."""
+  if held := results.get("held_out"):
+    yield "held out, mean", held["mean"], f"over {len(held['attacks'])} attacks of kinds not trained on"
+    yield "held out, union", held["union"], "right under all of these"
+    yield "held out, lowest", held["lowest"], "of these"
+  for name, share in results.get("areas", {}).items():
+    yield f"{name}, area", share, "mean over strengths from 0"
+  if corrupted := results.get("corruptions"):
+    yield "corruptions, mean", corrupted["mean"], f"of {len(corrupted['kinds'])} kinds, right when clean or not"
+  if known := results.get("competitiveness"):
+    yield "competitiveness", known["mean"], f"of the best known under {len(known['references'])} attacks"
+
+
 def print_table(console: Console, results: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
   """The closing table: accuracy in percent, clean, under each attack and under their union; below it the warnings."""
   title = f"{results['name']} on {results['n']:,} {results['split']} images"
@@ -129,6 +143,8 @@ def print_table(console: Console, results: Mapping[str, Any], seconds: Mapping[s
     threat = suites.threat(results["suite"][name])
     table.add_row(name, f"{100 * accuracy:.2f}", threat, f"{seconds[name]:.1f}")
   table.add_row("union", f"{100 * results['union']:.2f}", "right under all of the above", "", end_section=True)
+  for name, share, said in _metric_rows(results):
+    table.add_row(name, f"{100 * share:.2f}", said, "")
   console.print(table)
   for line in results.get("warnings", []):
     console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from lrat_jax import attacks, data
-from lrat_jax.core import distributed, provenance
+from lrat_jax.core import distributed, files, provenance
 from lrat_jax.core.errors import ConfigError, Preempted
 from lrat_jax.core.text import seconds_text
 from lrat_jax.evaluation import evaluate as evaluate_lib
-from lrat_jax.evaluation import examples
+from lrat_jax.evaluation import examples, metrics
 from lrat_jax.evaluation import results as results_lib
 
 # Finished batches of an evaluation that goes on; it is removed when the evaluation ends.
@@ -30,6 +30,28 @@ Draw = Callable[[Path, str, data.Split, evaluate_lib.EvaluationResult], None]
 def results_folder(workdir: Path, split: str) -> Path:
   """Where the results on a split lie in a run's workdir: those of the test split in the workdir itself."""
   return workdir if split == "test" else workdir / split
+
+
+def read_references(path: str, suite: Collection[str]) -> dict[str, float]:
+  """The best known accuracies of a JSON file {attack: accuracy}; none where no file is named.
+
+  Raises:
+    ConfigError: no such file, not of that form, accuracies outside (0, 1], or none of an attack of the suite.
+  """
+  if not path:
+    return {}
+  where = f"config.eval.references={path!r}"
+  try:
+    found = files.read_json(Path(path).expanduser())
+  except files.CorruptFileError as error:
+    raise ConfigError(f"{where}: {error}") from None
+  is_share = lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+  for name, value in found.items():
+    if not is_share(value):
+      raise ConfigError(f"{where}: {name!r} has {value!r}; an accuracy to be a share of is in (0, 1].")
+  if not set(found) & set(suite):
+    raise ConfigError(f"{where} is of {sorted(found)}, none of which the suite has: {sorted(suite)}.")
+  return found
 
 
 def evaluate(
@@ -68,6 +90,7 @@ def evaluate(
       raise Preempted("Stopped in the evaluation, whose finished batches are saved")
 
   suite = config.eval.suite.to_dict()
+  references = read_references(config.eval.references, suite)
   split = dataset.split(config.eval.split)
   split = split.take(np.arange(min(config.eval.num_images or len(split.labels), len(split.labels))))
   workdir = results_folder(workdir, config.eval.split)
@@ -87,6 +110,7 @@ def evaluate(
         keep_images=config.eval.save_images,
         microbatch_size=microbatch_size,
         directory=progress,
+        corrupted=dataset.corrupted,
         on_kept=check_stop,
         on_attack=lambda name, accuracy, seconds: say(f"{name}: {100 * accuracy:.2f} % in {seconds_text(seconds)}"),
         on_stage=lambda name, stage: say(f"  {name} {stage_text(stage)}"),
@@ -95,6 +119,9 @@ def evaluate(
   except evaluate_lib.EvaluationError as error:
     raise ConfigError(str(error)) from error
   results = provenance.stamp() | about | evaluation.summary | _circumstances(config, suite)
+  # Whose model it is says whether the configuration's training attacks made it.
+  train_attacks = config.train_attacks.to_dict() if "config" in about else None
+  results |= metrics.summary(suite, evaluation.per_example, train_attacks, references)
   if not distributed.is_primary():
     return results
   _write(config, workdir, results, evaluation, split, about)

@@ -23,7 +23,7 @@ _LOCK = ".lock"
 _SHARED_WITHIN_S = 30
 
 # What may differ between two tries at one run, besides: what is evaluated.
-_FREE_FIELDS = ("eval", *_MACHINE_FIELDS)
+_FREE_FIELDS = ("eval", "data.corruptions", *_MACHINE_FIELDS)
 
 
 def _without(config: dict[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:

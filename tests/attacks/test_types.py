@@ -26,7 +26,7 @@ OTHERS = {
   "carlini_wagner": {"epsilon": 0.5, "binary_search_steps": 2, "num_steps": 3, "learning_rate": 0.1},
   "spatial": {"num_rotations": 2, "num_translations": 2},
   **{f"unforeseen {kind}": {"kind": kind, "epsilon": 0.125, "num_steps": 2} for kind in attacks.latents.KINDS},
-  **{f"corruption {kind}": {"kind": kind, "severity": 3} for kind in attacks.corruptions.CORRUPTIONS},
+  **{f"corruption {kind}": {"kind": kind, "severity": 3} for kind in attacks.corruptions.STANDARD},
 }
 SUITE = OTHERS | {
   f"{name} {norm}": IN_A_BALL[name] | {"norm": norm, "epsilon": BALLS[norm]} for name in IN_A_BALL for norm in BALLS

@@ -88,6 +88,28 @@ def test_attacks_are_grouped_by_what_the_arms_trained_on(runs):
   assert alone["held_out"] == ["cw20"]
 
 
+def test_columns_of_several_attacks_are_paired_too(runs):
+  """Training on nothing of the suite, whose attacks are a ladder; and the best known accuracies."""
+  run = runs[0]
+  with run.config.unlocked():
+    run.config.eval.suite = {name: {"name": "spatial"} for name in ("turn@1", "turn@3")}
+  robust = {"turn@1": np.arange(10) < 8, "turn@3": np.arange(10) < 4}
+  arrays = {f"robust/{name}": column for name, column in robust.items()}
+  arrays |= {f"vulnerability/{name}": np.zeros(10) for name in robust}
+  arrays |= {"clean_correct": np.arange(10) < 9, "robust": robust["turn@3"]}
+  np.savez(run.workdir / "per_example.npz", **arrays)
+  found = json.loads((run.workdir / "results.json").read_text())
+  found |= {"competitiveness": {"references": {"turn@3": 0.5}}, "config": workdir.portable(run.config)}
+  (run.workdir / "results.json").write_text(json.dumps(found))
+  columns = summary_lib.robust_columns(run, {"trained_on": [], "held_out": list(robust), "autoattack": []})
+  means = {name: column.mean() for name, column in columns.items()}
+  assert list(means) == [
+    "clean", "turn@1", "turn@3", "held out, mean", "held out, union", "turn, area", "competitiveness", "union"
+  ]  # fmt: skip
+  expected = [0.9, 0.8, 0.4, 0.6, 0.4, (0.85 + 2 * 0.6) / 3, 0.8, 0.4]
+  np.testing.assert_allclose(list(means.values()), expected)
+
+
 def test_the_page_shows_what_the_summary_holds(runs):
   summary = summary_lib.summarise(runs, "title")
   page = summary_lib.markdown(summary)

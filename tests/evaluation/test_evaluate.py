@@ -274,3 +274,32 @@ def test_classes_that_are_left_out_change_nothing():
   assert found.summary["clean"] == alone.summary["clean"] > 0
   assert found.summary["robust"] == alone.summary["robust"]
   assert found.summary["warnings"] == alone.summary["warnings"]
+
+
+def _copies(folder):
+  """Files for SPLIT: at severity s the image that stands s places before; labels repeat after 4."""
+  moved = [np.roll(SPLIT.images, severity, axis=0) for severity in range(1, 6)]
+  np.save(folder / "labels.npy", np.tile(SPLIT.labels, 5).astype(np.uint8))
+  np.save(folder / "fog.npy", np.round(255 * np.concatenate(moved)).astype(np.uint8))
+  return data.open_corrupted(str(folder), SPLIT.labels, SPLIT.indices, SPLIT.images.shape[1:])
+
+
+@pytest.mark.parametrize(("batch_size", "num_devices"), [(8, 1), (12, 2)])
+def test_corruptions_are_read_where_there_are_files(tmp_path, model, variables, batch_size, num_devices):
+  suite = {f"fog@{severity}": {"name": "corruption", "kind": "fog", "severity": severity} for severity in (1, 4)}
+  suite["pgd"] = SUITE["pgd"]
+  options = {"batch_size": batch_size, "num_devices": num_devices, "corrupted": _copies(tmp_path)}
+  summary, per_example = run_suite(model, variables, suite, **options)
+  clean = per_example["prediction/clean"]
+  np.testing.assert_array_equal(per_example["prediction/fog@1"], np.roll(clean, 1))
+  np.testing.assert_array_equal(per_example["prediction/fog@4"], np.roll(clean, 4))
+  distance = np.sqrt(((np.roll(SPLIT.images, 4, axis=0) - SPLIT.images) ** 2).sum(axis=(1, 2, 3)))
+  np.testing.assert_allclose(per_example["distance/fog@4"], distance, atol=0.05)
+  assert (per_example["distance/pgd"] < 1).all() and summary["robust"]["fog@4"] == summary["clean"]
+
+
+def test_an_evaluation_does_not_go_on_with_other_files(tmp_path, model, variables):
+  suite, progress = {"fog": {"name": "corruption", "kind": "fog", "severity": 1}}, tmp_path / "progress"
+  run_suite(model, variables, suite, directory=progress, corrupted=_copies(tmp_path))
+  with pytest.raises(evaluate.EvaluationError, match="other files of config.data.corruptions"):
+    run_suite(model, variables, suite, directory=progress)

@@ -28,7 +28,7 @@ SUITE = {
     "name": "autoattack", "norm": "linf", "epsilon": "48/255", "version": "standard",
     "attacks_to_run": ("apgd-ce", "apgd-t", "square"), "overrides": CHANGES,
   },
-  "jpeg": {"name": "corruption", "kind": "jpeg", "severity": 5},
+  "jpeg": {"name": "corruption", "kind": "jpeg_compression", "severity": 5},
   "pgd_l2": {"name": "pgd", "norm": "l2", "epsilon": "1.0", "step_size": "0.3", "num_steps": 3},
   "spatial": {
     "name": "spatial", "max_rotation": 3.0, "max_translation": 0.25, "num_rotations": 3, "num_translations": 3,
@@ -82,7 +82,12 @@ def test_results_say_what_was_measured(whole):
   assert [stage["name"] for stage in stages] == ["apgd-ce", "apgd-t", "square"]
   assert stages[-1]["robust_accuracy"] == results["robust"]["autoattack"]
   assert any("autoattack: not the whole standard version" in line for line in results["warnings"])
-  for text in ("warning: autoattack: not the whole", "autoattack apgd-ce:", "jpeg, severity 5", "linf 48/255"):
+  for text in (
+    "warning: autoattack: not the whole",
+    "autoattack apgd-ce:",
+    "jpeg_compression, severity",
+    "linf 48/255",
+  ):
     assert text in printed
   assert not (workdir / runner.PROGRESS).exists()
 
@@ -232,3 +237,33 @@ def test_another_split_is_evaluated_apart_from_the_test_split(whole, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["validation"]
   assert results["n"] == 20 and results["split"] == "validation" and whole[1]["split"] == "test"
   np.testing.assert_array_equal(_arrays(tmp_path / "validation")["labels"], DATASET.validation.labels)
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (None, "No such file"),
+    ("[1]", "holds list where an object belongs"),
+    ('{"jpeg": 0}', "'jpeg' has 0; an accuracy to be a share of is in"),
+    ('{"jpeg": "0.5"}', "'jpeg' has '0.5'"),
+    ('{"fog": 0.5}', r"is of \['fog'\], none of which the suite has: \['jpeg'\]"),
+  ],
+)
+def test_references_that_serve_for_nothing_are_refused(tmp_path, content, message):
+  path = tmp_path / "best.json"
+  if content is not None:
+    path.write_text(content)
+  with pytest.raises(ConfigError, match=f"^config.eval.references='.*{message}"):
+    runner.read_references(str(path), ["jpeg"])
+
+
+def test_what_several_attacks_say_together_is_in_the_results(tmp_path):
+  (tmp_path / "best.json").write_text('{"jpeg": 0.5, "of another suite": 0.1}')
+  config = _config(eval__references=str(tmp_path / "best.json"))
+  with config.unlocked():
+    config.eval.suite = {"jpeg": SUITE["jpeg"]}
+  results, printed = _evaluate(tmp_path, config)
+  assert results["competitiveness"]["mean"] == pytest.approx(results["robust"]["jpeg"] / 0.5)
+  assert set(results["corruptions"]["kinds"]) == {"jpeg_compression"}
+  assert "held_out" not in results  # nobody knows what the model was trained on
+  assert "competitiveness" in printed and "corruptions, mean" in printed

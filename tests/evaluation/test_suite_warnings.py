@@ -24,7 +24,7 @@ def _lines(suite, reports=()):
 def test_without_apgd_t_a_suite_with_a_radius_is_warned_of(names):
   suite = {name: {"name": name, "norm": "linf", "epsilon": "0.1"} for name in names}
   assert [line for line in _lines(suite) if "APGD-T is not among the attacks" in line]
-  assert not _lines({"jpeg": {"name": "corruption", "kind": "jpeg", "severity": 3}})
+  assert not _lines({"jpeg": {"name": "corruption", "kind": "jpeg_compression", "severity": 3}})
   assert not _lines({"stadv": {"name": "unforeseen", "kind": "stadv", "epsilon": "0.05"}})  # a radius of no norm
 
 

@@ -1,0 +1,71 @@
+"""Linear filters that several corruptions are made of, for one image [h, w, c] and with the edges of the originals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from scipy import ndimage
+
+
+def along_both(image: Array, rows: np.ndarray | Array, columns: np.ndarray | Array) -> Array:
+  """Linear maps of the rows and of the columns, each [out, in]."""
+  return jnp.einsum("ih,jw,hwc->ijc", rows, columns, image)
+
+
+def gaussian_matrix(size: int, deviation: float, mode: str = "nearest", truncate: float = 4.0) -> np.ndarray:
+  """A Gaussian blur of `size` values, as SciPy's filter is: float32 [size, size]. A deviation of 0 is no blur."""
+  if not deviation:
+    return np.eye(size, dtype=np.float32)
+  # A linear map is what it makes of the unit vectors.
+  blurred = ndimage.gaussian_filter1d(np.eye(size), deviation, axis=0, mode=mode, truncate=truncate)
+  return blurred.astype(np.float32)
+
+
+def gaussian(image: Array, deviation: float) -> Array:
+  """A Gaussian blur beyond whose edges the edge values continue."""
+  return along_both(image, *(gaussian_matrix(size, deviation) for size in image.shape[:2]))
+
+
+def zoom_matrix(size: int, factor: float) -> np.ndarray:
+  """The middle of `size` values enlarged to all of them: float32 [size, size].
+
+  A whole number of values is cut out and interpolated to a whole number, of which the middle is kept: a side whose
+  enlargement rounds to itself stays as it is.
+  """
+  cut = int(np.ceil(size / factor))
+  start = (size - cut) // 2
+  enlarged = ndimage.zoom(np.eye(size)[start : start + cut], (factor, 1), order=1)
+  start = (len(enlarged) - size) // 2
+  return enlarged[start : start + size].astype(np.float32)
+
+
+def filtered(image: Array, kernel: np.ndarray) -> Array:
+  """The correlation with a kernel [k, k] of odd size, the image mirrored at the middle of its edge pixels."""
+  margin = len(kernel) // 2
+  padded = jnp.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+  height, width, _ = image.shape
+  shifted = lambda row, column: padded[row : row + height, column : column + width]
+  used = zip(*np.nonzero(kernel), strict=True)
+  return jnp.sum(jnp.stack([float(kernel[place]) * shifted(*place) for place in used]), axis=0)
+
+
+def motion(image: Array, radius: int, deviation: float, angle: Array) -> Array:
+  """A blur along a line to one side, half a Gaussian over 2 radius + 1 pixels, as ImageMagick's motion blur.
+
+  Args:
+    image: float [h, w, c], whose edge values continue beyond it.
+    radius: in pixels.
+    deviation: of the Gaussian, in pixels.
+    angle: float [], in degrees, clockwise from where the columns count up.
+  """
+  count = 2 * radius + 1
+  curve = np.exp(-(np.arange(count) ** 2) / (2 * deviation**2))
+  weights = jnp.asarray(curve / curve.sum(), image.dtype)
+  down, right = jnp.sin(jnp.deg2rad(angle)), jnp.cos(jnp.deg2rad(angle))
+  rows, columns = (jnp.arange(size) for size in image.shape[:2])
+
+  def add(step: Array, total: Array) -> Array:
+    moved = lambda places, part: jnp.clip(places + jnp.ceil(step * part - 0.5).astype(int), 0, len(places) - 1)
+    return total + weights[step] * image[moved(rows, down)][:, moved(columns, right)]
+
+  return jax.lax.fori_loop(0, count, add, 0 * image)

@@ -1,0 +1,137 @@
+"""What a suite's results say together: unions, held-out attacks, areas over strengths, shares of the best known.
+
+All are of per-example results, bool [attacks, n]: whether the model is right on an image, clean and under an attack.
+What is per example itself, float [n], has the metric as its mean, so that differences between models stay paired.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lrat_jax.config import suites
+from lrat_jax.core.arguments import as_number
+
+# What separates an attack's name from its strength in the names of a suite's entries.
+_AT = "@"
+
+
+def union(robust: np.ndarray) -> np.ndarray:
+  """Right under every attack: bool [n] of bool [attacks, n]."""
+  return np.all(robust, axis=0)
+
+
+def mean(robust: np.ndarray) -> np.ndarray:
+  """The share of the attacks that an image withstands: float [n] of bool [attacks, n], one attack or more."""
+  return np.mean(robust, axis=0)
+
+
+def lowest(robust: np.ndarray) -> float:
+  """The accuracy under the attack that leaves least, of bool [attacks, n], one attack or more."""
+  return float(np.mean(robust, axis=1).min())
+
+
+def area(strengths: Sequence[float], robust: np.ndarray, clean_correct: np.ndarray) -> np.ndarray:
+  """The area under accuracy over strength, from the clean images at 0 to the largest, as a share of it: float [n].
+
+  Its mean is 1 for a model that is always right and the clean accuracy for one that no strength harms; between the
+  strengths accuracy is taken to be linear (the trapezoidal rule).
+
+  Args:
+    strengths: [k], rising, above 0.
+    robust: bool [k, n], at each of them.
+    clean_correct: bool [n].
+  """
+  places = np.concatenate([[0.0], strengths])
+  curve = np.concatenate([clean_correct[None], robust]).astype(float)
+  widths = np.diff(places)[:, None]
+  return np.sum(widths * (curve[1:] + curve[:-1]) / 2, axis=0) / places[-1]
+
+
+def competitiveness(robust: np.ndarray, references: np.ndarray) -> np.ndarray:
+  """The mean over attacks of accuracy as a share of the best known: float [n] (Dai et al., arXiv:2302.10980).
+
+  Args:
+    robust: bool [attacks, n], one attack or more.
+    references: [attacks], the best known accuracies, in (0, 1].
+  """
+  return np.mean(robust / np.asarray(references)[:, None], axis=0)
+
+
+def ladders(names: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
+  """The attacks that a suite has at two strengths or more, by "NAME@STRENGTH": NAME -> rising (strength, entry)."""
+  found: dict[str, list[tuple[float, str]]] = {}
+  for entry in names:
+    name, _, text = entry.rpartition(_AT)
+    try:
+      strength = as_number(text, entry)
+    except ValueError:
+      continue
+    if name and strength > 0:
+      found.setdefault(name, []).append((strength, entry))
+  return {name: sorted(rungs) for name, rungs in found.items() if len(rungs) > 1}
+
+
+def areas(per_example: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+  """For each of the suite's `ladders` its `area`, float [n]."""
+  found = {}
+  for name, rungs in ladders(names).items():
+    robust = np.stack([per_example[f"robust/{entry}"] for _, entry in rungs])
+    found[name] = area([strength for strength, _ in rungs], robust, per_example["clean_correct"])
+  return found
+
+
+def corruption_accuracies(suite: suites.Suite, per_example: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Accuracies on a suite's common corruptions, right when clean or not; empty where it has none.
+
+  Returns:
+    {"mean" of the kinds' means, "kinds": {kind: {"mean", "severities": {"1": accuracy, ...}}}}.
+  """
+  kinds: dict[str, dict[str, float]] = {}
+  for name, entry in suite.items():
+    if suites.is_corruption(entry):
+      right = per_example[f"prediction/{name}"] == per_example["labels"]
+      kinds.setdefault(entry["kind"], {})[str(entry["severity"])] = float(np.mean(right))
+  if not kinds:
+    return {}
+  means = {kind: float(np.mean([*by_severity.values()])) for kind, by_severity in kinds.items()}
+  return {
+    "mean": float(np.mean([*means.values()])),
+    "kinds": {kind: {"mean": means[kind], "severities": dict(sorted(kinds[kind].items()))} for kind in kinds},
+  }
+
+
+def summary(
+  suite: suites.Suite,
+  per_example: Mapping[str, np.ndarray],
+  train_attacks: suites.Suite | None,
+  references: Mapping[str, float],
+) -> dict[str, Any]:
+  """What results.json says besides the accuracies of each attack; what there is nothing of is left out.
+
+  Args:
+    train_attacks: of the run that made the model; None where it is not known.
+    references: the best known accuracies by entry of the suite; those of other attacks count for nothing.
+
+  Returns:
+    {"held_out": {"attacks", "mean", "union", "lowest"}, "areas": {name: area}, "corruptions" as of
+    `corruption_accuracies`, "competitiveness": {"mean", "lowest", "attacks": {entry: ratio}, "references"}}.
+  """
+  robust = lambda names: np.stack([per_example[f"robust/{name}"] for name in names])
+  found: dict[str, Any] = {}
+  trained = None if train_attacks is None else suites.trained_on(suite, train_attacks)
+  if trained is not None and (names := suites.held_out(suite, trained)):
+    held = robust(names)
+    means = {"mean": float(mean(held).mean()), "union": float(union(held).mean()), "lowest": lowest(held)}
+    found["held_out"] = {"attacks": names, **means}
+  if by_name := {name: float(shares.mean()) for name, shares in areas(per_example, list(suite)).items()}:
+    found["areas"] = by_name
+  if accuracies := corruption_accuracies(suite, per_example):
+    found["corruptions"] = accuracies
+  if best := {name: references[name] for name in suite if name in references}:
+    ratios = {name: float(np.mean(per_example[f"robust/{name}"])) / best[name] for name in best}
+    shares = competitiveness(robust(best), np.array([*best.values()]))
+    found["competitiveness"] = {
+      "mean": float(shares.mean()), "lowest": min(ratios.values()), "attacks": ratios, "references": best
+    }  # fmt: skip
+  return found
