@@ -175,11 +175,11 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
       objective="ce",  # ce | trades | mart: the loss of each member of a pair
       beta=6.0,  # trades, mart: what the divergence from the natural prediction weighs
       local_weights=dict(
-        kind="none",  # none | lrat
+        kind="none",  # none | lrat | max | softmax
         begin_fraction=0.5,  # share of the epochs that train as plain adversarial training first
         total=1.0,  # C, a pair's weight
         minimum_natural=0.1,  # omega_min, the least weight of a natural image
-        slope=5.0,  # of the curve h; this and the bias were chosen by validation on digits, results/README.md
+        slope=5.0,  # of the curve h, or of softmax; this and the bias were chosen by validation on digits, results/README.md
         bias=-1.0,  # the vulnerability at which h is 1/2
       ),
       global_weights=dict(

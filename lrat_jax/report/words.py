@@ -9,6 +9,7 @@ from lrat_jax.config import suites
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _OBJECTIVES = {"ce": "Adversarial training", "trades": "TRADES", "mart": "MART"}
+_LOCAL = {"lrat": "LRAT", "max": "MAX", "softmax": "softmax"}
 _GLOBAL = {"gairat": "GAIRAT", "mail": "MAIL"}
 
 _ATTACKS = {
@@ -72,7 +73,8 @@ def _how(config: ConfigDict) -> str:
     sentence += f" (β = {config.beta:g})"
   weights = []
   if config.local_weights.kind != "none":
-    weights.append(f"local weights inside each pair (LRAT), after {_share(config.local_weights.begin_fraction)}")
+    kind = _LOCAL.get(config.local_weights.kind, config.local_weights.kind)
+    weights.append(f"local weights inside each pair ({kind}), after {_share(config.local_weights.begin_fraction)}")
   if config.global_weights.kind != "none":
     kind = _GLOBAL.get(config.global_weights.kind, config.global_weights.kind)
     weights.append(f"global weights across pairs ({kind}), after {_share(config.global_weights.begin_fraction)}")

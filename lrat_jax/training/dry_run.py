@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from lrat_jax import data, objectives
+from lrat_jax import data
 from lrat_jax.config import suites
 from lrat_jax.core.text import seconds_text
 from lrat_jax.training import loop
@@ -82,7 +82,7 @@ def _phases(experiment: loop.Experiment) -> list[_PhaseCost]:
 def _seconds_of_a_gradient(config: ConfigDict, cost: _PhaseCost) -> float:
   """About how long the gradient of one image takes: an attack's gradients and the update share a step's time."""
   attacks = sum(suites.cost(entry).gradients for entry in config.train_attacks.values())
-  natural = cost.phase.use_local_weights or objectives.compares_with_natural(config.objective)
+  natural = step_lib.needs_natural(config, cost.phase)
   # The gradient of the weights comes on top of that of the images: half as much again.
   update = 1.5 * (len(config.train_attacks) + natural) * (1 + cost.phase.use_awp)
   return cost.step / (config.data.batch_size * (attacks + update))

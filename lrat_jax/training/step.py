@@ -97,6 +97,12 @@ def phase_at(config: ConfigDict, epoch: int) -> Phase:
   )
 
 
+def needs_natural(config: ConfigDict, phase: Phase) -> bool:
+  """Whether the loss needs the model's prediction on the natural images."""
+  weighed = phase.use_local_weights and reweighting.weighs_natural(config.local_weights.kind)
+  return weighed or objectives.compares_with_natural(config.objective)
+
+
 def create_state(
   config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation, image_shape: Sequence[int]
 ) -> TrainState:
@@ -124,6 +130,10 @@ def _weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, surviving
   options = {name: fields[name] for name in ("total", "minimum_natural", "slope", "bias")}
   if not phase.use_local_weights:
     local = reweighting.uniform_local_weights(vulnerabilities, total=fields.total)
+  elif fields.kind == "max":
+    local = reweighting.max_local_weights(vulnerabilities, total=fields.total)
+  elif fields.kind == "softmax":
+    local = reweighting.softmax_local_weights(vulnerabilities, total=fields.total, slope=fields.slope)
   elif user_code.is_name(fields.kind):
     local = reweighting.user_local_weights(user_code.function(fields.kind), vulnerabilities, **options)
   else:
@@ -193,7 +203,7 @@ def _step(
   )
   batch_size, num_variants = variants.shape[:2]
   adversarial_images = variants.reshape(-1, *images.shape[1:])
-  natural_in_loss = phase.use_local_weights or objectives.compares_with_natural(config.objective)
+  natural_in_loss = needs_natural(config, phase)
 
   def loss_fn(params):
     inputs = jnp.concatenate([images, adversarial_images]) if natural_in_loss else adversarial_images

@@ -77,7 +77,7 @@ def test_a_wrong_argument_is_named(argument):
     ("awp.begin_fraction", 1.5, r"config.awp.begin_fraction=1.5 is outside \[0, 1\]"),
     ("eval.split", "all", r"config.eval.split='all' is unknown; choose from \['test', 'train', 'validation'\]"),
     ("data.train_size", -1, r"config.data.train_size=-1 is outside \[0, 1e\+09\]"),
-    ("local_weights.kind", "global", r"config.local_weights.kind='global' is unknown; choose from \['lrat', 'none'\]"),
+    ("local_weights.kind", "global", r"choose from \['lrat', 'max', 'none', 'softmax'\]"),
     ("global_weights.kind", "x", r"choose from \['gairat', 'mail', 'none'\]"),
     ("optimizer.schedule", "step", r"choose from \['constant', 'cosine', 'one_cycle', 'piecewise'\]"),
     ("train.attack_batch_norm", "test", r"choose from \['eval', 'train'\]"),
