@@ -1,8 +1,8 @@
 """Where the weight goes: vulnerability, local weights inside a pair, global weights across instances.
 
 An instance i with its natural image and the adversarial variants j = 1..m that the training attacks made of it is a
-pair. Local weights share out a pair's weight inside it: between all its members (LRAT, arXiv:2106.15776), or between the
-variants alone (AVG and MAX of arXiv:1904.13000, and a softmax that lies between the two). Global weights give whole
+pair. Local weights share out a pair's weight inside it: between all its members (LRAT, arXiv:2106.15776), or between
+the variants alone (AVG and MAX of arXiv:1904.13000, and a softmax that lies between the two). Global weights give whole
 pairs more or less weight than others (IRAT: GAIRAT, arXiv:2010.01736, and MAIL, arXiv:2106.07928). No weight carries a
 gradient.
 """

@@ -73,9 +73,7 @@ def paired_interval(difference: np.ndarray, seed: int = 0) -> tuple[float, float
 
 def _trained_on(run: ComparedRun) -> list[str]:
   """The attacks of the suite that are of a kind that the run trained on."""
-  trained = {suites.kind(entry) for entry in run.config.train_attacks.to_dict().values()}
-  evaluated = {name: suites.kind(entry) for name, entry in run.config.eval.suite.to_dict().items()}
-  return [name for name, kind in evaluated.items() if kind is not None and kind in trained]
+  return suites.trained_on(run.config.train_attacks.to_dict(), run.config.eval.suite.to_dict())
 
 
 def _columns(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:

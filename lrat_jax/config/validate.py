@@ -136,7 +136,7 @@ def _find_user_attacks(config: ConfigDict) -> None:
 
 def _try_user_code(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
   """Tries what a configuration names of the user's functions, as the run will. Raises ConfigError."""
-  model, num_variants = config.model, len(config.train_attacks)
+  model, num_variants = config.model, len(config_lib.variant_names(config))
   options = {name: config.local_weights[name] for name in ("total", "minimum_natural", "slope", "bias")}
   if user_code.is_name(model.name):
     with _errors_of("model"):
@@ -187,6 +187,7 @@ def check(config: ConfigDict) -> None:
   _choice(config, "data.placement", data.PLACEMENTS)
   _choice(config, "eval.split", data.SPLITS)
   _choice(config, "train.attack_batch_norm", ("eval", "train"))
+  _choice(config, "train.variants", (config_lib.ALL, config_lib.SAMPLED))
   _range(config, "seed", 0, 2**32 - 1)
   for path in ("data.batch_size", "eval.batch_size"):
     _range(config, path, 1, _LARGEST_BATCH)

@@ -90,9 +90,7 @@ def trained_on(run: Run) -> set[str]:
   """The attacks of a run's suite that are of a kind that it trained on."""
   if run.config is None:
     return set()
-  kinds = {suites.kind(entry) for entry in run.config.train_attacks.to_dict().values()}
-  evaluated = {name: suites.kind(entry) for name, entry in run.results["suite"].items()}
-  return {name for name, kind in evaluated.items() if kind is not None and kind in kinds}
+  return set(suites.trained_on(run.config.train_attacks.to_dict(), run.results["suite"]))
 
 
 def accuracies(run: Run) -> list[Row]:

@@ -16,6 +16,7 @@ _ATTACKS = {
   "fgsm": "One gradient step to the edge of the ball.",
   "pgd": "Projected gradient descent: gradient steps on a loss, each put back into the ball.",
   "cw": "Projected gradient descent on the margin between the best wrong logit and the true one.",
+  "msd": "Gradient steps in several norms at once: at each step the norm that harms most.",
   "apgd": "PGD that adapts its own step size, with restarts from the best point found.",
   "square": "A search by random squares that needs no gradients, only the model's outputs.",
   "fab": "A search for the nearest point behind the decision boundary.",
@@ -43,8 +44,12 @@ _TERMS = {
 
 def threat(entry: Mapping[str, Any]) -> str:
   """What an attack may do, as `suites.threat` says it, with norms as people write them, beside their radius."""
-  first, space, rest = suites.threat(entry).partition(" ")
-  return f"{_NORMS[first]}\u00a0{rest}" if first in _NORMS else first + space + rest
+
+  def part(text: str) -> str:
+    first, _, rest = text.partition(" ")
+    return f"{_NORMS[first]}\u00a0{rest}" if first in _NORMS else text
+
+  return ", ".join(map(part, suites.threat(entry).split(", ")))
 
 
 def _share(share: float) -> str:
@@ -54,7 +59,7 @@ def _share(share: float) -> str:
 def _idle(config: ConfigDict) -> bool:
   """Whether no training attack may change anything."""
   entries = config.train_attacks.to_dict().values()
-  return all(suites.radius(entry) == 0 for entry in entries if "epsilon" in entry)
+  return all(suites.radius(entry) == 0 for entry in entries)
 
 
 def method(config: ConfigDict) -> str:
