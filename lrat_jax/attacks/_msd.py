@@ -27,7 +27,7 @@ def msd(
   step_sizes: Mapping[str, Scalar],
   num_steps: int,
   loss: str = "ce",
-  sparsity: Scalar = 0.95,
+  sparsity: Scalar = 0.99,
 ) -> AttackResult:
   """Multi steepest descent (Maini et al., arXiv:1909.04068, section 4.2): an attack on the union of several balls.
 

@@ -50,7 +50,7 @@ def stepped(
   norm: str,
   epsilon: float | Array,
   step_size: float | Array,
-  sparsity: float,
+  sparsity: Scalar,
 ) -> Array:
   """Where a step of a length leads: along the steepest direction of a norm, then back into its ball and [0, 1].
 
@@ -104,7 +104,7 @@ def pgd(
   loss: str = "ce",
   random_start: str = "uniform",
   num_restarts: int = 1,
-  sparsity: Scalar = 0.95,
+  sparsity: Scalar = 0.99,
 ) -> AttackResult:
   """Projected gradient ascent (Madry et al., arXiv:1706.06083, section 2.1).
 

@@ -83,8 +83,8 @@ def _phases(experiment: loop.Experiment) -> list[_PhaseCost]:
 def _seconds_of_a_gradient(config: ConfigDict, cost: _PhaseCost) -> float:
   """About how long the gradient of one image takes: an attack's gradients and the update share a step's time."""
   variants = len(config_lib.variant_names(config))
-  attacks = sum(suites.cost(entry).gradients for entry in config.train_attacks.values())
-  attacks *= variants / len(config.train_attacks)
+  every = sum(suites.cost(entry).gradients for entry in config.train_attacks.values())
+  attacks = every * variants / len(config.train_attacks)
   natural = step_lib.needs_natural(config, cost.phase)
   # The gradient of the weights comes on top of that of the images: half as much again.
   update = 1.5 * (variants + natural) * (1 + cost.phase.use_awp)
