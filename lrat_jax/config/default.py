@@ -218,6 +218,10 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
       train_attacks=attacks,  # one variant in the pair for each
       objective="ce",  # ce | trades | mart: the loss of each member of a pair
       beta=6.0,  # trades, mart: what the divergence from the natural prediction weighs
+      logit_pairing=dict(
+        weight=0.0,  # of the divergence of a pair's variants from one of them, where that is classified; 0 is off
+        attack="pgd",  # the training attack of that one
+      ),
       local_weights=dict(
         kind="none",  # none | lrat | max | softmax
         begin_fraction=0.5,  # share of the epochs that train as plain adversarial training first

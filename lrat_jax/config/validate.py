@@ -212,6 +212,14 @@ def check(config: ConfigDict) -> None:
   _range(config, "train.ema_decay", 0, 0.999999)
   _range(config, "beta", 0)
   _range(config, "awp.gamma", 0, 1)
+  _range(config, "logit_pairing.weight", 0)
+  if config.logit_pairing.weight:
+    _choice(config, "logit_pairing.attack", list(config.train_attacks))
+    if len(config_lib.variant_names(config)) < 2:
+      raise ConfigError(
+        f"config.logit_pairing.weight={config.logit_pairing.weight} compares the variants of a pair, of which there is "
+        "one; name more training attacks, with train.variants=all."
+      )
   _range(config, "optimizer.learning_rate", 0)
   _range(config, "optimizer.weight_decay", 0)
   _range(config, "optimizer.momentum", 0, 1)

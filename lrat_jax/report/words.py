@@ -84,6 +84,8 @@ def _how(config: ConfigDict) -> str:
     kind = _GLOBAL.get(config.global_weights.kind, config.global_weights.kind)
     weights.append(f"global weights across pairs ({kind}), after {_share(config.global_weights.begin_fraction)}")
   sentence += f" with {' and '.join(weights)}" if weights else ", all images and variants weighing the same"
+  if config.logit_pairing.weight:
+    sentence += f"; logit pairing with the variants of {config.logit_pairing.attack} ({config.logit_pairing.weight:g})"
   if config.awp.gamma:
     sentence += f"; adversarial weight perturbation of {config.awp.gamma:g}"
   if config.train.ema_decay:

@@ -157,6 +157,16 @@ def _weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, surviving
   return *local, across
 
 
+def _pairing(config: ConfigDict, adversarial_logits: Array, labels: Array) -> Array | float:
+  """The loss of logit pairing over this device's images; 0 where it is off."""
+  fields = config.logit_pairing
+  if not fields.weight:
+    return 0.0
+  source = list(config.train_attacks).index(fields.attack)
+  pairing = objectives.logit_pairing(adversarial_logits, labels, source, axis_name=sharding.AXIS)
+  return fields.weight * jnp.mean(pairing)
+
+
 def _step(
   config: ConfigDict,
   model: nn.Module,
@@ -192,7 +202,8 @@ def _step(
     vulnerabilities = reweighting.vulnerability(adversarial, labels[:, None].repeat(num_variants, axis=1))
     weights = _weights(config, phase, vulnerabilities, surviving_fractions)
     pair_losses = objectives.pair_losses(config.objective, natural, adversarial, labels, *weights[:2], beta=config.beta)
-    return jnp.mean(weights[2] * pair_losses), (natural, vulnerabilities, weights, updated.get("batch_stats", {}))
+    loss = jnp.mean(weights[2] * pair_losses) + _pairing(config, adversarial, labels)
+    return loss, (natural, vulnerabilities, weights, updated.get("batch_stats", {}))
 
   at = _gradient_point(config, phase, state, variables["params"], loss_fn)
   (loss, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(at)

@@ -82,6 +82,12 @@ def test_a_wrong_argument_is_named(argument):
   [
     ("objective", "hinge", r"config.objective='hinge' is unknown; choose from \['ce', 'mart', 'trades'\]"),
     ("beta", -1.0, r"config.beta=-1.0 is outside \[0, 1e\+06\]"),
+    ("logit_pairing.weight", -1.0, r"config.logit_pairing.weight=-1.0 is outside \[0, 1e\+06\]"),
+    (
+      "logit_pairing.weight",
+      1.0,
+      "config.logit_pairing.weight=1.0 compares the variants of a pair, of which there is one",
+    ),
     ("awp.gamma", 2.0, r"config.awp.gamma=2.0 is outside \[0, 1\]"),
     ("awp.begin_fraction", 1.5, r"config.awp.begin_fraction=1.5 is outside \[0, 1\]"),
     ("eval.split", "all", r"config.eval.split='all' is unknown; choose from \['test', 'train', 'validation'\]"),

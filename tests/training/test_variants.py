@@ -107,6 +107,19 @@ def test_only_the_drawn_attack_is_computed(monkeypatch):
 
 
 @pytest.mark.slow
+def test_logit_pairing_is_added_to_the_loss():
+  """The source's number is that of its name among the attacks, which are in the order of the alphabet."""
+  fields = {"optimizer.learning_rate": 0.0}
+  loss = lambda n, **more: _run(make_experiment(_make("max:digits,pgd_l1,cw", **fields | more), n), 1)[1][0].loss
+  without, losses = loss(1), {}
+  for attack in ("pgd_l1", "cw"):
+    paired = {"logit_pairing.weight": 2.0, "logit_pairing.attack": attack}
+    losses[attack] = loss(1, **paired) - without
+    np.testing.assert_allclose(loss(2, **paired), losses[attack] + without, rtol=1e-4)
+  assert losses["cw"] > 0 and losses["pgd_l1"] > 0 and losses["cw"] != losses["pgd_l1"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", UNION)
 def test_every_way_to_train_on_several_norms_trains_and_devices_change_nothing(preset):
   (state, outputs), (other, other_outputs) = (_run(make_experiment(_make(preset), n), 4) for n in (1, 2))
