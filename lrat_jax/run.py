@@ -27,6 +27,9 @@ from lrat_jax.models import user_model
 from lrat_jax.training import dry_run, loop, metric_writers
 from lrat_jax.training import workdir as workdir_lib
 
+# Programs that took longer to compile are kept. JAX's own second leaves out half of a small network's.
+_WORTH_KEEPING_S = 0.1
+
 
 def _asked(options: Options) -> dict[str, Any]:
   """What config.json and results.json say of the command."""
@@ -39,6 +42,8 @@ def _keep_compiled(where: str, workdir: Path) -> None:
     return
   folder = workdir.parent / "compilation_cache" if where == "auto" else Path(where)
   jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING_S)
 
 
 def _load_dataset(config: ConfigDict, workdir: Path, trains: bool) -> tuple[data.Dataset, dict[str, Any]]:

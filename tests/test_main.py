@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lrat_jax import attacks, main, models
+from lrat_jax import attacks, main, models, run
 from lrat_jax.analysis import inspection
 from lrat_jax.config import command_line, validate
 from lrat_jax.core import malloc
@@ -154,11 +154,14 @@ def test_a_run_leaves_what_the_design_says(finished):
 @pytest.fixture
 def no_compilation_cache(monkeypatch):
   """As where neither the environment nor the user has said where compiled programs are kept."""
-  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-  before = jax.config.jax_compilation_cache_dir
+  options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+  before = {option: getattr(jax.config, option) for option in options}
+  for option in options:
+    monkeypatch.delenv(option.upper())
   jax.config.update("jax_compilation_cache_dir", None)
   yield
-  jax.config.update("jax_compilation_cache_dir", before)
+  for option, value in before.items():
+    jax.config.update(option, value)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +179,17 @@ def test_compiled_programs_are_kept_beside_the_workdir_or_where_one_says(
   arguments = [argument.format(tmp_path=tmp_path) for argument in arguments]
   assert main.main([*ARGUMENTS, f"--workdir={tmp_path}/runs/a", "--mode=evaluate", *arguments]) == 2
   assert jax.config.jax_compilation_cache_dir == (folder and folder.format(tmp_path=tmp_path))
+
+
+def test_programs_of_less_than_a_second_are_kept_unless_the_environment_says_otherwise(
+  no_compilation_cache, monkeypatch, tmp_path
+):
+  run._keep_compiled("auto", tmp_path)
+  assert jax.config.jax_persistent_cache_min_compile_time_secs < 0.5
+  monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "3")
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 3.0)
+  run._keep_compiled("auto", tmp_path)
+  assert jax.config.jax_persistent_cache_min_compile_time_secs == 3.0
 
 
 def test_metrics_follow_the_run(finished):

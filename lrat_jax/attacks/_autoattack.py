@@ -7,11 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 from jax.tree_util import Partial
 
 from lrat_jax.attacks import _entry, _stage_runner, threat_model
-from lrat_jax.attacks._entry import example_keys
 from lrat_jax.attacks._stage_runner import Found, Job
 from lrat_jax.attacks.eval_state import NullStore, Store
 from lrat_jax.attacks.report import AutoAttackReport
@@ -24,28 +22,19 @@ CLEAN = "clean"
 ROBUST = -1
 
 
-def _clean(job: Job) -> tuple[np.ndarray, int, str]:
+def _clean(programs: _stage_runner.Programs, job: Job) -> tuple[np.ndarray, int, str]:
   """Which clean images the model gets right, bool [n], how many classes it uses, and a digest of its predictions.
 
   Raises ValueError, with an image's number, if it returns no logits of the labels.
   """
-  random = job.random
-
-  def on_chunk(shared: tuple[Partial, Array], rows: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-    (logits_fn, key), (images, labels, indices) = shared, rows
-    keys = example_keys(key, indices)
-    logits = logits_fn(images, keys) if random else logits_fn(images)
-    return _stage_runner.verdict(logits_fn, keys, images, labels, random), logits
-
-  shared = microbatch.replicate(job.plan, (job.logits_fn, jax.random.fold_in(job.key, 0)))
-  compiled = microbatch.lower(job.plan, on_chunk, shared, job.rows(np.arange(1))).compile()
+  program, shared = programs.submit(None, job.plan).result(), _stage_runner.shared(job, 0, 0)
   right, used, digest = [], False, hashlib.sha256()
   for batch in microbatch.batches(job.plan, np.arange(len(job.images))):
-    predictions, logits = microbatch.run_batch(job.plan, compiled, shared, job.rows(batch))
-    _entry.check_logits(logits, job.labels[batch], first=batch[0])
-    right.append(predictions)
-    used |= np.isfinite(logits).any(axis=0)
-    digest.update(logits.tobytes())
+    found = microbatch.run_batch(job.plan, program, shared, job.rows(batch))
+    _entry.check_logits(found["logits"], job.labels[batch], first=batch[0])
+    right.append(found["right"])
+    used |= np.isfinite(found["logits"]).any(axis=0)
+    digest.update(found["logits"].tobytes())
   return np.concatenate(right), int(np.sum(used)), digest.hexdigest()
 
 
@@ -163,6 +152,7 @@ def autoattack(
     _stage_runner.layouts(devices, batch_size, chunk_size), NullStore() if store is None else store, version == "rand",
     on_progress,
   )  # fmt: skip
+  job = job._replace(logits_fn=microbatch.replicate(job.plan, logits_fn))
   report = _evaluate(job, version, attacks_to_run, {} if overrides is None else overrides, on_stage)
   return report._replace(adversarials=report.adversarials.astype(given))
 
@@ -175,28 +165,21 @@ def _evaluate(
   on_stage: Callable[[StageSummary], None],
 ) -> AutoAttackReport:
   """The clean images and all stages, in chunks as large as memory allows."""
-  smaller, begun = _stage_runner.in_memory(job, lambda job: _begin(job, version, attacks_to_run, overrides))
-  planned, notes, robust, predictions = begun
-  job.store.open(_fingerprint(job, planned, predictions))
-  smaller, report = _run(smaller, planned, robust, on_stage)
+  num_classes = _num_classes(job)
+  planned, notes = stages(version, job.norm, num_classes, attacks_to_run, overrides)
+  _entry.check_classes(job.labels, num_classes)
+  with _stage_runner.compiling(job) as programs:
+    programs.submit_all(planned[:1], job.layout(len(job.images)))  # compiled while the clean images are evaluated
+    smaller, (robust, used, predictions) = _stage_runner.in_memory(job, functools.partial(_clean, programs))
+    if used < num_classes:
+      planned, notes = stages(version, job.norm, used, attacks_to_run, overrides)
+      notes.append(f"{num_classes - used} of {num_classes} logits are -inf on all images, and no classes to attack.")
+    job.store.open(_fingerprint(job, planned, predictions))
+    smaller, report = _run(smaller, planned, robust, programs, on_stage)
   before, after = job.plan.chunk_size, smaller.plan.chunk_size
   if after < before:
     notes.append(f"chunks of {before} images were too large for a device's memory; at the end they were of {after}.")
   return report._replace(warnings=(*notes, *report.warnings))
-
-
-def _begin(
-  job: Job, version: str, attacks_to_run: Sequence[str] | None, overrides: Mapping[str, Mapping[str, Any]]
-) -> tuple[list[Stage], list[str], np.ndarray, str]:
-  """The stages and what to say of them, which clean images are right, bool [n], and a digest of the predictions."""
-  num_classes = _num_classes(job)
-  planned, notes = stages(version, job.norm, num_classes, attacks_to_run, overrides)
-  _entry.check_classes(job.labels, num_classes)
-  robust, used, predictions = _clean(job)
-  if used < num_classes:
-    planned, notes = stages(version, job.norm, used, attacks_to_run, overrides)
-    notes.append(f"{num_classes - used} of {num_classes} logits are -inf on all images, and no classes to attack.")
-  return planned, notes, robust, predictions
 
 
 def _num_classes(job: Job) -> int:
@@ -213,25 +196,26 @@ def _joined(job: Job, found: list[Found]) -> Found:
   return fallen[order], np.concatenate([nothing, *(images for _, images in found)])[order]
 
 
-def _run(job: Job, planned: list[Stage], robust: np.ndarray, on_stage) -> tuple[Job, AutoAttackReport]:
+def _run(
+  job: Job, planned: list[Stage], robust: np.ndarray, programs: _stage_runner.Programs, on_stage
+) -> tuple[Job, AutoAttackReport]:
   """The stages in order, from the images that the model gets right; and the job in the chunks that they took."""
   clean_accuracy, summaries = float(robust.mean()), []
   found: list[Found] = []
   notes: list[str] = []
   broken_by = np.where(robust, ROBUST, 0)
-  with _stage_runner.compiling(job, planned) as programs:
-    for number, stage in enumerate(planned, start=1):
-      if not robust.any():
-        break
-      with jax.profiler.TraceAnnotation(stage.name):
-        attack = functools.partial(_stage_runner.run_stage, number, stage, programs, robust)
-        job, (left, summary, lines, adversarials) = _stage_runner.in_memory(job, attack)
-      broken_by[robust & ~left] = number
-      robust = left
-      summaries.append(summary)
-      notes += lines
-      found += adversarials
-      on_stage(summary)
+  for number, stage in enumerate(planned, start=1):
+    if not robust.any():
+      break
+    with jax.profiler.TraceAnnotation(stage.name):
+      attack = functools.partial(_stage_runner.run_stage, number, planned[number - 1 :], programs, robust)
+      job, (left, summary, lines, adversarials) = _stage_runner.in_memory(job, attack)
+    broken_by[robust & ~left] = number
+    robust = left
+    summaries.append(summary)
+    notes += lines
+    found += adversarials
+    on_stage(summary)
   fallen, images = _joined(job, found)
   return job, AutoAttackReport(
     robust=robust,

@@ -74,10 +74,8 @@ class Job(NamedTuple):
     return smaller[-1] if smaller else self.plan
 
 
-def verdict(logits_fn: LogitsFn, keys: Array, images: Array, labels: Array, random: bool) -> Array:
-  """bool [batch], whether the model is right; a random one by the majority of its predictions."""
-  if not random:
-    return losses.is_correct(logits_fn(images), labels)
+def _majority(logits_fn: LogitsFn, keys: Array, images: Array, labels: Array) -> Array:
+  """bool [batch], whether a random model is right by the majority of its predictions."""
   draw = lambda index: jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
   right = lambda index: losses.is_correct(logits_fn(images, draw(index)), labels).astype(jnp.int32)
   return 2 * jax.lax.fori_loop(1, _VOTES, lambda index, total: total + right(index), right(0)) > _VOTES
@@ -95,83 +93,117 @@ def _repair(found: Array, images: Array, epsilon: float, norm: str) -> tuple[Arr
 def _lower_stage(job: Job, stage: Stage, plan: microbatch.Layout) -> jax.stages.Lowered:
   """One round of a stage on a batch.
 
-  Its program returns the images found, whether the model is right on them, which had to be repaired, and which survived
-  an attack some of whose gradients were no numbers.
+  Its program returns the images found, which of them had to be repaired, and on which the attack met gradients that are
+  no numbers.
   """
   attack = from_config({"name": stage.attack, "epsilon": job.epsilon, "norm": job.norm, **stage.arguments})
-  epsilon, norm, random = job.epsilon, job.norm, job.random
+  epsilon, norm = job.epsilon, job.norm
 
   def on_chunk(shared: tuple[Partial, Array, Array], rows: tuple[Array, Array, Array]) -> dict[str, Array]:
     (logits_fn, key, rank), (images, labels, indices) = shared, rows
-    keys = example_keys(key, indices)
     target = {"target_rank": rank} if stage.targeted else {}
-    result = attack(keys, logits_fn, images, labels, **target)
+    result = attack(example_keys(key, indices), logits_fn, images, labels, **target)
     found, outside = _repair(result.images, images, epsilon, norm)
-    vote_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-    right = verdict(logits_fn, vote_keys, found, labels, random)
     broken = jnp.zeros_like(outside) if result.broken_gradients is None else result.broken_gradients > 0
-    return {"images": found, "right": right, "outside": outside, "doubtful": right & broken}
+    return {"images": found, "outside": outside, "broken": broken}
 
-  return microbatch.lower(plan, on_chunk, _shared(job, 0, 0), job.rows(np.arange(1)))
+  return microbatch.lower(plan, on_chunk, shared(job, 0, 0), job.rows(np.arange(1)))
+
+
+def _lower_verdict(job: Job, plan: microbatch.Layout) -> jax.stages.Lowered:
+  """The model on a batch, clean or attacked: its logits, and whether it is right."""
+  random = job.random
+
+  def on_chunk(shared: tuple[Partial, Array, Array], rows: tuple[Array, Array, Array]) -> dict[str, Array]:
+    (logits_fn, key, _), (images, labels, indices) = shared, rows
+    if not random:
+      logits = logits_fn(images)
+      return {"logits": logits, "right": losses.is_correct(logits, labels)}
+    keys = example_keys(key, indices)
+    return {"logits": logits_fn(images, keys), "right": _majority(logits_fn, keys, images, labels)}
+
+  return microbatch.lower(plan, on_chunk, shared(job, 0, 0), job.rows(np.arange(1)))
 
 
 class Programs:
-  """The stages' compiled programs, by a stage's place and the layout that it needs.
+  """The compiled programs of the stages and of the verdict on what they find, by the layout that they need.
 
   Threads compile them; the calling thread traces them, since JAX's settings hold there.
   """
 
-  def __init__(self, job: Job, planned: Sequence[Stage], pool: futures.Executor):
-    self._job, self._planned, self._pool = job, planned, pool
-    self._found: dict[tuple[int, microbatch.Layout], _Program] = {}
+  def __init__(self, job: Job, pool: futures.Executor):
+    self._job, self._pool = job, pool
+    self._found: dict[tuple[str, microbatch.Layout], _Program] = {}
 
-  def submit(self, place: int, plan: microbatch.Layout) -> _Program:
-    """Traces a program and has it compiled, once."""
-    if (place, plan) not in self._found:
+  def submit(self, stage: Stage | None, plan: microbatch.Layout) -> _Program:
+    """Traces the program of a stage, or None: of the verdict, and has it compiled, once."""
+    place = repr(stage), plan
+    if place not in self._found:
       for (_, other), program in self._found.items():
         if other != plan:  # the number of images only falls: programs for more of them are not needed again
           program.cancel()
-      self._found[place, plan] = self._pool.submit(_lower_stage(self._job, self._planned[place], plan).compile)
-    return self._found[place, plan]
+      lowered = _lower_stage(self._job, stage, plan) if stage else _lower_verdict(self._job, plan)
+      self._found[place] = self._pool.submit(lowered.compile)
+    return self._found[place]
 
-  def submit_coming(self, place: int, plan: microbatch.Layout) -> None:
-    """`submit` for all stages after one, for the layout that this one needs."""
-    for coming in range(place + 1, len(self._planned)):
-      self.submit(coming, plan)
+  def submit_all(self, stages: Sequence[Stage], plan: microbatch.Layout) -> None:
+    """`submit` for several stages with one layout."""
+    for stage in stages:
+      self.submit(stage, plan)
 
 
 @contextlib.contextmanager
-def compiling(job: Job, planned: Sequence[Stage]) -> Iterator[Programs]:
+def compiling(job: Job) -> Iterator[Programs]:
   """The programs of a run; what is not needed at its end is not compiled."""
   pool = futures.ThreadPoolExecutor(_COMPILERS)
   try:
-    yield Programs(job, planned, pool)
+    yield Programs(job, pool)
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _shared(job: Job, number: int, round_: int) -> tuple[Partial, Array, Array]:
-  """What all images of a stage's round share, on every device: model, key, and the rank of the class to attack."""
+def shared(job: Job, number: int, round_: int) -> tuple[Partial, Array, Array]:
+  """What all images of a stage's round share, on every device: model, key, and the rank of the class to attack.
+
+  Stage 0 is the evaluation of the clean images.
+  """
   key = jax.random.fold_in(jax.random.fold_in(job.key, number), round_)
   return microbatch.replicate(job.plan, (job.logits_fn, key, jnp.int32(round_ + 1)))
 
 
+def _shared_by(job: Job, number: int, round_: int, stage: Stage) -> tuple[Any, Any]:
+  """`shared` for a round's attack, and for its verdict, which has a key that no round has."""
+  return shared(job, number, round_), shared(job, number, stage.rounds + round_)
+
+
 def _run_piece(
-  job: Job, place: int, programs: Programs, plan: microbatch.Layout, shared: Any, batch: np.ndarray, name: str
+  job: Job,
+  stage: Stage,
+  coming: Sequence[Stage],
+  programs: Programs,
+  plan: microbatch.Layout,
+  shared: tuple[Any, Any],
+  batch: np.ndarray,
+  name: str,
 ) -> dict[str, Any]:
-  """One batch of one round, from the store or run and kept there; its seconds count a wait for the program."""
+  """One batch of one round, from the store or run and kept there; its seconds count a wait for the programs.
+
+  `shared` is what the images share under the attack, and under the verdict.
+  """
   kept = job.store.load(name)
   if kept is not None:
     return kept
   start = time.perf_counter()
-  program = programs.submit(place, plan).result()
-  meanwhile = functools.partial(programs.submit_coming, place, plan)
-  result = microbatch.run_batch(plan, program, shared, job.rows(batch), meanwhile)
+  attack, verdict = programs.submit(stage, plan), programs.submit(None, plan)
+  images, *of_images = job.rows(batch)
+  meanwhile = functools.partial(programs.submit_all, coming, plan)
+  result = microbatch.run_batch(plan, attack.result(), shared[0], (images, *of_images), meanwhile)
+  right = microbatch.run_batch(plan, verdict.result(), shared[1], (result["images"], *of_images))["right"]
   piece = {
-    "fallen": batch[~result["right"]],
-    "images": result["images"][~result["right"]],
+    "fallen": batch[~right],
+    "images": result["images"][~right],
     "repaired": np.int64(result["outside"].sum()),
-    "doubtful": batch[result["doubtful"]],
+    "doubtful": batch[right & result["broken"]],
     "seconds": np.float64(time.perf_counter() - start),
   }
   job.store.save(name, piece)
@@ -179,20 +211,24 @@ def _run_piece(
 
 
 def run_stage(
-  number: int, stage: Stage, programs: Programs, robust: np.ndarray, job: Job
+  number: int, planned: Sequence[Stage], programs: Programs, robust: np.ndarray, job: Job
 ) -> tuple[np.ndarray, StageSummary, list[str], list[Found]]:
-  """All rounds of a stage. Returns the images still robust [n], a summary, what to say of it, and what it found."""
+  """All rounds of stage `number`, the first of `planned`; the programs of the others are compiled meanwhile.
+
+  Returns the images still robust [n], a summary, what to say of it, and what it found.
+  """
+  stage, *coming = planned
   entered, attacked, seconds, repaired = int(robust.sum()), 0, 0.0, 0
   found: list[Found] = []
   robust, doubtful = robust.copy(), np.zeros(len(robust), bool)
   for round_ in range(stage.rounds):
-    shared = _shared(job, number, round_)
+    shared = _shared_by(job, number, round_, stage)
     standing = np.flatnonzero(robust)
     attacked += len(standing)
     plan = job.layout(len(standing))
     for index, batch in enumerate(microbatch.batches(plan, standing)):
       name = f"{number}-{stage.name}-{round_}-{plan.chunk_size}-{index}"
-      piece = _run_piece(job, number - 1, programs, plan, shared, batch, name)
+      piece = _run_piece(job, stage, coming, programs, plan, shared, batch, name)
       robust[piece["fallen"]] = False
       found.append((piece["fallen"], piece["images"]))
       doubtful[piece["doubtful"]] = True

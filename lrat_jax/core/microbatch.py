@@ -129,6 +129,7 @@ def lower(plan: Layout, function: Callable[..., Any], shared: Any, rows: Any) ->
     shared: as `replicate` returns it.
     rows: a tree of arrays [n, ...] for any n; those of `run_batch` are to be like them.
   """
+  function = jax.jit(function, inline=True)  # traced once, for the shapes of its results and for the loop
 
   def on_device(shared: Any, count: Array, rows: Any) -> Any:
     split = lambda x: x.reshape(plan.chunks_per_lane, plan.chunk_size, *x.shape[1:])
@@ -150,7 +151,7 @@ def lower(plan: Layout, function: Callable[..., Any], shared: Any, rows: Any) ->
   split = NamedSharding(plan.mesh, _SHARDED)
   like = lambda x: jax.ShapeDtypeStruct((plan.batch_size // plan.threads, *x.shape[1:]), x.dtype, sharding=split)
   counts = jax.ShapeDtypeStruct((plan.mesh.size,), jnp.int32, sharding=split)
-  return jax.jit(sharded).lower(shared, counts, jax.tree.map(like, rows))
+  return sharding.jit(sharded, plan.mesh).lower(shared, counts, jax.tree.map(like, rows))
 
 
 def _rows(plan: Layout, count: int) -> np.ndarray:

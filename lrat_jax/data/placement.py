@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -32,7 +31,7 @@ def _from_devices(split: Split, mesh: Mesh) -> Callable[[np.ndarray], Batch]:
     return {name: array[rows] for name, array in whole.items()}
 
   specs = (sharding.REPLICATED, sharding.BATCHED)
-  gather = jax.jit(sharding.shard_map(take, mesh, specs, sharding.BATCHED))
+  gather = sharding.jit(sharding.shard_map(take, mesh, specs, sharding.BATCHED), mesh)
   return lambda rows: gather(whole, sharding.shard_batch(mesh, rows.astype(np.int32)))
 
 

@@ -101,7 +101,7 @@ def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> EvaluateBa
     }
 
   specs = (sharding.REPLICATED, sharding.REPLICATED, sharding.BATCHED)
-  return jax.jit(sharding.shard_map(evaluate_shard, mesh, specs, sharding.BATCHED))
+  return sharding.jit(sharding.shard_map(evaluate_shard, mesh, specs, sharding.BATCHED), mesh)
 
 
 def apply_function(model: nn.Module) -> Callable[[Variables, Array], Array]:

@@ -280,4 +280,4 @@ def make_train_step(
   # The seed enters as an argument, so that one compiled program serves every seed.
   streams = ("augment", "attack", *(("sampling",) if config.train.variants == SAMPLED else ()))
   root_keys = sharding.replicate(mesh, {stream: stream_key(config.seed, stream) for stream in streams})
-  return functools.partial(jax.jit(sharded, donate_argnums=1), root_keys)
+  return functools.partial(sharding.jit(sharded, mesh, donate_argnums=1), root_keys)

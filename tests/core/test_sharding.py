@@ -85,3 +85,24 @@ def test_memory_that_is_too_small_names_the_field():
       raise error
   with pytest.raises(jax.errors.JaxRuntimeError, match="else"), sharding.memory_for("config.x", 9, mesh):
     raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+@pytest.mark.parametrize(
+  ("version", "platform", "options"),
+  [
+    ("0.10.2", "cpu", {"xla_cpu_use_fusion_emitters": False}),
+    ("0.11.2", "cpu", None),  # it dies of an option that it does not know
+    ("0.10.2", "gpu", None),
+  ],
+)
+def test_the_older_code_generator_is_asked_for_where_it_exists(monkeypatch, version, platform, options):
+  mesh, asked = sharding.make_mesh(1), []
+  monkeypatch.setattr(sharding.jaxlib, "__version__", version)
+  monkeypatch.setattr(sharding, "platform", lambda _: platform)
+  monkeypatch.setattr(jax, "jit", lambda function, **options: asked.append(options))
+  sharding.jit(abs, mesh, donate_argnums=0)
+  assert asked == [{"donate_argnums": 0, "compiler_options": options}]
+
+
+def test_programs_for_a_mesh_compile_with_the_jax_that_is_here():
+  assert sharding.jit(lambda x: x + 1, sharding.make_mesh(1))(jnp.float32(1)) == 2
