@@ -9,6 +9,8 @@ A pair's loss is the weighted sum over its members x' (the natural image x and i
 with l the cross-entropy. With the weights of plain training (variants share C, the natural image has none) these are
 the papers' own losses; with local weights the weight that a variant gives up goes to the natural image, whose
 divergence from itself is 0.
+
+Logit pairing (RAMP, arXiv:2402.06827) is a term beside these that compares the variants with one another.
 """
 
 import functools
@@ -19,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrat_jax.attacks.losses import cross_entropy, kl
+from lrat_jax.attacks.losses import cross_entropy, is_correct, kl
 from lrat_jax.core.typing import Labels, Logits, PerImage, PerVariant, VariantLogits
 
 # (logits of the member [batch, classes], natural logits or None, labels [batch], beta) -> losses [batch], in nats
@@ -92,3 +94,30 @@ def pair_losses(
   if natural_logits is not None:
     losses.append(natural_weights * member_loss(natural_logits, natural_logits, labels, beta))
   return functools.reduce(operator.add, losses)
+
+
+def logit_pairing(
+  adversarial_logits: VariantLogits, labels: Labels, source: int, *, axis_name: str | None = None
+) -> PerImage:
+  """What the predictions on the other variants diverge from those on one, where that one is classified correctly.
+
+  RAMP (arXiv:2402.06827, section 4.2): KL(p(x~_iq) || p(x~_ir)) over the images whose variant q, the source, the model
+  gets right, divided by their number. With more than two variants it is the mean over those besides the source.
+  Gradients flow through both, as in the paper's code; which images count carries none.
+
+  Args:
+    adversarial_logits: float [batch, m, classes], m of 2 or more.
+    labels: int [batch].
+    source: q, the number of a variant.
+    axis_name: mesh axis over which the batch is sharded, so that the device count changes nothing; None for one device.
+
+  Returns:
+    float [batch] in nats, whose mean over the global batch is the paper's loss.
+  """
+  reference = adversarial_logits[:, source]
+  others = [j for j in range(adversarial_logits.shape[1]) if j != source]
+  divergences = jnp.mean(jnp.stack([kl(adversarial_logits[:, j], reference) for j in others]), axis=0)
+  right = is_correct(reference, labels)
+  share = jnp.mean(right.astype(divergences.dtype))
+  share = share if axis_name is None else jax.lax.pmean(share, axis_name)
+  return jnp.where(right, divergences, 0.0) / jnp.where(share > 0, share, 1.0)

@@ -1,8 +1,10 @@
 """Where the weight goes: vulnerability, local weights inside a pair, global weights across instances.
 
 An instance i with its natural image and the adversarial variants j = 1..m that the training attacks made of it is a
-pair. Local weights share out a pair's weight inside it (LRAT, arXiv:2106.15776); global weights give whole pairs more
-or less weight than others (IRAT: GAIRAT, arXiv:2010.01736, and MAIL, arXiv:2106.07928). No weight carries a gradient.
+pair. Local weights share out a pair's weight inside it: between all its members (LRAT, arXiv:2106.15776), or between
+the variants alone (AVG and MAX of arXiv:1904.13000, and a softmax that lies between the two). Global weights give whole
+pairs more or less weight than others (IRAT: GAIRAT, arXiv:2010.01736, and MAIL, arXiv:2106.07928). No weight carries a
+gradient.
 """
 
 from collections.abc import Callable
@@ -18,7 +20,7 @@ _AnyLogits = Float[Array, "*any classes"]
 _AnyScores = Float[Array, "*any"]
 _AnyLabels = Integer[Array, "*any"]
 
-LOCAL_KINDS = ("none", "lrat")
+LOCAL_KINDS = ("none", "lrat", "max", "softmax")
 GLOBAL_KINDS = ("none", "gairat", "mail")
 
 
@@ -79,6 +81,46 @@ def uniform_local_weights(vulnerabilities: PerVariant, *, total: float) -> tuple
   """The weights of plain adversarial training: (zeros [batch], C / m everywhere [batch, m])."""
   adversarial = jnp.full_like(vulnerabilities, total / vulnerabilities.shape[-1])
   return jnp.zeros_like(vulnerabilities[:, 0]), adversarial
+
+
+def max_local_weights(vulnerabilities: PerVariant, *, total: float) -> tuple[PerPair, PerVariant]:
+  """All of a pair's weight on its most vulnerable variant (MAX of Tramer & Boneh, arXiv:1904.13000, section 4).
+
+  The paper takes the variant of the highest loss; this takes the highest `vulnerability`, as all local weights do.
+  Variants that are equally vulnerable share the weight evenly, so that the order of the attacks changes nothing.
+
+  Args:
+    vulnerabilities: float [batch, m] in [-1, 1].
+    total: C, the weight of a pair.
+
+  Returns:
+    (zeros [batch], adversarial [batch, m] that sum to C), no gradient.
+  """
+  scores = jax.lax.stop_gradient(vulnerabilities)
+  most = (scores == jnp.max(scores, axis=-1, keepdims=True)).astype(scores.dtype)
+  return jnp.zeros_like(scores[:, 0]), total * most / jnp.sum(most, axis=-1, keepdims=True)
+
+
+def softmax_local_weights(vulnerabilities: PerVariant, *, total: float, slope: float) -> tuple[PerPair, PerVariant]:
+  """omega_ij = C exp(slope v_ij) / sum_k exp(slope v_ik): slope 0 is `uniform_local_weights`, a large one MAX.
+
+  This project's own, as `increasing_weight` is. The natural image has no weight.
+
+  Args:
+    vulnerabilities: float [batch, m] in [-1, 1].
+    total: C, the weight of a pair.
+    slope: how much more a more vulnerable variant weighs; 0 or more.
+
+  Returns:
+    (zeros [batch], adversarial [batch, m] that sum to C), no gradient.
+  """
+  scores = jax.lax.stop_gradient(vulnerabilities)
+  return jnp.zeros_like(scores[:, 0]), total * jax.nn.softmax(slope * scores, axis=-1)
+
+
+def weighs_natural(kind: str) -> bool:
+  """Whether local weights of that kind may give the natural image a weight: LRAT's, and a function of the user's."""
+  return kind not in ("none", "max", "softmax")
 
 
 def user_local_weights(function: Callable[..., tuple[Array, Array]], vulnerabilities: Array, **options: float):

@@ -1,5 +1,7 @@
 """The loss on a pair, against the papers' formulas written out in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import scipy.special
 
 from lrat_jax import objectives
+from lrat_jax.core import sharding
 
 LABELS = np.array([0, 2, 1])
 ROWS = np.arange(3)
@@ -80,6 +83,30 @@ def test_gradients_flow_through_both_answers(objective):
 
   gradients = jax.grad(loss, argnums=(0, 1))(jnp.asarray(NATURAL), jnp.asarray(ADVERSARIAL))
   assert all(np.abs(gradient).max() > 1e-2 for gradient in gradients)
+
+
+def test_logit_pairing_is_the_divergence_from_the_source_where_that_is_right():
+  generator = np.random.default_rng(0)
+  logits, labels = generator.normal(size=(8, 3, 4)), np.arange(8) % 4
+  logits[np.arange(4), 1, labels[:4]] += 3.0  # the source is right there
+  right = logits[:, 1].argmax(axis=1) == labels
+  odds = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+  kl = np.mean([(odds[:, 1] * np.log(odds[:, 1] / odds[:, j])).sum(axis=-1) for j in (0, 2)], axis=0)
+  pairing = objectives.logit_pairing(jnp.asarray(logits), jnp.asarray(labels), 1)
+  np.testing.assert_allclose(jnp.mean(pairing), kl[right].mean(), rtol=1e-4)
+  np.testing.assert_array_equal(np.asarray(pairing)[~right], 0.0)
+  assert 4 <= right.sum() < 8
+
+  specs = (sharding.BATCHED, sharding.BATCHED)
+  by_device = functools.partial(objectives.logit_pairing, source=1, axis_name=sharding.AXIS)
+  sharded = jax.jit(sharding.shard_map(by_device, sharding.make_mesh(2), specs, sharding.BATCHED))
+  np.testing.assert_allclose(sharded(jnp.asarray(logits), jnp.asarray(labels)), pairing, rtol=1e-5)
+
+  wrong = (logits[:, 1].argmax(axis=1) + 1) % 4  # of none is the source right
+  gradient = jax.grad(lambda x: objectives.logit_pairing(x, jnp.asarray(wrong), 1).mean())(jnp.asarray(logits))
+  np.testing.assert_array_equal(gradient, 0.0)
+  gradient = jax.grad(lambda x: objectives.logit_pairing(x, jnp.asarray(labels), 1).mean())(jnp.asarray(logits))
+  assert np.abs(gradient[right]).min(axis=-1).max() > 0 and np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("objective", objectives.OBJECTIVES)

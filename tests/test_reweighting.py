@@ -1,5 +1,7 @@
 """Weights: the properties that the method promises, and the papers' own formulas as golden values."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +104,38 @@ def test_uniform_weights_are_plain_adversarial_training():
   np.testing.assert_array_equal(adversarial, np.full((3, 2), 0.5))
 
 
+among_variants = pytest.mark.parametrize(
+  "weigh",
+  [reweighting.max_local_weights, functools.partial(reweighting.softmax_local_weights, slope=5.0)],
+  ids=["max", "softmax"],
+)
+
+
+@among_variants
+@given(vulnerability_arrays, st.floats(0.1, 4))
+def test_weights_among_variants_sum_to_the_total_and_favour_the_vulnerable(weigh, scores, total):
+  natural, adversarial = (np.asarray(part) for part in weigh(jnp.asarray(scores), total=total))
+  np.testing.assert_array_equal(natural, 0.0)
+  assert natural.shape == scores.shape[:1] and (adversarial >= 0).all()
+  np.testing.assert_allclose(adversarial.sum(axis=1), total, rtol=1e-5)
+  order = np.argsort(scores, axis=1)
+  assert (np.diff(np.take_along_axis(adversarial, order, axis=1), axis=1) >= -1e-6).all()
+
+
+def test_max_weighs_the_most_vulnerable_variant_alone_and_ties_share():
+  _, adversarial = reweighting.max_local_weights(jnp.array([[0.1, -0.9, 0.2], [0.3, 0.3, -1.0]]), total=2.0)
+  np.testing.assert_array_equal(adversarial, [[0.0, 0.0, 2.0], [1.0, 1.0, 0.0]])
+
+
+def test_softmax_lies_between_avg_and_max():
+  scores = jnp.array([[0.1, -0.9, 0.2], [0.5, 0.4, -1.0]])
+  weigh = lambda slope: reweighting.softmax_local_weights(scores, total=1.0, slope=slope)[1]
+  np.testing.assert_allclose(weigh(0.0), reweighting.uniform_local_weights(scores, total=1.0)[1], rtol=1e-6)
+  np.testing.assert_allclose(weigh(500.0), reweighting.max_local_weights(scores, total=1.0)[1], atol=1e-6)
+  expected = np.exp(3 * np.asarray(scores)) / np.exp(3 * np.asarray(scores)).sum(axis=1, keepdims=True)
+  np.testing.assert_allclose(weigh(3.0), expected, rtol=1e-5)
+
+
 def _gairat(kappa, num_steps, lam=-1.0):
   """GAIRAT's Tanh weight (arXiv:2010.01736), normalised to mean 1 as its code does, for an even number of steps."""
   half = num_steps // 2
@@ -179,6 +213,8 @@ def test_no_gradient_flows_through_any_weight():
     ]
     # Straight from a live array too, so that the stop is in each function and not only in vulnerability.
     direct = reweighting.local_weights(logits, total=1.0, minimum_natural=0.05, slope=5.0, bias=0.0)
+    direct += reweighting.softmax_local_weights(logits, total=1.0, slope=5.0)
+    direct += reweighting.max_local_weights(logits, total=1.0)
     return sum(jnp.sum(jnp.square(w)) for w in (scores, natural, adversarial, *across, *direct))
 
   np.testing.assert_array_equal(jax.grad(total)(jax.random.normal(jax.random.key(0), (3, 4))), 0.0)

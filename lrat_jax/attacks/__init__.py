@@ -14,6 +14,7 @@ from lrat_jax.attacks._autoattack import autoattack
 from lrat_jax.attacks._carlini_wagner import carlini_wagner
 from lrat_jax.attacks._entry import AttackResult, check_batch, check_logits, example_keys
 from lrat_jax.attacks._fab import fab
+from lrat_jax.attacks._msd import msd
 from lrat_jax.attacks._pgd import cw, fgsm, pgd, starting_points
 from lrat_jax.attacks._spatial import spatial
 from lrat_jax.attacks._square import square
@@ -49,6 +50,7 @@ __all__ = [
   "get_norm",
   "losses",
   "microbatch",
+  "msd",
   "pgd",
   "project",
   "scaled",

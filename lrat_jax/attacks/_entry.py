@@ -203,6 +203,22 @@ def _scalar(value: Any, name: str, dtype: Any, check: Callable[[float], None]) -
   return number
 
 
+def _per_norm(values: Any, name: str, dtype: Any, image_shape: tuple[int, ...]) -> dict[str, float | Array]:
+  """Lengths by norm, of balls where the name is "radii", else of steps, checked as one alone is. Raises ValueError."""
+  found = {}
+  for norm, value in arguments_lib.check_group(values, name).items():
+    norm = threat_model.norm_name(norm, name)
+
+    def check(number: float, norm: str = norm) -> None:
+      if name == "radii":
+        threat_model.check_epsilon(number, norm, image_shape, f"{name}.{norm}")
+      else:
+        arguments_lib.check_number(number, f"{name}.{norm}", _STEP_SIZES)
+
+    found[norm] = _scalar(value, f"{name}.{norm}", dtype, check)
+  return found
+
+
 def _prepared(value: Any, name: str, form: Any, arguments: dict[str, Any], default: Any) -> Any:
   """An argument as the attack takes it; see `entry` for `form`."""
   dtype, image_shape = arguments["images"].dtype, arguments["images"].shape[1:]
@@ -211,6 +227,8 @@ def _prepared(value: Any, name: str, form: Any, arguments: dict[str, Any], defau
   if name == "epsilon" and form is None:
     norm = arguments.get("norm", "linf")
     return _scalar(value, name, dtype, lambda number: threat_model.check_epsilon(number, norm, image_shape))
+  if name in ("radii", "step_sizes"):
+    return _per_norm(value, name, dtype, image_shape)
   if name == "targets":
     check_integers(value, name, arguments["labels"].shape)
     return jnp.asarray(value).astype(jnp.int32)

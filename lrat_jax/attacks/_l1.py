@@ -1,4 +1,4 @@
-"""APGD's rules for the L1 ball: steps along few coordinates, and the projection on the ball cut with the image range.
+"""The L1 ball: steps along few coordinates, APGD's rules for them, and the projection on the ball cut with [0, 1].
 
 From Croce & Hein, "Mind the box" (arXiv:2103.01208), as AutoAttack runs it.
 """
@@ -83,15 +83,30 @@ def begin(points: Array, originals: Array, epsilon: float | Array) -> Pace:
   return Pace(epsilon + 0.0 * support, support / _flat(originals).shape[1] / _REDUCTION, support)
 
 
-def move(pace: Pace, points: Array, gradient: Array, originals: Array, epsilon: float | Array) -> Array:
-  """A step of equal size along the coordinates with the largest gradients, projected."""
+def direction(gradient: Array, share: Array | float) -> Array:
+  """Of L1 length 1, equal along the coordinates with the largest gradients: that `share` of them, or one at least."""
   sizes = jnp.abs(_flat(gradient))
   count = sizes.shape[1]
-  rank = jnp.clip((1.0 - pace.share) * count, 0, count - 1).astype(jnp.int32)
-  least = jnp.take_along_axis(jnp.sort(sizes, axis=1), rank[:, None], axis=1)
+  rank = jnp.clip((1.0 - share) * count, 0, count - 1).astype(jnp.int32)
+  rank = jnp.broadcast_to(rank, sizes.shape[:1])[:, None]
+  least = jnp.take_along_axis(jnp.sort(sizes, axis=1), rank, axis=1)
   signs = jnp.where(sizes >= least, jnp.sign(_flat(gradient)), 0.0)
-  step = pace.step_size[:, None] * signs / (jnp.sum(jnp.abs(signs), axis=1, keepdims=True) + 1e-10)
-  return project(points + step.reshape(points.shape), originals, epsilon)
+  return (signs / (jnp.sum(jnp.abs(signs), axis=1, keepdims=True) + 1e-10)).reshape(gradient.shape)
+
+
+def movable(points: Array, gradient: Array) -> Array:
+  """The gradient without the coordinates that [0, 1] keeps from following it, which would waste their part of a step.
+
+  As Maini et al. (arXiv:1909.04068) do.
+  """
+  at_edge = jnp.where(gradient > 0, points >= 1.0, points <= 0.0)
+  return jnp.where(at_edge, 0.0, gradient)
+
+
+def move(pace: Pace, points: Array, gradient: Array, originals: Array, epsilon: float | Array) -> Array:
+  """A step of equal size along the coordinates with the largest gradients, projected."""
+  step = pace.step_size.reshape(-1, *(1,) * (points.ndim - 1)) * direction(gradient, pace.share)
+  return project(points + step, originals, epsilon)
 
 
 def adapt(pace: Pace, best_points: Array, originals: Array, epsilon: float | Array) -> tuple[Pace, Array]:

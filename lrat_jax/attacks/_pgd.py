@@ -1,9 +1,11 @@
 """Projected gradient ascent on the image itself: FGSM, PGD, CW-infinity and the TRADES attack."""
 
+import functools
+
 import jax
 from jax import Array
 
-from lrat_jax.attacks import losses, threat_model
+from lrat_jax.attacks import _l1, losses, threat_model
 from lrat_jax.attacks._ascent import ascent, strongest
 from lrat_jax.attacks._entry import AttackResult, entry
 from lrat_jax.core.arguments import check_choice
@@ -36,7 +38,35 @@ def starting_points(kind: str, keys: Array, images: Array, epsilon: float | Arra
   return threat_model.project(images + noise.astype(images.dtype), images, epsilon, norm)
 
 
-@entry(num_steps=0, num_restarts=1)
+def stepped(
+  points: Array,
+  gradient: Array,
+  images: Array,
+  *,
+  norm: str,
+  epsilon: float | Array,
+  step_size: float | Array,
+  sparsity: Scalar,
+) -> Array:
+  """Where a step of a length leads: along the steepest direction of a norm, then back into its ball and [0, 1].
+
+  In L1 the steepest direction is a single coordinate, and small balls take many steps of it. So the step is spread over
+  the coordinates with the largest gradients (SLIDE, arXiv:1904.13000, appendix D), and comes back to the nearest point
+  of the ball cut with [0, 1] (arXiv:2103.01208).
+
+  Args:
+    points, gradient: float [batch, h, w, c], where the step begins, and the numbers that it follows.
+    images: the middle of the ball.
+    sparsity: in [0, 1], L1 alone: the share of the coordinates that the step leaves as they are.
+  """
+  if norm == "l1":
+    step = step_size * _l1.direction(_l1.movable(points, gradient), 1.0 - sparsity)
+    return _l1.project(points + step, images, epsilon)
+  ball = threat_model.get_norm(norm)
+  return threat_model.project(points + step_size * ball.steepest(gradient), images, epsilon, ball)
+
+
+@entry(num_steps=0, num_restarts=1, sparsity="[0, 1]")
 def pgd(
   key: Keys,
   logits_fn: LogitsFn,
@@ -50,12 +80,13 @@ def pgd(
   loss: str = "ce",
   random_start: str = "uniform",
   num_restarts: int = 1,
+  sparsity: Scalar = 0.99,
 ) -> AttackResult:
   """Projected gradient ascent (Madry et al., arXiv:1706.06083, section 2.1).
 
-  x^{k+1} = P(x^k + step_size * d(grad loss(x^k))), with d the sign (linf) or the unit vector (l2) and P the
-  projection on the epsilon ball and [0, 1]. A pure function: the same keys give the same images. Works under
-  `jit`, `vmap` over models and `shard_map`; it contains no collective of its own.
+  x^{k+1} = P(x^k + step_size * d(grad loss(x^k))), with d the sign (linf), the unit vector (l2) or a few coordinates
+  (l1, `stepped`), and P the projection on the epsilon ball and [0, 1]. A pure function: the same keys give the same
+  images. Works under `jit`, `vmap` over models and `shard_map`; it contains no collective of its own.
 
   Args:
     key: a typed key, which is split over the batch, or one key per image [batch].
@@ -69,6 +100,8 @@ def pgd(
     loss: "ce", "cw" (margin with confidence 50), "margin", "dlr", or "kl" (from the prediction on the clean images).
     random_start: "uniform" in the ball, "gaussian" (0.001 * N(0, 1), as TRADES and MAIL), or "none".
     num_restarts: independent starts; per image a point that fools the model wins, then the highest loss.
+    sparsity: L1 alone, in [0, 1]: the share of the coordinates that a step leaves as they are; 1 moves a single one.
+      Elsewhere `l1_sparsity`, `quantile`.
 
   Returns:
     AttackResult. With restarts, `surviving_steps` is that of the run whose image is returned.
@@ -79,11 +112,12 @@ def pgd(
   ball = threat_model.get_norm(norm)
   check_choice(random_start, "random_start", RANDOM_STARTS)
   surrogate = losses.surrogate(loss, logits_fn, images, labels)
+  take_step = functools.partial(stepped, norm=norm, epsilon=epsilon, step_size=step_size, sparsity=sparsity)
   if loss == "kl" and random_start == "none":
     raise ValueError("loss='kl' has no gradient at the clean image; use random_start='gaussian' or 'uniform'.")
 
   def advance(_, points: Array, gradient: Array) -> Array:
-    return threat_model.project(points + step_size * ball.steepest(gradient), images, epsilon, ball)
+    return take_step(points, gradient, images)
 
   ascend = ascent(logits_fn, labels, surrogate, advance, num_steps)
   run = lambda run_keys: ascend(starting_points(random_start, run_keys, images, epsilon, ball))
@@ -102,11 +136,12 @@ def fgsm(
 ) -> AttackResult:
   """The fast gradient (sign) method (Goodfellow et al., arXiv:1412.6572): one step of length epsilon from the image.
 
-  `pgd` with num_steps=1, step_size=epsilon and no random start; see there for the arguments.
+  `pgd` with num_steps=1, step_size=epsilon, sparsity=1 and no random start; see there for the arguments.
   """
   return pgd(
     key, logits_fn, images, labels,
     epsilon=epsilon, step_size=epsilon, num_steps=1, norm=norm, loss=loss, random_start="none",
+    sparsity=1.0,
   )  # fmt: skip
 
 

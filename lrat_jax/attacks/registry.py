@@ -14,6 +14,7 @@ from lrat_jax.attacks._apgd import apgd
 from lrat_jax.attacks._carlini_wagner import carlini_wagner
 from lrat_jax.attacks._entry import AttackResult, check_batch, entry, finished, per_image_keys
 from lrat_jax.attacks._fab import fab
+from lrat_jax.attacks._msd import msd
 from lrat_jax.attacks._pgd import cw, fgsm, pgd
 from lrat_jax.attacks._spatial import spatial
 from lrat_jax.attacks._square import square
@@ -21,7 +22,7 @@ from lrat_jax.attacks._unforeseen import unforeseen
 from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.core import microbatch as microbatch_lib
 from lrat_jax.core import user_code
-from lrat_jax.core.arguments import as_number, check_count
+from lrat_jax.core.arguments import as_number, check_count, check_group
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn
 
 Attack = Callable[..., AttackResult]
@@ -31,6 +32,7 @@ REGISTRY: dict[str, Attack] = {
   "fgsm": fgsm,
   "pgd": pgd,
   "cw": cw,
+  "msd": msd,
   "fab": fab,
   "square": square,
   "carlini_wagner": carlini_wagner,
@@ -41,6 +43,8 @@ REGISTRY: dict[str, Attack] = {
 
 # Lengths in the image range. A config may give them as the fraction that people quote, "8/255".
 _LENGTHS = ("epsilon", "step_size")
+# The same for attacks in several norms, a length for each.
+_LENGTHS_PER_NORM = ("radii", "step_sizes")
 
 
 _FORM = "(keys, logits_fn, images, labels, *, ...)"
@@ -130,12 +134,17 @@ def from_config(config: Mapping[str, Any]) -> functools.partial[AttackResult]:
   for field in _LENGTHS:
     if field in arguments:
       arguments[field] = as_number(arguments[field], field)
+  for field in _LENGTHS_PER_NORM:
+    if field in arguments:
+      given = check_group(arguments[field], field)
+      arguments[field] = {norm: as_number(length, f"{field}.{norm}") for norm, length in given.items()}
   return functools.partial(attack, **arguments)
 
 
 def scaled(attack: functools.partial[AttackResult], factor: float | Array) -> functools.partial[AttackResult]:
   """The same attack with its epsilon and step size times `factor`, for a ramp over training."""
-  return functools.partial(attack, **{key: attack.keywords[key] * factor for key in _LENGTHS if key in attack.keywords})
+  lengths = {key: attack.keywords[key] for key in (*_LENGTHS, *_LENGTHS_PER_NORM) if key in attack.keywords}
+  return functools.partial(attack, **jax.tree.map(lambda length: length * factor, lengths))
 
 
 def microbatch(attack: Attack, most: int | None) -> Attack:

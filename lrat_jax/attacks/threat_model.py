@@ -132,11 +132,11 @@ def get_norm(name: str) -> Norm:
   return NORMS[norm_name(name)]
 
 
-def check_epsilon(epsilon: float, norm: str, image_shape: tuple[int, ...]) -> None:
+def check_epsilon(epsilon: float, norm: str, image_shape: tuple[int, ...], field: str = "epsilon") -> None:
   """Refuses a radius that is negative, not finite, or wider than [0, 1] images of that shape [h, w, c] allow."""
   widest = get_norm(norm).diameter(image_shape)
   if not 0 <= epsilon <= widest:
-    raise ValueError(f"epsilon={epsilon:g} is outside [0, {widest:g}], the {norm} distances between images in [0, 1].")
+    raise ValueError(f"{field}={epsilon:g} is outside [0, {widest:g}], the {norm} distances between images in [0, 1].")
 
 
 def per_image(values: Array, ndim: int = 4) -> Array:

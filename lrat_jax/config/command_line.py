@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from lrat_jax.core.errors import ConfigError
 
 # Of `methods.METHODS`, whose module takes a while to import.
-METHODS = ("at", "irat", "lrat", "lrat_irat", "trades", "mart")
+METHODS = ("at", "irat", "lrat", "lrat_irat", "max", "softmax", "eat", "trades", "mart")
 MODES = ("train_and_evaluate", "train", "evaluate")
 # An override of a configuration's field: its path, and "=" where a value follows.
 OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)")

@@ -6,12 +6,16 @@ so that "8/255" stays what it was given as; shares are of the whole training, in
 weighting or a data set is named, "package.module:function" names one of the user's own (examples/custom_config.py).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from lrat_jax.config.suites import DEFAULT as DEFAULT_SUITE
-from lrat_jax.config.suites import SUITES, iterated
+from lrat_jax.config.suites import NORMS, SUITES, iterated, kinds
+
+# `train.variants`: every attack makes a variant of each image, or one attack that is drawn for the batch.
+ALL, SAMPLED = "all", "sampled"
 
 SCHEDULES = ("constant", "piecewise", "cosine", "one_cycle")
 
@@ -52,13 +56,20 @@ def _optimizer(learning_rate: float, schedule: str, weight_decay: float = 5e-4):
   )
 
 
-def _budget(linf: tuple[str, str], l2: tuple[str, str], *, num_steps: int, l1: str, spatial: tuple[float, float]):
-  """Radius and step size by norm, the steps of training attacks, L1's radius, and degrees and pixels of movements."""
-  return dict(linf=linf, l2=l2, num_steps=num_steps, l1=l1, spatial=spatial)
+def _budget(
+  linf: tuple[str, str], l2: tuple[str, str], l1: tuple[str, str], *, num_steps: int, spatial: tuple[float, float]
+):
+  """Radius and step size by norm, the steps of training attacks, and degrees and pixels of movements.
+
+  L1's step sizes were chosen on validation images of networks trained in L2: PGD leaves what as many steps of APGD do.
+  """
+  return dict(linf=linf, l2=l2, l1=l1, num_steps=num_steps, spatial=spatial)
 
 
 # Before the name of a suite in the config's argument.
 _SUITE = "suite="
+# What "union" stands for among the training attacks there: a variant in each of three norms.
+UNION = ("pgd", "pgd_l2", "pgd_l1")
 
 # What goes together. Each names its data, model, optimiser, epochs, epsilon ramp and attack budget.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -69,7 +80,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     epochs=40,
     # by validation: over half of the steps APGD-CE + APGD-T leave 64 % and PGD-10 84, over a quarter 71 and 87
     epsilon_ramp_fraction=0.25,
-    budget=_budget(("0.2", "0.05"), ("0.6", "0.15"), num_steps=10, l1="1.25", spatial=(15.0, 0.5)),
+    budget=_budget(("0.2", "0.05"), ("0.6", "0.15"), ("1.25", "0.4375"), num_steps=10, spatial=(15.0, 0.5)),
   ),
   "fashion_mnist": dict(
     data=_data("tfds:fashion_mnist", 2000),
@@ -77,7 +88,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.1, "one_cycle"),
     epochs=10,
     epsilon_ramp_fraction=0.7,
-    budget=_budget(("0.1", "0.035"), ("1.5", "0.5"), num_steps=5, l1="5", spatial=(15.0, 1.0)),
+    budget=_budget(("0.1", "0.035"), ("1.5", "0.5"), ("5", "2.5"), num_steps=5, spatial=(15.0, 1.0)),
   ),
   "cifar10": dict(
     data=_data("tfds:cifar10", 1000, crop_padding=4, flip=True),
@@ -85,7 +96,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.1, "piecewise"),
     epochs=100,
     epsilon_ramp_fraction=0.0,
-    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), num_steps=10, l1="12", spatial=(30.0, 3.0)),
+    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), ("12", "6"), num_steps=10, spatial=(30.0, 3.0)),
   ),
   "svhn": dict(
     data=_data("tfds:svhn_cropped", 1000),
@@ -93,7 +104,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.05, "piecewise"),
     epochs=60,
     epsilon_ramp_fraction=0.1,  # from the full epsilon at once, SVHN often stays at chance
-    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), num_steps=10, l1="12", spatial=(30.0, 3.0)),
+    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), ("12", "6"), num_steps=10, spatial=(30.0, 3.0)),
   ),
 }
 
@@ -107,8 +118,34 @@ def _training_attacks(budget: dict[str, Any]) -> dict[str, dict[str, Any]]:
     "dlr": iterated(budget, "linf", steps, name="pgd", loss="dlr", random_start="uniform"),
     "kl": iterated(budget, "linf", steps, name="pgd", loss="kl", random_start="gaussian"),
     "pgd_l2": iterated(budget, "l2", steps, name="pgd", loss="ce", random_start="uniform"),
+    "pgd_l1": iterated(budget, "l1", steps, name="pgd", loss="ce", random_start="uniform"),
+    "msd": _msd(budget, NORMS, steps),
     "fgsm": dict(name="fgsm", norm="linf", epsilon=budget["linf"][0], loss="ce"),
   }
+
+
+def _msd(budget: dict[str, Any], norms: Iterable[str], num_steps: int) -> dict[str, Any]:
+  """One attack in several norms at once."""
+  return dict(
+    name="msd",
+    radii={norm: budget[norm][0] for norm in norms},
+    step_sizes={norm: budget[norm][1] for norm in norms},
+    num_steps=num_steps,
+    loss="ce",
+  )
+
+
+def _validation_attack(budget: dict[str, Any], train_attacks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+  """PGD-10 in L-infinity, or where training goes by other norms too, ten steps in all of them at once."""
+  norms = {norm for entry in train_attacks.values() for _, norm in kinds(entry)}
+  if norms <= {"linf"}:
+    return dict(SUITES["pgd"](budget)["pgd20"], num_steps=10)
+  return _msd(budget, sorted(norms), num_steps=10)
+
+
+def _expanded(names: Iterable[str]) -> list[str]:
+  """The names of training attacks with those that "union" stands for."""
+  return [attack for name in names for attack in (UNION if name == "union" else (name,))]
 
 
 def _parse(arg: str | None) -> tuple[str, list[str], str]:
@@ -122,17 +159,22 @@ def _parse(arg: str | None) -> tuple[str, list[str], str]:
     )
   attacks = _training_attacks(PRESETS[preset_name]["budget"])
   for name in attack_names:
-    if name not in attacks:
-      raise ValueError(
-        f"training attack {name!r} is unknown in the config's argument {arg!r}; choose from {sorted(attacks)}."
-      )
-  if len(set(attack_names)) < len(attack_names):
+    if name not in (*attacks, "union"):
+      choices = sorted((*attacks, "union"))
+      raise ValueError(f"training attack {name!r} is unknown in the config's argument {arg!r}; choose from {choices}.")
+  expanded = _expanded(attack_names)
+  if len(set(expanded)) < len(expanded):
     raise ValueError(f"the config's argument {arg!r} names a training attack twice.")
   if len(suite_names) > 1 or suite_names[0] not in SUITES:
     raise ValueError(
       f"suite {','.join(suite_names)!r} is unknown in the config's argument {arg!r}; choose one from {sorted(SUITES)}."
     )
   return preset_name, attack_names, suite_names[0]
+
+
+def variant_names(config: ConfigDict) -> list[str]:
+  """What the variants of a pair are called: as the attacks that make them, or "sampled"."""
+  return [SAMPLED] if config.train.variants == SAMPLED else list(config.train_attacks)
 
 
 def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigDict:
@@ -143,7 +185,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
     arg: what stands behind the colon of `--config=configs/NAME.py:ARG`: a preset, then the training attacks of each
       pair, and the suite that evaluates, separated by commas: "cifar10", "digits,pgd,cw", "digits,suite=unforeseen".
       Empty is "digits"; without attacks it is `attack`, without a suite "apgd".
-    attack: the method's own training attack.
+    attack: the method's own training attack, or "union": one in each of three norms.
 
   Returns:
     A type-safe ConfigDict whose keys are fixed.
@@ -154,6 +196,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
   preset_name, attack_names, suite_name = _parse(arg)
   preset = PRESETS[preset_name]
   attacks = _training_attacks(preset["budget"])
+  attacks = {name: attacks[name] for name in _expanded(attack_names or [attack])}
   return ConfigDict(
     dict(
       name="_".join([method, preset_name, *attack_names]),  # of the run, and with the seed of its workdir
@@ -166,21 +209,26 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         epochs=preset["epochs"],  # passes over the training images
         # share of the steps over which epsilon and step size grow from 0
         epsilon_ramp_fraction=preset["epsilon_ramp_fraction"],
+        variants=ALL,  # all | sampled: of each image by every attack, or by one drawn for the batch by its robust error
         attack_batch_norm="eval",  # eval | train: which batch-norm statistics the training attacks see
         ema_decay=0.0,  # of the weights that are validated and evaluated; 0 is off
         log_every_steps=20,  # steps between two rows of metrics
         checkpoint_every_steps=500,  # steps between checkpoints; the best epoch since the last is saved with the next
         num_logged_examples=2048,  # training images whose weights are kept for every epoch
       ),
-      train_attacks={name: attacks[name] for name in attack_names or [attack]},  # one variant in the pair for each
+      train_attacks=attacks,  # one variant in the pair for each
       objective="ce",  # ce | trades | mart: the loss of each member of a pair
       beta=6.0,  # trades, mart: what the divergence from the natural prediction weighs
+      logit_pairing=dict(
+        weight=0.0,  # of the divergence of a pair's variants from one of them, where that is classified; 0 is off
+        attack="pgd",  # the training attack of that one
+      ),
       local_weights=dict(
-        kind="none",  # none | lrat
+        kind="none",  # none | lrat | max | softmax
         begin_fraction=0.5,  # share of the epochs that train as plain adversarial training first
         total=1.0,  # C, a pair's weight
         minimum_natural=0.1,  # omega_min, the least weight of a natural image
-        slope=5.0,  # of the curve h; this and the bias were chosen by validation on digits, results/README.md
+        slope=5.0,  # of the curve h, or of softmax; h's slope and bias were chosen by validation, results/README.md
         bias=-1.0,  # the vulnerability at which h is 1/2
       ),
       global_weights=dict(
@@ -193,7 +241,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         gamma=0.0,  # adversarial weight perturbation of that relative length; 0 is off
         begin_fraction=0.0,  # share of the epochs without it first
       ),
-      validation_attack=dict(SUITES["pgd"](preset["budget"])["pgd20"], num_steps=10),  # chooses the best checkpoint
+      validation_attack=_validation_attack(preset["budget"], attacks),  # chooses the best checkpoint
       eval=dict(
         batch_size=256,  # images evaluated at a time, on all devices and hosts together
         split="test",  # test | validation | train: what is evaluated; choose on validation, report on test, once

@@ -1,7 +1,8 @@
 """The methods by name, each a few fields over plain adversarial training: `--config=NAME` and configs/NAME.py.
 
 `--config=lrat:cifar10,pgd,cw` is `lrat("cifar10,pgd,cw")`: the data set's preset, the training attacks and the suite
-(`default.default` explains them).
+(`default.default` explains them). Several norms at once: `at:digits,union` is AVG, `at:digits,msd` MSD, and `max`,
+`softmax`, `eat` and `lrat:digits,union` the others.
 """
 
 from collections.abc import Callable
@@ -39,6 +40,29 @@ def lrat_irat(arg: str | None = None) -> ConfigDict:
   return config
 
 
+def max_(arg: str | None = None) -> ConfigDict:
+  """MAX (Tramer & Boneh, arXiv:1904.13000): of variants in several norms the most vulnerable alone is trained on."""
+  config = base.default("max", arg, attack="union")
+  config.local_weights.kind = "max"
+  config.local_weights.begin_fraction = 0.0
+  return config
+
+
+def softmax(arg: str | None = None) -> ConfigDict:
+  """Between AVG, which is `at` on several attacks, and MAX: a softmax over the variants in several norms."""
+  config = base.default("softmax", arg, attack="union")
+  config.local_weights.kind = "softmax"
+  config.local_weights.begin_fraction = 0.0
+  return config
+
+
+def eat(arg: str | None = None) -> ConfigDict:
+  """E-AT (Croce & Hein, arXiv:2105.12508): each batch is attacked in one norm, drawn by how little it withstands it."""
+  config = base.default("eat", arg, attack="union")
+  config.train.variants = base.SAMPLED
+  return config
+
+
 def trades(arg: str | None = None) -> ConfigDict:
   """TRADES (arXiv:1901.08573): cross-entropy on natural images plus beta times the divergence of the variants."""
   config = base.default("trades", arg, attack="kl")
@@ -60,6 +84,9 @@ METHODS: dict[str, Callable[[str | None], ConfigDict]] = {
   "irat": irat,
   "lrat": lrat,
   "lrat_irat": lrat_irat,
+  "max": max_,
+  "softmax": softmax,
+  "eat": eat,
   "trades": trades,
   "mart": mart,
 }

@@ -36,6 +36,9 @@ Budget = Mapping[str, Any]
 Suite = dict[str, dict[str, Any]]
 
 
+NORMS = ("linf", "l2", "l1")
+
+
 def iterated(budget: Budget, norm: str, num_steps: int, **arguments: Any) -> dict[str, Any]:
   """An attack of many steps with a preset's radius and step size in a norm."""
   epsilon, step_size = budget[norm]
@@ -47,8 +50,8 @@ def _times(length: str, factor: float) -> str:
   return f"{float(numerator) * factor:.6g}" + (f"/{denominator}" if denominator else "")
 
 
-def _autoattack(budget: Budget, version: str) -> dict[str, Any]:
-  return dict(name=AUTOATTACK, norm="linf", epsilon=budget["linf"][0], version=version)
+def _autoattack(budget: Budget, version: str, norm: str = "linf") -> dict[str, Any]:
+  return dict(name=AUTOATTACK, norm=norm, epsilon=budget[norm][0], version=version)
 
 
 def _pgd(budget: Budget) -> Suite:
@@ -68,7 +71,7 @@ def _other_norms(budget: Budget) -> Suite:
   rotation, translation = budget["spatial"]
   return {
     "apgd_l2": dict(apgd, norm="l2", epsilon=budget["l2"][0]),
-    "apgd_l1": dict(apgd, norm="l1", epsilon=budget["l1"]),
+    "apgd_l1": dict(apgd, norm="l1", epsilon=budget["l1"][0]),
     "spatial": dict(name="spatial", max_rotation=rotation, max_translation=translation),
   }
 
@@ -105,7 +108,7 @@ def _multirobustbench(budget: Budget) -> Suite:
   Of the norms half the preset's radius to two and a half times it, of the others every fourth of its twenty strengths.
   """
   apgd = dict(name="apgd", loss="ce", num_steps=100, num_restarts=1)
-  radii = {"linf": budget["linf"][0], "l2": budget["l2"][0], "l1": budget["l1"]}
+  radii = {norm: budget[norm][0] for norm in NORMS}
   ladders = {
     f"apgd_{norm}": [dict(apgd, norm=norm, epsilon=_times(radius, level / 2)) for level in range(1, 6)]
     for norm, radius in radii.items()
@@ -141,24 +144,26 @@ SUITES: dict[str, Callable[[Budget], Suite]] = {
   "unforeseen": _unforeseen,
   "multirobustbench": _multirobustbench,
   "corruptions": _corruptions,
+  "union": lambda budget: {f"apgd_{norm}": _autoattack(budget, "apgd", norm) for norm in NORMS},
   "full": _full,
   "full_apgd": functools.partial(_full, name="apgd", version="apgd"),  # where four attacks would take too long
 }
 DEFAULT = "apgd"
 
 
-def kind(entry: Mapping[str, Any]) -> tuple[str, str] | None:
-  """What an attack maximises in which ball, the same for FGSM, PGD and APGD; None where it follows no loss in a ball.
+def kinds(entry: Mapping[str, Any]) -> set[tuple[str, str]]:
+  """What an attack maximises in which balls, the same for FGSM, PGD and APGD; empty where it follows no loss in a ball.
 
   Two attacks of one kind differ in steps and radius alone, so training on the one is training on the other. One of the
   user's own is a kind of its own.
   """
   if user_code.is_name(entry["name"]):
-    return entry["name"], entry.get("norm", "linf")
-  losses = {"cw": "cw", "fgsm": "ce", "pgd": "ce", "apgd": "ce", "unforeseen": "ce"}
+    return {(entry["name"], entry.get("norm", "linf"))}
+  losses = {"cw": "cw", "fgsm": "ce", "pgd": "ce", "apgd": "ce", "msd": "ce", "unforeseen": "ce"}
   if entry["name"] not in losses:
-    return None
-  return entry.get("loss", losses[entry["name"]]), ball(entry)
+    return set()
+  loss = entry.get("loss", losses[entry["name"]])
+  return {(loss, where) for where in entry.get("radii", (ball(entry),))}
 
 
 def ball(entry: Mapping[str, Any]) -> str:
@@ -167,9 +172,9 @@ def ball(entry: Mapping[str, Any]) -> str:
 
 
 def trained_on(suite: Mapping[str, Mapping[str, Any]], train_attacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  """The attacks of a suite that are of a kind that one of the training attacks is of."""
-  trained = {kind(entry) for entry in train_attacks.values()} - {None}
-  return [name for name, entry in suite.items() if kind(entry) in trained]
+  """The attacks of a suite that are of a kind that training attacks are of."""
+  trained = set().union(*map(kinds, train_attacks.values()))
+  return [name for name, entry in suite.items() if kinds(entry) & trained]
 
 
 def held_out(suite: Mapping[str, Mapping[str, Any]], trained: Collection[str]) -> list[str]:
@@ -262,6 +267,8 @@ def cost(entry: Mapping[str, Any], num_classes: int = 10) -> Cost:
       return Cost(steps * num_classes)
     case "carlini_wagner":
       return Cost(steps * given["binary_search_steps"])
+    case "msd":
+      return Cost(steps, queries=steps * len(given["radii"]))
     case "square":
       return Cost(queries=given["num_queries"])
     case "spatial":
@@ -277,6 +284,7 @@ def radius(entry: Mapping[str, Any]) -> float | None:
 def threat(entry: Mapping[str, Any]) -> str:
   """What an entry allows an attacker, for people: "linf 8/255, 20 steps of 2/255", "fog, severity 3"."""
   words = [f"{ball(entry)} {entry['epsilon']}"] if "epsilon" in entry else []
+  words += [f"{norm} {radius}" for norm, radius in entry.get("radii", {}).items()]
   if user_code.is_name(entry["name"]):  # whose fields mean what its author says
     return ", ".join(words + [f"{k} {v}" for k, v in entry.items() if k not in ("name", "norm", "epsilon")])
   if "severity" in entry:

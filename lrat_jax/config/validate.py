@@ -137,7 +137,7 @@ def _find_user_attacks(config: ConfigDict) -> None:
 
 def _try_user_code(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
   """Tries what a configuration names of the user's functions, as the run will. Raises ConfigError."""
-  model, num_variants = config.model, len(config.train_attacks)
+  model, num_variants = config.model, len(config_lib.variant_names(config))
   options = {name: config.local_weights[name] for name in ("total", "minimum_natural", "slope", "bias")}
   if user_code.is_name(model.name):
     with _errors_of("model"):
@@ -214,6 +214,7 @@ def check(config: ConfigDict) -> None:
   _choice(config, "data.placement", data.PLACEMENTS)
   _choice(config, "eval.split", data.SPLITS)
   _choice(config, "train.attack_batch_norm", ("eval", "train"))
+  _choice(config, "train.variants", (config_lib.ALL, config_lib.SAMPLED))
   _range(config, "seed", 0, 2**32 - 1)
   for path in ("data.batch_size", "eval.batch_size"):
     _range(config, path, 1, _LARGEST_BATCH)
@@ -238,6 +239,14 @@ def check(config: ConfigDict) -> None:
   _range(config, "train.ema_decay", 0, 0.999999)
   _range(config, "beta", 0)
   _range(config, "awp.gamma", 0, 1)
+  _range(config, "logit_pairing.weight", 0)
+  if config.logit_pairing.weight:
+    _choice(config, "logit_pairing.attack", list(config.train_attacks))
+    if len(config_lib.variant_names(config)) < 2:
+      raise ConfigError(
+        f"config.logit_pairing.weight={config.logit_pairing.weight} compares the variants of a pair, of which there is "
+        "one; name more training attacks, with train.variants=all."
+      )
   _range(config, "optimizer.learning_rate", 0)
   _range(config, "optimizer.weight_decay", 0)
   _range(config, "optimizer.momentum", 0, 1)

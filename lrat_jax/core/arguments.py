@@ -3,7 +3,7 @@
 import math
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,13 @@ def check_count(value: Any, name: str, least: int) -> int:
   if count is None or isinstance(value, bool) or not least <= count <= _MOST:
     raise ValueError(f"{name}={shown(value)} must be an integer of {least} or more, and {_MOST:,} at most.")
   return count
+
+
+def check_group(value: Any, name: str) -> Mapping[str, Any]:
+  """A mapping of one entry or more. Raises ValueError for anything else."""
+  if not hasattr(value, "items") or not len(value):
+    raise ValueError(f"{name}={shown(value)} must have a value for each norm, as {{'linf': 0.03, 'l2': 0.5}}.")
+  return dict(value.items())
 
 
 def check_flag(value: Any, name: str) -> bool:

@@ -131,7 +131,7 @@ def _read_results(path: Path) -> dict[str, Any]:
   for name in results["robust"]:
     try:  # all that the page will ask of an attack, asked once
       suites.threat(results["suite"][name])
-      suites.kind(results["suite"][name])
+      suites.kinds(results["suite"][name])
       suites.radius(results["suite"][name])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
       raise files.CorruptFileError(f"{path} is damaged (suite.{name}: {type(error).__name__} {error}).") from None

@@ -9,12 +9,14 @@ from lrat_jax.config import suites
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _OBJECTIVES = {"ce": "Adversarial training", "trades": "TRADES", "mart": "MART"}
+_LOCAL = {"lrat": "LRAT", "max": "MAX", "softmax": "softmax"}
 _GLOBAL = {"gairat": "GAIRAT", "mail": "MAIL"}
 
 _ATTACKS = {
   "fgsm": "One gradient step to the edge of the ball.",
   "pgd": "Projected gradient descent: gradient steps on a loss, each put back into the ball.",
   "cw": "Projected gradient descent on the margin between the best wrong logit and the true one.",
+  "msd": "Gradient steps in several norms at once: at each step the norm that harms most.",
   "apgd": "PGD that adapts its own step size, with restarts from the best point found.",
   "square": "A search by random squares that needs no gradients, only the model's outputs.",
   "fab": "A search for the nearest point behind the decision boundary.",
@@ -43,8 +45,12 @@ _TERMS = {
 
 def threat(entry: Mapping[str, Any]) -> str:
   """What an attack may do, as `suites.threat` says it, with norms as people write them, beside their radius."""
-  first, space, rest = suites.threat(entry).partition(" ")
-  return f"{_NORMS[first]}\u00a0{rest}" if first in _NORMS else first + space + rest
+
+  def part(text: str) -> str:
+    first, _, rest = text.partition(" ")
+    return f"{_NORMS[first]}\u00a0{rest}" if first in _NORMS else text
+
+  return ", ".join(map(part, suites.threat(entry).split(", ")))
 
 
 def _share(share: float) -> str:
@@ -54,7 +60,7 @@ def _share(share: float) -> str:
 def _idle(config: ConfigDict) -> bool:
   """Whether no training attack may change anything."""
   entries = config.train_attacks.to_dict().values()
-  return all(suites.radius(entry) == 0 for entry in entries if "epsilon" in entry)
+  return all(suites.radius(entry) == 0 for entry in entries)
 
 
 def method(config: ConfigDict) -> str:
@@ -73,11 +79,14 @@ def _how(config: ConfigDict) -> str:
     sentence += f" (β = {config.beta:g})"
   weights = []
   if config.local_weights.kind != "none":
-    weights.append(f"local weights inside each pair (LRAT), after {_share(config.local_weights.begin_fraction)}")
+    kind = _LOCAL.get(config.local_weights.kind, config.local_weights.kind)
+    weights.append(f"local weights inside each pair ({kind}), after {_share(config.local_weights.begin_fraction)}")
   if config.global_weights.kind != "none":
     kind = _GLOBAL.get(config.global_weights.kind, config.global_weights.kind)
     weights.append(f"global weights across pairs ({kind}), after {_share(config.global_weights.begin_fraction)}")
   sentence += f" with {' and '.join(weights)}" if weights else ", all images and variants weighing the same"
+  if config.logit_pairing.weight:
+    sentence += f"; logit pairing with the variants of {config.logit_pairing.attack} ({config.logit_pairing.weight:g})"
   if config.awp.gamma:
     sentence += f"; adversarial weight perturbation of {config.awp.gamma:g}"
   if config.train.ema_decay:

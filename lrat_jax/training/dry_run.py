@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from lrat_jax import data, objectives
+from lrat_jax import data
+from lrat_jax.config import default as config_lib
 from lrat_jax.config import suites
 from lrat_jax.core.text import seconds_text
 from lrat_jax.training import loop
@@ -81,10 +82,12 @@ def _phases(experiment: loop.Experiment) -> list[_PhaseCost]:
 
 def _seconds_of_a_gradient(config: ConfigDict, cost: _PhaseCost) -> float:
   """About how long the gradient of one image takes: an attack's gradients and the update share a step's time."""
-  attacks = sum(suites.cost(entry).gradients for entry in config.train_attacks.values())
-  natural = cost.phase.use_local_weights or objectives.compares_with_natural(config.objective)
+  variants = len(config_lib.variant_names(config))
+  every = sum(suites.cost(entry).gradients for entry in config.train_attacks.values())
+  attacks = every * variants / len(config.train_attacks)
+  natural = step_lib.needs_natural(config, cost.phase)
   # The gradient of the weights comes on top of that of the images: half as much again.
-  update = 1.5 * (len(config.train_attacks) + natural) * (1 + cost.phase.use_awp)
+  update = 1.5 * (variants + natural) * (1 + cost.phase.use_awp)
   return cost.step / (config.data.batch_size * (attacks + update))
 
 
@@ -143,7 +146,7 @@ def describe(experiment: loop.Experiment, console: Console) -> None:
 def _describe_steps(experiment: loop.Experiment, say: Any) -> None:
   """How many steps, on batches of what, and which attacks make and evaluate them."""
   config = experiment.config
-  variants = len(config.train_attacks)
+  variants = len(config_lib.variant_names(config))
   say(
     "steps",
     f"{config.train.epochs} epochs of {experiment.steps_per_epoch} = {experiment.total_steps:,}; batches "

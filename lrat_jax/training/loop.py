@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lrat_jax import attacks, data, models
+from lrat_jax.config.default import SAMPLED, variant_names
 from lrat_jax.core import distributed, sharding
 from lrat_jax.core.errors import ConfigError, Preempted
 from lrat_jax.core.text import seconds_text
@@ -151,7 +152,7 @@ class _Loop:
   def run(self) -> None:
     """Trains from the current step to the last."""
     config, experiment = self._config, self._experiment
-    names = list(config.train_attacks)
+    names = variant_names(config)
     indices = experiment.dataset.train.indices
     size = min(config.train.num_logged_examples, len(indices))
     leads = distributed.is_primary()
@@ -220,6 +221,8 @@ class _Loop:
     metrics.check_finite(first_step, outputs)
     seconds = time.perf_counter() - self._row_start
     row = metrics.training_row(self.step, epoch, outputs)
+    if self._config.train.variants == SAMPLED:
+      row |= metrics.drawn_shares(list(self._config.train_attacks), outputs)
     row["images_per_second"] = len(outputs) * self._config.data.batch_size / seconds
     self._writer.write(row)
     self._weights.add(epoch, first_step, outputs)

@@ -41,6 +41,12 @@ def training_row(step: int, epoch: int, outputs: Sequence[StepOutput]) -> Row:
   return row
 
 
+def drawn_shares(attacks: Sequence[str], outputs: Sequence[StepOutput]) -> Row:
+  """For each training attack the share of some steps that it was drawn for, by "drawn/ATTACK"."""
+  drawn = np.array([output.drawn for output in outputs])
+  return {f"drawn/{name}": float(np.mean(drawn == number)) for number, name in enumerate(attacks)}
+
+
 def epoch_means(rows: Iterable[Row], epoch: int, names: Sequence[str]) -> dict[str, float]:
   """Means of an epoch's training rows, each weighted by its number of steps."""
   rows = [row for row in rows if row["split"] == "train" and row["epoch"] == epoch]

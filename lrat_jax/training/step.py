@@ -13,13 +13,15 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lrat_jax import attacks, data, models, objectives, reweighting
+from lrat_jax import attacks, data, objectives, reweighting
+from lrat_jax.config.default import SAMPLED
 from lrat_jax.core import sharding, user_code
 from lrat_jax.core.typing import Variables
 from lrat_jax.training import awp
+from lrat_jax.training import variants as variants_lib
 
 # Streams of random keys under the seed; numbers are never reused, so that old runs keep their noise.
-_STREAMS = {"init": 0, "augment": 1, "attack": 2}
+_STREAMS = {"init": 0, "augment": 1, "attack": 2, "sampling": 3}
 
 # One image in so many shows the natural accuracy where the loss has no use for natural images.
 _NATURAL_SAMPLE = 8
@@ -33,12 +35,14 @@ class TrainState(flax.struct.PyTreeNode):
     variables: the model's {"params", "batch_stats"}; the second may be empty.
     opt_state: optax's.
     ema: an exponential moving average of `variables`, or None where it is off.
+    sampling: how the training attacks fared, where one is drawn for each batch, else None.
   """
 
   step: Array
   variables: Variables
   opt_state: optax.OptState
   ema: Variables | None
+  sampling: variants_lib.Sampling | None = None
 
   @property
   def eval_variables(self) -> Variables:
@@ -63,6 +67,8 @@ class Phase(NamedTuple):
 class StepOutput(NamedTuple):
   """What a step tells. The scalars are of the global batch; the rest is per image, [batch] or [batch, m].
 
+  `drawn` is the number of the attack that made the variants, where one was drawn for the batch, so m = 1; else it is 0.
+
   `natural_correct` comes free where natural images are in the loss (its forward, in train mode). Where they are not, it
   is a sample, the first eighth of each device's images in eval mode: a forward of all would be a tenth of a PGD-5 step.
   `surviving_fractions` is kappa / K.
@@ -71,6 +77,7 @@ class StepOutput(NamedTuple):
   loss: Array
   gradient_norm: Array
   parameter_norm: Array
+  drawn: Array
   indices: Array
   labels: Array
   natural_correct: Array
@@ -97,6 +104,12 @@ def phase_at(config: ConfigDict, epoch: int) -> Phase:
   )
 
 
+def needs_natural(config: ConfigDict, phase: Phase) -> bool:
+  """Whether the loss needs the model's prediction on the natural images."""
+  weighed = phase.use_local_weights and reweighting.weighs_natural(config.local_weights.kind)
+  return weighed or objectives.compares_with_natural(config.objective)
+
+
 def create_state(
   config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation, image_shape: Sequence[int]
 ) -> TrainState:
@@ -108,6 +121,7 @@ def create_state(
     variables=variables,
     opt_state=optimizer.init(variables["params"]),
     ema=jax.tree.map(jnp.copy, variables) if config.train.ema_decay else None,
+    sampling=variants_lib.create(len(config.train_attacks)) if config.train.variants == SAMPLED else None,
   )
 
 
@@ -124,6 +138,10 @@ def _weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, surviving
   options = {name: fields[name] for name in ("total", "minimum_natural", "slope", "bias")}
   if not phase.use_local_weights:
     local = reweighting.uniform_local_weights(vulnerabilities, total=fields.total)
+  elif fields.kind == "max":
+    local = reweighting.max_local_weights(vulnerabilities, total=fields.total)
+  elif fields.kind == "softmax":
+    local = reweighting.softmax_local_weights(vulnerabilities, total=fields.total, slope=fields.slope)
   elif user_code.is_name(fields.kind):
     local = reweighting.user_local_weights(user_code.function(fields.kind), vulnerabilities, **options)
   else:
@@ -139,34 +157,14 @@ def _weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, surviving
   return *local, across
 
 
-def _attack_all(
-  config: ConfigDict,
-  platform: str,
-  key: Array,
-  step: Array,
-  total_steps: int,
-  model_logits: Callable,
-  images: Array,
-  labels: Array,
-  indices: Array,
-) -> tuple[Array, Array]:
-  """The variants [b, m, h, w, c] of every image, and the share of iterates [b, m] that the model survived."""
-  ramp_steps = max(config.train.epsilon_ramp_fraction * total_steps, 1.0)
-  ramp = jnp.minimum((step + 1) / ramp_steps, 1.0)
-  keys = attacks.example_keys(jax.random.fold_in(key, step), indices)
-  # With the batch's own statistics every image's logits depend on all others, so all go through at once.
-  eval_mode = config.train.attack_batch_norm == "eval"
-  microbatch_size = None
-  if eval_mode:
-    microbatch_size = models.microbatch_size(config.model.name, *images.shape[1:3], platform=platform)
-  variants, surviving = [], []
-  for j, attack_config in enumerate(config.train_attacks.values()):
-    attack = attacks.scaled(attacks.from_config(attack_config), ramp)
-    variant_keys = jax.vmap(lambda key, j=j: jax.random.fold_in(key, j))(keys)
-    result = attacks.microbatch(attack, microbatch_size)(variant_keys, model_logits, images, labels)
-    variants.append(result.images)
-    surviving.append(result.surviving_steps / max(attack.keywords.get("num_steps", 1), 1))
-  return jnp.stack(variants, axis=1), jnp.stack(surviving, axis=1)
+def _pairing(config: ConfigDict, adversarial_logits: Array, labels: Array) -> Array | float:
+  """The loss of logit pairing over this device's images; 0 where it is off."""
+  fields = config.logit_pairing
+  if not fields.weight:
+    return 0.0
+  source = list(config.train_attacks).index(fields.attack)
+  pairing = objectives.logit_pairing(adversarial_logits, labels, source, axis_name=sharding.AXIS)
+  return fields.weight * jnp.mean(pairing)
 
 
 def _step(
@@ -188,12 +186,13 @@ def _step(
   images = data.to_float(batch["images"])
   images = data.augment(keys, images, crop_padding=config.data.crop_padding, flip=config.data.flip)
   model_logits = logits_fn(model, variables, config.train.attack_batch_norm)
-  variants, surviving_fractions = _attack_all(
-    config, platform, root_keys["attack"], state.step, total_steps, model_logits, images, labels, indices
+  drawn = None if state.sampling is None else variants_lib.draw(root_keys["sampling"], state.step, state.sampling)
+  variants, surviving_fractions = variants_lib.attack(
+    config, platform, root_keys["attack"], state.step, total_steps, drawn, model_logits, images, labels, indices
   )
   batch_size, num_variants = variants.shape[:2]
   adversarial_images = variants.reshape(-1, *images.shape[1:])
-  natural_in_loss = phase.use_local_weights or objectives.compares_with_natural(config.objective)
+  natural_in_loss = needs_natural(config, phase)
 
   def loss_fn(params):
     inputs = jnp.concatenate([images, adversarial_images]) if natural_in_loss else adversarial_images
@@ -203,7 +202,8 @@ def _step(
     vulnerabilities = reweighting.vulnerability(adversarial, labels[:, None].repeat(num_variants, axis=1))
     weights = _weights(config, phase, vulnerabilities, surviving_fractions)
     pair_losses = objectives.pair_losses(config.objective, natural, adversarial, labels, *weights[:2], beta=config.beta)
-    return jnp.mean(weights[2] * pair_losses), (natural, vulnerabilities, weights, updated.get("batch_stats", {}))
+    loss = jnp.mean(weights[2] * pair_losses) + _pairing(config, adversarial, labels)
+    return loss, (natural, vulnerabilities, weights, updated.get("batch_stats", {}))
 
   at = _gradient_point(config, phase, state, variables["params"], loss_fn)
   (loss, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(at)
@@ -214,24 +214,25 @@ def _step(
   if natural_logits is None:
     sampled = -(-batch_size // _NATURAL_SAMPLE)
     natural_logits = logits_fn(model, variables)(images[:sampled])
+  adversarial_correct = vulnerabilities <= 0
   output = StepOutput(
     loss=loss,
     gradient_norm=optax.tree.norm(gradients),
     parameter_norm=optax.tree.norm(new_variables["params"]),
+    drawn=jnp.zeros((), jnp.int32) if drawn is None else drawn,
     indices=indices,
     labels=labels,
     natural_correct=jnp.argmax(natural_logits, axis=-1) == labels[: len(natural_logits)],
-    adversarial_correct=vulnerabilities <= 0,
+    adversarial_correct=adversarial_correct,
     vulnerabilities=vulnerabilities,
     surviving_fractions=surviving_fractions,
     natural_weights=weights[0],
     adversarial_weights=weights[1],
     global_weights=weights[2],
   )
-  return (
-    TrainState(state.step + 1, new_variables, opt_state, _moving_average(config, state, new_variables)),
-    output,
-  )
+  ema = _moving_average(config, state, new_variables)
+  sampling = None if drawn is None else variants_lib.updated(state.sampling, drawn, adversarial_correct)
+  return TrainState(state.step + 1, new_variables, opt_state, ema, sampling), output
 
 
 def _gradient_point(config: ConfigDict, phase: Phase, state: TrainState, params: Any, loss_fn: Callable) -> Any:
@@ -266,15 +267,17 @@ def make_train_step(
   holds none, but with `train.attack_batch_norm` "train" those of batch norm at every step of it.
   """
   per_image: dict[str, Any] = {name: sharding.BATCHED for name in StepOutput._fields}
+  of_the_batch = ("loss", "gradient_norm", "parameter_norm", "drawn")
   sharded = sharding.shard_map(
     functools.partial(_step, config, model, optimizer, total_steps, phase, sharding.platform(mesh)),
     mesh,
     in_specs=(sharding.REPLICATED, sharding.REPLICATED, sharding.BATCHED),
     out_specs=(
       sharding.REPLICATED,
-      StepOutput(**per_image | dict.fromkeys(("loss", "gradient_norm", "parameter_norm"), sharding.REPLICATED)),
+      StepOutput(**per_image | dict.fromkeys(of_the_batch, sharding.REPLICATED)),
     ),
   )
   # The seed enters as an argument, so that one compiled program serves every seed.
-  root_keys = sharding.replicate(mesh, {stream: stream_key(config.seed, stream) for stream in ("augment", "attack")})
+  streams = ("augment", "attack", *(("sampling",) if config.train.variants == SAMPLED else ()))
+  root_keys = sharding.replicate(mesh, {stream: stream_key(config.seed, stream) for stream in streams})
   return functools.partial(sharding.jit(sharded, mesh, donate_argnums=1), root_keys)

@@ -20,6 +20,7 @@ SUITE = {
   "cw": functools.partial(attacks.cw, epsilon=0.1, step_size=0.03, num_steps=5),
   "fgsm_l2": functools.partial(attacks.fgsm, epsilon=0.5, norm="l2"),
   "pgd_l2": functools.partial(attacks.pgd, epsilon=0.5, step_size=0.15, num_steps=5, norm="l2"),
+  "pgd_l1": functools.partial(attacks.pgd, epsilon=2.0, step_size=0.6, num_steps=5, norm="l1", sparsity=0.9),
   "restarts": functools.partial(attacks.pgd, epsilon=0.1, step_size=0.03, num_steps=5, num_restarts=3),
 }
 
@@ -111,6 +112,33 @@ def test_l2_reaches_the_closed_form_on_a_linear_model(keys, linear_weights):
   gradient = _margin_gradients(linear_weights, labels, 1 - labels)
   expected = 0.5 + 0.5 * gradient / np.sqrt((gradient**2).sum(axis=(1, 2, 3), keepdims=True))
   np.testing.assert_allclose(result.images, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("sparsity", [1.0, 0.9])
+def test_l1_moves_the_steepest_coordinates_alone(sparsity, keys, linear_weights):
+  images, labels = jnp.full((16, 8, 8, 1), 0.5), jnp.arange(16) % 2
+  logits_fn = lambda x: x.reshape(16, -1) @ linear_weights[:, :2]
+  delta = attacks.pgd(
+    keys, logits_fn, images, labels,
+    epsilon=2.0, step_size=0.4, num_steps=1, norm="l1", loss="cw", random_start="none", sparsity=sparsity,
+  ).images - images  # fmt: skip
+  gradient = np.asarray(_margin_gradients(linear_weights, labels, 1 - labels))
+  count = 1 if sparsity == 1.0 else 7  # a tenth of 64 coordinates
+  least = np.sort(np.abs(gradient).reshape(16, -1), axis=1)[:, -count].reshape(16, 1, 1, 1)
+  expected = np.where(np.abs(gradient) >= least, 0.4 / count * np.sign(gradient), 0)
+  np.testing.assert_allclose(delta, expected, atol=1e-6)
+
+
+def test_l1_moves_no_coordinate_that_the_range_holds_back(keys, linear_weights):
+  """At 0 a coordinate can only rise: those that would fall are no part of the step, which keeps its length."""
+  images, labels = jnp.zeros((16, 8, 8, 1)), jnp.arange(16) % 2
+  logits_fn = lambda x: x.reshape(16, -1) @ linear_weights[:, :2]
+  delta = attacks.pgd(
+    keys, logits_fn, images, labels,
+    epsilon=2.0, step_size=0.4, num_steps=5, norm="l1", loss="cw", random_start="none", sparsity=0.9,
+  ).images  # fmt: skip
+  assert (delta >= 0).all() and not (delta * (_margin_gradients(linear_weights, labels, 1 - labels) < 0)).any()
+  np.testing.assert_allclose(delta.sum(axis=(1, 2, 3)), 2.0, rtol=1e-4)
 
 
 def test_surviving_steps_equal_a_count_in_python(keys, images, labels, linear_logits):

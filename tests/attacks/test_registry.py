@@ -99,8 +99,9 @@ FEW_STEPS = {
   "spatial": {"num_rotations": 2, "num_translations": 2},
   "corruption": {"kind": "contrast", "severity": 5},
   "unforeseen": {"kind": "stadv", "epsilon": 0.1, "num_steps": 3},
+  "msd": {"radii": {"linf": 0.2, "l1": 3.0}, "step_sizes": {"linf": 0.1, "l1": 1.0}, "num_steps": 3},
 }
-IN_A_BALL = sorted(set(FEW_STEPS) - {"spatial", "corruption", "unforeseen"})
+IN_A_BALL = sorted(set(FEW_STEPS) - {"spatial", "corruption", "unforeseen", "msd"})
 
 
 @pytest.mark.slow

@@ -24,6 +24,11 @@ IN_A_BALL = {
 }
 OTHERS = {
   "carlini_wagner": {"epsilon": 0.5, "binary_search_steps": 2, "num_steps": 3, "learning_rate": 0.1},
+  "msd": {
+    "radii": {"linf": 0.125, "l2": 0.5, "l1": 3.0},
+    "step_sizes": {"linf": 0.0625, "l2": 0.25, "l1": 1.0},
+    "num_steps": 2,
+  },
   "spatial": {"num_rotations": 2, "num_translations": 2},
   **{f"unforeseen {kind}": {"kind": kind, "epsilon": 0.125, "num_steps": 2} for kind in attacks.latents.KINDS},
   **{f"corruption {kind}": {"kind": kind, "severity": 3} for kind in attacks.corruptions.STANDARD},

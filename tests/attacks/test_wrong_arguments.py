@@ -27,6 +27,7 @@ CHEAP = {
   "pgd": {"epsilon": 0.1, "step_size": 0.05, "num_steps": 1},
   "cw": {"epsilon": 0.1, "step_size": 0.05, "num_steps": 1},
   "fgsm": {"epsilon": 0.1},
+  "msd": {"radii": {"linf": 0.1, "l1": 2.0}, "step_sizes": {"linf": 0.05, "l1": 1.0}, "num_steps": 1},
   "apgd": {"epsilon": 0.1, "num_steps": 1},
   "fab": {"epsilon": 0.1, "num_steps": 1},
   "square": {"epsilon": 0.1, "num_queries": 1},
@@ -94,6 +95,15 @@ WRONG = {
   ),
   "epsilon": (*NO_NUMBER, 1.5e3, "1e4"),
   "step_size": (*NO_NUMBER, 2e6),
+  "radii": (
+    0.1, None, "linf", {}, [0.1], {"l0": 0.1, "l1": 2.0}, {"linf": 0.1}, {3: 0.1}, ("linf",),
+    *({"linf": value, "l1": 2.0} for value in (*NO_NUMBER, 1.5)),
+  ),
+  "step_sizes": (
+    0.1, None, "linf", {}, [0.1], {"l0": 0.1, "l1": 2.0}, {"linf": 0.1}, {3: 0.1}, ("linf",),
+    *({"linf": value, "l1": 2.0} for value in (*NO_NUMBER, 2e6)),
+  ),
+  "sparsity": (*NO_NUMBER, 1.5),
   "norm": NO_CHOICE,
   "threat_model": NO_CHOICE,
   "loss": (*NO_CHOICE, "kl-divergence"),

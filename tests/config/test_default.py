@@ -41,6 +41,9 @@ def test_methods_are_points_on_the_axes():
     "irat": ("none", "gairat", "ce"),
     "lrat": ("lrat", "none", "ce"),
     "lrat_irat": ("lrat", "gairat", "ce"),
+    "max": ("max", "none", "ce"),
+    "softmax": ("softmax", "none", "ce"),
+    "eat": ("none", "none", "ce"),
     "trades": ("none", "none", "trades"),
     "mart": ("none", "none", "mart"),
   }
@@ -48,6 +51,10 @@ def test_methods_are_points_on_the_axes():
     "trades": ["kl"],
     "mart": ["pgd"],
   }
+  assert {name for name, c in axes.items() if list(c.train_attacks) == ["pgd", "pgd_l1", "pgd_l2"]} == {
+    "max", "softmax", "eat"
+  }  # fmt: skip
+  assert [name for name, c in axes.items() if c.train.variants == "sampled"] == ["eat"]
 
 
 def test_the_argument_chooses_data_and_training_attacks():
@@ -55,14 +62,16 @@ def test_the_argument_chooses_data_and_training_attacks():
   assert set(config.train_attacks) == {"pgd", "cw", "kl"} and config.data.source == "tfds:cifar10"
   assert config.train_attacks.cw.epsilon == "8/255" and config.name == "lrat_cifar10_pgd_cw_kl"
   assert set(config_lib.default("lrat").train_attacks) == {"pgd"}
+  union = config_lib.default("lrat", "digits,union,cw")
+  assert set(union.train_attacks) == {"pgd", "pgd_l2", "pgd_l1", "cw"} and union.name == "lrat_digits_union_cw"
 
 
 def test_every_offered_training_attack_can_be_built():
-  names = ["pgd", "cw", "dlr", "kl", "pgd_l2", "fgsm"]
+  names = ["pgd", "cw", "dlr", "kl", "pgd_l2", "pgd_l1", "msd", "fgsm"]
   validate.check(config_lib.default("lrat", ",".join(["digits", *names])))
 
 
-@pytest.mark.parametrize("argument", ["mnist", "digits,pgd,pgd", "digits,fgms"])
+@pytest.mark.parametrize("argument", ["mnist", "digits,pgd,pgd", "digits,fgms", "digits,union,pgd"])
 def test_a_wrong_argument_is_named(argument):
   with pytest.raises(ValueError, match=f"{argument!r}"):
     config_lib.default("at", argument)
@@ -73,13 +82,20 @@ def test_a_wrong_argument_is_named(argument):
   [
     ("objective", "hinge", r"config.objective='hinge' is unknown; choose from \['ce', 'mart', 'trades'\]"),
     ("beta", -1.0, r"config.beta=-1.0 is outside \[0, 1e\+06\]"),
+    ("logit_pairing.weight", -1.0, r"config.logit_pairing.weight=-1.0 is outside \[0, 1e\+06\]"),
+    (
+      "logit_pairing.weight",
+      1.0,
+      "config.logit_pairing.weight=1.0 compares the variants of a pair, of which there is one",
+    ),
     ("awp.gamma", 2.0, r"config.awp.gamma=2.0 is outside \[0, 1\]"),
     ("awp.begin_fraction", 1.5, r"config.awp.begin_fraction=1.5 is outside \[0, 1\]"),
     ("eval.split", "all", r"config.eval.split='all' is unknown; choose from \['test', 'train', 'validation'\]"),
     ("data.train_size", -1, r"config.data.train_size=-1 is outside \[0, 1e\+09\]"),
-    ("local_weights.kind", "global", r"config.local_weights.kind='global' is unknown; choose from \['lrat', 'none'\]"),
+    ("local_weights.kind", "global", r"choose from \['lrat', 'max', 'none', 'softmax'\]"),
     ("global_weights.kind", "x", r"choose from \['gairat', 'mail', 'none'\]"),
     ("optimizer.schedule", "step", r"choose from \['constant', 'cosine', 'one_cycle', 'piecewise'\]"),
+    ("train.variants", "each", r"config.train.variants='each' is unknown; choose from \['all', 'sampled'\]"),
     ("train.attack_batch_norm", "test", r"choose from \['eval', 'train'\]"),
     ("train.epochs", 0, r"config.train.epochs=0 is outside \[1, 1e\+09\]"),
     ("train.ema_decay", 1.0, "config.train.ema_decay=1.0 is outside"),

@@ -35,6 +35,7 @@ def test_what_is_in_the_suites():
   assert names["apgd"] == set(config_lib.default("at", "digits").eval.suite) == {"pgd20", "cw20", "apgd"}
   assert names["pgd"] == {"fgsm", "pgd20", "cw20"} and names["full"] - {"autoattack"} == names["full_apgd"] - {"apgd"}
   assert names["autoattack"] == {"autoattack"}
+  assert names["union"] == {"apgd_linf", "apgd_l2", "apgd_l1"}
   assert len(names["corruptions"]) == 75 and {"fog@1", "fog@5", "jpeg_compression@3"} < names["corruptions"]
   assert {"apgd", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "contrast"} < names["unforeseen"]
   assert set(latents.KINDS) < names["unforeseen"]
@@ -52,18 +53,27 @@ def test_strengths_of_a_ladder_rise_evenly(preset):
 
 
 def test_attacks_of_one_kind_differ_in_steps_and_radius_alone():
-  config = config_lib.default("at", "digits,pgd,cw,pgd_l2,fgsm,kl,suite=full")
-  kinds = {name: suites.kind(entry) for name, entry in config.train_attacks.items()}
-  evaluated = {name: suites.kind(entry) for name, entry in config.eval.suite.items()}
-  assert kinds["pgd"] == kinds["fgsm"] == evaluated["pgd20"] == ("ce", "linf")
-  assert kinds["cw"] == evaluated["cw20"] == ("cw", "linf")
-  assert kinds["pgd_l2"] == evaluated["apgd_l2"] == ("ce", "l2") and kinds["kl"] == ("kl", "linf")
-  assert all(evaluated[name] is None for name in ("square", "spatial", "autoattack"))
-  assert evaluated["apgd_l1"] == ("ce", "l1") not in kinds.values()
+  config = config_lib.default("at", "digits,pgd,cw,pgd_l2,fgsm,kl,msd,suite=full")
+  kinds = {name: suites.kinds(entry) for name, entry in config.train_attacks.items()}
+  evaluated = {name: suites.kinds(entry) for name, entry in config.eval.suite.items()}
+  assert kinds["pgd"] == kinds["fgsm"] == evaluated["pgd20"] == {("ce", "linf")}
+  assert kinds["cw"] == evaluated["cw20"] == {("cw", "linf")}
+  assert kinds["pgd_l2"] == evaluated["apgd_l2"] == {("ce", "l2")} and kinds["kl"] == {("kl", "linf")}
+  assert not any(evaluated[name] for name in ("square", "spatial", "autoattack"))
+  assert evaluated["apgd_l1"] == {("ce", "l1")} not in [kinds["pgd"], kinds["pgd_l2"]]
+  assert kinds["msd"] == evaluated["pgd20"] | evaluated["apgd_l2"] | evaluated["apgd_l1"]
+  trained_on = lambda *names: suites.trained_on(config.eval.suite, {name: config.train_attacks[name] for name in names})
+  assert trained_on("msd") == ["apgd_l1", "apgd_l2", "pgd20"] and trained_on("pgd_l2") == ["apgd_l2"]
   moved = {"name": "unforeseen", "kind": "stadv", "epsilon": 0.05}
-  assert suites.kind(moved) == suites.kind(moved | {"epsilon": 0.1, "num_steps": 3}) == ("ce", "stadv")
-  assert suites.kind(moved | {"kind": "elastic"}) != suites.kind(moved)
+  assert suites.kinds(moved) == suites.kinds(moved | {"epsilon": 0.1, "num_steps": 3}) == {("ce", "stadv")}
+  assert suites.kinds(moved | {"kind": "elastic"}) != suites.kinds(moved)
   assert suites.ball(moved) == "stadv" and suites.ball({"name": "pgd", "norm": "l2"}) == "l2"
+
+
+def test_an_attack_in_several_norms_is_told_and_counted():
+  entry = config_lib.default("at", "fashion_mnist,msd").train_attacks.msd
+  assert suites.threat(entry) == "l1 5, l2 1.5, linf 0.1, 5 steps" and suites.radius(entry) is None
+  assert suites.cost(entry) == suites.Cost(gradients=5, queries=15)
 
 
 @pytest.mark.parametrize("argument", ["digits,suite=all", "digits,suite=apgd,suite=pgd", "digits,suite="])
@@ -173,8 +183,8 @@ def test_an_attack_of_ones_own_is_told_by_its_name_and_fields():
   own = {"name": "mine.attacks:bend", "norm": "l2", "epsilon": "1/2", "kind": "soft", "step_size": 0.1, "severity": [2]}
   assert suites.threat(own) == "l2 1/2, kind soft, step_size 0.1, severity [2]"
   assert suites.threat({"name": "mine.attacks:turn", "max_rotation": "far"}) == "max_rotation far"
-  assert suites.kind(own) == suites.kind(own | {"epsilon": "3"}) == ("mine.attacks:bend", "l2")
-  assert suites.kind(own) != suites.kind(own | {"name": "mine.attacks:turn"})
+  assert suites.kinds(own) == suites.kinds(own | {"epsilon": "3"}) == {("mine.attacks:bend", "l2")}
+  assert suites.kinds(own) != suites.kinds(own | {"name": "mine.attacks:turn"})
 
 
 @pytest.mark.parametrize("preset", ["irat:cifar10,pgd,suite=pgd", "configs/irat.py:cifar10,pgd,cw"])

@@ -14,7 +14,7 @@ from lrat_jax.analysis import inspection
 from lrat_jax.config import validate, validate_user_code
 from lrat_jax.core import sharding
 from lrat_jax.core.errors import ConfigError
-from lrat_jax.training import step
+from lrat_jax.training import variants
 from lrat_jax.training import workdir as workdir_lib
 from tests import user_functions
 from tests.helpers import make_config
@@ -159,10 +159,10 @@ def test_lengths_by_default_are_parsed_and_ramped(keys, images, labels, linear_l
 def test_surviving_steps_are_shares_of_the_steps_that_an_attack_has_by_default(keys, images, labels, linear_logits):
   config = make_config(train__epsilon_ramp_fraction=1.0)
   config.train_attacks = {"own": {"name": f"{OWN}noise"}}
-  variants, fractions = step._attack_all(
-    config, "cpu", jax.random.key(0), jnp.array(0), 4, linear_logits, images, labels, jnp.arange(16)
+  made, fractions = variants.attack(
+    config, "cpu", jax.random.key(0), jnp.array(0), 4, None, linear_logits, images, labels, jnp.arange(16)
   )
-  assert jnp.max(jnp.abs(variants[:, 0] - images)) == pytest.approx(2 / 255, rel=1e-4)  # a quarter of 8 / 255
+  assert jnp.max(jnp.abs(made[:, 0] - images)) == pytest.approx(2 / 255, rel=1e-4)  # a quarter of 8 / 255
   assert fractions.tolist() == [[1.0]] * 16
 
 

@@ -17,6 +17,7 @@ def _output(number, **changes):
     "loss": np.float32(number),
     "gradient_norm": np.float32(2 * number),
     "parameter_norm": np.float32(3 * number),
+    "drawn": np.int32(0),
     "indices": np.arange(4),
     "labels": np.arange(4) % 2,
     "natural_correct": np.array([True, True, True, False]),

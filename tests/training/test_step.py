@@ -55,8 +55,8 @@ def _batch(experiment, number, size=16):
   return sharding.shard_batch(experiment.mesh, experiment.dataset.train.take(rows)._asdict())
 
 
-def _train(num_devices, phase, steps, shape=(8, 8, 1), **fields):
-  experiment = make_experiment(make_config(**FIELDS | fields), num_devices, shape)
+def _train(num_devices, phase, steps, shape=(8, 8, 1), arg="digits,suite=pgd", **fields):
+  experiment = make_experiment(make_config(arg, **FIELDS | fields), num_devices, shape)
   step, state, outputs = _step(experiment, phase), experiment.initial_state(), []
   for number in range(steps):
     state, output = step(state, _batch(experiment, number))
@@ -139,6 +139,21 @@ def test_one_step_equals_the_method_written_out(phase):
   np.testing.assert_allclose(output.adversarial_weights, omega, atol=1e-5)
   np.testing.assert_allclose(output.global_weights, across, rtol=1e-3)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), to_numpy(after.variables["params"]), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["max", "softmax"])
+def test_weights_among_variants_need_no_forward_of_natural_images(kind):
+  config = make_config("digits,pgd,cw", **FIELDS | {"local_weights__kind": kind})
+  assert not step_lib.needs_natural(config, BOTH) and not step_lib.needs_natural(config, PLAIN)
+  _, (output,) = _train(1, LOCAL, steps=1, arg="digits,pgd,cw", local_weights__kind=kind)
+  weigh = {
+    "max": lambda v: np.where(v == v.max(axis=1, keepdims=True), 1.0, 0.0),
+    "softmax": lambda v: np.exp(2.0 * v) / np.exp(2.0 * v).sum(axis=1, keepdims=True),
+  }[kind]
+  np.testing.assert_allclose(output.adversarial_weights, weigh(output.vulnerabilities), atol=1e-5)
+  np.testing.assert_array_equal(output.natural_weights, 0.0)
+  assert len(output.natural_correct) == 2  # a sample, of 16 images
 
 
 def _written_out(experiment, phase, beta):
