@@ -100,6 +100,16 @@ def test_its_steps_are_the_papers(keys, images, labels, linear_logits, linear_we
   assert {bool(inside) for inside in lengths["l2"] <= 1 + 1e-6} == {True, False}  # images differ in their worst norm
 
 
+def test_more_steps_never_find_less(keys, images, labels, linear_logits):
+  """The highest loss on the way counts: here steps are long and the loss rises and falls with every pixel."""
+  wavy = lambda x: linear_logits(jnp.sin(60.0 * x))
+  found = []
+  for num_steps in (0, 1, 3, 6):
+    result = attacks.msd(keys, wavy, images, labels, radii=EPSILONS, step_sizes=EPSILONS, num_steps=num_steps)
+    found.append(np.asarray(losses.cross_entropy(wavy(result.images), labels)))
+  assert (np.diff(found, axis=0) >= -1e-4).all() and np.mean(found[-1] > found[0]) > 0.9
+
+
 @pytest.mark.parametrize("size", [1, 7])
 def test_an_image_has_one_adversarial_whatever_its_batch(size, run, keys, images, labels):
   whole, order = run(keys, images, labels), jax.random.permutation(jax.random.key(5), 16)[:size]
