@@ -75,6 +75,7 @@ def pgd(
   loss: str = "ce",
   random_start: str = "uniform",
   num_restarts: int = 1,
+  targets: Labels | None = None,
 ) -> AttackResult:
   """Projected gradient ascent (Madry et al., arXiv:1706.06083, section 2.1).
 
@@ -93,17 +94,21 @@ def pgd(
     norm: "linf", "l2" or "l1".
     loss: "ce", "cw" (margin with confidence 50), "margin", "dlr", or "kl" (from the prediction on the clean images).
     random_start: "uniform" in the ball, "gaussian" (0.001 * N(0, 1), as TRADES and MAIL), or "none".
-    num_restarts: independent starts; per image a point that fools the model wins, then the highest loss.
+    num_restarts: independent starts; per image a point that succeeds wins, then the highest loss.
+    targets: int [batch], classes to head for, none the image's label: the loss is that of `losses.targeted` ("ce",
+      "cw", "margin" or "dlr"), and success is that the prediction is the target. Elsewhere `set_mode_targeted_by_label`
+      (torchattacks) and `TargetedMisclassification` (Foolbox).
 
   Returns:
-    AttackResult. With restarts, `surviving_steps` is that of the run whose image is returned.
+    AttackResult. With restarts, `surviving_steps` is that of the run whose image is returned; with targets too it
+    counts where the prediction is the label.
 
   Raises:
     ValueError: an argument outside what is listed here; the message gives its name and the choices.
   """
   ball = threat_model.get_norm(norm)
   check_choice(random_start, "random_start", RANDOM_STARTS)
-  surrogate = losses.surrogate(loss, logits_fn, images, labels)
+  surrogate = losses.surrogate(loss, logits_fn, images, labels, targets)
   if loss == "kl" and random_start == "none":
     raise ValueError("loss='kl' has no gradient at the clean image; use random_start='gaussian' or 'uniform'.")
 
@@ -128,12 +133,11 @@ def pgd(
 
   def score(result: AttackResult) -> Array:
     logits = logits_fn(result.images)
-    fooled = ~losses.is_correct(logits, labels)
-    score = jnp.where(fooled, jnp.inf, surrogate(logits))
+    score = jnp.where(losses.is_adversarial(logits, labels, targets), jnp.inf, surrogate(logits))
     return jnp.where(threat_model.finite(result.images), score, -jnp.inf)
 
   best = best_run(run, score, key, num_restarts)
-  return finished(logits_fn, labels, best.images, best.surviving_steps, best.broken_gradients)
+  return finished(logits_fn, labels, best.images, best.surviving_steps, best.broken_gradients, targets)
 
 
 def fgsm(
@@ -145,6 +149,7 @@ def fgsm(
   epsilon: Scalar,
   norm: str = "linf",
   loss: str = "ce",
+  targets: Labels | None = None,
 ) -> AttackResult:
   """The fast gradient (sign) method (Goodfellow et al., arXiv:1412.6572): one step of length epsilon from the image.
 
@@ -152,7 +157,7 @@ def fgsm(
   """
   return pgd(
     key, logits_fn, images, labels,
-    epsilon=epsilon, step_size=epsilon, num_steps=1, norm=norm, loss=loss, random_start="none",
+    epsilon=epsilon, step_size=epsilon, num_steps=1, norm=norm, loss=loss, random_start="none", targets=targets,
   )  # fmt: skip
 
 
@@ -168,6 +173,7 @@ def cw(
   norm: str = "linf",
   random_start: str = "uniform",
   num_restarts: int = 1,
+  targets: Labels | None = None,
 ) -> AttackResult:
   """PGD on the margin loss with confidence 50, which GAIRAT and MAIL call CW-infinity.
 
@@ -177,5 +183,5 @@ def cw(
   return pgd(
     key, logits_fn, images, labels,
     epsilon=epsilon, step_size=step_size, num_steps=num_steps, norm=norm, loss="cw", random_start=random_start,
-    num_restarts=num_restarts,
+    num_restarts=num_restarts, targets=targets,
   )  # fmt: skip
