@@ -1,5 +1,6 @@
 """Projected gradient ascent: the one attack loop behind FGSM, PGD, CW-infinity and the TRADES attack."""
 
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrat_jax.attacks import losses, threat_model
+from lrat_jax.attacks import losses, threat_model, transforms
 from lrat_jax.attacks._entry import AttackResult, entry, finished
 from lrat_jax.core.arguments import check_choice
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
@@ -17,6 +18,8 @@ T = TypeVar("T")
 RANDOM_STARTS = ("none", "uniform", "gaussian")
 # TRADES, MART and MAIL start from x + 0.001 * N(0, 1).
 _GAUSSIAN_START = 0.001
+# Folded into a run's keys for the draws of its transform; no restart has this number.
+_TRANSFORM_STREAM = 2**31 - 1
 
 
 def starting_points(kind: str, keys: Array, images: Array, epsilon: float | Array, norm: threat_model.Norm) -> Array:
@@ -76,6 +79,7 @@ def pgd(
   random_start: str = "uniform",
   num_restarts: int = 1,
   targets: Labels | None = None,
+  gradient_transform: transforms.Transforms | None = None,
 ) -> AttackResult:
   """Projected gradient ascent (Madry et al., arXiv:1706.06083, section 2.1).
 
@@ -98,10 +102,13 @@ def pgd(
     targets: int [batch], classes to head for, none the image's label: the loss is that of `losses.targeted` ("ce",
       "cw", "margin" or "dlr"), and success is that the prediction is the target. Elsewhere `set_mode_targeted_by_label`
       (torchattacks) and `TargetedMisclassification` (Foolbox).
+    gradient_transform: for images that fool other models too: "momentum" (MI-FGSM), "nesterov" (NI-FGSM), "diversity"
+      (DI-FGSM), "translation" (TI-FGSM), several of these in their order, or one of `attacks.transforms`. With them,
+      random_start="none" is usual.
 
   Returns:
     AttackResult. With restarts, `surviving_steps` is that of the run whose image is returned; with targets too it
-    counts where the prediction is the label.
+    counts where the prediction is the label; with a transform, at the points at which the model was asked.
 
   Raises:
     ValueError: an argument outside what is listed here; the message gives its name and the choices.
@@ -109,26 +116,30 @@ def pgd(
   ball = threat_model.get_norm(norm)
   check_choice(random_start, "random_start", RANDOM_STARTS)
   surrogate = losses.surrogate(loss, logits_fn, images, labels, targets)
+  transform = transforms.get_transform(gradient_transform)
   if loss == "kl" and random_start == "none":
     raise ValueError("loss='kl' has no gradient at the clean image; use random_start='gaussian' or 'uniform'.")
 
-  def total_loss(points):
-    logits = logits_fn(points)
+  def total_loss(points, keys, state):
+    logits = logits_fn(transform.inputs(keys, points, state, step_size))
     return jnp.sum(surrogate(logits)), logits  # a sum: each image's gradient stays its own
 
-  def ascend(_, carry):
-    points, survived, broken = carry
-    gradient, logits = jax.grad(total_loss, has_aux=True)(points)
+  def ascend(step, carry, run_keys):
+    points, survived, broken, state = carry
+    keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, _TRANSFORM_STREAM), step))(run_keys)
+    gradient, logits = jax.grad(total_loss, has_aux=True)(points, keys, state)
     survived += losses.is_correct(logits, labels).astype(jnp.int32)
-    ahead = points + step_size * ball.steepest(threat_model.numbers(gradient))
+    direction, state = transform.update(threat_model.numbers(gradient), state)
+    ahead = points + step_size * ball.steepest(direction)
     broken += (~threat_model.finite(gradient)).astype(jnp.int32)
-    return threat_model.project(ahead, images, epsilon, ball), survived, broken
+    return threat_model.project(ahead, images, epsilon, ball), survived, broken, state
 
   def run(run_keys) -> AttackResult:
     start = starting_points(random_start, run_keys, images, epsilon, ball)
     # From the labels, not from a constant: under shard_map a carry must vary over devices from the start.
     none = 0 * labels.astype(jnp.int32)
-    points, survived, broken = jax.lax.fori_loop(0, num_steps, ascend, (start, none, none))
+    carry, step = (start, none, none, transform.init(images)), functools.partial(ascend, run_keys=run_keys)
+    points, survived, broken, _ = jax.lax.fori_loop(0, num_steps, step, carry)
     return AttackResult(points, survived, broken_gradients=broken)
 
   def score(result: AttackResult) -> Array:
@@ -150,6 +161,7 @@ def fgsm(
   norm: str = "linf",
   loss: str = "ce",
   targets: Labels | None = None,
+  gradient_transform: transforms.Transforms | None = None,
 ) -> AttackResult:
   """The fast gradient (sign) method (Goodfellow et al., arXiv:1412.6572): one step of length epsilon from the image.
 
@@ -158,6 +170,7 @@ def fgsm(
   return pgd(
     key, logits_fn, images, labels,
     epsilon=epsilon, step_size=epsilon, num_steps=1, norm=norm, loss=loss, random_start="none", targets=targets,
+    gradient_transform=gradient_transform,
   )  # fmt: skip
 
 
@@ -174,6 +187,7 @@ def cw(
   random_start: str = "uniform",
   num_restarts: int = 1,
   targets: Labels | None = None,
+  gradient_transform: transforms.Transforms | None = None,
 ) -> AttackResult:
   """PGD on the margin loss with confidence 50, which GAIRAT and MAIL call CW-infinity.
 
@@ -183,5 +197,5 @@ def cw(
   return pgd(
     key, logits_fn, images, labels,
     epsilon=epsilon, step_size=step_size, num_steps=num_steps, norm=norm, loss="cw", random_start=random_start,
-    num_restarts=num_restarts, targets=targets,
+    num_restarts=num_restarts, targets=targets, gradient_transform=gradient_transform,
   )  # fmt: skip

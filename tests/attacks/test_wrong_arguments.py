@@ -120,6 +120,7 @@ WRONG = {
   "targets": (
     3, "cats", [0, 1, 2, 0], LABELS[:2], LABELS.astype(float), LABELS, LABELS + CLASSES, LABELS - CLASSES, {},
   ),
+  "gradient_transform": ("momentun", 3, {}, ["momentum", "none"], [None], np.zeros(2), lambda x: x, object()),
   "devices": ((), [], 3, "cpu", [0], [None], jax.devices()[0]),
   "example_indices": (3, "first", LABELS[:2], LABELS.astype(float), LABELS[:, None], object(), [[0], [1, 2]]),
   "attacks_to_run": ("apgd-ce", [], ["square"], 3, [3], [["apgd-ce"]], {}, object()),
