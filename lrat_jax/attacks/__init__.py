@@ -18,6 +18,7 @@ from lrat_jax.attacks._pgd import cw, fgsm, pgd, starting_points
 from lrat_jax.attacks._spatial import spatial
 from lrat_jax.attacks._square import square
 from lrat_jax.attacks._transfer import transfer
+from lrat_jax.attacks._unforeseen import unforeseen
 from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.attacks.eval_state import FileStore
 from lrat_jax.attacks.registry import Attack, from_config, microbatch, scaled
@@ -57,5 +58,6 @@ __all__ = [
   "starting_points",
   "transfer",
   "transforms",
+  "unforeseen",
   "with_adversarials",
 ]

@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array
 
 from lrat_jax.attacks import _l1, losses, threat_model
+from lrat_jax.attacks._ascent import best_run
 from lrat_jax.attacks._entry import AttackResult, entry, finished
-from lrat_jax.attacks._pgd import best_run
 from lrat_jax.attacks.threat_model import per_image
 from lrat_jax.core.arguments import check_choice
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Rank, Scalar

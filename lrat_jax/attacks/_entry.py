@@ -218,7 +218,7 @@ def _prepared(value: Any, name: str, form: Any, arguments: dict[str, Any], defau
   dtype, image_shape = arguments["images"].dtype, arguments["images"].shape[1:]
   if value is default or (name == "epsilon" and isinstance(value, float) and value == default):
     return value
-  if name == "epsilon":
+  if name == "epsilon" and form is None:
     norm = arguments.get("norm", "linf")
     return _scalar(value, name, dtype, lambda number: threat_model.check_epsilon(number, norm, image_shape))
   if name == "targets":
@@ -319,8 +319,8 @@ def entry(**forms: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
   numbers as Python's or traced. What is wrong is a ValueError of one line that names the argument.
 
   Args:
-    forms: for each argument besides the four first, epsilon and norm: the least of a count, the span of a number such
-      as "(0, 1]", or `bool`. What equals the argument's default always passes.
+    forms: for each argument besides the four first and norm: the least of a count, the span of a number such as
+      "(0, 1]", or `bool`. Of an epsilon without, it is the norm's. What equals the argument's default always passes.
   """
   forms = {"step_size": _STEP_SIZES} | forms
 

@@ -1,5 +1,7 @@
 """JPEG compression as arithmetic on arrays: 8x8 cosine transforms, quantised, with chroma at half resolution."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,3 +81,34 @@ def jpeg(images: Array, quality: int) -> Array:
   ]
   rgb = jnp.stack(planes, axis=-1) @ np.linalg.inv(_TO_YCC).astype(np.float32).T
   return jnp.clip(jnp.round(rgb), 0.0, 255.0) / 255.0
+
+
+def _blocks(image_shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
+  """For each plane of images [h, w, c] the rows and columns of 8x8 blocks, and the side of what one value covers."""
+  height, width, channels = image_shape
+  sides = (1, 2, 2) if channels == 3 else (1,) * channels
+  return [(-(-height // (side * _BLOCK)), -(-width // (side * _BLOCK)), side) for side in sides]
+
+
+def num_coefficients(image_shape: tuple[int, ...]) -> int:
+  """How many coefficients JPEG keeps of images [h, w, c], with chroma at half resolution where there are three."""
+  return sum(rows * columns * _BLOCK**2 for rows, columns, _ in _blocks(image_shape))
+
+
+def from_coefficients(coefficients: Array, image_shape: tuple[int, ...]) -> Array:
+  """What a change of the quantised coefficients [n] adds to an image [h, w, c], at quality 50, in the image range.
+
+  They are those of luminance first, then of the two differences of colour; in a plane block by block.
+  """
+  height, width, channels = image_shape
+  basis = fft.dct(np.eye(_BLOCK), axis=0, norm="ortho").astype(coefficients.dtype)  # [frequency, place]
+  planes, first = [], 0
+  for index, (rows, columns, side) in enumerate(_blocks(image_shape)):
+    table = quantisation_table(_CHROMINANCE if channels == 3 and index else _LUMINANCE, 50)
+    shape = (rows, columns, _BLOCK, _BLOCK)
+    blocks = coefficients[first : first + math.prod(shape)].reshape(shape) * table.astype(basis.dtype)
+    first += math.prod(shape)
+    plane = jnp.einsum("ui,rcuv,vk->rick", basis, blocks, basis).reshape(rows * _BLOCK, columns * _BLOCK)
+    planes.append(jnp.repeat(jnp.repeat(plane, side, axis=0), side, axis=1)[:height, :width])
+  change = jnp.stack(planes, axis=-1) / 255.0
+  return change @ np.linalg.inv(_TO_YCC).T.astype(change.dtype) if channels == 3 else change

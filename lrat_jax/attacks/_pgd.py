@@ -1,25 +1,17 @@
-"""Projected gradient ascent: the one attack loop behind FGSM, PGD, CW-infinity and the TRADES attack."""
-
-import functools
-from collections.abc import Callable
-from typing import TypeVar
+"""Projected gradient ascent on the image itself: FGSM, PGD, CW-infinity and the TRADES attack."""
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from lrat_jax.attacks import losses, threat_model, transforms
-from lrat_jax.attacks._entry import AttackResult, entry, finished
+from lrat_jax.attacks._ascent import ascent, strongest
+from lrat_jax.attacks._entry import AttackResult, entry
 from lrat_jax.core.arguments import check_choice
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
-
-T = TypeVar("T")
 
 RANDOM_STARTS = ("none", "uniform", "gaussian")
 # TRADES, MART and MAIL start from x + 0.001 * N(0, 1).
 _GAUSSIAN_START = 0.001
-# Folded into a run's keys for the draws of its transform; no restart has this number.
-_TRANSFORM_STREAM = 2**31 - 1
 
 
 def starting_points(kind: str, keys: Array, images: Array, epsilon: float | Array, norm: threat_model.Norm) -> Array:
@@ -42,26 +34,6 @@ def starting_points(kind: str, keys: Array, images: Array, epsilon: float | Arra
   else:
     noise = _GAUSSIAN_START * jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
   return threat_model.project(images + noise.astype(images.dtype), images, epsilon, norm)
-
-
-def best_run(run: Callable[[Array], T], score: Callable[[T], Array], keys: Array, num_restarts: int) -> T:
-  """Of `num_restarts` runs from fresh keys, the one with the highest score [batch] for each image.
-
-  `run` takes keys [batch] to a tree of arrays [batch, ...]; of equal scores the first counts.
-  """
-
-  def restart(index, carry):
-    best, best_score = carry
-    result = run(jax.vmap(lambda key: jax.random.fold_in(key, index))(keys))
-    new_score = score(result)
-    better = new_score > best_score
-    choose = lambda new, old: jnp.where(better.reshape(better.shape + (1,) * (new.ndim - 1)), new, old)
-    return jax.tree.map(choose, result, best), jnp.maximum(best_score, new_score)
-
-  first = run(keys)
-  if num_restarts == 1:  # nothing to compare, so no forward for a score
-    return first
-  return jax.lax.fori_loop(1, num_restarts, restart, (first, score(first)))[0]
 
 
 @entry(num_steps=0, num_restarts=1)
@@ -120,35 +92,12 @@ def pgd(
   if loss == "kl" and random_start == "none":
     raise ValueError("loss='kl' has no gradient at the clean image; use random_start='gaussian' or 'uniform'.")
 
-  def total_loss(points, keys, state):
-    logits = logits_fn(transform.inputs(keys, points, state, step_size))
-    return jnp.sum(surrogate(logits)), logits  # a sum: each image's gradient stays its own
+  def advance(_, points: Array, gradient: Array) -> Array:
+    return threat_model.project(points + step_size * ball.steepest(gradient), images, epsilon, ball)
 
-  def ascend(step, carry, run_keys):
-    points, survived, broken, state = carry
-    keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, _TRANSFORM_STREAM), step))(run_keys)
-    gradient, logits = jax.grad(total_loss, has_aux=True)(points, keys, state)
-    survived += losses.is_correct(logits, labels).astype(jnp.int32)
-    direction, state = transform.update(threat_model.numbers(gradient), state)
-    ahead = points + step_size * ball.steepest(direction)
-    broken += (~threat_model.finite(gradient)).astype(jnp.int32)
-    return threat_model.project(ahead, images, epsilon, ball), survived, broken, state
-
-  def run(run_keys) -> AttackResult:
-    start = starting_points(random_start, run_keys, images, epsilon, ball)
-    # From the labels, not from a constant: under shard_map a carry must vary over devices from the start.
-    none = 0 * labels.astype(jnp.int32)
-    carry, step = (start, none, none, transform.init(images)), functools.partial(ascend, run_keys=run_keys)
-    points, survived, broken, _ = jax.lax.fori_loop(0, num_steps, step, carry)
-    return AttackResult(points, survived, broken_gradients=broken)
-
-  def score(result: AttackResult) -> Array:
-    logits = logits_fn(result.images)
-    score = jnp.where(losses.is_adversarial(logits, labels, targets), jnp.inf, surrogate(logits))
-    return jnp.where(threat_model.finite(result.images), score, -jnp.inf)
-
-  best = best_run(run, score, key, num_restarts)
-  return finished(logits_fn, labels, best.images, best.surviving_steps, best.broken_gradients, targets)
+  ascend = ascent(logits_fn, labels, surrogate, advance, num_steps, transform=transform, step_size=step_size)
+  run = lambda run_keys: ascend(starting_points(random_start, run_keys, images, epsilon, ball), run_keys)
+  return strongest(run, key, num_restarts, logits_fn, labels, surrogate, targets)
 
 
 def fgsm(

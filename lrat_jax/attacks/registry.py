@@ -17,6 +17,7 @@ from lrat_jax.attacks._fab import fab
 from lrat_jax.attacks._pgd import cw, fgsm, pgd
 from lrat_jax.attacks._spatial import spatial
 from lrat_jax.attacks._square import square
+from lrat_jax.attacks._unforeseen import unforeseen
 from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.core import microbatch as microbatch_lib
 from lrat_jax.core import user_code
@@ -35,6 +36,7 @@ REGISTRY: dict[str, Attack] = {
   "carlini_wagner": carlini_wagner,
   "spatial": spatial,
   "corruption": corruption,
+  "unforeseen": unforeseen,
 }
 
 # Lengths in the image range. A config may give them as the fraction that people quote, "8/255".

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lrat_jax import attacks
-from lrat_jax.attacks import corruptions, registry, stages, threat_model
+from lrat_jax.attacks import corruptions, latents, registry, stages, threat_model
 from lrat_jax.core import user_code
 from lrat_jax.core.arguments import as_number
 
@@ -32,9 +32,9 @@ def iterated(budget: Budget, norm: str, num_steps: int, **arguments: Any) -> dic
   return dict(norm=norm, epsilon=epsilon, step_size=step_size, num_steps=num_steps, num_restarts=1, **arguments)
 
 
-def _tenth(length: str) -> str:
+def _times(length: str, factor: float) -> str:
   numerator, _, denominator = length.partition("/")
-  return f"{float(numerator) / 10:.6g}" + (f"/{denominator}" if denominator else "")
+  return f"{float(numerator) * factor:.6g}" + (f"/{denominator}" if denominator else "")
 
 
 def _autoattack(budget: Budget, version: str) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def _autoattack(budget: Budget, version: str) -> dict[str, Any]:
 def _pgd(budget: Budget) -> Suite:
   """The first evaluation: one step, and 20 steps of a tenth of the ball's width on two losses."""
   epsilon = budget["linf"][0]
-  fine = dict(budget, linf=(epsilon, _tenth(epsilon)))
+  fine = dict(budget, linf=(epsilon, _times(epsilon, 0.1)))
   return {
     "fgsm": dict(name="fgsm", norm="linf", epsilon=epsilon, loss="ce"),
     "pgd20": iterated(fine, "linf", 20, name="pgd", loss="ce", random_start="uniform"),
@@ -63,6 +63,10 @@ def _other_norms(budget: Budget) -> Suite:
   }
 
 
+def _latent(kind: str, strength: float) -> dict[str, Any]:
+  return dict(name="unforeseen", kind=kind, epsilon=f"{strength:g}", num_steps=20, loss="ce", num_restarts=1)
+
+
 def _unforeseen(budget: Budget) -> Suite:
   """Attacks that nobody trains on, in other norms and in none, beside APGD-CE + APGD-T."""
   search = dict(binary_search_steps=6, num_steps=200, learning_rate=0.02, initial_const=0.1)
@@ -70,8 +74,25 @@ def _unforeseen(budget: Budget) -> Suite:
     "apgd": _autoattack(budget, "apgd"),
     "carlini_wagner": dict(name="carlini_wagner", norm="l2", epsilon=budget["l2"][0], **search),
     **_other_norms(budget),
+    **{kind: _latent(kind, found.strengths[(len(found.strengths) - 1) // 2]) for kind, found in latents.KINDS.items()},
     **{kind: dict(name="corruption", kind=kind, severity=3) for kind in corruptions.CORRUPTIONS},
   }
+
+
+def _multirobustbench(budget: Budget) -> Suite:
+  """MultiRobustBench's families, but LPIPS, at five strengths that rise evenly: `NAME@1` to `NAME@5`.
+
+  Of the norms half the preset's radius to two and a half times it, of the others every fourth of its twenty strengths.
+  """
+  apgd = dict(name="apgd", loss="ce", num_steps=100, num_restarts=1)
+  radii = {"linf": budget["linf"][0], "l2": budget["l2"][0], "l1": budget["l1"]}
+  ladders = {
+    f"apgd_{norm}": [dict(apgd, norm=norm, epsilon=_times(radius, level / 2)) for level in range(1, 6)]
+    for norm, radius in radii.items()
+  }
+  for kind in ("stadv", "elastic", "recolor", "jpeg_linf", "jpeg_l1"):
+    ladders[kind] = [_latent(kind, strength) for strength in latents.KINDS[kind].strengths[3::4]]
+  return {f"{name}@{level}": entry for name, ladder in ladders.items() for level, entry in enumerate(ladder, 1)}
 
 
 def _apgd(budget: Budget) -> Suite:
@@ -98,6 +119,7 @@ SUITES: dict[str, Callable[[Budget], Suite]] = {
   "apgd": _apgd,
   "autoattack": lambda budget: {"autoattack": _autoattack(budget, "standard")},
   "unforeseen": _unforeseen,
+  "multirobustbench": _multirobustbench,
   "full": _full,
   "full_apgd": functools.partial(_full, name="apgd", version="apgd"),  # where four attacks would take too long
 }
@@ -105,17 +127,22 @@ DEFAULT = "apgd"
 
 
 def kind(entry: Mapping[str, Any]) -> tuple[str, str] | None:
-  """What an attack maximises in which norm, the same for FGSM, PGD and APGD; None where it follows no loss in a ball.
+  """What an attack maximises in which ball, the same for FGSM, PGD and APGD; None where it follows no loss in a ball.
 
   Two attacks of one kind differ in steps and radius alone, so training on the one is training on the other. One of the
   user's own is a kind of its own.
   """
   if user_code.is_name(entry["name"]):
     return entry["name"], entry.get("norm", "linf")
-  losses = {"cw": "cw", "fgsm": "ce", "pgd": "ce", "apgd": "ce"}
+  losses = {"cw": "cw", "fgsm": "ce", "pgd": "ce", "apgd": "ce", "unforeseen": "ce"}
   if entry["name"] not in losses:
     return None
-  return entry.get("loss", losses[entry["name"]]), entry.get("norm", "linf")
+  return entry.get("loss", losses[entry["name"]]), ball(entry)
+
+
+def ball(entry: Mapping[str, Any]) -> str:
+  """What an entry's epsilon is measured in: a norm, or of an attack on a latent its kind, as each has its own ball."""
+  return entry["kind"] if entry["name"] == "unforeseen" else entry.get("norm", "linf")
 
 
 def is_autoattack(entry: Mapping[str, Any]) -> bool:
@@ -212,10 +239,10 @@ def radius(entry: Mapping[str, Any]) -> float | None:
 
 def threat(entry: Mapping[str, Any]) -> str:
   """What an entry allows an attacker, for people: "linf 8/255, 20 steps of 2/255", "jpeg, severity 3"."""
-  words = [f"{entry.get('norm', 'linf')} {entry['epsilon']}"] if "epsilon" in entry else []
+  words = [f"{ball(entry)} {entry['epsilon']}"] if "epsilon" in entry else []
   if user_code.is_name(entry["name"]):  # whose fields mean what its author says
     return ", ".join(words + [f"{k} {v}" for k, v in entry.items() if k not in ("name", "norm", "epsilon")])
-  if "kind" in entry:
+  if "severity" in entry:
     return f"{entry['kind']}, severity {entry['severity']}"
   if "step_size" in entry:
     words.append(f"{entry['num_steps']} steps of {entry['step_size']}")

@@ -22,7 +22,7 @@ _LARGEST_BATCH = 2**20
 
 # Groups whose members are attacks, by names that also name files.
 _ATTACK_GROUPS = ("train_attacks", "eval.suite")
-_NAME = re.compile(r"\w[\w.+-]{0,199}")
+_NAME = re.compile(r"\w[\w.+@-]{0,199}")
 
 
 def _is_like(value: Any, like: Any) -> bool:
@@ -67,12 +67,12 @@ def check_form(config: Any) -> None:
       raise ConfigError(f"config.{path}={group!r} must be a group of one attack or more.")
     for name in group:
       if not _NAME.fullmatch(str(name)):
-        raise ConfigError(f"config.{path} names an attack {name!r}; a name is of letters, digits and _ . + - alone.")
+        raise ConfigError(f"config.{path} names an attack {name!r}; a name is of letters, digits and _ . + - @ alone.")
   for path in _attack_paths(config):
     if not isinstance(_field(config, path), ConfigDict):
       raise ConfigError(f"config.{path}={_field(config, path)!r} must be a group of an attack's fields.")
   if not _NAME.fullmatch(config.name):
-    raise ConfigError(f"config.name={config.name!r} must be of letters, digits and _ . + - alone.")
+    raise ConfigError(f"config.name={config.name!r} must be of letters, digits and _ . + - @ alone.")
 
 
 def _field(config: ConfigDict, path: str) -> Any:

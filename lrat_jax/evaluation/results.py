@@ -27,9 +27,12 @@ def environment() -> dict[str, Any]:
 
 
 def radii(suite: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-  """For each attack that has one, {"norm", "text", "value"}: its radius as it was given and as a number."""
+  """For each attack that has one, {"norm", "text", "value"}: its radius as it was given and as a number.
+
+  The norm of an attack on a latent is its kind.
+  """
   return {
-    name: {"norm": entry.get("norm", "linf"), "text": str(entry["epsilon"]), "value": suites.radius(entry)}
+    name: {"norm": suites.ball(entry), "text": str(entry["epsilon"]), "value": suites.radius(entry)}
     for name, entry in suite.items()
     if "epsilon" in entry
   }

@@ -21,6 +21,7 @@ _ATTACKS = {
   "carlini_wagner": "A search for the smallest change (in L2) that fools the model.",
   "spatial": "The worst of a grid of rotations and shifts.",
   "corruption": "A fixed change such as blur, noise or JPEG, which no attacker chose.",
+  "unforeseen": "Gradient steps on what moves, recolours or covers an image, such as a flow of its pixels.",
   "autoattack": "A fixed ensemble of attacks (APGD-CE, APGD-T, FAB-T, Square), the usual standard.",
 }
 _TERMS = {

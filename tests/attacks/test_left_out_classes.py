@@ -27,6 +27,7 @@ SUITE = {
   "carlini_wagner": {"binary_search_steps": 2, "num_steps": 5, "learning_rate": 0.1, "initial_const": 1.0},
   "spatial": {"num_rotations": 2, "num_translations": 2},
   "corruption": {"kind": "contrast", "severity": 3},
+  "unforeseen": {"kind": "stadv", "epsilon": 0.1, "num_steps": 3},
 }
 
 

@@ -37,6 +37,7 @@ FIELDS = {
     "epsilon": strength, "binary_search_steps": 2, "num_steps": 10, "learning_rate": 0.1, "initial_const": 1.0,
   },
   "spatial": _spatial,
+  "unforeseen": lambda strength: {"kind": "elastic", "epsilon": 0.3 * strength, "num_steps": 5},
   "corruption": lambda strength: {"kind": "contrast", "severity": round(1 + 4 * strength)},
 }  # fmt: skip
 # Attacks whose weakest setting changes images too.

@@ -98,8 +98,9 @@ FEW_STEPS = {
   "carlini_wagner": {"norm": "l2", "binary_search_steps": 2, "num_steps": 10, "learning_rate": 0.1},
   "spatial": {"num_rotations": 2, "num_translations": 2},
   "corruption": {"kind": "contrast", "severity": 5},
+  "unforeseen": {"kind": "stadv", "epsilon": 0.1, "num_steps": 3},
 }
-IN_A_BALL = sorted(set(FEW_STEPS) - {"spatial", "corruption"})
+IN_A_BALL = sorted(set(FEW_STEPS) - {"spatial", "corruption", "unforeseen"})
 
 
 @pytest.mark.slow

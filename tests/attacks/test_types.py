@@ -25,6 +25,7 @@ IN_A_BALL = {
 OTHERS = {
   "carlini_wagner": {"epsilon": 0.5, "binary_search_steps": 2, "num_steps": 3, "learning_rate": 0.1},
   "spatial": {"num_rotations": 2, "num_translations": 2},
+  **{f"unforeseen {kind}": {"kind": kind, "epsilon": 0.125, "num_steps": 2} for kind in attacks.latents.KINDS},
   **{f"corruption {kind}": {"kind": kind, "severity": 3} for kind in attacks.corruptions.CORRUPTIONS},
 }
 SUITE = OTHERS | {

@@ -33,6 +33,7 @@ CHEAP = {
   "carlini_wagner": {"num_steps": 1, "binary_search_steps": 1},
   "spatial": {"num_rotations": 1, "num_translations": 1},
   "corruption": {"kind": "contrast", "severity": 1},
+  "unforeseen": {"kind": "stadv", "epsilon": 0.1, "num_steps": 1},
 }
 ENTRIES = {name: registry.REGISTRY[name] for name in CHEAP} | {
   "autoattack": attacks.autoattack,

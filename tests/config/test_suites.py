@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from lrat_jax.attacks import latents
 from lrat_jax.config import default as config_lib
 from lrat_jax.config import methods, suites, validate
 from lrat_jax.core.errors import ConfigError
@@ -22,7 +24,7 @@ def test_every_suite_makes_sense_on_every_data_set(suite, preset):
   validate.check_for_data(config, shape, 10, 50_000)
   radius = suites.radius(config.train_attacks.pgd)
   linf = [suites.radius(e) for e in config.eval.suite.values() if e.get("norm") == "linf"]
-  assert linf and set(linf) == {radius}
+  assert linf and radius in linf and (set(linf) == {radius} or suite == "multirobustbench")
   assert all(suites.threat(entry) for entry in config.eval.suite.values())
   assert config.name == f"at_{preset}"  # another evaluation is of the same run
 
@@ -33,6 +35,18 @@ def test_what_is_in_the_suites():
   assert names["pgd"] == {"fgsm", "pgd20", "cw20"} and names["full"] - {"autoattack"} == names["full_apgd"] - {"apgd"}
   assert names["autoattack"] == {"autoattack"}
   assert {"apgd", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "jpeg", "contrast"} < names["unforeseen"]
+  assert set(latents.KINDS) < names["unforeseen"]
+  families = ("apgd_linf", "apgd_l2", "apgd_l1", "stadv", "elastic", "recolor", "jpeg_linf", "jpeg_l1")
+  assert names["multirobustbench"] == {f"{name}@{level}" for name in families for level in range(1, 6)}
+
+
+@pytest.mark.parametrize("preset", sorted(config_lib.PRESETS))
+def test_strengths_of_a_ladder_rise_evenly(preset):
+  suite = config_lib.default("at", f"{preset},suite=multirobustbench").eval.suite
+  for name in {name.partition("@")[0] for name in suite}:
+    radii = [suites.radius(suite[f"{name}@{level}"]) for level in range(1, 6)]
+    np.testing.assert_allclose(radii, radii[0] * np.arange(1, 6), rtol=1e-5)
+  assert suites.radius(suite["apgd_linf@2"]) == suites.radius(config_lib.default("at", preset).train_attacks.pgd)
 
 
 def test_attacks_of_one_kind_differ_in_steps_and_radius_alone():
@@ -44,6 +58,9 @@ def test_attacks_of_one_kind_differ_in_steps_and_radius_alone():
   assert kinds["pgd_l2"] == evaluated["apgd_l2"] == ("ce", "l2") and kinds["kl"] == ("kl", "linf")
   assert all(evaluated[name] is None for name in ("square", "spatial", "autoattack"))
   assert evaluated["apgd_l1"] == ("ce", "l1") not in kinds.values()
+  moved = {"name": "unforeseen", "kind": "stadv", "epsilon": 0.05}
+  assert suites.kind(moved) == suites.kind(moved | {"epsilon": 0.1, "num_steps": 3}) == ("ce", "stadv")
+  assert suites.kind(moved | {"kind": "elastic"}) != suites.kind(moved)
 
 
 @pytest.mark.parametrize("argument", ["digits,suite=all", "digits,suite=apgd,suite=pgd", "digits,suite="])
@@ -101,6 +118,9 @@ def test_threats_are_told_as_they_were_given():
   assert suites.threat(pgd) == "linf 8/255, 20 steps of 2/255"
   assert suites.threat(AUTOATTACK | {"version": "apgd"}) == "linf 8/255, apgd version"
   assert suites.threat({"name": "corruption", "kind": "jpeg", "severity": 3}) == "jpeg, severity 3"
+  assert (
+    suites.threat({"name": "unforeseen", "kind": "stadv", "epsilon": "0.05", "num_steps": 20}) == "stadv 0.05, 20 steps"
+  )
   assert suites.radius(pgd) == 8 / 255 and suites.radius({"name": "spatial"}) is None
 
 
@@ -125,6 +145,7 @@ def test_what_an_attack_costs_is_what_the_documentation_says():
     ({"name": "square"}, (0, 5000)),
     ({"name": "spatial", "num_rotations": 3, "num_translations": 2}, (0, 12)),
     ({"name": "corruption", "kind": "jpeg"}, (0, 0)),
+    ({"name": "unforeseen", "kind": "stadv", "num_restarts": 2}, (40, 0)),
     (AUTOATTACK, (101 + 3 * 101 + 3 * 100, 5000)),
   ],
 )

@@ -29,6 +29,7 @@ ATTACKS = {
   attacks.carlini_wagner: {"num_steps": 1, "binary_search_steps": 1},
   attacks.spatial: {"num_rotations": 1, "num_translations": 1},
   attacks.corruption: {"kind": "contrast", "severity": 1},
+  attacks.unforeseen: {"kind": "stadv", "epsilon": 0.1, "num_steps": 1},
 }
 LOSSES = (losses.cross_entropy, losses.margin, losses.cw, losses.dlr, losses.is_correct)
 # function -> (arguments of the right shape, the name of one and a value of another shape for it)

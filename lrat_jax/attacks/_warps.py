@@ -1,0 +1,79 @@
+"""Decoders that move pixels: each takes an image [h, w, c] and a latent, and is the identity where the latent is 0."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy import ndimage
+from scipy import ndimage as host_ndimage
+
+# Of a 32 pixels wide image: what the original smooths flows by, and how many bars of it are displaced.
+_DEVIATION = 3.0 / 224
+_RADIUS = 12 / 224
+_BARS = 16
+
+
+def sample(image: Array, rows: Array, columns: Array, beyond: str = "constant") -> Array:
+  """An image [h, w, c] at those places in pixels, bilinear. Beyond it is 0, or with "reflect" the image mirrored."""
+  one = lambda plane, rows, columns: ndimage.map_coordinates(plane, [rows, columns], order=1, mode=beyond)
+  shared = None if rows.ndim == 2 else -1
+  return jax.vmap(one, in_axes=(-1, shared, shared), out_axes=-1)(image, rows, columns)
+
+
+def _places(image: Array) -> tuple[Array, Array]:
+  """Rows and columns [h, w] of an image's pixels."""
+  rows, columns = jnp.meshgrid(*(jnp.arange(size, dtype=image.dtype) for size in image.shape[:2]), indexing="ij")
+  return rows, columns
+
+
+def stadv(image: Array, flow: Array, drawn: None) -> Array:
+  """The image at places moved by a flow [h, w, 2], down and right, in halves of its sides (arXiv:1801.02612).
+
+  No place lies further than half a pixel beyond the image, as in the implementation of perceptual-advex.
+  """
+  height, width, _ = image.shape
+  rows, columns = _places(image)
+  rows = jnp.clip(rows + flow[..., 0] * height / 2, -0.5, height - 0.5)
+  columns = jnp.clip(columns + flow[..., 1] * width / 2, -0.5, width - 0.5)
+  return sample(image, rows, columns)
+
+
+def smoothing(size: int, deviation: float, radius: int) -> np.ndarray:
+  """The linear map [size, size] of a Gaussian filter of 2 radius + 1 entries; what lies beyond is mirrored."""
+  kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / deviation) ** 2)
+  return host_ndimage.correlate1d(np.eye(size), kernel / kernel.sum(), axis=0, mode="mirror").astype(np.float32)
+
+
+def smoothed(field: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+  """A field [h, w, c] after linear maps of its rows and of its columns."""
+  return jnp.einsum("ih,jw,hwc->ijc", rows.astype(field.dtype), columns.astype(field.dtype), field)
+
+
+def elastic(image: Array, flow: Array, drawn: None) -> Array:
+  """The image at places moved by a smoothed flow [h, w, 2], down and right, in pixels (arXiv:1908.08016).
+
+  The filter's deviation is 3 / 224 of a side, and it has five entries at 32 pixels, as in the original.
+  """
+  maps = [smoothing(size, _DEVIATION * size, max(math.ceil(_RADIUS * size), 2)) for size in image.shape[:2]]
+  flow = smoothed(flow, *maps)
+  rows, columns = _places(image)
+  return sample(image, rows + flow[..., 0], columns + flow[..., 1])
+
+
+def num_bars(height: int) -> int:
+  """How many horizontal bars an image of that height is cut into."""
+  return min(_BARS, height)
+
+
+def glitch(image: Array, shifts: Array, drawn: None) -> Array:
+  """Each channel of each horizontal bar moved right by shifts [bars, c] in halves of the width (arXiv:1908.08016v3).
+
+  What comes in from beyond is mirrored. The original moves the whole image by half a pixel too; this does not.
+  """
+  height, width, _ = image.shape
+  rows, columns = _places(image)
+  bar = np.arange(height) * len(shifts) // height
+  columns = columns[..., None] + shifts[bar][:, None] * width / 2
+  return sample(image, jnp.broadcast_to(rows[..., None], columns.shape), columns, "reflect")
