@@ -8,7 +8,7 @@ A custom attack is made of `starting_points`, `losses`, `get_norm` and `project`
 This package imports nothing else of lrat_jax but `core` and `convolutions`.
 """
 
-from lrat_jax.attacks import losses
+from lrat_jax.attacks import losses, transforms
 from lrat_jax.attacks._apgd import apgd
 from lrat_jax.attacks._autoattack import autoattack
 from lrat_jax.attacks._carlini_wagner import carlini_wagner
@@ -18,6 +18,7 @@ from lrat_jax.attacks._msd import msd
 from lrat_jax.attacks._pgd import cw, fgsm, pgd, starting_points
 from lrat_jax.attacks._spatial import spatial
 from lrat_jax.attacks._square import square
+from lrat_jax.attacks._transfer import transfer
 from lrat_jax.attacks._unforeseen import unforeseen
 from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.attacks.eval_state import FileStore
@@ -57,6 +58,8 @@ __all__ = [
   "spatial",
   "square",
   "starting_points",
+  "transfer",
+  "transforms",
   "unforeseen",
   "with_adversarials",
 ]

@@ -25,10 +25,11 @@ _ENOUGH_RISES = 0.75
 
 
 class _Evaluation(NamedTuple):
-  """What the model says at some points: the loss [batch], whether it is wrong [batch], the loss's gradient."""
+  """What the model says at some points: the loss [batch], two answers [batch], the loss's gradient."""
 
   loss: Array
-  wrong: Array
+  wrong: Array  # whether the prediction is not the label
+  success: Array  # whether the points are adversarial: wrong, or with targets the target
   gradient: Array
   broken: Array  # whether the gradient is NaN or infinite somewhere
 
@@ -148,8 +149,8 @@ def _ascend(
   def advance(state: _State) -> _State:
     is_first = state.step == 0
     evaluation = ask(state.points, state.step)
-    adversarial = _choose(evaluation.wrong & ~(state.fooled & early_stop), state.points, state.adversarial)
-    fooled = state.fooled | evaluation.wrong
+    adversarial = _choose(evaluation.success & ~(state.fooled & early_stop), state.points, state.adversarial)
+    fooled = state.fooled | evaluation.success
     counts = ~evaluation.wrong & (state.step < num_steps) & ~(fooled & early_stop)  # x^K is none of x^0..x^{K-1}
     better = is_first | (evaluation.loss > state.best.loss)
     best_points, best = _choose(better, (state.points, evaluation), (state.best_points, state.best))
@@ -177,22 +178,22 @@ def _ascend(
   return jax.lax.while_loop(goes_on, advance, first)
 
 
-def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Array, keys: Array, eot_iter: int):
+def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Array, targets, keys, eot_iter: int):
   """(points, step) -> `_Evaluation`, of one call of the model and its gradient, or the mean of several random ones."""
 
   def total_loss(points, *draw):
     logits = logits_fn(points, *draw)
     loss = surrogate(logits)
-    wrong = ~losses.is_correct(logits, labels) & threat_model.finite(points)
-    return jnp.sum(loss), (loss, wrong.astype(loss.dtype))
+    answers = (losses.is_adversarial(logits, labels, goal) & threat_model.finite(points) for goal in (None, targets))
+    return jnp.sum(loss), (loss, *(answer.astype(loss.dtype) for answer in answers))
 
   def once(points, *draw) -> _Evaluation:
-    gradient, (loss, wrong) = jax.grad(total_loss, has_aux=True)(points, *draw)
+    gradient, (loss, wrong, success) = jax.grad(total_loss, has_aux=True)(points, *draw)
     broken = (~threat_model.finite(gradient)).astype(loss.dtype)
-    return _Evaluation(loss, wrong, threat_model.numbers(gradient), broken)
+    return _Evaluation(loss, wrong, success, threat_model.numbers(gradient), broken)
 
   def answered(mean: _Evaluation) -> _Evaluation:
-    return mean._replace(wrong=mean.wrong > 0.5, broken=mean.broken > 0)
+    return mean._replace(wrong=mean.wrong > 0.5, success=mean.success > 0.5, broken=mean.broken > 0)
 
   def ask(points: Array, step: Array) -> _Evaluation:
     if not eot_iter:
@@ -228,14 +229,13 @@ def _run_l1(ask, images, epsilon, num_steps: int, early_stop: bool, keys: Array)
 
 def _check_loss(loss: str, targets: Array | None, target_rank: int | Array | None) -> None:
   check_choice(loss, "loss", LOSSES)
-  if (targets is not None or target_rank is not None) != (loss in losses.TARGETED_LOSSES):
-    needs = "needs targets or target_rank" if loss in losses.TARGETED_LOSSES else "takes no targets and no target_rank"
-    raise ValueError(f"loss={loss!r} {needs}.")
+  if targets is None and target_rank is None and loss in losses.TARGETED_LOSSES:
+    raise ValueError(f"loss={loss!r} needs targets or target_rank.")
 
 
 def _surrogate(loss: str, logits_fn, images, labels, keys, eot_iter: int, targets, target_rank):
   """The loss as a function of logits; a rank is turned into targets by one forward of the clean images."""
-  if loss not in losses.TARGETED_LOSSES:
+  if targets is None and target_rank is None:
     return losses.surrogate(loss, logits_fn, images, labels)
   clean_logits = logits_fn(images, keys) if eot_iter else logits_fn(images)
   return losses.targeted(loss, labels, losses.choose_targets(clean_logits, labels, targets, target_rank))
@@ -276,16 +276,18 @@ def apgd(
     logits_fn: images -> logits [batch, classes]; with `eot_iter` (images, keys [batch]) -> logits.
     epsilon: radius of the ball; may be traced.
     norm: "linf", "l2" or "l1".
-    loss: "ce", "dlr", "margin", "cw", or towards a class "dlr_targeted", "margin_targeted".
+    loss: "ce", "dlr", "margin", "cw", with targets or target_rank that of `losses.targeted`, or for these alone
+      "dlr_targeted", "margin_targeted".
     num_steps: 1 or more.
-    num_restarts: independent runs; per image the first that fools the model counts, else the highest loss.
-    targets: int [batch], the classes of a targeted loss, or
-    target_rank: the target by its rank among the wrong classes on the clean image, 1 = the most likely; may be traced.
+    num_restarts: independent runs; per image the first that succeeds counts, else the highest loss.
+    targets: int [batch], classes to reach, none the image's label; success is that the prediction is the target. Or
+    target_rank: the class to head for by its rank among the wrong ones on the clean image, 1 = the most likely; may be
+      traced. It is a direction only: any wrong prediction is a success, as in AutoAttack.
     eot_iter: for a random model, how many draws a gradient is averaged over; 0 for a model without chance.
     early_stop: end when all images were fooled, and keep the first point of an image that did it, not the last.
 
   Returns:
-    AttackResult. An image is the last iterate that the model gets wrong (`early_stop`: the first), else the one of
+    AttackResult. An image is the last iterate that is adversarial (`early_stop`: the first), else the one of
     highest loss. With `early_stop`, `surviving_steps` counts only up to that first one.
 
   Raises:
@@ -296,7 +298,7 @@ def apgd(
   surrogate = _surrogate(loss, logits_fn, images, labels, key, eot_iter, targets, target_rank)
 
   def run(run_keys: Array) -> _State:
-    ask = _asker(logits_fn, surrogate, labels, run_keys, eot_iter)
+    ask = _asker(logits_fn, surrogate, labels, targets, run_keys, eot_iter)
     if norm == "l1":
       return _run_l1(ask, images, epsilon, num_steps, early_stop, run_keys)
     draw = jax.random.normal if norm == "l2" else functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
@@ -310,7 +312,7 @@ def apgd(
 
   result = best_run(outcome, lambda outcome_: outcome_[1], key, num_restarts)[0]
   asked = functools.partial(_with_keys, logits_fn, key) if eot_iter else logits_fn
-  return finished(asked, labels, result.images, result.surviving_steps, result.broken_gradients)
+  return finished(asked, labels, result.images, result.surviving_steps, result.broken_gradients, targets)
 
 
 def _with_keys(logits_fn: LogitsFn, keys: Array, images: Array) -> Array:

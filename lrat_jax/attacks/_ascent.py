@@ -5,17 +5,20 @@ in the latent's ball. In PGD the latent is the image itself, and the decoder lea
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrat_jax.attacks import losses, threat_model
+from lrat_jax.attacks import losses, threat_model, transforms
 from lrat_jax.attacks._entry import AttackResult, finished
-from lrat_jax.core.typing import LogitsFn
+from lrat_jax.core.typing import LogitsFn, Scalar
 
 T = TypeVar("T")
+
+# Folded into a run's keys for the draws of its transform; no restart has this number.
+_TRANSFORM_STREAM = 2**31 - 1
 
 
 def as_it_is(latent: Array) -> Array:
@@ -30,34 +33,41 @@ def ascent(
   advance: Callable[[Array, Array, Array], Array],
   num_steps: int,
   decode: Callable[[Array], Array] = as_it_is,
-) -> Callable[[Array], AttackResult]:
-  """`num_steps` steps o <- advance(step, o, gradient of the loss of A(o)), as a function of the first latent.
+  transform: transforms.GradientTransform = transforms.IDENTITY,
+  step_size: Scalar = 0.0,
+) -> Callable[[Array, Array], AttackResult]:
+  """`num_steps` steps o <- advance(step, o, gradient of the loss of A(o)), as a function of the first latent and keys.
 
   Args:
     surrogate: logits [batch, classes] -> the loss to raise [batch].
     advance: (step 0, 1, ..., latent, gradient without NaN) -> the next latent, inside its ball.
     decode: latent -> images [batch, h, w, c] in [0, 1].
+    transform: of the latents and their gradients.
+    step_size: the one that the transform looks ahead by.
 
   Returns:
-    latent [batch, ...] -> AttackResult: the images of the last latent; `surviving_steps` counts the steps before which
-    the model was right.
+    (latent [batch, ...], keys [batch], for the transform alone) -> AttackResult: the images of the last latent;
+    `surviving_steps` counts the steps before which the model was right.
   """
 
-  def total_loss(latent: Array) -> tuple[Array, Array]:
-    logits = logits_fn(decode(latent))
+  def total_loss(latent: Array, keys: Array, state: Any) -> tuple[Array, Array]:
+    logits = logits_fn(decode(transform.inputs(keys, latent, state, step_size)))
     return jnp.sum(surrogate(logits)), logits  # a sum: each image's gradient stays its own
 
-  def step(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-    latent, survived, broken = carry
-    gradient, logits = jax.grad(total_loss, has_aux=True)(latent)
+  def step(index: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+    latent, survived, broken, state, keys = carry
+    step_keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, _TRANSFORM_STREAM), index))(keys)
+    gradient, logits = jax.grad(total_loss, has_aux=True)(latent, step_keys, state)
     survived += losses.is_correct(logits, labels).astype(jnp.int32)
     broken += (~threat_model.finite(gradient)).astype(jnp.int32)
-    return advance(index, latent, threat_model.numbers(gradient)), survived, broken
+    direction, state = transform.update(threat_model.numbers(gradient), state)
+    return advance(index, latent, direction), survived, broken, state, keys
 
-  def run(start: Array) -> AttackResult:
+  def run(start: Array, keys: Array) -> AttackResult:
     # From the labels, not from a constant: under shard_map a carry must vary over devices from the start.
     none = 0 * labels.astype(jnp.int32)
-    latent, survived, broken = jax.lax.fori_loop(0, num_steps, step, (start, none, none))
+    carry = (start, none, none, transform.init(start), keys)
+    latent, survived, broken, *_ = jax.lax.fori_loop(0, num_steps, step, carry)
     return AttackResult(decode(latent), survived, broken_gradients=broken)
 
   return run  # its restarts share what is traced here
@@ -90,14 +100,14 @@ def strongest(
   logits_fn: LogitsFn,
   labels: Array,
   surrogate: Callable[[Array], Array],
+  targets: Array | None = None,
 ) -> AttackResult:
-  """The attack's result: for each image the run that fools the model, then that of the highest loss."""
+  """The attack's result: for each image the run that succeeds, then that of the highest loss."""
 
   def score(result: AttackResult) -> Array:
     logits = logits_fn(result.images)
-    fooled = ~losses.is_correct(logits, labels)
-    score = jnp.where(fooled, jnp.inf, surrogate(logits))
+    score = jnp.where(losses.is_adversarial(logits, labels, targets), jnp.inf, surrogate(logits))
     return jnp.where(threat_model.finite(result.images), score, -jnp.inf)
 
   best = best_run(run, score, keys, num_restarts)
-  return finished(logits_fn, labels, best.images, best.surviving_steps, best.broken_gradients)
+  return finished(logits_fn, labels, best.images, best.surviving_steps, best.broken_gradients, targets)

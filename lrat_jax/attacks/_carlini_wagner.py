@@ -33,7 +33,9 @@ def _to_image(free: Array) -> Array:
   return 0.5 * (jnp.tanh(free) + 1.0)
 
 
-def _descend(logits_fn, images, labels, constants, found: _Found, num_steps: int, learning_rate: float, confidence):
+def _descend(
+  logits_fn, images, labels, targets, constants, found: _Found, num_steps: int, learning_rate: float, confidence
+):
   """Adam from the clean images with these constants [batch]: (found, which images fell in this run)."""
   optimizer = optax.adam(learning_rate)
   length = threat_model.get_norm("l2").length
@@ -42,7 +44,7 @@ def _descend(logits_fn, images, labels, constants, found: _Found, num_steps: int
   def objective(free):
     points = _to_image(free)
     logits = logits_fn(points)
-    margin = losses.margin(logits, labels)
+    margin = losses.margin(logits, labels) if targets is None else -losses.margin(logits, targets)
     distances = jnp.sum(jnp.square(points - images), axis=(1, 2, 3))
     return jnp.sum(distances + constants * jnp.maximum(confidence - margin, 0.0)), (points, logits, margin)
 
@@ -50,7 +52,7 @@ def _descend(logits_fn, images, labels, constants, found: _Found, num_steps: int
     free, moments, found, fell = carry
     gradient, (points, logits, margin) = jax.grad(objective, has_aux=True)(free)
     right = losses.is_correct(logits, labels)
-    success = ~right & (margin >= confidence)
+    success = losses.is_adversarial(logits, labels, targets) & (margin >= confidence)
     distance = length(points - images)
     nearer = success & (distance < found.distance)
     found = _Found(
@@ -81,6 +83,7 @@ def carlini_wagner(
   learning_rate: float = 0.01,
   initial_const: float = 1e-3,
   confidence: float = 0.0,
+  targets: Labels | None = None,
 ) -> AttackResult:
   """The minimum-norm L2 attack (Carlini & Wagner, arXiv:1608.04644, sections V and VI).
 
@@ -101,11 +104,13 @@ def carlini_wagner(
     learning_rate: Adam's, in units of w.
     initial_const: the first const.
     confidence: least margin, in logits, by which the model must be fooled.
+    targets: int [batch], classes to head for, none the image's label: the margin is z_t - max_{k != t} z_k, and an
+      adversarial is a point whose prediction is the target.
 
   Returns:
     AttackResult: the nearest adversarial found, if its distance is at most epsilon, else the clean image unchanged;
-    also unchanged where the model is wrong on it. `surviving_steps`: of all binary_search_steps * num_steps iterates,
-    those that the model gets right.
+    also unchanged where the model is wrong on it (with targets: where it predicts the target).
+    `surviving_steps`: of all binary_search_steps * num_steps iterates, those that the model gets right.
 
   Raises:
     ValueError: an argument outside what is listed here.
@@ -115,17 +120,17 @@ def carlini_wagner(
 
   def search(_, carry):
     constants, low, high, found = carry
-    found, fell = _descend(logits_fn, images, labels, constants, found, num_steps, learning_rate, confidence)
+    found, fell = _descend(logits_fn, images, labels, targets, constants, found, num_steps, learning_rate, confidence)
     high = jnp.where(fell, jnp.minimum(high, constants), high)
     low = jnp.where(fell, low, jnp.maximum(low, constants))
     constants = jnp.where(jnp.isinf(high), _GROWTH * constants, 0.5 * (low + high))
     return constants, low, high, found
 
-  wrong = ~losses.is_correct(logits_fn(images), labels)
+  done = losses.is_adversarial(logits_fn(images), labels, targets)
   zeros = 0.0 * images[:, 0, 0, 0]
-  found = _Found(images, jnp.where(wrong, zeros, jnp.inf), 0 * labels.astype(jnp.int32))
+  found = _Found(images, jnp.where(done, zeros, jnp.inf), 0 * labels.astype(jnp.int32))
   carry = (zeros + initial_const, zeros, zeros + jnp.inf, found)
   found = lax.fori_loop(0, binary_search_steps, search, carry)[-1]
   counted = found.distance <= epsilon
-  survived = jnp.where(wrong, 0, found.survived)
-  return finished(logits_fn, labels, jnp.where(per_image(counted), found.images, images), survived)
+  survived = jnp.where(done, 0, found.survived)
+  return finished(logits_fn, labels, jnp.where(per_image(counted), found.images, images), survived, targets=targets)

@@ -31,8 +31,9 @@ class AttackResult(NamedTuple):
     images: float [batch, h, w, c] in [0, 1], inside the epsilon ball; carries no gradient.
     surviving_steps: int32 [batch], how many of the iterates x^0..x^{K-1} (the start included, the returned
       point not) the model still gets right, in 0..K: GAIRAT's kappa (arXiv:2010.01736).
-    success: bool [batch], whether the model is wrong on the returned image, also where it was wrong on the clean one.
-      One forward, which `jit` leaves out where nobody asks. None only in what a user-defined attack builds itself.
+    success: bool [batch], whether the model is wrong on the returned image, also where it was wrong on the clean one;
+      of an attack with `targets`, whether the model's prediction on it is the target. One forward, which `jit` leaves
+      out where nobody asks. None only in what a user-defined attack builds itself.
     broken_gradients: int32 [batch], how many of the gradients taken were NaN or infinite somewhere, so that an attack
       that found nothing proves little; a coordinate that is NaN takes no step. None of an attack that does not count.
   """
@@ -49,10 +50,11 @@ def finished(
   images: Images,
   surviving_steps: Counts,
   broken_gradients: Counts | None = None,
+  targets: Labels | None = None,
 ) -> AttackResult:
-  """An attack's result with its success, and without a gradient."""
+  """An attack's result with its success, and without a gradient. `targets` are those that the user asked for."""
   images = jax.lax.stop_gradient(images)
-  success = ~losses.is_correct(logits_fn(images), labels)
+  success = losses.is_adversarial(logits_fn(images), labels, targets)
   return jax.lax.stop_gradient(AttackResult(images, surviving_steps, success, broken_gradients))
 
 
@@ -157,6 +159,14 @@ def check_classes(classes: np.ndarray, num_classes: int, name: str = "labels", f
     )
 
 
+def _check_not_labels(targets: Any, labels: Any) -> None:
+  """Refuses targets [batch] that are an image's label, where both are known. Raises ValueError with the image."""
+  targets, labels = on_host(targets), on_host(labels)
+  if targets is not None and labels is not None and (same := np.flatnonzero(targets == labels)).size:
+    place = same[0]
+    raise ValueError(f"targets[{place}]={targets[place]} is the image's label; an attack heads for another class.")
+
+
 def check_shape(logits: Any, batch: int) -> None:
   """Refuses what are no logits [batch, classes], traced or not. Raises ValueError."""
   found = _kind(logits)
@@ -231,6 +241,7 @@ def _prepared(value: Any, name: str, form: Any, arguments: dict[str, Any], defau
     return _per_norm(value, name, dtype, image_shape)
   if name == "targets":
     check_integers(value, name, arguments["labels"].shape)
+    _check_not_labels(value, arguments["labels"])
     return jnp.asarray(value).astype(jnp.int32)
   if name == "target_rank" and isinstance(value, jax.core.Tracer):
     return value
@@ -298,6 +309,13 @@ def _begin(arguments: dict[str, Any]) -> dict[str, Any]:
   }
 
 
+def _check_not_left_out(targets: np.ndarray, logits: np.ndarray) -> None:
+  """Refuses targets [batch] that the model leaves out. Raises ValueError with the image."""
+  out = np.flatnonzero(np.isneginf(np.asarray(logits, np.float64)[np.arange(len(targets)), targets]))
+  if out.size:
+    raise ValueError(f"targets[{out[0]}]={targets[out[0]]} is a class that the model leaves out: its logit is -inf.")
+
+
 def _check_clean(arguments: dict[str, Any]) -> None:
   """Asks the model about the clean images, where they are known, and refuses what are no logits of the labels."""
   images, labels = arguments["images"], on_host(arguments["labels"])
@@ -309,6 +327,7 @@ def _check_clean(arguments: dict[str, Any]) -> None:
     check_logits(logits, labels)
     if (targets := on_host(arguments.get("targets", labels))) is not None and targets.ndim:
       check_classes(targets, logits.shape[1], "targets")
+      _check_not_left_out(targets, logits)
 
 
 def entry(**forms: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

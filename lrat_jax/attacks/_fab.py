@@ -42,12 +42,19 @@ class _Boundary(NamedTuple):
   broken: Array  # bool [batch]: whether a gradient was NaN or infinite somewhere
 
 
-def _targeted_boundary(logits_fn: LogitsFn, points: Array, labels: Array, targets: Array) -> tuple[_Boundary, Array]:
-  """The targets' boundaries, and the logits."""
+def _targeted_boundary(
+  logits_fn: LogitsFn, points: Array, rivals: Array | None, targets: Array
+) -> tuple[_Boundary, Array]:
+  """The targets' boundaries to the rivals, None: to the most likely other class, and the logits."""
 
   def total_gap(points):
     logits = logits_fn(points)
-    pair = jnp.take_along_axis(logits, jnp.stack([targets, labels], axis=-1), axis=-1)
+    if rivals is None:
+      others = jnp.where(jax.nn.one_hot(targets, logits.shape[-1], dtype=bool), -jnp.inf, logits)
+      against = jnp.argmax(others, axis=-1)
+    else:
+      against = rivals
+    pair = jnp.take_along_axis(logits, jnp.stack([targets, against], axis=-1), axis=-1)
     gaps = pair[:, 0] - pair[:, 1]
     return jnp.sum(gaps), (gaps, logits)
 
@@ -110,24 +117,24 @@ def _start(restart: int | Array, keys: Array, images: Array, radii: float | Arra
   return jnp.clip(images + _START_SHARE * radii * noise / per_image(ball.length(noise)), 0.0, 1.0)
 
 
-def _make_step(logits_fn, images, labels, targets, epsilon, norm, shorten, alpha_max, overshoot, backward):
-  """The body of the loop: (index, state) -> (index + 1, state)."""
+def _make_step(logits_fn, images, labels, heading, targets, epsilon, norm, shorten, alpha_max, overshoot, backward):
+  """The body of the loop: (index, state) -> (index + 1, state). `heading`: each image's class, if there is one."""
   length = threat_model.get_norm(norm).length
 
   def step(carry: tuple[int | Array, _State]) -> tuple[int | Array, _State]:
     index, state = carry
-    if targets is None:
+    if heading is None:
       boundary, logits = _nearest_boundary(logits_fn, state.points, labels, norm)
     else:
-      boundary, logits = _targeted_boundary(logits_fn, state.points, labels, targets)
+      boundary, logits = _targeted_boundary(logits_fn, state.points, labels if targets is None else None, heading)
     points = _advance(state.points, images, boundary.values, boundary.gradients, norm, alpha_max, overshoot)
     right = losses.is_correct(logits, labels)
-    wrong = ~losses.is_correct(logits_fn(points), labels)
+    success = losses.is_adversarial(logits_fn(points), labels, targets)
     distance = length(points - images)
     wanted = distance < state.distance if shorten else ~state.fooled
-    found = wrong & (distance <= epsilon) & wanted
+    found = success & (distance <= epsilon) & wanted
     return index + 1, _State(
-      jnp.where(per_image(wrong), images + backward * (points - images), points),
+      jnp.where(per_image(success), images + backward * (points - images), points),
       jnp.where(per_image(found), points, state.adversarial),
       jnp.where(found, distance, state.distance),
       state.fooled | found,
@@ -181,8 +188,10 @@ def fab(
     num_steps: steps from each start.
     num_restarts: starts; the first is the image itself, others lie epsilon / 2 away from it; with `shorten` half the
       shortest distance so far, if that is less.
-    targets: int [batch], the class to head for, other than the label.
+    targets: int [batch], classes to reach, none the image's label: the boundary is that of z_t - max_{k != t} z_k, and
+      an adversarial is a point whose prediction is the target.
     target_rank: instead, the class of that rank in the clean image's logits; 1 is the second largest. May be traced.
+      It is a direction only: any wrong prediction counts, as in AutoAttack.
       Given neither, it is the class whose boundary is nearest at each step (untargeted FAB): a gradient a class.
     alpha_max: greatest share of the step from the clean image in the mix.
     overshoot: how far past the boundary both steps go, as a factor.
@@ -190,7 +199,8 @@ def fab(
 
   Returns:
     AttackResult: an adversarial inside the ball, else the clean image unchanged; also unchanged where the model is
-    wrong on it. `surviving_steps`: of the points where a gradient was taken, those that the model gets right.
+    wrong on it (with targets: where it predicts the target). `surviving_steps`: of the points where a gradient was
+    taken, those that the model gets right.
 
   Raises:
     ValueError: an argument outside what is listed here.
@@ -198,10 +208,10 @@ def fab(
   if shorten is None:
     shorten = not isinstance(epsilon, jax.core.Tracer) and bool(epsilon == math.inf)
   clean_logits = logits_fn(images)
-  targets = losses.choose_targets(clean_logits, labels, targets, target_rank)
-  wrong, zeros = ~losses.is_correct(clean_logits, labels), 0.0 * images[:, 0, 0, 0]
-  start = _State(images, images, jnp.where(wrong, zeros, jnp.inf), wrong, 0 * labels, 0 * labels)
-  step = _make_step(logits_fn, images, labels, targets, epsilon, norm, shorten, alpha_max, overshoot, backward)
+  heading = losses.choose_targets(clean_logits, labels, targets, target_rank)
+  fooled, zeros = losses.is_adversarial(clean_logits, labels, targets), 0.0 * images[:, 0, 0, 0]
+  start = _State(images, images, jnp.where(fooled, zeros, jnp.inf), fooled, 0 * labels, 0 * labels)
+  step = _make_step(logits_fn, images, labels, heading, targets, epsilon, norm, shorten, alpha_max, overshoot, backward)
   done = lambda state: jnp.all(state.distance == 0 if shorten else state.fooled)
   unfinished = lambda carry: (carry[0] < num_steps) & ~done(carry[1])
   widest = threat_model.get_norm(norm).diameter(images.shape[1:])
@@ -213,4 +223,4 @@ def fab(
   state = run(0, start)
   if num_restarts > 1:
     state = lax.fori_loop(1, num_restarts, run, state)
-  return finished(logits_fn, labels, state.adversarial, state.survived, state.broken)
+  return finished(logits_fn, labels, state.adversarial, state.survived, state.broken, targets)

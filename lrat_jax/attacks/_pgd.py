@@ -5,7 +5,7 @@ import functools
 import jax
 from jax import Array
 
-from lrat_jax.attacks import _l1, losses, threat_model
+from lrat_jax.attacks import _l1, losses, threat_model, transforms
 from lrat_jax.attacks._ascent import ascent, strongest
 from lrat_jax.attacks._entry import AttackResult, entry
 from lrat_jax.core.arguments import check_choice
@@ -81,6 +81,8 @@ def pgd(
   random_start: str = "uniform",
   num_restarts: int = 1,
   sparsity: Scalar = 0.99,
+  targets: Labels | None = None,
+  gradient_transform: transforms.Transforms | None = None,
 ) -> AttackResult:
   """Projected gradient ascent (Madry et al., arXiv:1706.06083, section 2.1).
 
@@ -99,19 +101,27 @@ def pgd(
     norm: "linf", "l2" or "l1".
     loss: "ce", "cw" (margin with confidence 50), "margin", "dlr", or "kl" (from the prediction on the clean images).
     random_start: "uniform" in the ball, "gaussian" (0.001 * N(0, 1), as TRADES and MAIL), or "none".
-    num_restarts: independent starts; per image a point that fools the model wins, then the highest loss.
+    num_restarts: independent starts; per image a point that succeeds wins, then the highest loss.
     sparsity: L1 alone, in [0, 1]: the share of the coordinates that a step leaves as they are; 1 moves a single one.
       Elsewhere `l1_sparsity`, `quantile`.
+    targets: int [batch], classes to head for, none the image's label: the loss is that of `losses.targeted` ("ce",
+      "cw", "margin" or "dlr"), and success is that the prediction is the target. Elsewhere `set_mode_targeted_by_label`
+      (torchattacks) and `TargetedMisclassification` (Foolbox).
+    gradient_transform: for images that fool other models too: "momentum" (MI-FGSM), "nesterov" (NI-FGSM), "diversity"
+      (DI-FGSM), "translation" (TI-FGSM), several of these in their order, or one of `attacks.transforms`. With them,
+      random_start="none" is usual.
 
   Returns:
-    AttackResult. With restarts, `surviving_steps` is that of the run whose image is returned.
+    AttackResult. With restarts, `surviving_steps` is that of the run whose image is returned; with targets too it
+    counts where the prediction is the label; with a transform, at the points at which the model was asked.
 
   Raises:
     ValueError: an argument outside what is listed here; the message gives its name and the choices.
   """
   ball = threat_model.get_norm(norm)
   check_choice(random_start, "random_start", RANDOM_STARTS)
-  surrogate = losses.surrogate(loss, logits_fn, images, labels)
+  surrogate = losses.surrogate(loss, logits_fn, images, labels, targets)
+  transform = transforms.get_transform(gradient_transform)
   take_step = functools.partial(stepped, norm=norm, epsilon=epsilon, step_size=step_size, sparsity=sparsity)
   if loss == "kl" and random_start == "none":
     raise ValueError("loss='kl' has no gradient at the clean image; use random_start='gaussian' or 'uniform'.")
@@ -119,9 +129,9 @@ def pgd(
   def advance(_, points: Array, gradient: Array) -> Array:
     return take_step(points, gradient, images)
 
-  ascend = ascent(logits_fn, labels, surrogate, advance, num_steps)
-  run = lambda run_keys: ascend(starting_points(random_start, run_keys, images, epsilon, ball))
-  return strongest(run, key, num_restarts, logits_fn, labels, surrogate)
+  ascend = ascent(logits_fn, labels, surrogate, advance, num_steps, transform=transform, step_size=step_size)
+  run = lambda run_keys: ascend(starting_points(random_start, run_keys, images, epsilon, ball), run_keys)
+  return strongest(run, key, num_restarts, logits_fn, labels, surrogate, targets)
 
 
 def fgsm(
@@ -133,6 +143,8 @@ def fgsm(
   epsilon: Scalar,
   norm: str = "linf",
   loss: str = "ce",
+  targets: Labels | None = None,
+  gradient_transform: transforms.Transforms | None = None,
 ) -> AttackResult:
   """The fast gradient (sign) method (Goodfellow et al., arXiv:1412.6572): one step of length epsilon from the image.
 
@@ -140,8 +152,8 @@ def fgsm(
   """
   return pgd(
     key, logits_fn, images, labels,
-    epsilon=epsilon, step_size=epsilon, num_steps=1, norm=norm, loss=loss, random_start="none",
-    sparsity=1.0,
+    epsilon=epsilon, step_size=epsilon, num_steps=1, norm=norm, loss=loss, random_start="none", sparsity=1.0,
+    targets=targets, gradient_transform=gradient_transform,
   )  # fmt: skip
 
 
@@ -157,6 +169,8 @@ def cw(
   norm: str = "linf",
   random_start: str = "uniform",
   num_restarts: int = 1,
+  targets: Labels | None = None,
+  gradient_transform: transforms.Transforms | None = None,
 ) -> AttackResult:
   """PGD on the margin loss with confidence 50, which GAIRAT and MAIL call CW-infinity.
 
@@ -166,5 +180,5 @@ def cw(
   return pgd(
     key, logits_fn, images, labels,
     epsilon=epsilon, step_size=step_size, num_steps=num_steps, norm=norm, loss="cw", random_start=random_start,
-    num_restarts=num_restarts,
+    num_restarts=num_restarts, targets=targets, gradient_transform=gradient_transform,
   )  # fmt: skip

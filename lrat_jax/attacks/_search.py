@@ -16,21 +16,21 @@ class _State(NamedTuple):
 
   best: Array  # the points with the largest margin so far
   margin: Array  # theirs
-  fooled: Array  # bool
+  fooled: Array  # bool: the attack has succeeded
   survived: Array  # int32
 
 
-def _ask(logits_fn: LogitsFn, points: Array, labels: Array, state: _State) -> _State:
-  """One query for each image: the points stay where they raise the margin or fool the model."""
+def _ask(logits_fn: LogitsFn, points: Array, labels: Array, targets: Array | None, state: _State) -> _State:
+  """One query for each image: the points stay where they raise the margin or succeed."""
   logits = logits_fn(points)
-  margin = losses.margin(logits, labels)
-  wrong = ~losses.is_correct(logits, labels)
-  better = ~state.fooled & (wrong | (margin > state.margin))
+  margin = losses.margin(logits, labels) if targets is None else -losses.margin(logits, targets)
+  success = losses.is_adversarial(logits, labels, targets)
+  better = ~state.fooled & (success | (margin > state.margin))
   return _State(
     jnp.where(better[:, None, None, None], points, state.best),
     jnp.where(better, margin, state.margin),
-    state.fooled | wrong,
-    state.survived + (~state.fooled & ~wrong).astype(jnp.int32),
+    state.fooled | success,
+    state.survived + (~state.fooled & losses.is_correct(logits, labels)).astype(jnp.int32),
   )
 
 
@@ -41,11 +41,12 @@ def search(
   start: Array,
   propose: Callable[[Array, Array], Array],
   num_queries: int,
+  targets: Array | None = None,
 ) -> AttackResult:
   """Asks about `start`, then `num_queries` times about propose(best points, query), query = 0, 1, ...
 
-  An image is done with the first point that fools the model, and the loop ends when all are. Images on which the model
-  is wrong come back as they are.
+  An image is done with the first point that fools the model, or whose prediction is its target, and the loop ends when
+  all are. Images on which that holds at once come back as they are.
 
   Returns:
     AttackResult: the best points; `surviving_steps` counts the queries that the model withstood, the start's included,
@@ -54,11 +55,11 @@ def search(
 
   def step(carry: tuple[Array, _State]) -> tuple[Array, _State]:
     query, state = carry
-    return query + 1, _ask(logits_fn, propose(state.best, query), labels, state)
+    return query + 1, _ask(logits_fn, propose(state.best, query), labels, targets, state)
 
   unfinished = lambda carry: (carry[0] < num_queries) & ~jnp.all(carry[1].fooled)
-  wrong = ~losses.is_correct(logits_fn(images), labels)
+  done = losses.is_adversarial(logits_fn(images), labels, targets)
   lowest = 0.0 * images[:, 0, 0, 0] - jnp.inf
-  state = _ask(logits_fn, start, labels, _State(images, lowest, wrong, 0 * labels.astype(jnp.int32)))
+  state = _ask(logits_fn, start, labels, targets, _State(images, lowest, done, 0 * labels.astype(jnp.int32)))
   state = lax.while_loop(unfinished, step, (jnp.int32(0), state))[1]
-  return finished(logits_fn, labels, state.best, state.survived)
+  return finished(logits_fn, labels, state.best, state.survived, targets=targets)

@@ -178,6 +178,7 @@ def square(
   norm: str = "linf",
   num_queries: int = 5000,
   p_init: float = 0.8,
+  targets: Labels | None = None,
 ) -> AttackResult:
   """The Square attack (Andriushchenko et al., arXiv:1912.00049), margin loss, with the schedule of AutoAttack.
 
@@ -202,10 +203,13 @@ def square(
     norm: "linf", "l2" or "l1".
     num_queries: queries for each image, after the one for its start.
     p_init: share of the image's area that the first windows cover, in (0, 1].
+    targets: int [batch], classes to head for, none the image's label: the margin is z_t - max_{k != t} z_k (the
+      original's targeted form takes log p_t), and success is that the prediction is the target.
 
   Returns:
-    AttackResult: inside the ball; unchanged where the model is wrong on the clean image. `surviving_steps`: queries
-    (the start's included) that the model withstood, in 0..num_queries + 1.
+    AttackResult: inside the ball; unchanged where the model is wrong on the clean image (with targets: where it
+    predicts the target). `surviving_steps`: queries (the start's included) that the model gets right before that, in
+    0..num_queries + 1.
 
   Raises:
     ValueError: an argument outside what is listed here.
@@ -217,4 +221,4 @@ def square(
     num_draws, propose = _pattern_proposal(images, epsilon, p_init, norm)
 
   ask_next = lambda best, query: propose(_draws(key, query + 1, num_draws), best, query)
-  return _search.search(logits_fn, images, labels, start, ask_next, num_queries)
+  return _search.search(logits_fn, images, labels, start, ask_next, num_queries, targets)

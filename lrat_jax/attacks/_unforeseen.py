@@ -80,6 +80,6 @@ def unforeseen(
     drawn = jax.vmap(lambda key: chosen.draw(key, image_shape))(draw_keys)
     decode = lambda latent: jnp.clip(jax.vmap(chosen.decode)(images, latent, drawn), 0.0, 1.0)
     start = chosen.ball.sample(start_keys, chosen.shape(image_shape), epsilon).astype(images.dtype)
-    return ascent(logits_fn, labels, surrogate, advance, num_steps, decode)(start)
+    return ascent(logits_fn, labels, surrogate, advance, num_steps, decode)(start, run_keys)
 
   return strongest(run, key, num_restarts, logits_fn, labels, surrogate)

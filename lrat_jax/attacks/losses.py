@@ -25,6 +25,11 @@ def is_correct(logits: Logits, labels: Labels) -> Answers:
   return is_answer(logits) & (jnp.argmax(logits, axis=-1) == labels)
 
 
+def is_adversarial(logits: Logits, labels: Labels, targets: Labels | None = None) -> Answers:
+  """Whether an attack succeeds, bool [batch]: the prediction is not the label or, with targets, it is the target."""
+  return ~is_correct(logits, labels) if targets is None else is_correct(logits, targets)
+
+
 def cross_entropy(logits: Logits, labels: Labels) -> PerImage:
   """-log p_y, in nats. float [batch]."""
   return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
@@ -112,18 +117,29 @@ def kl(logits: Logits, clean_logits: Logits) -> PerImage:
 
 
 _WITH_LABELS = {"ce": cross_entropy, "cw": cw, "dlr": dlr, "margin": margin}
+# Losses that need targets as they are, and those of above turned towards them: the target in the label's place.
 _WITH_TARGETS = {"dlr_targeted": dlr_targeted, "margin_targeted": margin_targeted}
+_TOWARDS_TARGETS = _WITH_TARGETS | {
+  "ce": lambda logits, labels, targets: -cross_entropy(logits, targets),
+  "cw": lambda logits, labels, targets: -jnp.maximum(CW_CONFIDENCE + margin(logits, targets), 0.0),
+  "dlr": dlr_targeted,
+  "margin": lambda logits, labels, targets: -margin(logits, targets),
+}
 LOSSES = (*_WITH_LABELS, "kl")
 TARGETED_LOSSES = tuple(_WITH_TARGETS)
 
 
-def surrogate(name: str, logits_fn: LogitsFn, images: Images, labels: Labels) -> Callable[[Logits], PerImage]:
-  """The loss of that name as a function of logits alone: [batch, classes] -> [batch].
+def surrogate(
+  name: str, logits_fn: LogitsFn, images: Images, labels: Labels, targets: Labels | None = None
+) -> Callable[[Logits], PerImage]:
+  """The loss of that name as a function of logits alone: [batch, classes] -> [batch]; with targets that of `targeted`.
 
   "kl" compares with the model's own prediction on the clean `images`, which costs one forward here.
   Raises ValueError, with the choices, for an unknown name.
   """
   check_choice(name, "loss", LOSSES)
+  if targets is not None:
+    return targeted(name, labels, targets)
   if name == "kl":
     clean_logits = jax.lax.stop_gradient(logits_fn(images))
     return lambda logits: kl(logits, clean_logits)
@@ -131,7 +147,11 @@ def surrogate(name: str, logits_fn: LogitsFn, images: Images, labels: Labels) ->
 
 
 def targeted(name: str, labels: Labels, targets: Labels) -> Callable[[Logits], PerImage]:
-  """The targeted loss of that name as a function of logits alone. Raises ValueError, with the choices."""
-  if name not in _WITH_TARGETS:
-    raise ValueError(f"loss={name!r} takes no targets; choose from {list(TARGETED_LOSSES)}.")
-  return lambda logits: _WITH_TARGETS[name](logits, labels, targets)
+  """The loss of that name towards targets t, as a function of logits alone: [batch, classes] -> [batch].
+
+  "ce" is log p_t, "margin" z_t - max_{k != t} z_k, "cw" that margin up to 50, "dlr" and "dlr_targeted" AutoAttack's
+  targeted DLR, "margin_targeted" z_t - z_y. Raises ValueError, with the choices, for any other.
+  """
+  if name not in _TOWARDS_TARGETS:
+    raise ValueError(f"loss={name!r} takes no targets; choose from {sorted(_TOWARDS_TARGETS)}.")
+  return lambda logits: _TOWARDS_TARGETS[name](logits, labels, targets)

@@ -129,8 +129,9 @@ WRONG = {
   "shorten": (1, "yes", np.array([True]), 0.0),
   "target_rank": (0, -1, CLASSES, 1.5, "first", [1], np.array([1, 2]), True),
   "targets": (
-    3, "cats", [0, 1, 2, 0], LABELS[:2], LABELS.astype(float), LABELS + CLASSES, LABELS - CLASSES, {},
+    3, "cats", [0, 1, 2, 0], LABELS[:2], LABELS.astype(float), LABELS, LABELS + CLASSES, LABELS - CLASSES, {},
   ),
+  "gradient_transform": ("momentun", 3, {}, ["momentum", "none"], [None], np.zeros(2), lambda x: x, object()),
   "devices": ((), [], 3, "cpu", [0], [None], jax.devices()[0]),
   "example_indices": (3, "first", LABELS[:2], LABELS.astype(float), LABELS[:, None], object(), [[0], [1, 2]]),
   "attacks_to_run": ("apgd-ce", [], ["square"], 3, [3], [["apgd-ce"]], {}, object()),
