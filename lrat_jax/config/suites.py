@@ -1,6 +1,7 @@
 """Which attacks evaluate a model: the suites that a configuration can name, and AutoAttack as an entry of one."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -182,8 +183,8 @@ def _autoattack_cost(entry: Mapping[str, Any], num_classes: int) -> Cost:
 def cost(entry: Mapping[str, Any], num_classes: int = 10) -> Cost:
   """What an entry of a suite, or a training attack, takes of one image that stays robust.
 
-  An attack ends in one or two queries more; those are not counted. One of the user's own is taken for one gradient a
-  step.
+  An attack ends in one or two queries more; those are not counted, nor are HopSkipJump's binary searches (a tenth of
+  its queries or less). One of the user's own is taken for one gradient a step.
   """
   if is_autoattack(entry):
     return _autoattack_cost(entry, num_classes)
@@ -198,6 +199,15 @@ def cost(entry: Mapping[str, Any], num_classes: int = 10) -> Cost:
       return Cost(steps * num_classes)
     case "carlini_wagner":
       return Cost(steps * given["binary_search_steps"])
+    case "ead":
+      return Cost(*2 * [steps * given["binary_search_steps"]])
+    case "deepfool":
+      return Cost(steps * (min(given["candidates"], num_classes) - 1))
+    case "spsa":
+      return Cost(queries=steps * (2 * given["num_samples"] + 1))
+    case "hop_skip_jump":
+      counts = (given["initial_num_evals"] * math.sqrt(step + 1) for step in range(steps))
+      return Cost(queries=sum(min(int(count), given["max_num_evals"]) for count in counts))
     case "square":
       return Cost(queries=given["num_queries"])
     case "spatial":
@@ -210,9 +220,15 @@ def radius(entry: Mapping[str, Any]) -> float | None:
   return as_number(entry["epsilon"], "epsilon") if "epsilon" in entry else None
 
 
+def _norm(entry: Mapping[str, Any]) -> str:
+  """The norm of an entry that has a radius: its own, or its attack's default."""
+  own = is_autoattack(entry) or user_code.is_name(entry["name"])
+  return entry.get("norm") or ("linf" if own else registry.defaults(entry["name"]).get("norm", "linf"))
+
+
 def threat(entry: Mapping[str, Any]) -> str:
   """What an entry allows an attacker, for people: "linf 8/255, 20 steps of 2/255", "jpeg, severity 3"."""
-  words = [f"{entry.get('norm', 'linf')} {entry['epsilon']}"] if "epsilon" in entry else []
+  words = [f"{_norm(entry)} {entry['epsilon']}"] if "epsilon" in entry else []
   if user_code.is_name(entry["name"]):  # whose fields mean what its author says
     return ", ".join(words + [f"{k} {v}" for k, v in entry.items() if k not in ("name", "norm", "epsilon")])
   if "kind" in entry:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from lrat_jax.config import suites
 
-_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 _OBJECTIVES = {"ce": "Adversarial training", "trades": "TRADES", "mart": "MART"}
 _GLOBAL = {"gairat": "GAIRAT", "mail": "MAIL"}
 
@@ -19,6 +19,12 @@ _ATTACKS = {
   "square": "A search by random squares that needs no gradients, only the model's outputs.",
   "fab": "A search for the nearest point behind the decision boundary.",
   "carlini_wagner": "A search for the smallest change (in L2) that fools the model.",
+  "ddn": "A search for the smallest change (in L2), on a sphere that shrinks while the model is wrong.",
+  "fmn": "A search for the smallest change, in a ball that shrinks while the model is wrong.",
+  "deepfool": "Steps onto the nearest boundary of the model, taken as linear, until it is wrong.",
+  "ead": "A search for a small change in L1 that fools the model.",
+  "hop_skip_jump": "A walk along the decision boundary towards the image, by the model's predictions alone.",
+  "spsa": "Gradient ascent with gradients that are estimated from the model's outputs.",
   "spatial": "The worst of a grid of rotations and shifts.",
   "corruption": "A fixed change such as blur, noise or JPEG, which no attacker chose.",
   "autoattack": "A fixed ensemble of attacks (APGD-CE, APGD-T, FAB-T, Square), the usual standard.",

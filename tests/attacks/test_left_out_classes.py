@@ -25,6 +25,12 @@ SUITE = {
   "fab targeted": BALL | {"num_steps": 3, "target_rank": 2},
   "square": BALL | {"num_queries": 5},
   "carlini_wagner": {"binary_search_steps": 2, "num_steps": 5, "learning_rate": 0.1, "initial_const": 1.0},
+  "ddn": {"num_steps": 5},
+  "fmn": {"num_steps": 5},
+  "deepfool": {"num_steps": 3},
+  "ead": {"binary_search_steps": 2, "num_steps": 5, "initial_const": 1.0},
+  "hop_skip_jump": {"num_steps": 1, "initial_num_evals": 10},
+  "spsa": BALL | {"num_steps": 2, "num_samples": 5},
   "spatial": {"num_rotations": 2, "num_translations": 2},
   "corruption": {"kind": "contrast", "severity": 3},
 }

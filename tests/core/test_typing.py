@@ -27,6 +27,12 @@ ATTACKS = {
   attacks.fab: BALL | {"num_steps": 1, "target_rank": 1},
   attacks.square: BALL | {"num_queries": 1},
   attacks.carlini_wagner: {"num_steps": 1, "binary_search_steps": 1},
+  attacks.ddn: {"num_steps": 1},
+  attacks.fmn: {"num_steps": 1},
+  attacks.deepfool: {"num_steps": 1},
+  attacks.ead: {"num_steps": 1, "binary_search_steps": 1},
+  attacks.hop_skip_jump: {"num_steps": 1, "initial_num_evals": 1},
+  attacks.spsa: BALL | {"num_steps": 1, "num_samples": 1},
   attacks.spatial: {"num_rotations": 1, "num_translations": 1},
   attacks.corruption: {"kind": "contrast", "severity": 1},
 }
