@@ -1,0 +1,1 @@
+"""Our attacks beside public implementations of the same: one module for each."""
