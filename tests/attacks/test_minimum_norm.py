@@ -169,7 +169,7 @@ def test_the_curve_compares_as_an_attack_does(problem, keys):
 
 
 @pytest.mark.parametrize(
-  ("distances", "epsilons", "message"),
+  ("distances", "radii", "message"),
   [
     ([], [0.1], "distances must be"),
     ([[0.1]], [0.1], "distances must be"),
@@ -180,9 +180,9 @@ def test_the_curve_compares_as_an_attack_does(problem, keys):
     ([0.1], 0.1, "epsilons must be"),
   ],
 )
-def test_a_curve_of_what_are_no_distances_is_refused(distances, epsilons, message):
+def test_a_curve_of_what_are_no_distances_is_refused(distances, radii, message):
   with pytest.raises(ValueError, match=message):
-    attacks.robust_accuracy_curve(np.array(distances, float), epsilons)
+    attacks.robust_accuracy_curve(np.array(distances, float), radii)
 
 
 def test_l0_is_no_norm_of_a_ball(keys, images, labels, linear_logits):
