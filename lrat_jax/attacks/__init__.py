@@ -12,18 +12,24 @@ from lrat_jax.attacks import losses, transforms
 from lrat_jax.attacks._apgd import apgd
 from lrat_jax.attacks._autoattack import autoattack
 from lrat_jax.attacks._carlini_wagner import carlini_wagner
+from lrat_jax.attacks._ddn import ddn
+from lrat_jax.attacks._deepfool import deepfool
+from lrat_jax.attacks._ead import ead
 from lrat_jax.attacks._entry import AttackResult, check_batch, check_logits, example_keys
 from lrat_jax.attacks._fab import fab
+from lrat_jax.attacks._fmn import fmn
+from lrat_jax.attacks._hop_skip_jump import hop_skip_jump
 from lrat_jax.attacks._msd import msd
 from lrat_jax.attacks._pgd import cw, fgsm, pgd, starting_points
 from lrat_jax.attacks._spatial import spatial
+from lrat_jax.attacks._spsa import spsa
 from lrat_jax.attacks._square import square
 from lrat_jax.attacks._transfer import transfer
 from lrat_jax.attacks._unforeseen import unforeseen
 from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.attacks.eval_state import FileStore
 from lrat_jax.attacks.registry import Attack, from_config, microbatch, scaled
-from lrat_jax.attacks.report import AutoAttackReport, with_adversarials
+from lrat_jax.attacks.report import AutoAttackReport, robust_accuracy_curve, with_adversarials
 from lrat_jax.attacks.stages import StageSummary
 from lrat_jax.attacks.threat_model import get_norm, project
 from lrat_jax.convolutions.rewrite import as_written
@@ -44,18 +50,25 @@ __all__ = [
   "check_logits",
   "corruption",
   "cw",
+  "ddn",
+  "deepfool",
+  "ead",
   "example_keys",
   "fab",
   "fgsm",
+  "fmn",
   "from_config",
   "get_norm",
+  "hop_skip_jump",
   "losses",
   "microbatch",
   "msd",
   "pgd",
   "project",
+  "robust_accuracy_curve",
   "scaled",
   "spatial",
+  "spsa",
   "square",
   "starting_points",
   "transfer",

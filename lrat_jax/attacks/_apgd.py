@@ -171,7 +171,7 @@ def _ascend(
   # From the points, not a constant: under shard_map a carry must vary over devices from the start.
   never = jnp.any(start > jnp.inf, axis=tuple(range(1, start.ndim)))
   no_gradient = jnp.broadcast_to(per_image(never, start.ndim), start.shape).astype(start.dtype)
-  unasked = _Evaluation(never.astype(start.dtype), never, no_gradient, never)
+  unasked = _Evaluation(never.astype(start.dtype), never, never, no_gradient, never)
   pace = rule.begin(start, unasked)
   zero = never.astype(jnp.int32)
   first = _State(jnp.int32(0), start, start, start, unasked, start, never, zero, zero, pace)

@@ -1,32 +1,21 @@
 """Carlini and Wagner's L2 attack: for each image the smallest perturbation that fools the model."""
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from lrat_jax.attacks import losses, threat_model
-from lrat_jax.attacks._entry import AttackResult, entry, finished
-from lrat_jax.attacks.threat_model import per_image
+from lrat_jax.attacks import _minimum_norm, losses, threat_model
+from lrat_jax.attacks._entry import AttackResult, entry
+from lrat_jax.attacks._minimum_norm import Nearest
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
 
 # Keeps images at 0 and 1 inside the range of tanh.
 _SHRINK = 0.999999
-# The factor on a constant that was too small, while no large enough one is known.
-_GROWTH = 10.0
 # Far beyond use, and far from overflow.
 _LENGTHS = "(0, 1e6]"
-
-
-class _Found(NamedTuple):
-  """The smallest perturbation so far: [batch, ...] arrays."""
-
-  images: Array
-  distance: Array  # inf before the first
-  survived: Array  # int32: iterates that the model gets right
 
 
 def _to_image(free: Array) -> Array:
@@ -34,9 +23,9 @@ def _to_image(free: Array) -> Array:
 
 
 def _descend(
-  logits_fn, images, labels, targets, constants, found: _Found, num_steps: int, learning_rate: float, confidence
+  logits_fn, images, labels, targets, constants, nearest: Nearest, num_steps: int, learning_rate, confidence
 ):
-  """Adam from the clean images with these constants [batch]: (found, which images fell in this run)."""
+  """Adam from the clean images with these constants [batch]: (nearest, which images fell in this run)."""
   optimizer = optax.adam(learning_rate)
   length = threat_model.get_norm("l2").length
   free = jnp.arctanh((2.0 * images - 1.0) * _SHRINK)
@@ -49,27 +38,24 @@ def _descend(
     return jnp.sum(distances + constants * jnp.maximum(confidence - margin, 0.0)), (points, logits, margin)
 
   def step(_, carry):
-    free, moments, found, fell = carry
+    free, moments, nearest, fell = carry
     gradient, (points, logits, margin) = jax.grad(objective, has_aux=True)(free)
     right = losses.is_correct(logits, labels)
     success = losses.is_adversarial(logits, labels, targets) & (margin >= confidence)
-    distance = length(points - images)
-    nearer = success & (distance < found.distance)
-    found = _Found(
-      jnp.where(per_image(nearer), points, found.images),
-      jnp.where(nearer, distance, found.distance),
-      found.survived + right.astype(jnp.int32),
-    )
+    nearest = _minimum_norm.update(nearest, points, success, length(points - images))
     update, moments = optimizer.update(threat_model.numbers(gradient), moments)
-    return free + update, moments, found, fell | success
+    return free + update, moments, _minimum_norm.count(nearest, right, gradient), fell | success
 
   # Carries that vary over devices as the images do, under shard_map.
   moments = jax.tree.map(lambda x: x + 0 * free if x.shape == free.shape else x, optimizer.init(free))
-  carry = lax.fori_loop(0, num_steps, step, (free, moments, found, labels != labels))
+  carry = lax.fori_loop(0, num_steps, step, (free, moments, nearest, labels != labels))
   return carry[2], carry[3]
 
 
-@entry(binary_search_steps=1, num_steps=0, learning_rate=_LENGTHS, initial_const=_LENGTHS, confidence="[0, 1e6]")
+@entry(
+  norm=("l2",), binary_search_steps=1, num_steps=0, learning_rate=_LENGTHS, initial_const=_LENGTHS,
+  confidence="[0, 1e6]",
+)  # fmt: skip
 def carlini_wagner(
   key: Keys,
   logits_fn: LogitsFn,
@@ -115,22 +101,9 @@ def carlini_wagner(
   Raises:
     ValueError: an argument outside what is listed here.
   """
-  if norm != "l2":
-    raise ValueError(f"norm={norm!r} is not what this attack minimises; choose from ['l2'].")
-
-  def search(_, carry):
-    constants, low, high, found = carry
-    found, fell = _descend(logits_fn, images, labels, targets, constants, found, num_steps, learning_rate, confidence)
-    high = jnp.where(fell, jnp.minimum(high, constants), high)
-    low = jnp.where(fell, low, jnp.maximum(low, constants))
-    constants = jnp.where(jnp.isinf(high), _GROWTH * constants, 0.5 * (low + high))
-    return constants, low, high, found
-
-  done = losses.is_adversarial(logits_fn(images), labels, targets)
-  zeros = 0.0 * images[:, 0, 0, 0]
-  found = _Found(images, jnp.where(done, zeros, jnp.inf), 0 * labels.astype(jnp.int32))
-  carry = (zeros + initial_const, zeros, zeros + jnp.inf, found)
-  found = lax.fori_loop(0, binary_search_steps, search, carry)[-1]
-  counted = found.distance <= epsilon
-  survived = jnp.where(done, 0, found.survived)
-  return finished(logits_fn, labels, jnp.where(per_image(counted), found.images, images), survived, targets=targets)
+  descend = lambda constants, nearest: _descend(
+    logits_fn, images, labels, targets, constants, nearest, num_steps, learning_rate, confidence
+  )
+  nearest = _minimum_norm.begin(logits_fn, images, labels, targets)
+  nearest = _minimum_norm.search_constants(descend, nearest, initial_const, binary_search_steps)
+  return _minimum_norm.finish(logits_fn, labels, images, nearest, nearest.distance, epsilon, targets)

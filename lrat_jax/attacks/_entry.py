@@ -18,7 +18,7 @@ from lrat_jax.attacks import losses, threat_model
 from lrat_jax.convolutions import rewrite
 from lrat_jax.core import arguments as arguments_lib
 from lrat_jax.core import microbatch, user_code
-from lrat_jax.core.typing import Answers, Counts, Images, KeyPerImage, Keys, Labels, LogitsFn, OneKey
+from lrat_jax.core.typing import Answers, Counts, Images, KeyPerImage, Keys, Labels, LogitsFn, OneKey, PerImage
 
 _STEP_SIZES = "[0, 1e6]"
 _FEWEST_CLASSES = 2
@@ -36,12 +36,16 @@ class AttackResult(NamedTuple):
       out where nobody asks. None only in what a user-defined attack builds itself.
     broken_gradients: int32 [batch], how many of the gradients taken were NaN or infinite somewhere, so that an attack
       that found nothing proves little; a coordinate that is NaN takes no step. None of an attack that does not count.
+    distances: float [batch], how far `images` are from the clean ones in the norm that the attack minimises: 0 where
+      the clean image is an adversarial already, inf where none was found, or none within epsilon. None of an attack
+      that does not minimise.
   """
 
   images: Images
   surviving_steps: Counts
   success: Answers | None = None
   broken_gradients: Counts | None = None
+  distances: PerImage | None = None
 
 
 def finished(
@@ -51,11 +55,17 @@ def finished(
   surviving_steps: Counts,
   broken_gradients: Counts | None = None,
   targets: Labels | None = None,
+  distances: PerImage | None = None,
 ) -> AttackResult:
-  """An attack's result with its success, and without a gradient. `targets` are those that the user asked for."""
+  """An attack's result with its success, and without a gradient. Where there is no success, a distance is inf.
+
+  `targets` are those that the user asked for.
+  """
   images = jax.lax.stop_gradient(images)
   success = losses.is_adversarial(logits_fn(images), labels, targets)
-  return jax.lax.stop_gradient(AttackResult(images, surviving_steps, success, broken_gradients))
+  if distances is not None:
+    distances = jnp.where(success, distances, jnp.inf)
+  return jax.lax.stop_gradient(AttackResult(images, surviving_steps, success, broken_gradients, distances))
 
 
 def example_keys(key: OneKey, example_indices: Counts) -> KeyPerImage:
@@ -337,10 +347,11 @@ def entry(**forms: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
   numbers as Python's or traced. What is wrong is a ValueError of one line that names the argument.
 
   Args:
-    forms: for each argument besides the four first and norm: the least of a count, the span of a number such as
-      "(0, 1]", or `bool`. Of an epsilon without, it is the norm's. What equals the argument's default always passes.
+    forms: for each argument besides the four first: the least of a count, the span of a number such as "(0, 1]", or
+      `bool`; for `norm` its choices, where they are not all of `threat_model.NORMS`. Of an epsilon without, it is the
+      norm's. What equals the argument's default always passes.
   """
-  forms = {"step_size": _STEP_SIZES} | forms
+  forms = {"step_size": _STEP_SIZES, "norm": tuple(threat_model.NORMS)} | forms
 
   def decorate(attack: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(attack)
@@ -354,7 +365,7 @@ def entry(**forms: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
       options = {name: bound.arguments[name] for name in list(signature.parameters)[4:]}
       options |= options.pop("fields", {})
       if "norm" in options:
-        options["norm"] = threat_model.norm_name(options["norm"])
+        options["norm"] = threat_model.norm_name(options["norm"], choices=forms["norm"])
       known = arguments | options
       for name, value in options.items():
         default = signature.parameters[name].default if name in signature.parameters else None

@@ -7,18 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lrat_jax.attacks import _hyperplane, losses, threat_model
+from lrat_jax.attacks import _boundaries, _hyperplane, losses, threat_model
 from lrat_jax.attacks._entry import AttackResult, entry, finished
 from lrat_jax.attacks.threat_model import per_image
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Rank, Scalar
 
-# Keeps 0 / 0 out of the bias and of the distances to boundaries.
+# Keeps 0 / 0 out of the bias.
 _TINY_STEP = 1e-8
-_TINY_SLOPE = 1e-12
-# The distance to a hyperplane is measured by the dual norm of its normal.
-_DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
-# Whose gradients are taken together, so that memory does not grow with the number of classes.
-_CLASSES_AT_ONCE = 10
 # Random starts lie this share of epsilon away from the image.
 _START_SHARE = 0.5
 
@@ -32,67 +27,6 @@ class _State(NamedTuple):
   fooled: Array  # bool: an adversarial inside the ball is found
   survived: Array  # int32: points so far that the model gets right
   broken: Array  # int32: gradients so far that were NaN or infinite somewhere
-
-
-class _Boundary(NamedTuple):
-  """z_class - z_label of one class an image, linearised at a point."""
-
-  values: Array  # [batch]
-  gradients: Array  # [batch, h, w, c], without NaN
-  broken: Array  # bool [batch]: whether a gradient was NaN or infinite somewhere
-
-
-def _targeted_boundary(
-  logits_fn: LogitsFn, points: Array, rivals: Array | None, targets: Array
-) -> tuple[_Boundary, Array]:
-  """The targets' boundaries to the rivals, None: to the most likely other class, and the logits."""
-
-  def total_gap(points):
-    logits = logits_fn(points)
-    if rivals is None:
-      others = jnp.where(jax.nn.one_hot(targets, logits.shape[-1], dtype=bool), -jnp.inf, logits)
-      against = jnp.argmax(others, axis=-1)
-    else:
-      against = rivals
-    pair = jnp.take_along_axis(logits, jnp.stack([targets, against], axis=-1), axis=-1)
-    gaps = pair[:, 0] - pair[:, 1]
-    return jnp.sum(gaps), (gaps, logits)
-
-  gradients, (values, logits) = jax.grad(total_gap, has_aux=True)(points)
-  return _Boundary(values, threat_model.numbers(gradients), ~threat_model.finite(gradients)), logits
-
-
-def _nearest_boundary(logits_fn: LogitsFn, points: Array, labels: Array, norm: str) -> tuple[_Boundary, Array]:
-  """The boundaries that are nearest by their linearisation, and the logits. A gradient for each class, few at once."""
-  logits, pull_back = jax.vjp(logits_fn, points)
-  num_classes = logits.shape[-1]
-  gaps = logits - jnp.take_along_axis(logits, labels[:, None], axis=-1)
-  size = min(num_classes, _CLASSES_AT_ONCE)
-
-  def towards(target: Array) -> tuple[Array, _Boundary]:
-    """One class: its distance [batch], inf where it is the label, and its boundary."""
-    row = jax.nn.one_hot(target, num_classes) - jax.nn.one_hot(labels, num_classes)
-    raw = pull_back(row.astype(logits.dtype))[0]
-    gradients, values = threat_model.numbers(raw), gaps[:, target]
-    distance = jnp.abs(values) / (_TINY_SLOPE + threat_model.get_norm(_DUAL[norm]).length(gradients))
-    return jnp.where(labels == target, jnp.inf, distance), _Boundary(
-      values, gradients, jnp.isfinite(values) & ~threat_model.finite(raw)
-    )
-
-  def block(number: int | Array, best: tuple[Array, _Boundary]) -> tuple[Array, _Boundary]:
-    targets = jnp.minimum(number * size + jnp.arange(size), num_classes - 1)
-    found = jax.vmap(towards)(targets)
-    nearest = jnp.argmin(found[0], axis=0)
-    pick = lambda x: jnp.take_along_axis(x, per_image(nearest, x.ndim - 1)[None], axis=0)[0]
-    picked = jax.tree.map(pick, found)
-    choose = lambda new, old: jnp.where(per_image(picked[0] < best[0], new.ndim), new, old)
-    distance, boundary = jax.tree.map(choose, picked, best)
-    return distance, boundary._replace(broken=best[1].broken | jnp.any(found[1].broken, axis=0))
-
-  zeros = 0.0 * points[:, 0, 0, 0]
-  start = zeros + jnp.inf, _Boundary(zeros, 0.0 * points, zeros > 0)
-  blocks = math.ceil(num_classes / size)
-  return (block(0, start) if blocks == 1 else lax.fori_loop(0, blocks, block, start))[1], logits
 
 
 def _advance(points, images, values, gradients, norm: str, alpha_max: float, overshoot: float) -> Array:
@@ -124,9 +58,9 @@ def _make_step(logits_fn, images, labels, heading, targets, epsilon, norm, short
   def step(carry: tuple[int | Array, _State]) -> tuple[int | Array, _State]:
     index, state = carry
     if heading is None:
-      boundary, logits = _nearest_boundary(logits_fn, state.points, labels, norm)
+      boundary, logits = _boundaries.nearest(logits_fn, state.points, labels, norm)
     else:
-      boundary, logits = _targeted_boundary(logits_fn, state.points, labels if targets is None else None, heading)
+      boundary, logits = _boundaries.targeted(logits_fn, state.points, labels if targets is None else None, heading)
     points = _advance(state.points, images, boundary.values, boundary.gradients, norm, alpha_max, overshoot)
     right = losses.is_correct(logits, labels)
     success = losses.is_adversarial(logits_fn(points), labels, targets)
@@ -223,4 +157,4 @@ def fab(
   state = run(0, start)
   if num_restarts > 1:
     state = lax.fori_loop(1, num_restarts, run, state)
-  return finished(logits_fn, labels, state.adversarial, state.survived, state.broken, targets)
+  return finished(logits_fn, labels, state.adversarial, state.survived, state.broken, targets, state.distance)

@@ -12,11 +12,17 @@ from jax import Array
 from lrat_jax.attacks import threat_model
 from lrat_jax.attacks._apgd import apgd
 from lrat_jax.attacks._carlini_wagner import carlini_wagner
+from lrat_jax.attacks._ddn import ddn
+from lrat_jax.attacks._deepfool import deepfool
+from lrat_jax.attacks._ead import ead
 from lrat_jax.attacks._entry import AttackResult, check_batch, entry, finished, per_image_keys
 from lrat_jax.attacks._fab import fab
+from lrat_jax.attacks._fmn import fmn
+from lrat_jax.attacks._hop_skip_jump import hop_skip_jump
 from lrat_jax.attacks._msd import msd
 from lrat_jax.attacks._pgd import cw, fgsm, pgd
 from lrat_jax.attacks._spatial import spatial
+from lrat_jax.attacks._spsa import spsa
 from lrat_jax.attacks._square import square
 from lrat_jax.attacks._unforeseen import unforeseen
 from lrat_jax.attacks.corruptions import corruption
@@ -36,6 +42,12 @@ REGISTRY: dict[str, Attack] = {
   "fab": fab,
   "square": square,
   "carlini_wagner": carlini_wagner,
+  "ddn": ddn,
+  "fmn": fmn,
+  "deepfool": deepfool,
+  "ead": ead,
+  "hop_skip_jump": hop_skip_jump,
+  "spsa": spsa,
   "spatial": spatial,
   "corruption": corruption,
   "unforeseen": unforeseen,

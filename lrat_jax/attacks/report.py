@@ -1,5 +1,6 @@
-"""What AutoAttack returns: a verdict on every image, and the adversarials of those that fell."""
+"""What attacks on many images come to: AutoAttack's verdicts and adversarials, and accuracy over a radius."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from lrat_jax.core.typing import (
   HostPixels,
   NumpyImages,
   NumpyIntegers,
+  PerImage,
 )
 
 
@@ -27,6 +29,33 @@ def with_adversarials(clean_images: HostPixels, fallen: HostIntegers, adversaria
   images = as_floats(clean_images).astype(adversarials.dtype)  # a copy
   images[np.asarray(fallen)] = adversarials
   return images
+
+
+def robust_accuracy_curve(distances: HostFloats | PerImage, epsilons: Sequence[float] | HostFloats) -> HostFloats:
+  """Robust accuracy at every radius at once, from the distances of one minimum-norm attack.
+
+  An image is robust at epsilon where its distance is larger than epsilon: an adversarial at exactly epsilon is inside
+  the ball, as for every attack here. Distances and radii are compared in the distances' type. The curve is exact for
+  the adversarials found; like any attack's it is an upper bound for the model.
+
+  Args:
+    distances: [n] of `AttackResult.distances`, of an attack with epsilon=inf: 0 where the model is wrong on the clean
+      image, inf where no adversarial was found.
+    epsilons: [m] radii of 0 or more, in any order.
+
+  Returns:
+    float [m], shares in [0, 1]; at 0 the clean accuracy.
+
+  Raises:
+    ValueError: no distances, or a distance or radius that is negative or NaN.
+  """
+  found = np.asarray(distances)
+  radii = np.asarray(epsilons, dtype=found.dtype)
+  if found.ndim != 1 or not found.size or not (found >= 0).all():
+    raise ValueError("distances must be one number of 0 or more per image, and not empty.")
+  if radii.ndim != 1 or not (radii >= 0).all():
+    raise ValueError("epsilons must be numbers of 0 or more, in one list.")
+  return 1.0 - np.searchsorted(np.sort(found[np.isfinite(found)]), radii, side="right") / len(found)
 
 
 class AutoAttackReport(NamedTuple):

@@ -5,7 +5,7 @@ scalars (training ramps them), so nothing here branches on their value except `c
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import jax
@@ -25,7 +25,8 @@ class Norm(NamedTuple):
 
   Attributes:
     length: delta -> [batch], the norm of each example.
-    shrink: (delta, epsilon) -> delta, the nearest point (in L2) of the ball around 0.
+    shrink: (delta, epsilon) -> delta, the nearest point (in L2) of the ball around 0; an epsilon for each example is
+      [batch, 1, ...].
     steepest: gradient -> the direction of unit norm that raises a linear function most; 0 where the gradient is 0.
     sample: (key, shape) -> a draw from the unit ball, uniform in volume, of one example.
     diameter: shape of one example -> the norm of the longest vector between two images in [0, 1].
@@ -40,6 +41,10 @@ class Norm(NamedTuple):
 
 def _axes(x: Array) -> tuple[int, ...]:
   return tuple(range(1, x.ndim))
+
+
+def _l0_length(x: Array) -> Array:
+  return jnp.sum(x != 0, axis=_axes(x)).astype(x.dtype)
 
 
 def _l2_length(x: Array) -> Array:
@@ -70,7 +75,8 @@ def _l1_shrink(delta: Array, epsilon: Array | float) -> Array:
   """Soft thresholding at the level at which the sizes add up to epsilon (Duchi et al. 2008, figure 1)."""
   sizes = jnp.abs(delta).reshape(delta.shape[0], -1)
   ordered = jnp.flip(jnp.sort(sizes, axis=1), axis=1)
-  levels = (jnp.cumsum(ordered, axis=1) - epsilon) / jnp.arange(1, ordered.shape[1] + 1)
+  budget = epsilon.reshape(-1, 1) if isinstance(epsilon, Array) and epsilon.ndim else epsilon
+  levels = (jnp.cumsum(ordered, axis=1) - budget) / jnp.arange(1, ordered.shape[1] + 1)
   level = jnp.maximum(jnp.max(levels, axis=1), 0.0)
   return jnp.sign(delta) * jnp.maximum(jnp.abs(delta) - _per_example(level, delta), 0.0)
 
@@ -120,11 +126,22 @@ NORMS: dict[str, Norm] = {
 }
 
 
-def norm_name(name: str, field: str = "norm") -> str:
+# The distance to a hyperplane is measured by the dual norm of its normal.
+DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
+# How many components differ. It has no ball to draw from and no steepest direction, so it is no `Norm`.
+L0 = "l0"
+
+
+def norm_name(name: str, field: str = "norm", choices: Collection[str] = tuple(NORMS)) -> str:
   """ "linf", "l2" or "l1", however it is written: "Linf", "L2". Raises ValueError with the field and the choices."""
-  if not isinstance(name, str) or name.lower() not in NORMS:
-    raise ValueError(f"{field}={shown(name)} is unknown; choose from {sorted(NORMS)}.")
+  if not isinstance(name, str) or name.lower() not in choices:
+    raise ValueError(f"{field}={shown(name)} is unknown; choose from {sorted(choices)}.")
   return name.lower()
+
+
+def length_of(name: str) -> Callable[[Array], Array]:
+  """The length that distances are measured by, delta -> [batch]: that of a `Norm`, or for "l0" the count."""
+  return _l0_length if name == L0 else get_norm(name).length
 
 
 def get_norm(name: str) -> Norm:
@@ -134,7 +151,7 @@ def get_norm(name: str) -> Norm:
 
 def check_epsilon(epsilon: float, norm: str, image_shape: tuple[int, ...], field: str = "epsilon") -> None:
   """Refuses a radius that is negative, not finite, or wider than [0, 1] images of that shape [h, w, c] allow."""
-  widest = get_norm(norm).diameter(image_shape)
+  widest = math.prod(image_shape) if norm == L0 else get_norm(norm).diameter(image_shape)
   if not 0 <= epsilon <= widest:
     raise ValueError(f"{field}={epsilon:g} is outside [0, {widest:g}], the {norm} distances between images in [0, 1].")
 

@@ -1,6 +1,7 @@
 """Which attacks evaluate a model: the suites that a configuration can name, and AutoAttack as an entry of one."""
 
 import functools
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -168,7 +169,10 @@ def kinds(entry: Mapping[str, Any]) -> set[tuple[str, str]]:
 
 def ball(entry: Mapping[str, Any]) -> str:
   """What an entry's epsilon is measured in: a norm, or of an attack on a latent its kind, as each has its own ball."""
-  return entry["kind"] if entry["name"] == "unforeseen" else entry.get("norm", "linf")
+  if entry["name"] == "unforeseen":
+    return entry["kind"]
+  own = is_autoattack(entry) or user_code.is_name(entry["name"])
+  return entry.get("norm") or ("linf" if own else registry.defaults(entry["name"]).get("norm", "linf"))
 
 
 def trained_on(suite: Mapping[str, Mapping[str, Any]], train_attacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -251,8 +255,8 @@ def _autoattack_cost(entry: Mapping[str, Any], num_classes: int) -> Cost:
 def cost(entry: Mapping[str, Any], num_classes: int = 10) -> Cost:
   """What an entry of a suite, or a training attack, takes of one image that stays robust.
 
-  An attack ends in one or two queries more; those are not counted. One of the user's own is taken for one gradient a
-  step.
+  An attack ends in one or two queries more; those are not counted, nor are HopSkipJump's binary searches (a tenth of
+  its queries or less). One of the user's own is taken for one gradient a step.
   """
   if is_autoattack(entry):
     return _autoattack_cost(entry, num_classes)
@@ -269,6 +273,15 @@ def cost(entry: Mapping[str, Any], num_classes: int = 10) -> Cost:
       return Cost(steps * given["binary_search_steps"])
     case "msd":
       return Cost(steps, queries=steps * len(given["radii"]))
+    case "ead":
+      return Cost(*2 * [steps * given["binary_search_steps"]])
+    case "deepfool":
+      return Cost(steps * (min(given["candidates"], num_classes) - 1))
+    case "spsa":
+      return Cost(queries=steps * (2 * given["num_samples"] + 1))
+    case "hop_skip_jump":
+      counts = (given["initial_num_evals"] * math.sqrt(step + 1) for step in range(steps))
+      return Cost(queries=sum(min(int(count), given["max_num_evals"]) for count in counts))
     case "square":
       return Cost(queries=given["num_queries"])
     case "spatial":

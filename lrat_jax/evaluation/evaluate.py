@@ -102,7 +102,7 @@ def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> EvaluateBa
       "logits": logits,
       "predictions": jnp.where(answered, jnp.argmax(logits, axis=-1), NO_PREDICTION).astype(jnp.int32),
       "vulnerabilities": jnp.where(answered, reweighting.vulnerability(logits, labels), 1.0),
-      "distances": threat_model.get_norm(norm).length(images - originals),
+      "distances": threat_model.length_of(norm)(images - originals),
       "images": images,
       "lost": lost,
     }

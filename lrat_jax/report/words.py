@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from lrat_jax.config import suites
 
-_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 _OBJECTIVES = {"ce": "Adversarial training", "trades": "TRADES", "mart": "MART"}
 _LOCAL = {"lrat": "LRAT", "max": "MAX", "softmax": "softmax"}
 _GLOBAL = {"gairat": "GAIRAT", "mail": "MAIL"}
@@ -21,6 +21,12 @@ _ATTACKS = {
   "square": "A search by random squares that needs no gradients, only the model's outputs.",
   "fab": "A search for the nearest point behind the decision boundary.",
   "carlini_wagner": "A search for the smallest change (in L2) that fools the model.",
+  "ddn": "A search for the smallest change (in L2), on a sphere that shrinks while the model is wrong.",
+  "fmn": "A search for the smallest change, in a ball that shrinks while the model is wrong.",
+  "deepfool": "Steps onto the nearest boundary of the model, taken as linear, until it is wrong.",
+  "ead": "A search for a small change in L1 that fools the model.",
+  "hop_skip_jump": "A walk along the decision boundary towards the image, by the model's predictions alone.",
+  "spsa": "Gradient ascent with gradients that are estimated from the model's outputs.",
   "spatial": "The worst of a grid of rotations and shifts.",
   "corruption": "A fixed change such as blur, noise or JPEG, which no attacker chose.",
   "unforeseen": "Gradient steps on what moves, recolours or covers an image, such as a flow of its pixels.",

@@ -19,6 +19,9 @@ STEPS = {
   "apgd targeted": {"num_steps": 10, "loss": "margin_targeted", "target_rank": 1},
   "fab": {"num_steps": 5},
   "fab targeted": {"num_steps": 5, "target_rank": 1},
+  "ddn": {"num_steps": 5, "init_norm": 0.25},
+  "fmn": {"num_steps": 5},
+  "deepfool": {"num_steps": 5},
   "carlini_wagner": {"num_steps": 40, "binary_search_steps": 3, "learning_rate": 0.05, "initial_const": 1.0},
 }
 
@@ -37,7 +40,8 @@ def _with_backward(change):
 ROWS = slice(None, None, 4)
 BROKEN = _with_backward(lambda gradient: gradient.at[:, ROWS].set(jnp.nan))
 ZERO = _with_backward(lambda gradient: gradient.at[:, ROWS].set(0.0))
-NORMS = [(name, norm) for name in STEPS for norm in (("l2",) if name == "carlini_wagner" else BALLS)]
+FEW_NORMS = {"carlini_wagner": ("l2",), "ddn": ("l2",), "deepfool": ("linf", "l2")}
+NORMS = [(name, norm) for name in STEPS for norm in FEW_NORMS.get(name, BALLS)]
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_confidence_asks_for_a_margin(problem, keys):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"norm": "linf"}, "norm='linf' is not what this attack minimises"),
+    ({"norm": "linf"}, r"norm='linf' is unknown; choose from \['l2'\]"),
     ({"epsilon": -1.0}, r"epsilon=-1 is outside \[0, 8\]"),
     ({"learning_rate": 0.0}, r"learning_rate=0 is outside \(0, 1e6\]"),
     ({"initial_const": -1.0}, "initial_const=-1 is outside"),

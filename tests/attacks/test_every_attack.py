@@ -1,6 +1,7 @@
 """What holds for every attack beyond the gradient loop: the ball, the range, and one answer per image and key."""
 
 import functools
+import inspect
 import math
 
 import jax
@@ -22,6 +23,19 @@ SUITE = {
   "carlini_wagner": functools.partial(
     attacks.carlini_wagner, epsilon=0.8, binary_search_steps=2, num_steps=10, learning_rate=0.1, initial_const=1.0
   ),
+  "ddn": functools.partial(attacks.ddn, epsilon=0.8, num_steps=8, gamma=0.2),
+  "fmn_l0": functools.partial(attacks.fmn, epsilon=20, norm="l0", num_steps=8),
+  "fmn_l1": functools.partial(attacks.fmn, epsilon=4.0, norm="l1", num_steps=8, gamma_init=0.2),
+  "fmn_l2": functools.partial(attacks.fmn, epsilon=0.8, norm="l2", num_steps=8, gamma_init=0.2),
+  "fmn_linf": functools.partial(attacks.fmn, epsilon=0.1, num_steps=8, gamma_init=0.2),
+  "deepfool": functools.partial(attacks.deepfool, epsilon=0.8, num_steps=4, candidates=3),
+  "deepfool_linf": functools.partial(attacks.deepfool, epsilon=0.1, norm="linf", num_steps=4),
+  "ead": functools.partial(attacks.ead, epsilon=4.0, binary_search_steps=2, num_steps=10, initial_const=1.0),
+  "hop_skip_jump": functools.partial(attacks.hop_skip_jump, epsilon=1.5, num_steps=2, initial_num_evals=20),
+  "hop_skip_jump_linf": functools.partial(
+    attacks.hop_skip_jump, epsilon=0.5, norm="linf", num_steps=2, initial_num_evals=20
+  ),
+  "spsa": functools.partial(attacks.spsa, epsilon=0.1, num_steps=3, num_samples=8, learning_rate=0.05),
   "spatial": functools.partial(attacks.spatial, num_rotations=2, num_translations=2),
 }
 
@@ -42,14 +56,29 @@ def attack(request, cnn_logits):
   def run(keys, images, labels):
     return partial(keys, cnn_logits, images, labels)
 
-  run.epsilon = partial.keywords.get("epsilon", math.inf)
-  run.norm = "l2" if partial.func is attacks.carlini_wagner else partial.keywords.get("norm", "linf")
+  run.name, run.epsilon = request.param, partial.keywords.get("epsilon", math.inf)
+  parameters = inspect.signature(partial.func).parameters
+  run.norm = partial.keywords.get("norm", parameters["norm"].default if "norm" in parameters else "linf")
   return run
+
+
+MINIMISING = ("carlini_wagner", "ddn", "deepfool", "ead", "fab", "fmn", "hop_skip_jump")
+
+
+def test_distances_are_those_of_the_images(attack, keys, images, right_labels, cnn_logits):
+  result = attack(keys, images, right_labels)
+  if not attack.name.startswith(MINIMISING):
+    assert result.distances is None
+    return
+  lengths = threat_model.length_of(attack.norm)(result.images - images)
+  np.testing.assert_allclose(result.distances, jnp.where(result.success, lengths, jnp.inf), rtol=1e-4, atol=1e-6)
+  wrong = cnn_logits(images).argmax(axis=1) != right_labels
+  assert (result.distances[wrong] == 0).all() and (result.distances[~wrong] > 0).all()
 
 
 def test_results_are_in_the_ball_and_in_range(attack, keys, images, right_labels):
   adversarial = attack(keys, images, right_labels).images
-  length = threat_model.get_norm(attack.norm).length(adversarial - images)
+  length = threat_model.length_of(attack.norm)(adversarial - images)
   assert jnp.max(length) <= attack.epsilon + 1e-6
   assert jnp.min(adversarial) >= 0 and jnp.max(adversarial) <= 1
 

@@ -96,6 +96,12 @@ FEW_STEPS = {
   "fab": {"num_steps": 3},
   "square": {"num_queries": 15},
   "carlini_wagner": {"norm": "l2", "binary_search_steps": 2, "num_steps": 10, "learning_rate": 0.1},
+  "ddn": {"norm": "l2", "num_steps": 5},
+  "fmn": {"norm": "linf", "num_steps": 5},
+  "deepfool": {"norm": "linf", "num_steps": 3},
+  "ead": {"norm": "l1", "binary_search_steps": 2, "num_steps": 5, "learning_rate": 0.1},
+  "hop_skip_jump": {"norm": "linf", "num_steps": 1, "initial_num_evals": 10},
+  "spsa": {"norm": "linf", "num_steps": 2, "num_samples": 4},
   "spatial": {"num_rotations": 2, "num_translations": 2},
   "corruption": {"kind": "contrast", "severity": 5},
   "unforeseen": {"kind": "stadv", "epsilon": 0.1, "num_steps": 3},
@@ -115,7 +121,15 @@ def test_every_attack_says_where_the_model_is_wrong(name, keys, images, cnn_logi
   assert result.success[3::4].any() and result.success.dtype == bool
 
 
-NORMS = {name: ("L2",) if name == "carlini_wagner" else ("Linf", "L2", "L1") for name in IN_A_BALL}
+FEW_NORMS = {
+  "carlini_wagner": ("L2",),
+  "ddn": ("L2",),
+  "deepfool": ("Linf", "L2"),
+  "ead": ("L1",),
+  "hop_skip_jump": ("Linf", "L2"),
+  "spsa": ("Linf",),
+}
+NORMS = {name: FEW_NORMS.get(name, ("Linf", "L2", "L1")) for name in IN_A_BALL}
 
 
 @pytest.mark.parametrize(("name", "norm"), [(name, norm) for name, norms in NORMS.items() for norm in norms])

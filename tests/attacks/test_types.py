@@ -29,6 +29,16 @@ OTHERS = {
     "step_sizes": {"linf": 0.0625, "l2": 0.25, "l1": 1.0},
     "num_steps": 2,
   },
+  "ddn": {"epsilon": 0.5, "num_steps": 3},
+  **{f"fmn {norm}": {"epsilon": epsilon, "norm": norm, "num_steps": 3} for norm, epsilon in BALLS.items()},
+  "fmn l0": {"epsilon": 8, "norm": "l0", "num_steps": 3},
+  **{f"deepfool {norm}": {"epsilon": BALLS[norm], "norm": norm, "num_steps": 2} for norm in ("linf", "l2")},
+  "ead": {"epsilon": 3.0, "binary_search_steps": 2, "num_steps": 3},
+  **{
+    f"hop_skip_jump {norm}": {"epsilon": BALLS[norm], "norm": norm, "num_steps": 1, "initial_num_evals": 5}
+    for norm in ("linf", "l2")
+  },
+  "spsa": {"epsilon": 0.125, "num_steps": 2, "num_samples": 3},
   "spatial": {"num_rotations": 2, "num_translations": 2},
   **{f"unforeseen {kind}": {"kind": kind, "epsilon": 0.125, "num_steps": 2} for kind in attacks.latents.KINDS},
   **{f"corruption {kind}": {"kind": kind, "severity": 3} for kind in attacks.corruptions.STANDARD},
@@ -91,7 +101,9 @@ def _check_type(name, dtype):
   assert np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1
   if "norm" in SUITE[name]:
     delta = np.abs(found - np.asarray(images, np.float64)).reshape(4, -1)
-    length = {"linf": delta.max(1), "l2": np.sqrt((delta**2).sum(1)), "l1": delta.sum(1)}[SUITE[name]["norm"]]
+    length = {"linf": delta.max(1), "l2": np.sqrt((delta**2).sum(1)), "l1": delta.sum(1), "l0": (delta > 0).sum(1)}[
+      SUITE[name]["norm"]
+    ]
     rounding = delta.shape[1] * max(float(jnp.finfo(dtype).eps), 1e-7)  # of the epsilon too
     assert length.max() <= SUITE[name]["epsilon"] + rounding
 

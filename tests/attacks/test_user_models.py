@@ -14,10 +14,16 @@ WEIGHTS = jnp.asarray(np.random.default_rng(0).normal(size=(64, 64)), jnp.float3
 OPTIONS = {
   "apgd": dict(epsilon=0.1, num_steps=2),
   "carlini_wagner": dict(num_steps=2, binary_search_steps=1),
+  "ddn": dict(num_steps=2),
+  "deepfool": dict(num_steps=2),
+  "ead": dict(num_steps=2, binary_search_steps=1),
   "fab": dict(num_steps=2),
+  "fmn": dict(num_steps=2),
   "fgsm": dict(epsilon=0.1),
   "pgd": dict(epsilon=0.1, step_size=0.1, num_steps=2),
+  "hop_skip_jump": dict(num_steps=1, initial_num_evals=2),
   "spatial": {},
+  "spsa": dict(epsilon=0.1, num_steps=1, num_samples=2),
   "square": dict(epsilon=0.1, num_queries=3),
 }
 

@@ -32,6 +32,12 @@ CHEAP = {
   "fab": {"epsilon": 0.1, "num_steps": 1},
   "square": {"epsilon": 0.1, "num_queries": 1},
   "carlini_wagner": {"num_steps": 1, "binary_search_steps": 1},
+  "ddn": {"num_steps": 1},
+  "fmn": {"num_steps": 1},
+  "deepfool": {"num_steps": 1},
+  "ead": {"num_steps": 1, "binary_search_steps": 1},
+  "hop_skip_jump": {"num_steps": 1, "initial_num_evals": 1},
+  "spsa": {"epsilon": 0.1, "num_steps": 1, "num_samples": 1},
   "spatial": {"num_rotations": 1, "num_translations": 1},
   "corruption": {"kind": "contrast", "severity": 1},
   "unforeseen": {"kind": "stadv", "epsilon": 0.1, "num_steps": 1},
@@ -108,20 +114,23 @@ WRONG = {
   "threat_model": NO_CHOICE,
   "loss": (*NO_CHOICE, "kl-divergence"),
   "random_start": NO_CHOICE,
+  "decision_rule": NO_CHOICE,
   "kind": NO_CHOICE,
   "version": NO_CHOICE,
   **{
     name: NO_COUNT
     for name in (
       "num_steps", "num_restarts", "num_queries", "eot_iter", "binary_search_steps", "num_rotations",
-      "num_translations", "batch_size", "num_sanity_examples", "severity",
+      "num_translations", "candidates", "initial_num_evals", "max_num_evals", "num_samples", "batch_size",
+      "num_sanity_examples", "severity",
     )
   },
   **{
     name: NO_NUMBER
     for name in (
       "p_init", "alpha_max", "overshoot", "backward", "learning_rate", "initial_const", "confidence", "max_rotation",
-      "max_translation",
+      "max_translation", "gamma", "init_norm", "alpha_init", "alpha_final", "gamma_init", "gamma_final", "beta",
+      "delta",
     )
   },
   "chunk_size": [value for value in (0, *NO_COUNT) if value is not None],
