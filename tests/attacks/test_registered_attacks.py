@@ -36,6 +36,19 @@ FIELDS = {
   "carlini_wagner": lambda strength: {
     "epsilon": strength, "binary_search_steps": 2, "num_steps": 10, "learning_rate": 0.1, "initial_const": 1.0,
   },
+  "ddn": lambda strength: {"epsilon": strength, "num_steps": 10},
+  "fmn": lambda strength: {"epsilon": 0.1 * strength, "norm": "linf", "num_steps": 10},
+  "deepfool": lambda strength: {"epsilon": strength, "num_steps": 5},
+  "ead": lambda strength: {
+    "epsilon": 5 * strength, "binary_search_steps": 2, "num_steps": 10, "learning_rate": 0.1, "initial_const": 1.0,
+  },
+  "hop_skip_jump": lambda strength: {"epsilon": 2 * strength, "num_steps": 2, "initial_num_evals": 10},
+  "spsa": lambda strength: {"epsilon": 0.1 * strength, "num_steps": 5, "num_samples": 8},
+  "msd": lambda strength: {
+    "radii": {"linf": 0.1 * strength, "l2": 0.5 * strength},
+    "step_sizes": {"linf": 0.03 * strength, "l2": 0.15 * strength},
+    "num_steps": 5,
+  },
   "spatial": _spatial,
   "unforeseen": lambda strength: {"kind": "elastic", "epsilon": 0.3 * strength, "num_steps": 5},
   "corruption": lambda strength: {"kind": "contrast", "severity": round(1 + 4 * strength)},
