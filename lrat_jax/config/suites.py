@@ -217,7 +217,7 @@ def autoattack_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
     raise ValueError("epsilon is missing for 'autoattack'.")
   if arguments.setdefault("version", "standard") not in _VERSIONS:
     raise ValueError(f"version={arguments['version']!r} is unknown; choose from {sorted(_VERSIONS)}.")
-  arguments.setdefault("norm", "linf")
+  arguments["norm"] = threat_model.norm_name(arguments.get("norm", "linf"))
   arguments["epsilon"] = as_number(arguments["epsilon"], "epsilon")
   return arguments
 

@@ -33,6 +33,7 @@ ATTACKS = {
   attacks.ead: {"num_steps": 1, "binary_search_steps": 1},
   attacks.hop_skip_jump: {"num_steps": 1, "initial_num_evals": 1},
   attacks.spsa: BALL | {"num_steps": 1, "num_samples": 1},
+  attacks.msd: {"radii": {"linf": 0.1}, "step_sizes": {"linf": 0.1}, "num_steps": 1},
   attacks.spatial: {"num_rotations": 1, "num_translations": 1},
   attacks.corruption: {"kind": "contrast", "severity": 1},
   attacks.unforeseen: {"kind": "stadv", "epsilon": 0.1, "num_steps": 1},
