@@ -12,34 +12,25 @@ batch at a step, and ours one for each image, at the far edges too.
 
 import argparse
 import functools
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import torch
 
 from benchmarks import torch_models
-from lrat_jax import attacks, data, models
+from benchmarks.attack_references.twins import Twin, timed, trained
+from lrat_jax import attacks, data
 from lrat_jax.attacks import transforms
 
-NUM_IMAGES = 300
 _SEEDS = 3
-_TRAINING_STEPS, _BATCH = 200, 128
+_TRAINING_STEPS = 200
 _EPSILON, _STEP_SIZE, _NUM_STEPS = 0.1, 0.02, 10
 _KERNEL = 15
 # Images agree where they differ by less; a step whose sign is the other is 0.04 away.
 _SAME = 1e-4
-
-
-class Twin(NamedTuple):
-  """One network on both sides."""
-
-  logits_fn: Callable[[jax.Array], jax.Array]
-  network: torch.nn.Module
 
 
 class Pair(NamedTuple):
@@ -56,26 +47,6 @@ class Pair(NamedTuple):
 def _enlarged(images: np.ndarray) -> np.ndarray:
   """[n, 8, 8, 1] -> [n, 24, 24, 3]."""
   return np.asarray(images, np.float32).repeat(3, axis=1).repeat(3, axis=2).repeat(3, axis=3)
-
-
-def _trained(name: str, seed: int, split: data.Split, num_classes: int) -> Twin:
-  """A network trained in seconds, and its twin in PyTorch."""
-  model, images = models.create(name, num_classes), _enlarged(split.images)
-  variables = jax.jit(model.init)(jax.random.key(seed), jnp.asarray(images[:1]))
-  optimizer = optax.adam(3e-3)
-
-  @jax.jit
-  def step(variables, moments, images, labels):
-    loss = lambda variables: jnp.mean(attacks.losses.cross_entropy(model.apply(variables, images), labels))
-    update, moments = optimizer.update(jax.grad(loss)(variables), moments)
-    return optax.apply_updates(variables, update), moments
-
-  moments, generator = optimizer.init(variables), np.random.default_rng(seed)
-  for _ in range(_TRAINING_STEPS):
-    rows = generator.integers(len(split.labels), size=_BATCH)
-    variables, moments = step(variables, moments, images[rows], split.labels[rows])
-  network = torch_models.classifier(model, variables).eval().requires_grad_(False)
-  return Twin(functools.partial(model.apply, variables), network)
 
 
 def _torchattacks() -> Iterator[Pair]:
@@ -139,41 +110,36 @@ def _foolbox() -> Iterator[Pair]:
     yield Pair(name, "Foolbox", True, start, ours, functools.partial(run, attack))
 
 
-def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
-  start = time.perf_counter()
-  result = call()
-  return result, time.perf_counter() - start
-
-
 def _run(pair: Pair, twin: Twin, images: np.ndarray, labels: np.ndarray, targets: np.ndarray, seed: int):
   """Both sides' images [n, h, w, c], and seconds: ours without compilation, and theirs."""
   shared = {"epsilon": _EPSILON, "step_size": _STEP_SIZE, "num_steps": _NUM_STEPS, "random_start": "none"}
   fields = shared | pair.ours.keywords | ({"targets": jnp.asarray(targets)} if pair.targeted else {})
   attack = jax.jit(lambda images: attacks.pgd(jax.random.key(seed), twin.logits_fn, images, labels, **fields).images)
-  jax.block_until_ready(attack(images))
-  ours, seconds_ours = _timed(lambda: jax.block_until_ready(attack(images)))
+  timed(lambda: attack(images))  # compiles
+  ours, seconds_ours = timed(lambda: attack(images))
   torch.manual_seed(seed)
   tensors = [torch.tensor(values).long() for values in (labels, targets)]
   pixels = torch_models.to_torch(images).contiguous(memory_format=torch.contiguous_format)
-  theirs, seconds_theirs = _timed(lambda: pair.theirs(twin.network, pixels, *tensors).detach())
+  theirs, seconds_theirs = timed(lambda: pair.theirs(twin.network, pixels, *tensors).detach())
   return (np.asarray(ours), theirs.permute(0, 2, 3, 1).numpy()), {
     "seconds_ours": seconds_ours, "seconds_theirs": seconds_theirs,
   }  # fmt: skip
 
 
 def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-  """Rows for each attack and reference; `arguments` may have `num_images`, those that both networks get right.
+  """Rows for each attack and reference; `arguments.num_images` are those that both networks get right.
 
   Measures: the share of images on which an attack succeeds (another class, or the target), on the network attacked and
   on the other one; and the share of pixels on which both sides' images agree, in percent.
   """
   digits = data.load("digits")
   twin, other = (
-    _trained(name, seed, digits.train, digits.num_classes) for name, seed in (("cnn_16", 0), ("cnn_12", 1))
+    trained(name, _enlarged(digits.train.images), digits.train.labels, _TRAINING_STEPS, seed)
+    for name, seed in (("cnn_16", 0), ("cnn_12", 1))
   )
   images, labels = _enlarged(digits.test.images), np.asarray(digits.test.labels)
   right = np.logical_and(*(np.asarray(side.logits_fn(images)).argmax(axis=1) == labels for side in (twin, other)))
-  chosen = np.flatnonzero(right)[: getattr(arguments, "num_images", NUM_IMAGES)]
+  chosen = np.flatnonzero(right)[: arguments.num_images]
   images, labels = images[chosen], labels[chosen]
   targets = (labels + 1) % digits.num_classes
   found = []

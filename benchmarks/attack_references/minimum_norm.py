@@ -11,57 +11,37 @@ where no adversarial was found. Ours is timed once with compilation and once wit
 import argparse
 import functools
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import torch
 
 from benchmarks import torch_models
-from lrat_jax import attacks, data, models
+from benchmarks.attack_references.twins import Twin, timed, trained
+from lrat_jax import attacks, data
 
-NUM_IMAGES = 100
 _TRAINING_STEPS = 400
-_BATCH = 128
 _JUMPS = 20
 _EPSILON, _SPSA_STEPS, _SAMPLES, _LEARNING_RATE = 0.1, 20, 64, 0.02
 
 
-class Twins(NamedTuple):
-  """One network on both sides, and images [n, h, w, c] that it gets right with their labels [n]."""
+class Sides(NamedTuple):
+  """A network on both sides, and images [n, h, w, c] that it gets right with their labels [n]."""
 
-  logits_fn: Callable[[jax.Array], jax.Array]
-  network: torch.nn.Module
+  twin: Twin
   images: np.ndarray
   labels: np.ndarray
 
 
-def twins(num_images: int = NUM_IMAGES) -> Twins:
-  """A network of three convolutions, trained in seconds, and test images."""
-  dataset = data.load("digits")
-  train, test = dataset.train, dataset.test
-  model = models.create("cnn_16", dataset.num_classes)
-  variables = jax.jit(model.init)(jax.random.key(0), jnp.asarray(train.images[:1]))
-  optimizer = optax.adam(3e-3)
-
-  @jax.jit
-  def step(variables, moments, images, labels):
-    loss = lambda variables: jnp.mean(attacks.losses.cross_entropy(model.apply(variables, images), labels))
-    update, moments = optimizer.update(jax.grad(loss)(variables), moments)
-    return optax.apply_updates(variables, update), moments
-
-  moments, generator = optimizer.init(variables), np.random.default_rng(0)
-  for _ in range(_TRAINING_STEPS):
-    rows = generator.integers(len(train.labels), size=_BATCH)
-    variables, moments = step(variables, moments, train.images[rows], train.labels[rows])
-  logits_fn = lambda images: model.apply(variables, images)
-  right = np.flatnonzero(np.asarray(logits_fn(jnp.asarray(test.images))).argmax(axis=1) == test.labels)[:num_images]
-  network = torch_models.classifier(model, variables).eval().requires_grad_(False)
-  return Twins(logits_fn, network, np.asarray(test.images[right]), np.asarray(test.labels[right]))
+def _sides(num_images: int) -> Sides:
+  digits = data.load("digits")
+  twin = trained("cnn_16", digits.train.images, digits.train.labels, _TRAINING_STEPS)
+  images, labels = np.asarray(digits.test.images), np.asarray(digits.test.labels)
+  right = np.flatnonzero(np.asarray(twin.logits_fn(jnp.asarray(images))).argmax(axis=1) == labels)[:num_images]
+  return Sides(twin, images[right], labels[right])
 
 
 class Pair(NamedTuple):
@@ -148,34 +128,28 @@ def _measured(pair: Pair, images: np.ndarray, adversarial: np.ndarray, success: 
   return float(np.median(np.where(success, lengths, np.inf)))
 
 
-def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
-  start = time.perf_counter()
-  result = call()
-  return result, time.perf_counter() - start
-
-
-def _run_ours(pair: Pair, sides: Twins) -> tuple[float, float, float]:
+def _run_ours(pair: Pair, sides: Sides) -> tuple[float, float, float]:
   """What is measured, and seconds with compilation and without."""
-  attack = jax.jit(lambda key, images, labels: pair.ours(key, sides.logits_fn, images, labels))
+  attack = jax.jit(lambda key, images, labels: pair.ours(key, sides.twin.logits_fn, images, labels))
   arguments = jax.random.key(0), jnp.asarray(sides.images), jnp.asarray(sides.labels)
-  _, first = _timed(lambda: jax.block_until_ready(attack(*arguments)))
-  result, second = _timed(lambda: jax.block_until_ready(attack(*arguments)))
+  _, first = timed(lambda: attack(*arguments))
+  result, second = timed(lambda: attack(*arguments))
   return _measured(pair, sides.images, np.asarray(result.images), np.asarray(result.success)), first, second
 
 
-def _run_theirs(pair: Pair, sides: Twins) -> tuple[float, float]:
+def _run_theirs(pair: Pair, sides: Sides) -> tuple[float, float]:
   torch.manual_seed(0)
   images = torch_models.to_torch(sides.images).contiguous(memory_format=torch.contiguous_format)
   labels = torch.tensor(sides.labels).long()
-  found, seconds = _timed(lambda: pair.theirs(sides.network, images, labels).detach())
+  found, seconds = timed(lambda: pair.theirs(sides.twin.network, images, labels).detach())
   with torch.no_grad():
-    success = (sides.network(found).argmax(dim=1) != labels).numpy()
+    success = (sides.twin.network(found).argmax(dim=1) != labels).numpy()
   return _measured(pair, sides.images, found.permute(0, 2, 3, 1).numpy(), success), seconds
 
 
 def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-  """A row for each attack and reference. `arguments` may have `num_images`, those that the network gets right."""
-  sides, found = twins(getattr(arguments, "num_images", NUM_IMAGES)), []
+  """A row for each attack and reference. `arguments.num_images` are those that the network gets right."""
+  sides, found = _sides(arguments.num_images), []
   for pair in itertools.chain(_adversarial_library(), _foolbox(), _torchattacks()):
     ours, first, second = _run_ours(pair, sides)
     theirs, seconds = _run_theirs(pair, sides)

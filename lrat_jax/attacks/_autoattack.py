@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
 from lrat_jax.attacks import _entry, _stage_runner, threat_model
+from lrat_jax.attacks._entry import example_keys
 from lrat_jax.attacks._stage_runner import Found, Job
 from lrat_jax.attacks.eval_state import NullStore, Store
-from lrat_jax.attacks.report import AutoAttackReport
+from lrat_jax.attacks.report import AutoAttackReport, as_floats
 from lrat_jax.attacks.stages import VERSIONS, Stage, StageSummary, stages
 from lrat_jax.core import microbatch
 from lrat_jax.core.arguments import as_number, check_choice, shown
@@ -118,10 +120,11 @@ def autoattack(
     version: "standard", "plus", "rand" or "apgd".
     batch_size: images on all devices together, rounded up to whole chunks. Changes no result, to the last bit, unless
       it is smaller than a chunk, which it bounds.
-    chunk_size: images that go through the model at once on one device, what memory is for; 32 on CPU, 256 elsewhere;
-      fewer are faster where they keep to a core's cache. The last images go in smaller ones: half a chunk of them in
-      chunks of a quarter, an eighth in chunks of a sixteenth. Where an accelerator's memory is too small, chunks are
-      halved, and a warning says so. Results at other sizes differ as far as sums in floating point do.
+    chunk_size: images that go through the model at once on one device, what memory is for; by default 256, and on CPU 8
+      to 32, as many as keep what the convolutions return in a core's cache. The last images go in smaller ones: half a
+      chunk of them in chunks of a quarter, an eighth in chunks of a sixteenth. Where an accelerator's memory is too
+      small, chunks are halved, and a warning says so. Results at other sizes differ as far as sums in floating point
+      do.
     devices: all by default. Their number changes no result, to the last bit. A CPU that is one device is shared by a
       thread for each core.
     example_indices: int [n], which images these are; by default their places.
@@ -147,12 +150,13 @@ def autoattack(
     functools.partial(_entry.ask, given, _entry.computed_type(given)),
     logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn),
   )
+  one_image = [jnp.asarray(as_floats(images[:1]), _entry.computed_type(given))]
+  one_image += [example_keys(key, jnp.asarray(indices[:1]))] if version == "rand" else []
+  ladder = _stage_runner.layouts(devices, batch_size, chunk_size, logits_fn, *one_image)
   job = Job(
-    logits_fn, key, images, labels, indices, epsilon, norm,
-    _stage_runner.layouts(devices, batch_size, chunk_size), NullStore() if store is None else store, version == "rand",
-    on_progress,
+    microbatch.replicate(ladder[0], logits_fn), key, images, labels, indices, epsilon, norm,
+    ladder, NullStore() if store is None else store, version == "rand", on_progress,
   )  # fmt: skip
-  job = job._replace(logits_fn=microbatch.replicate(job.plan, logits_fn))
   report = _evaluate(job, version, attacks_to_run, {} if overrides is None else overrides, on_stage)
   return report._replace(adversarials=report.adversarials.astype(given))
 

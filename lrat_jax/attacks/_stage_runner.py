@@ -20,6 +20,7 @@ from lrat_jax.attacks.eval_state import Store
 from lrat_jax.attacks.registry import from_config
 from lrat_jax.attacks.report import as_floats
 from lrat_jax.attacks.stages import Stage, StageSummary
+from lrat_jax.convolutions import rewrite
 from lrat_jax.core import microbatch
 from lrat_jax.core.arguments import check_count, shown
 from lrat_jax.core.typing import LogitsFn
@@ -28,9 +29,13 @@ from lrat_jax.core.typing import LogitsFn
 _SLACK = 1e-5, 1e-6
 # How many predictions of a random model are counted for its verdict on an image.
 _VOTES = 11
-# Images that a device works on at once: what is fastest on a CPU core, and what fills an accelerator.
-_CHUNK_SIZES = {"cpu": 32}
+# Images that an accelerator works on at once.
 _LARGE_CHUNK = 256
+# On a CPU core fewer, down to so many, where what a network's layers return for them then stays in the cache. Networks
+# with more numbers than these in their kernels read those again for each chunk, and gain nothing.
+_CPU_CHUNKS = (8, 16, 32)
+_CACHED_OUTPUTS = 2**19
+_LARGEST_KERNELS = 2**20
 
 # The last images go through the model in chunks that are so many times smaller, as soon as two of them hold all.
 _SMALLER = (4, 16)
@@ -256,15 +261,29 @@ def run_stage(
   return robust, summary, notes, found
 
 
-def layouts(devices: Any, batch_size: Any, chunk_size: Any) -> tuple[microbatch.Layout, ...]:
-  """For many images, then for ever fewer. Raises ValueError for what are no devices or sizes."""
+def _fastest_chunk(platform: str, logits_fn: LogitsFn, *one_image: Array) -> int:
+  """How many images a device works on at once, by the model's convolutions; `one_image` is what it is called on."""
+  if platform != "cpu":
+    return _LARGE_CHUNK
+  outputs, kernels = rewrite.sizes(logits_fn, *one_image)
+  fitting = [size for size in _CPU_CHUNKS if size * outputs <= _CACHED_OUTPUTS]
+  return _CPU_CHUNKS[-1] if kernels > _LARGEST_KERNELS else max(fitting, default=_CPU_CHUNKS[0])
+
+
+def layouts(
+  devices: Any, batch_size: Any, chunk_size: Any, logits_fn: LogitsFn, *one_image: Array
+) -> tuple[microbatch.Layout, ...]:
+  """For many images, then for ever fewer. Raises ValueError for what are no devices or sizes.
+
+  Without a `chunk_size` the model decides, which is traced on `one_image` and what else it takes.
+  """
   devices = list(jax.devices()) if devices is None else devices
   if not isinstance(devices, list | tuple) or not devices or not all(isinstance(x, jax.Device) for x in devices):
     raise ValueError(f"devices={shown(devices)} must be a list of devices, as jax.devices() gives, or None.")
+  batch_size = check_count(batch_size, "batch_size", 1)
   if chunk_size is None:
-    chunk_size = _CHUNK_SIZES.get(devices[0].platform, _LARGE_CHUNK)
-  batch_size, chunk_size = check_count(batch_size, "batch_size", 1), check_count(chunk_size, "chunk_size", 1)
-  return _ladder(list(devices), batch_size, min(chunk_size, batch_size))
+    chunk_size = _fastest_chunk(devices[0].platform, logits_fn, *one_image)
+  return _ladder(list(devices), batch_size, min(check_count(chunk_size, "chunk_size", 1), batch_size))
 
 
 def _ladder(devices: list[jax.Device], batch_size: int, chunk_size: int) -> tuple[microbatch.Layout, ...]:

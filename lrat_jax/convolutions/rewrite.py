@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,25 @@ def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.tree.unflatten(jax.tree.structure(shape), results)
 
   return call
+
+
+def sizes(function: Callable[..., Any], *args: Any) -> tuple[int, int]:
+  """How many numbers the convolutions of a function of arrays return in all, and how many their kernels hold."""
+  return _sizes(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _sizes(jaxpr: core.Jaxpr) -> tuple[int, int]:
+  outputs = kernels = 0
+  for equation in jaxpr.eqns:
+    inner = list(core.jaxprs_in_params(equation.params))
+    if platforms := equation.params.get("branches_platforms"):  # one of them is run; that without platforms is whole
+      inner = [equation.params["branches"][platforms.index(None)].jaxpr] if None in platforms else []
+    elif equation.primitive.name == "conv_general_dilated":
+      result, kernel = (cast(Any, atom.aval) for atom in (equation.outvars[0], equation.invars[1]))
+      outputs, kernels = outputs + result.size, kernels + kernel.size
+    for more_outputs, more_kernels in map(_sizes, inner):
+      outputs, kernels = outputs + more_outputs, kernels + more_kernels
+  return outputs, kernels
 
 
 def _run(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:

@@ -127,6 +127,27 @@ def test_a_batch_bounds_what_a_device_holds(batch_size, chunk_size, images, answ
   assert max(held) == chunk_size
 
 
+@pytest.mark.parametrize(
+  ("side", "channels", "chunk_size"),
+  [
+    (8, 32, 32),
+    (32, 24, 16),  # 24 * 32 * 32 numbers an image, 16 times of which a core's cache holds
+    (32, 128, 8),
+    (8, 1024, 32),  # a kernel that is read again for each chunk
+  ],
+)
+def test_chunks_are_smaller_where_the_cache_then_holds_what_convolutions_return(side, channels, chunk_size):
+  kernels = [jnp.zeros((3, 3, 1, channels)), jnp.zeros((3, 3, channels, 128 if channels == 1024 else 1))]
+
+  def model(x):
+    for kernel in kernels:
+      x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return x[:, 0, :2].reshape(len(x), -1)
+
+  ladder = _stage_runner.layouts(jax.devices()[:1], 256, None, model, jnp.zeros((1, side, side, 1)))
+  assert ladder[0].chunk_size == chunk_size
+
+
 @pytest.mark.parametrize(("count", "chunk_size"), [(1, 1), (2, 1), (3, 4), (8, 4), (9, 16)])
 def test_the_last_few_images_go_through_the_model_in_small_chunks(count, chunk_size, images, linear_weights):
   held = set()

@@ -137,3 +137,13 @@ def test_an_attack_on_anybodys_model_has_no_plain_convolution_in_its_loop():
   text = lambda model: jax.jit(attack(model)).lower(images).as_text()
   assert "stablehlo.convolution" not in text(model)
   assert text(rewrite.as_written(model)).count("stablehlo.convolution") > 0
+
+
+def test_what_convolutions_return_and_hold_is_counted_once():
+  two = lambda x: jax.jit(conv)(conv(x))
+  expected = (2 * IMAGES.size, 2 * KERNEL.size)
+  assert rewrite.sizes(two, IMAGES) == rewrite.sizes(rewrite.rewritten(two), IMAGES) == expected
+  assert rewrite.sizes(jnp.sin, IMAGES) == (0, 0)
+  own = Partial(OWN.apply, OWN_WEIGHTS)
+  one = rewrite.sizes(own, IMAGES[:1, ..., :3])
+  assert rewrite.sizes(own, IMAGES[..., :3]) == (2 * one[0], one[1]) and min(one) > 1000
