@@ -1,5 +1,6 @@
 """Decoders that move pixels: each takes an image [h, w, c] and a latent, and is the identity where the latent is 0."""
 
+import functools
 import math
 
 import jax
@@ -15,11 +16,30 @@ _RADIUS = 12 / 224
 _BARS = 16
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def sample(image: Array, rows: Array, columns: Array, beyond: str = "constant") -> Array:
-  """An image [h, w, c] at those places in pixels, bilinear. Beyond it is 0, or with "reflect" the image mirrored."""
+  """An image [h, w, c] at those places in pixels, bilinear. Beyond it is 0, or with "reflect" the image mirrored.
+
+  Places are [h, w], or [h, w, c] for each channel its own. Their gradient is a central difference over a pixel to
+  each side. The derivative itself is 0 in a flat part of the image, even beside an edge, and a place that starts there
+  would never leave.
+  """
   one = lambda plane, rows, columns: ndimage.map_coordinates(plane, [rows, columns], order=1, mode=beyond)
   shared = None if rows.ndim == 2 else -1
   return jax.vmap(one, in_axes=(-1, shared, shared), out_axes=-1)(image, rows, columns)
+
+
+@sample.defjvp
+def _sample_jvp(
+  beyond: str, primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+  image, rows, columns = primals
+  image_tangent, *place_tangents = tangents
+  at = lambda down, right: sample(image, rows + down, columns + right, beyond)
+  slopes = (at(1, 0) - at(-1, 0)) / 2, (at(0, 1) - at(0, -1)) / 2
+  changes = [tangent if tangent.ndim == 3 else tangent[..., None] for tangent in place_tangents]
+  moved = slopes[0] * changes[0] + slopes[1] * changes[1]
+  return at(0, 0), moved + sample(image_tangent, rows, columns, beyond)
 
 
 def _places(image: Array) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from benchmarks.attack_references.latent import decoder_inputs
 from lrat_jax import attacks
-from lrat_jax.attacks import _colours, _jpeg, _overlays, latents
+from lrat_jax.attacks import _colours, _jpeg, _overlays, _warps, latents
 from lrat_jax.core import sharding
 
 # What `python -m benchmarks.attack_references.latent --write=FILE --peers=DIR` wrote: each ninth pixel of the
@@ -180,6 +180,32 @@ def test_a_flow_of_whole_pixels_moves_the_image():
   inside = np.s_[1:-2, 3:-1]  # where no place is cut off
   found = latents.KINDS["stadv"].decode(image, pixels / 4, None)
   np.testing.assert_allclose(found[inside], moved[inside], atol=1e-5)
+
+
+def test_places_have_a_gradient_beside_an_edge():
+  rows, columns = jnp.meshgrid(jnp.arange(8.0), jnp.arange(8.0), indexing="ij")
+  image = jnp.zeros((8, 8, 1)).at[:, 4:].set(1.0)
+  summed = lambda image, rows, columns: jnp.sum(_warps.sample(image, rows, columns))
+  down, right = jax.grad(summed, argnums=(1, 2))(image, rows, columns - 0.4)
+  # Columns 3 and 5 lie in flat parts with the edge a pixel further, and 7 so beside the end of the image.
+  np.testing.assert_allclose(right[4], [0, 0, 0, 0.3, 0.5, 0.2, 0, -0.3], atol=1e-6)
+  np.testing.assert_allclose(down[1:-1], 0, atol=1e-6)
+  ramp = 0.1 * columns[..., None] - 0.02 * rows[..., None]
+  down, right = jax.grad(summed, argnums=(1, 2))(ramp, rows + 0.3, columns - 0.4)
+  np.testing.assert_allclose(down[1:-2, 1:-1], -0.02, atol=1e-6)
+  np.testing.assert_allclose(right[1:-2, 2:-1], 0.1, atol=1e-6)
+  # What comes from the image is exact: half a pixel down, all but the first row counts fully.
+  shares = jax.grad(summed)(image, rows + 0.5, columns)
+  np.testing.assert_allclose(shares[..., 0], np.where(rows == 0, 0.5, 1.0), atol=1e-6)
+
+
+def test_every_place_beside_an_edge_crosses_it(keys):
+  images = jnp.zeros((16, 8, 8, 1)).at[:, :, 4:].set(1.0)
+  darker = lambda images: jnp.stack([0.1 * images.sum(axis=(1, 2, 3)), jnp.zeros(len(images))], axis=1)
+  labels = jnp.zeros(16, jnp.int32)
+  found = attacks.unforeseen(keys, darker, images, labels, kind="stadv", epsilon=0.2)
+  # Each from 0.8 pixels further left, wherever in the ball its flow began.
+  np.testing.assert_allclose(found.images[:, 1:-1, 4], 0.2, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (16, 16, 3), (20, 9, 3)])
