@@ -73,14 +73,66 @@ def _fewest(gap, normal, image):
 
 def test_the_fewest_components(problem, keys):
   logits_fn, images, labels, gaps, normal = problem
-  shift = jnp.array([2.5, 6.0, 10.0]).reshape(3, 1)  # further from the boundary, so that one component is not enough
-  far = images[:3] + (shift * normal / np.sum(normal**2)).reshape(3, 8, 8, 1)
+  shift = jnp.array([10.0, 6.0, 2.5, 0.0]).reshape(4, 1)  # further from the boundary: one is enough for the last alone
+  far = images[:4] + (shift * normal / np.sum(normal**2)).reshape(4, 8, 8, 1)
   assert far.min() >= 0 and far.max() <= 1
-  result = jax.jit(lambda x: attacks.fmn(keys[:3], logits_fn, x, labels[:3], norm="l0", num_steps=60))(far)
-  fewest = [_fewest(gap, normal, image) for gap, image in zip(gaps[:3] + shift[:, 0], far, strict=True)]
-  assert result.success.all() and max(fewest) > 2
+  result = jax.jit(lambda x: attacks.fmn(keys[:4], logits_fn, x, labels[:4], norm="l0", num_steps=60))(far)
+  fewest = [_fewest(gap, normal, image) for gap, image in zip(gaps[:4] + shift[:, 0], far, strict=True)]
+  assert result.success.all() and max(fewest) > 2 and fewest[3] == 1
   assert (result.distances >= np.array(fewest)).all() and (result.distances <= np.array(fewest) + 1).all()
+  assert result.distances[3] == 1
   np.testing.assert_array_equal((result.images != far).sum(axis=(1, 2, 3)), result.distances)
+
+
+def test_ddn_comes_back_from_a_radius_beyond_all_images(problem, keys):
+  """The radius is cut to the longest perturbation, 4 of grey images of 64 components, and shrinks from there."""
+  logits_fn, images, labels, _, _ = problem
+  result = jax.jit(lambda x: attacks.ddn(keys[:4], logits_fn, x, labels[:4], num_steps=60, init_norm=1e6))(images[:4])
+  assert (result.distances < 1.1 * 4.0 * 0.95**59).all()
+
+
+def test_fmn_shrinks_from_the_nearest_found_not_from_its_radius(problem, keys):
+  """Of a cube root, whose linearisation puts the boundary three times too far away."""
+  logits_fn, images, labels, gaps, normal = problem
+  roots = lambda x: jnp.cbrt(logits_fn(x) @ jnp.array([1.0, -1.0]))[:, None] * jnp.array([1.0, 0.0])
+  exact = gaps[0] / np.linalg.norm(normal)
+  options = {"norm": "l2", "num_steps": 10, "alpha_init": float(1.2 * exact)}
+  result = jax.jit(lambda x: attacks.fmn(keys[:1], roots, x, labels[:1], **options))(images[:1])
+  assert exact <= result.distances[0] * (1 + 1e-5) and result.distances[0] < 1.05 * exact
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_deepfool_goes_past_the_boundary_by_the_overshoot(norm, problem, keys):
+  logits_fn, images, labels, gaps, normal = problem
+  exact = gaps[:4] / np.linalg.norm(normal, ord=DUAL_ORDERS[norm])
+  run = lambda overshoot: attacks.deepfool(keys[:4], logits_fn, images[:4], labels[:4], norm=norm, overshoot=overshoot)
+  for overshoot in (0.0, 0.5):
+    result = jax.jit(lambda overshoot=overshoot: run(overshoot))()
+    # Each step is 1e-4 longer than to the boundary, as in the original.
+    np.testing.assert_allclose(result.distances, (1 + overshoot) * (exact + 1e-4), rtol=1e-3)
+
+
+def test_ead_keeps_what_its_decision_rule_says(problem, keys):
+  logits_fn, images, labels, _, _ = problem
+  beta, options = 0.1, {"binary_search_steps": 4, "num_steps": 50, "initial_const": 0.1}
+
+  def measured(rule):
+    run = lambda x: attacks.ead(keys[:4], logits_fn, x, labels[:4], decision_rule=rule, beta=beta, **options)
+    result = jax.jit(run)(images[:4])
+    np.testing.assert_allclose(result.distances, jnp.abs(result.images - images[:4]).sum(axis=(1, 2, 3)), rtol=1e-4)
+    return result.distances, jnp.square(result.images - images[:4]).sum(axis=(1, 2, 3)) + beta * result.distances
+
+  (elastic_l1, elastic_en), (l1, l1_en) = measured("en"), measured("l1")
+  assert (l1 <= elastic_l1 + 1e-5).all() and (elastic_en <= l1_en + 1e-5).all()
+  assert (l1 < 0.999 * elastic_l1).any() and (elastic_en < 0.999 * l1_en).any()
+
+
+def test_ead_fools_the_model_by_the_confidence(problem, keys):
+  logits_fn, images, labels, _, _ = problem
+  options = {"binary_search_steps": 4, "num_steps": 50, "initial_const": 1.0, "confidence": 1.0}
+  result = jax.jit(lambda x: attacks.ead(keys[:4], logits_fn, x, labels[:4], **options))(images[:4])
+  margins = logits_fn(result.images) @ jnp.array([-1.0, 1.0])
+  assert result.success.all() and (margins >= 1.0 - 1e-4).all()
 
 
 @pytest.mark.parametrize("name", ["ddn", "fmn_linf", "deepfool", "ead_l1"])
@@ -110,6 +162,7 @@ def test_success_is_that_the_target_is_reached(name, keys, images, linear_logits
   reached = jnp.arange(16) % 4 == 3
   labels = jnp.where(reached, ranked[:, 1], ranked[:, 0])
   targets = jnp.where(reached, ranked[:, 0], ranked[:, 2])
+  labels = jnp.where(jnp.arange(16) % 4 == 2, ranked[:, 3], labels)  # the prediction is neither label nor target
   result = jax.jit(lambda x: TARGETED[name](keys, linear_logits, x, labels, targets=targets))(images)
   np.testing.assert_array_equal(result.success, linear_logits(result.images).argmax(axis=1) == targets)
   assert result.success[~reached].mean() > 0.9
