@@ -32,6 +32,8 @@ _FIRST = ("test_kill.py", "test_stop.py", "test_distributed.py", "test_main.py",
 # What a test may take that is not marked slow, its set-up not counted, nor one that compiles new programs.
 _MOST_SECONDS = float(os.environ.get("LRAT_JAX_TEST_SECONDS", "5"))
 
+_MOST_MAPPINGS = 20_000
+
 settings.register_profile("lrat_jax", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("lrat_jax")
 
@@ -45,6 +47,15 @@ def _once(tmp_path_factory, name, make):
       make(root / name)
       (root / f"{name}.done").touch()
   return root / name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+  """Forgets compiled programs before Linux's limit of 65,530 mappings a process, of which each program has some."""
+  yield
+  maps = Path("/proc/self/maps")
+  if maps.exists() and len(maps.read_bytes().splitlines()) > _MOST_MAPPINGS:
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -187,7 +187,7 @@ def test_what_is_wrong_is_one_line_that_names_it(entry):
       error, tried = refusal(name, argument, value), tried + 1
       says = str(error)
       named = any(word in says for word in SAID_OF.get(argument, (argument,)))
-      if not isinstance(error, ValueError) or "\n" in says or len(says) > 300 or not named:
+      if not isinstance(error, ValueError) or "\n" in says or len(says) > 400 or not named:
         bad.append(f"{argument}={value!r:.60}: {type(error).__name__} {says[:200]!r}")
   assert tried > 50 and not bad, f"{len(bad)} of {tried}:\n" + "\n".join(bad)
 

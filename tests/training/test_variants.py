@@ -101,7 +101,7 @@ def test_only_the_drawn_attack_is_computed(monkeypatch):
 
   monkeypatch.setattr(variants.attacks, "from_config", from_config)
   _, outputs = _run(make_experiment(make_config("digits,pgd,cw", **SAMPLED)), 6)
-  jax.effects_barrier()
+  jax.block_until_ready(outputs)
   names = ["cw", "pgd"]
   assert sorted(ran) == sorted(names[int(output.drawn)] for output in outputs) and len(set(ran)) == 2
 
