@@ -1,7 +1,7 @@
 """Classifiers by name, with the normalisation of their input inside: images in [0, 1] -> float32 logits."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -42,19 +42,36 @@ class Classifier(nn.Module):
     return self.network(normalised, train).astype(jnp.float32)
 
 
+def _cnn(match: re.Match, **options: Any) -> nn.Module:
+  return CNN(width=int(match[1] or 32), **options)
+
+
+def _resnet18(match: re.Match, **options: Any) -> nn.Module:
+  return (PreActResNet if match[1] else ResNet)(width=int(match[2] or 64), **options)
+
+
+def _wide_resnet(match: re.Match, **options: Any) -> nn.Module:
+  depth = int(match[1])
+  if depth < 10 or (depth - 4) % 6:
+    raise ValueError(f"name={match[0]!r}: the depth of a WideResNet is 6 n + 4 with n >= 1, such as 28 or 34.")
+  return WideResNet(depth=depth, width=int(match[2]), **options)
+
+
+# How the names of a family are spelled, and what makes a network of one.
+_FAMILIES: dict[str, Callable[..., nn.Module]] = {
+  r"cnn(?:_([1-9]\d{0,3}))?": _cnn,
+  r"(preact_)?resnet18(?:_([1-9]\d{0,3}))?": _resnet18,
+  r"wide_resnet_(\d{1,3})_([1-9]\d{0,2})": _wide_resnet,
+}
+
+
 def _network(name: str, **options: Any) -> nn.Module:
   """The network that `name` spells, width and depth included. Raises ValueError with the choices."""
   if user_code.is_name(name):
     return _user_network(name, **options)
-  if match := re.fullmatch(r"cnn(?:_([1-9]\d{0,3}))?", name):
-    return CNN(width=int(match[1] or 32), **options)
-  if match := re.fullmatch(r"(preact_)?resnet18(?:_([1-9]\d{0,3}))?", name):
-    return (PreActResNet if match[1] else ResNet)(width=int(match[2] or 64), **options)
-  if match := re.fullmatch(r"wide_resnet_(\d{1,3})_([1-9]\d{0,2})", name):
-    depth = int(match[1])
-    if depth < 10 or (depth - 4) % 6:
-      raise ValueError(f"name={name!r}: the depth of a WideResNet is 6 n + 4 with n >= 1, such as 28 or 34.")
-    return WideResNet(depth=depth, width=int(match[2]), **options)
+  for spelling, create_network in _FAMILIES.items():
+    if match := re.fullmatch(spelling, name):
+      return create_network(match, **options)
   choices = f"choose from {list(NAMES)}, such as 'wide_resnet_34_10', or write package.module:function"
   raise ValueError(f"name={name!r} is no model; {choices}.")
 

@@ -1,0 +1,110 @@
+"""The networks for small images, by the names that are in use for their tensors.
+
+ResNet-18 and WideResNet are named as TRADES defines them, which RobustBench and Rice et al. share; PreActResNet-18 as
+Rice et al.; our CNN as a plain `nn.Sequential` of convolutions, ReLUs, Flatten and linear layers.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from flax import linen as nn
+
+from lrat_jax.convert import tensors
+from lrat_jax.convert.tensors import Entry, Recognised, Shape
+from lrat_jax.models.cnn import CNN
+from lrat_jax.models.preact_resnet import PreActResNet
+from lrat_jax.models.resnet import ResNet
+from lrat_jax.models.wide_resnet import WideResNet
+
+# Our CNN's layers in its nn.Sequential; a ReLU follows each but the last, Flatten stands before the first linear.
+_CNN_CONVS, _CNN_HIDDEN, _CNN_HEAD = ("0", "2", "4", "6"), "9", "11"
+# One tensor of each kind of network, behind whatever a wrapper put before its name.
+_ANCHOR = re.compile(r"((?:.+\.)?)(layer1\.0\.conv1|block1\.layer\.0\.conv1|11)\.weight")
+
+
+def _pre_activation(name: str, shortcut: str, path: str, parameters: Mapping[str, Any]) -> Iterator[Entry]:
+  yield from tensors.norm(f"{name}.bn1", path, "BatchNorm_0")
+  yield from tensors.conv_norm(f"{name}.conv1", f"{name}.bn2", path, "ConvNorm_0")
+  yield from tensors.conv(f"{name}.conv2", path, "Conv_0")
+  if "Conv_1" in parameters[path]:
+    yield from tensors.conv(f"{name}.{shortcut}", path, "Conv_1")
+
+
+def _blocks(counts: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+  """(stage from 1, block in it, block in all) of every block."""
+  pairs = ((stage, block) for stage, count in enumerate(counts, 1) for block in range(count))
+  return ((stage, block, index) for index, (stage, block) in enumerate(pairs))
+
+
+def _resnet(network: ResNet, parameters: Mapping[str, Any]) -> Iterator[Entry]:
+  yield from tensors.conv_norm("conv1", "bn1", "ConvNorm_0")
+  for stage, block, index in _blocks(network.blocks):
+    name, path = f"layer{stage}.{block}", f"BasicBlock_{index}"
+    yield from tensors.conv_norm(f"{name}.conv1", f"{name}.bn1", path, "ConvNorm_0")
+    yield from tensors.conv_norm(f"{name}.conv2", f"{name}.bn2", path, "ConvNorm_1")
+    if "ConvNorm_2" in parameters[path]:
+      yield from tensors.conv_norm(f"{name}.shortcut.0", f"{name}.shortcut.1", path, "ConvNorm_2")
+  yield from tensors.weights("linear", ("Dense_0",), tensors.DENSE, bias=True)
+
+
+def _preact_resnet(network: PreActResNet, parameters: Mapping[str, Any]) -> Iterator[Entry]:
+  yield from tensors.conv("conv1", "Conv_0")
+  for stage, block, index in _blocks(network.blocks):
+    yield from _pre_activation(f"layer{stage}.{block}", "shortcut.0", f"PreActivationBlock_{index}", parameters)
+  yield from tensors.norm("bn", "BatchNorm_0")
+  yield from tensors.weights("linear", ("Dense_0",), tensors.DENSE, bias=True)
+
+
+def _wide_resnet(network: WideResNet, parameters: Mapping[str, Any]) -> Iterator[Entry]:
+  yield from tensors.conv("conv1", "Conv_0")
+  for group, block, index in _blocks([(network.depth - 4) // 6] * 3):
+    name = f"block{group}.layer.{block}"
+    yield from _pre_activation(name, "convShortcut", f"PreActivationBlock_{index}", parameters)
+  yield from tensors.norm("bn1", "BatchNorm_0")
+  yield from tensors.weights("fc", ("Dense_0",), tensors.DENSE, bias=True)
+
+
+def _cnn(network: CNN, parameters: Mapping[str, Any]) -> Iterator[Entry]:
+  for index, name in enumerate(_CNN_CONVS):
+    yield from tensors.weights(name, (f"Conv_{index}",), tensors.KERNEL, bias=True)
+  yield from tensors.weights(_CNN_HIDDEN, ("Dense_0",), tensors.flattened(2 * network.width), bias=True)
+  yield from tensors.weights(_CNN_HEAD, ("Dense_1",), tensors.DENSE, bias=True)
+
+
+NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {
+  CNN: _cnn,
+  ResNet: _resnet,
+  PreActResNet: _preact_resnet,
+  WideResNet: _wide_resnet,
+}
+
+
+def _stages(shapes: Mapping[str, Shape], prefix: str) -> tuple[str, str]:
+  """(name for `models.create`, name of its last layer) of a network in stages."""
+  stem = tensors.size(shapes, f"{prefix}conv1.weight", 0, 4)
+  if f"{prefix}block1.layer.0.conv1.weight" in shapes:
+    depth = 4 + 6 * sum(f"{prefix}block1.layer.{block}.conv1.weight" in shapes for block in range(len(shapes)))
+    width = tensors.size(shapes, f"{prefix}block1.layer.0.conv1.weight", 0, 4) // 16
+    return f"wide_resnet_{depth}_{width}", f"{prefix}fc"
+  family = "resnet18" if f"{prefix}bn1.weight" in shapes else "preact_resnet18"
+  return family if stem == 64 else f"{family}_{stem}", f"{prefix}linear"
+
+
+def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
+  """Which of these networks a state_dict is of, by the names and shapes of its tensors; None for another."""
+  prefixes = {match[1]: match[2] for name in shapes if (match := _ANCHOR.fullmatch(name))}
+  if not prefixes:
+    return None
+  prefix = min(prefixes, key=len)
+  if prefixes[prefix] == _CNN_HEAD:
+    stem, head = f"{prefix}{_CNN_CONVS[0]}", f"{prefix}{_CNN_HEAD}"
+    width = tensors.size(shapes, f"{stem}.weight", 0, 4)
+    name = "cnn" if width == 32 else f"cnn_{width}"
+    places = tensors.size(shapes, f"{prefix}{_CNN_HIDDEN}.weight", 1, 2) // (2 * width)
+    image_size = (4, 4 * max(1, places))  # two strides of 2
+  else:
+    name, head = _stages(shapes, prefix)
+    stem, image_size = f"{prefix}conv1", (8, 8)
+  num_classes, channels = tensors.size(shapes, f"{head}.weight", 0, 2), tensors.size(shapes, f"{stem}.weight", 1, 4)
+  return Recognised(prefix, name, num_classes, channels, image_size)
