@@ -205,15 +205,25 @@ def check_corruptions(config: ConfigDict, corrupted: data.CorruptedImages | None
       raise ConfigError(f"config.{error}") from None
 
 
+def _check_momentum(config: ConfigDict) -> None:
+  _range(config, "optimizer.momentum", 0, 1)
+  if config.optimizer.name == "adamw" and config.optimizer.momentum == 1:
+    raise ConfigError("config.optimizer.momentum=1.0: AdamW divides by 1 minus its powers; take less than 1.")
+
+
 def check(config: ConfigDict) -> None:
   """Refuses values that no run can use. Raises ConfigError naming the field, the value and the choices."""
   _choice(config, "objective", objectives.OBJECTIVES)
   _check_kind(config, "local_weights", reweighting.LOCAL_KINDS)
   _check_kind(config, "global_weights", reweighting.GLOBAL_KINDS)
+  _choice(config, "optimizer.name", config_lib.OPTIMIZERS)
+  _choice(config, "optimizer.decay", config_lib.DECAYS)
   _choice(config, "optimizer.schedule", config_lib.SCHEDULES)
   _choice(config, "data.placement", data.PLACEMENTS)
   _choice(config, "eval.split", data.SPLITS)
   _choice(config, "train.attack_batch_norm", ("eval", "train"))
+  _choice(config, "train.init_head", config_lib.HEADS)
+  _choice(config, "model.batch_norm", (config_lib.SYNCHRONISED, config_lib.LOCAL))
   _choice(config, "train.variants", (config_lib.ALL, config_lib.SAMPLED))
   _range(config, "seed", 0, 2**32 - 1)
   for path in ("data.batch_size", "eval.batch_size"):
@@ -249,7 +259,8 @@ def check(config: ConfigDict) -> None:
       )
   _range(config, "optimizer.learning_rate", 0)
   _range(config, "optimizer.weight_decay", 0)
-  _range(config, "optimizer.momentum", 0, 1)
+  _range(config, "optimizer.clip_norm", 0)
+  _check_momentum(config)
   _range(config, "optimizer.decay_rate", 0, 1)
   boundaries = tuple(config.optimizer.boundary_fractions)
   if list(boundaries) != sorted(set(boundaries)) or not all(0 < b < 1 for b in boundaries):

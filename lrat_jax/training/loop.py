@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lrat_jax import attacks, data, models
-from lrat_jax.config.default import SAMPLED, variant_names
+from lrat_jax.config.default import LOCAL, SAMPLED, variant_names
 from lrat_jax.core import distributed, sharding
 from lrat_jax.core.errors import ConfigError, Preempted
 from lrat_jax.core.text import seconds_text
@@ -86,7 +86,7 @@ def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
     dataset.num_classes,
     mean=config.model.mean,
     std=config.model.std,
-    axis_name=sharding.AXIS,
+    axis_name=None if config.model.batch_norm == LOCAL else sharding.AXIS,
   )
   model = create(dtype=compute_type(config.model.dtype, mesh))
   # Attacks are weaker in bfloat16, and its verdicts are not float32's: an evaluation would find too much robustness.

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lrat_jax import attacks, data, objectives, reweighting
-from lrat_jax.config.default import SAMPLED
+from lrat_jax.config.default import LOCAL, SAMPLED
 from lrat_jax.core import sharding, user_code
 from lrat_jax.core.typing import Variables
 from lrat_jax.training import awp
@@ -71,7 +71,7 @@ class StepOutput(NamedTuple):
 
   `natural_correct` comes free where natural images are in the loss (its forward, in train mode). Where they are not, it
   is a sample, the first eighth of each device's images in eval mode: a forward of all would be a tenth of a PGD-5 step.
-  `surviving_fractions` is kappa / K.
+  `surviving_fractions` is kappa / K. `gradient_norm` is that before clipping.
   """
 
   loss: Array
@@ -208,7 +208,10 @@ def _step(
   at = _gradient_point(config, phase, state, variables["params"], loss_fn)
   (loss, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(at)
   natural_logits, vulnerabilities, weights, batch_stats = aux
-  loss, gradients = lax.pmean((loss, gradients), sharding.AXIS)
+  if config.model.batch_norm == LOCAL:  # each device's averages moved its own way, and become their mean
+    loss, gradients, batch_stats = lax.pmean((loss, gradients, batch_stats), sharding.AXIS)
+  else:
+    loss, gradients = lax.pmean((loss, gradients), sharding.AXIS)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables["params"])
   new_variables = {"params": optax.apply_updates(state.variables["params"], updates), "batch_stats": batch_stats}
   if natural_logits is None:
@@ -264,7 +267,8 @@ def make_train_step(
   The state is whole on every device and its buffers are given up to the new one; the batch {"images" [b, h, w, c],
   "labels" [b], "indices" [b]} and the per-image outputs are split over the mesh. A step holds one mean over devices for
   loss and gradient (two with AWP), and those of batch norm and of global weights where they are on. The attack loop
-  holds none, but with `train.attack_batch_norm` "train" those of batch norm at every step of it.
+  holds none, but with `train.attack_batch_norm` "train" those of batch norm at every step of it. With
+  `model.batch_norm` "local" batch norm has none of its own: its running averages go into the one of the gradient.
   """
   per_image: dict[str, Any] = {name: sharding.BATCHED for name in StepOutput._fields}
   of_the_batch = ("loss", "gradient_norm", "parameter_norm", "drawn")

@@ -95,6 +95,11 @@ def test_a_wrong_argument_is_named(argument):
     ("local_weights.kind", "global", r"choose from \['lrat', 'max', 'none', 'softmax'\]"),
     ("global_weights.kind", "x", r"choose from \['gairat', 'mail', 'none'\]"),
     ("optimizer.schedule", "step", r"choose from \['constant', 'cosine', 'one_cycle', 'piecewise'\]"),
+    ("optimizer.name", "adam", r"config.optimizer.name='adam' is unknown; choose from \['adamw', 'sgd'\]"),
+    ("optimizer.decay", "none", r"config.optimizer.decay='none' is unknown; choose from \['all', 'kernels'\]"),
+    ("optimizer.clip_norm", -1.0, r"config.optimizer.clip_norm=-1.0 is outside \[0, 1e\+06\]"),
+    ("model.batch_norm", "global", r"config.model.batch_norm='global' is unknown; choose from \['local', 'synchronised'\]"),
+    ("train.init_head", "old", r"config.train.init_head='old' is unknown; choose from \['loaded', 'new'\]"),
     ("train.variants", "each", r"config.train.variants='each' is unknown; choose from \['all', 'sampled'\]"),
     ("train.attack_batch_norm", "test", r"choose from \['eval', 'train'\]"),
     ("train.epochs", 0, r"config.train.epochs=0 is outside \[1, 1e\+09\]"),
@@ -128,6 +133,13 @@ def test_a_wrong_argument_is_named(argument):
 def test_values_that_no_run_can_use_are_named(field, value, message):
   with pytest.raises(ConfigError, match=message):
     validate.check(make_config(**{field.replace(".", "__"): value}))
+
+
+def test_adamws_momentum_is_less_than_one():
+  fields = {"optimizer__momentum": 1.0}
+  validate.check(make_config(**fields))
+  with pytest.raises(ConfigError, match="config.optimizer.momentum=1.0: AdamW divides by 1 minus its powers"):
+    validate.check(make_config(**fields, optimizer__name="adamw"))
 
 
 def test_what_only_the_data_can_tell():
