@@ -19,7 +19,7 @@ from lrat_jax import data, models
 from lrat_jax.analysis import plots
 from lrat_jax.config import validate
 from lrat_jax.config.command_line import Options, reason
-from lrat_jax.convert import exchange
+from lrat_jax.convert import exchange, initial
 from lrat_jax.core import distributed, malloc, preemption, sharding
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.evaluation import runner
@@ -182,6 +182,22 @@ def _drawing(draw: Callable[[], Any] | None) -> Iterator[Callable[[], Any]]:
   drawing.result()  # what went wrong there is this thread's error
 
 
+def _initial(experiment: loop.Experiment, workdir: Path) -> tuple[Callable[[], Mapping[str, Any]], dict[str, Any]]:
+  """What gives the weights that a run begins with, and what its files say of them.
+
+  They are read before anything is written, and never again: a run with checkpoints has its own.
+  """
+  config, dataset = experiment.config, experiment.dataset
+  if not config.train.init_from:
+    return dict, {}
+  read = functools.cache(lambda: initial.read(config, dataset.num_classes, dataset.image_shape))
+  if (workdir / "checkpoints").is_dir() and (said := workdir_lib.init_of_run(workdir)):
+    about = said
+  else:
+    about = distributed.run_on_all_processes("init_from", read).about
+  return lambda: read().arrays, {"init_from": about}
+
+
 def _run_config(options: Options, workdir: Path, console: Console, stop: preemption.Watch) -> None:
   """Trains, evaluates, or both; or says what that would take."""
   config, mode = options.config, options.mode
@@ -200,6 +216,8 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
     validate.check_for_evaluation(config, dataset.image_shape, dataset.num_classes)
   asked = {**_asked(options), "data": about_data}
   experiment = loop.build(config, dataset, mesh)
+  begin, about_init = _initial(experiment, workdir)
+  asked |= about_init
   if options.dry_run:
     dry_run.describe(experiment, console)
     return
@@ -214,7 +232,7 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
       soft_wrap=True,
     )
     if mode != "evaluate":
-      loop.train(experiment, workdir, console, stop, writers)
+      loop.train(experiment, workdir, console, stop, writers, begin)
     draws = mode != "evaluate" and distributed.is_primary()
     with _drawing(functools.partial(plots.draw_run, workdir, config.name, dataset.train) if draws else None) as drawn:
       if mode != "train":

@@ -189,7 +189,7 @@ def _store(
   return Stored(source, recognised, own, mean, std, notes, details)
 
 
-def _best_checkpoint(workdir: Path) -> tuple[int, dict[str, Any]]:
+def best_checkpoint(workdir: Path) -> tuple[int, dict[str, Any]]:
   """(step, state as arrays) of a run, which is left as it is."""
   with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
     step = saved.best_step()
@@ -204,7 +204,7 @@ def _best_checkpoint(workdir: Path) -> tuple[int, dict[str, Any]]:
 
 def _read_run(workdir: Path, given: Any) -> Stored:
   """A run's best checkpoint, without its data set."""
-  step, state = _best_checkpoint(workdir)
+  step, state = best_checkpoint(workdir)
   try:
     config = read_config(workdir / "config.json")
     variables = state["ema"] or state["variables"]

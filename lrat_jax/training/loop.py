@@ -2,9 +2,10 @@
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +58,9 @@ class Experiment(NamedTuple):
     """Images -> logits, of the weights of a state that are evaluated."""
     return Partial(evaluate.apply_function(self.eval_model), state.eval_variables)
 
-  def initial_state(self) -> step_lib.TrainState:
-    """The state before the first step, whole on every device."""
-    return sharding.replicate(self.mesh, self._create_state())
+  def initial_state(self, arrays: Mapping[str, Any] = MappingProxyType({})) -> step_lib.TrainState:
+    """The state before the first step, whole on every device; `arrays` takes the place of variables by their names."""
+    return sharding.replicate(self.mesh, step_lib.begin_with(self._create_state(), arrays))
 
   def abstract_state(self) -> step_lib.TrainState:
     """The shapes, types and places of `initial_state`'s arrays; nothing is computed."""
@@ -78,19 +79,24 @@ def compute_type(dtype: str, mesh: Mesh) -> str:
   return "float32" if sharding.platform(mesh) == "cpu" else "bfloat16"
 
 
-def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
-  """Model, optimiser and lengths for a checked configuration."""
-  create = functools.partial(
-    models.create,
+def create_model(config: ConfigDict, num_classes: int, dtype: str) -> models.Classifier:
+  """The network of a configuration, which computes in `dtype`."""
+  return models.create(
     config.model.name,
-    dataset.num_classes,
+    num_classes,
+    dtype=dtype,
     mean=config.model.mean,
     std=config.model.std,
     axis_name=None if config.model.batch_norm == LOCAL else sharding.AXIS,
   )
-  model = create(dtype=compute_type(config.model.dtype, mesh))
+
+
+def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
+  """Model, optimiser and lengths for a checked configuration."""
+  create = functools.partial(create_model, config, dataset.num_classes)
+  model = create(compute_type(config.model.dtype, mesh))
   # Attacks are weaker in bfloat16, and its verdicts are not float32's: an evaluation would find too much robustness.
-  eval_model = create(dtype="float32")
+  eval_model = create("float32")
   steps_per_epoch = data.steps_per_epoch(dataset.train, config.data.batch_size)
   total_steps = config.train.epochs * steps_per_epoch
   optimizer = optim.create(config.optimizer, max(total_steps, 1))  # 0 where only the test split was read
@@ -126,14 +132,15 @@ class _Loop:
     console: Console,
     stop: Callable[[], bool],
     writers: Sequence[metric_writers.Tracker],
+    initial: Callable[[], Mapping[str, Any]],
   ):
     self._experiment, self._config = experiment, experiment.config
     self._saved, self._console, self._stop, self._writers = saved, console, stop, writers
     self._validate = _Validator(experiment)
     place = data.make_device_put(experiment.dataset.train, experiment.mesh, self._config.data.placement)
     self._batches = data.train_batches(experiment.dataset.train, self._config.data.batch_size, self._config.seed, place)
-    self.state = experiment.initial_state()
     self.step = saved.latest_step() or 0
+    self.state = experiment.initial_state({} if self.step else initial())
     self.finished = False
     if self.step:
       self.state, progress = saved.restore(self.step, self.state)
@@ -279,12 +286,14 @@ def train(
   console: Console,
   stop: Callable[[], bool] = lambda: False,
   writers: Sequence[metric_writers.Tracker] = (),
+  initial: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
   """Trains to the end in `workdir`, or says that an earlier try did.
 
   Args:
     stop: asked after every step, on every process; where it returns True, the step is saved and the run ends.
     writers: told every row of metrics besides the workdir's files.
+    initial: asked before the first step alone for variables to begin with, by their names (`step.begin_with`).
 
   Raises:
     checkpoints.CheckpointError: a checkpoint could not be written; those before it are intact.
@@ -293,7 +302,7 @@ def train(
   """
   _quarantine(workdir, console)
   with checkpoints_lib.Checkpoints(workdir / "checkpoints") as saved:
-    loop = _Loop(experiment, workdir, saved, console, stop, writers)
+    loop = _Loop(experiment, workdir, saved, console, stop, writers, initial)
     if loop.finished:
       console.print(
         f"Training in {workdir} is finished ({loop.step} steps); its best checkpoint is evaluated.", soft_wrap=True

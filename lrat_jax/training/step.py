@@ -1,7 +1,7 @@
 """One training step: attack, weigh, descend. Pure, and sharded over the devices' "data" axis."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import flax.struct
@@ -123,6 +123,20 @@ def create_state(
     ema=jax.tree.map(jnp.copy, variables) if config.train.ema_decay else None,
     sampling=variants_lib.create(len(config.train_attacks)) if config.train.variants == SAMPLED else None,
   )
+
+
+def leaf_names(tree: Any) -> dict[str, Any]:
+  """A tree's leaves by their names, "params/network/Conv_0/kernel"."""
+  leaves = jax.tree.leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def begin_with(state: TrainState, arrays: Mapping[str, Any]) -> TrainState:
+  """The state before the first step with other variables where `arrays` has them by their names; all other are kept."""
+  name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+  taken = lambda path, leaf: jnp.asarray(arrays[name(path)], leaf.dtype) if name(path) in arrays else leaf
+  variables = jax.tree.map_with_path(taken, state.variables)
+  return state.replace(variables=variables, ema=None if state.ema is None else jax.tree.map(jnp.copy, variables))
 
 
 def logits_fn(model: nn.Module, variables: Variables, mode: str = "eval") -> Callable[[Array], Array]:

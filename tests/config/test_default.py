@@ -98,7 +98,7 @@ def test_a_wrong_argument_is_named(argument):
     ("optimizer.name", "adam", r"config.optimizer.name='adam' is unknown; choose from \['adamw', 'sgd'\]"),
     ("optimizer.decay", "none", r"config.optimizer.decay='none' is unknown; choose from \['all', 'kernels'\]"),
     ("optimizer.clip_norm", -1.0, r"config.optimizer.clip_norm=-1.0 is outside \[0, 1e\+06\]"),
-    ("model.batch_norm", "global", r"config.model.batch_norm='global' is unknown; choose from \['local', 'synchronised'\]"),
+    ("model.batch_norm", "global", r"choose from \['local', 'synchronised'\]"),
     ("train.init_head", "old", r"config.train.init_head='old' is unknown; choose from \['loaded', 'new'\]"),
     ("train.variants", "each", r"config.train.variants='each' is unknown; choose from \['all', 'sampled'\]"),
     ("train.attack_batch_norm", "test", r"choose from \['eval', 'train'\]"),
