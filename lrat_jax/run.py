@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
+from rich.filesize import decimal
 
 from lrat_jax import data, models
 from lrat_jax.analysis import plots
@@ -61,6 +62,17 @@ def _load_dataset(config: ConfigDict, workdir: Path, trains: bool) -> tuple[data
   return dataset._replace(num_classes=about["num_classes"], corrupted=corrupted), about
 
 
+def _describe_extra(dataset: data.Dataset, console: Console) -> None:
+  """Says of an extra source that it is held in memory, where it is."""
+  if dataset.extra is not None and not isinstance(dataset.extra.images, np.memmap):
+    console.print(
+      f"note: the images of config.data.extra.source are compressed, so all {decimal(dataset.extra.nbytes)} are held "
+      "in memory; np.savez stores them so that those of a batch alone are read.",
+      highlight=False,
+      soft_wrap=True,
+    )
+
+
 def _load_data(
   config: ConfigDict, workdir: Path, console: Console, *, trains: bool
 ) -> tuple[data.Dataset, dict[str, Any], Mesh]:
@@ -71,6 +83,7 @@ def _load_data(
   """
   same = f"{workdir} {json.dumps(workdir_lib.portable(config), sort_keys=True)}"
   dataset, about = distributed.run_on_all_processes("data", lambda: _load_dataset(config, workdir, trains), same)
+  _describe_extra(dataset, console)
   _keep_compiled(config.compilation_cache, workdir)
   batch_sizes = (config.data.batch_size, config.eval.batch_size) if trains else (config.eval.batch_size,)
   if slow := sharding.use_cpu_cores(*batch_sizes, num_processes=distributed.place().count):
@@ -211,7 +224,8 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
   if dataset.num_classes is None:
     raise ConfigError(f"{workdir / 'config.json'} does not say how many classes the data have; train there again.")
   if trains:
-    validate.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
+    extra = 0 if dataset.extra is None else len(dataset.extra.labels)
+    validate.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels), extra)
   else:
     validate.check_for_evaluation(config, dataset.image_shape, dataset.num_classes)
   asked = {**_asked(options), "data": about_data}

@@ -36,6 +36,10 @@ def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padd
     placement="auto",  # auto | device | host: where training images wait; auto is the device if they fit in a quarter
     validation_size=validation_size,  # images held out of the training split
     train_size=0,  # trains on so many of the rest, the same for every seed; 0 is all
+    extra=dict(
+      source="",  # npz:PATH, images to train on besides, as a generator's: "image" and "label"; empty is none
+      fraction=0.7,  # their share of every batch
+    ),
     crop_padding=crop_padding,  # random crops after padding by so many pixels; 0 is off
     flip=flip,  # random horizontal flips
   )

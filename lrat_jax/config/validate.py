@@ -247,6 +247,14 @@ def check(config: ConfigDict) -> None:
   ):
     _range(config, path, 0, 1)
   _range(config, "train.ema_decay", 0, 0.999999)
+  _range(config, "data.extra.fraction", 0, 1)
+  if (
+    config.data.extra.source
+    and not 0 < data.num_extra(config.data.extra.fraction, size := config.data.batch_size) < size
+  ):
+    raise ConfigError(
+      f"config.data.extra.fraction={config.data.extra.fraction} of {size} images leaves a source without any."
+    )
   _range(config, "beta", 0)
   _range(config, "awp.gamma", 0, 1)
   _range(config, "logit_pairing.weight", 0)
@@ -289,13 +297,22 @@ def check(config: ConfigDict) -> None:
   _find_user_attacks(config)
 
 
-def check_for_data(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, num_train: int) -> None:
-  """What only the data can tell: channels, classes, sizes, l2 radii, how many batches there are. Raises ConfigError."""
+def check_for_data(
+  config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, num_train: int, extra: int = 0
+) -> None:
+  """What only the data can tell: channels, classes, sizes, l2 radii, how many batches there are. Raises ConfigError.
+
+  `extra` is how many images the extra source has, where there is one.
+  """
   channels, given = image_shape[-1], len(config.model.mean)
   if given not in (1, channels):
     raise ConfigError(f"config.model.mean={config.model.mean} has {given} entries, the images {channels} channels.")
   if config.data.batch_size > num_train:
     raise ConfigError(f"config.data.batch_size={config.data.batch_size} is more than the {num_train} training images.")
+  if extra and (needed := data.num_extra(config.data.extra.fraction, config.data.batch_size)) > extra:
+    raise ConfigError(
+      f"config.data.extra.source={config.data.extra.source!r} has {extra} images, a batch {needed} of them."
+    )
   if config.train.epochs * (num_train // config.data.batch_size) >= 2**31:  # steps are counted in int32
     raise ConfigError(f"config.train.epochs={config.train.epochs} makes more than {2**31 - 1:,} steps.")
   if config.data.crop_padding > min(image_shape[:2]):

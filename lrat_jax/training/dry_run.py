@@ -58,9 +58,9 @@ def _layers(model: Any, variables: Any, image_shape: tuple[int, ...]) -> list[tu
 
 def _phases(experiment: loop.Experiment) -> list[_PhaseCost]:
   """Each phase of the training compiled and timed, in the order in which they come."""
-  config, dataset, mesh = experiment.config, experiment.dataset, experiment.mesh
+  config, mesh = experiment.config, experiment.mesh
   phases = [step_lib.phase_at(config, epoch) for epoch in range(config.train.epochs)]
-  place = data.make_device_put(dataset.train, mesh, config.data.placement)
+  place = data.make_device_put(experiment.training_source, mesh, config.data.placement)
   rows = np.arange(config.data.batch_size // jax.process_count())
   batch, costs = place(rows), []
   for phase in dict.fromkeys(phases):
@@ -112,6 +112,9 @@ def describe(experiment: loop.Experiment, console: Console) -> None:
   splits = ", ".join(f"{len(dataset.split(name).labels):,} {name}" for name in ("train", "validation", "test"))
   say("run", f"{config.name}, seed {config.seed}; a dry run: nothing is written")
   say("data", f"{config.data.source}: {splits} images {shape}, {dataset.num_classes} classes")
+  if dataset.extra is not None:
+    others = data.num_extra(config.data.extra.fraction, config.data.batch_size)
+    say("extra", f"{config.data.extra.source}: {len(dataset.extra.labels):,} images, {others} in every batch")
   say("devices", f"{mesh.size} {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)")
   state = jax.eval_shape(experiment.initial_state)
   layers = Table("layer", "output", "parameters", box=None, pad_edge=False)

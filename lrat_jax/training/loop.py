@@ -48,6 +48,11 @@ class Experiment(NamedTuple):
   total_steps: int
 
   @property
+  def training_source(self) -> data.Split | data.Mixture:
+    """What training batches are made of."""
+    return data.training_source(self.dataset, self.config.data.extra.fraction)
+
+  @property
   def microbatch_size(self) -> int | None:
     """How many images an attack on the network takes at once (`models.microbatch_size`)."""
     return models.microbatch_size(
@@ -137,8 +142,10 @@ class _Loop:
     self._experiment, self._config = experiment, experiment.config
     self._saved, self._console, self._stop, self._writers = saved, console, stop, writers
     self._validate = _Validator(experiment)
-    place = data.make_device_put(experiment.dataset.train, experiment.mesh, self._config.data.placement)
-    self._batches = data.train_batches(experiment.dataset.train, self._config.data.batch_size, self._config.seed, place)
+    place = data.make_device_put(experiment.training_source, experiment.mesh, self._config.data.placement)
+    self._batches = data.train_batches(
+      experiment.training_source, self._config.data.batch_size, self._config.seed, place
+    )
     self.step = saved.latest_step() or 0
     self.state = experiment.initial_state({} if self.step else initial())
     self.finished = False
