@@ -43,7 +43,7 @@ class Generator(NamedTuple):
 
 
 def fit(images: np.ndarray, labels: np.ndarray, kept: float = _KEPT) -> Generator:
-  """Fits a generator on images float [n, pixels] in [0, 1] with labels int [n] of classes 0, 1, ...; `kept` as above."""
+  """Fits a generator on images float [n, pixels] in [0, 1] with labels int [n] of classes from 0; `kept` as above."""
   centre = images.mean(axis=0)
   _, singular, components = np.linalg.svd(images - centre, full_matrices=False)
   explained = np.cumsum(singular**2) / np.sum(singular**2)
