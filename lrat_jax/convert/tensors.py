@@ -79,6 +79,20 @@ def norm(name: str, *path: str) -> Iterator[Entry]:
     yield Entry(f"{name}.{theirs}", (collection, "network", *path, ours), SAME)
 
 
+def dense(name: str, *path: str) -> Iterator[Entry]:
+  return weights(name, path, DENSE, bias=True)
+
+
+def layer_norm(name: str, *path: str) -> Iterator[Entry]:
+  yield Entry(f"{name}.weight", ("params", "network", *path, "scale"), SAME)
+  yield Entry(f"{name}.bias", ("params", "network", *path, "bias"), SAME)
+
+
+def parameter(name: str, *path: str, form: Form = SAME) -> Iterator[Entry]:
+  """A single parameter, such as a layer scale or a position embedding."""
+  yield Entry(name, ("params", "network", *path), form)
+
+
 def conv_norm(conv_name: str, norm_name: str, *path: str) -> Iterator[Entry]:
   yield from conv(conv_name, *path, "Conv_0")
   yield from norm(norm_name, *path, "BatchNorm_0")
