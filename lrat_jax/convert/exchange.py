@@ -97,7 +97,8 @@ class Stored(NamedTuple):
     if len(self.mean) not in (1, channels):
       raise WeightsError(f"{self.source}: mean={self.mean} is of {len(self.mean)} channels, the network of {channels}.")
     try:
-      module = models.create(name, num_classes, dtype=dtype, mean=self.mean, std=self.std)
+      activation = self.recognised.activation or "auto"
+      module = models.create(name, num_classes, activation=activation, dtype=dtype, mean=self.mean, std=self.std)
       images = jax.ShapeDtypeStruct((1, *self.recognised.image_size, channels), jnp.float32)
       like = jax.eval_shape(lambda images: module.init(jax.random.key(0), images), images)
       variables = torch_names.variables(module.network, like, self.tensors)
@@ -178,6 +179,8 @@ def _store(
     recognised = torch_names.recognise({name: array.shape for name, array in kept.items()})
   except torch_names.UnknownNetworkError as error:
     raise WeightsError(f"{source}: {error}") from None
+  if recognised.activation is None:
+    recognised = recognised._replace(activation=metadata.get("activation"))
   names = _normalisation(kept, recognised.channels)
   buffers = None if names is None else (kept.pop(names[0]), kept.pop(names[1]))
   mean, std, note = _choose(source, given, buffers, metadata)
@@ -213,7 +216,7 @@ def _read_run(workdir: Path, given: Any) -> Stored:
     name = config["model"]["name"]
     if user_code.is_name(name):  # nor is a module imported because a file names it
       raise WeightsError(f"{workdir}: its network is code, {name!r}, and has no names in PyTorch.")
-    network = models.create(name, len(head["bias"])).network
+    network = models.create(name, len(head["bias"]), activation=config["model"]["activation"]).network
     tensors = torch_names.state_dict(network, variables)
     against = [f"{radius['norm']} {radius['text']}" for radius in results.radii(config["train_attacks"]).values()]
     details = {"name": config["name"], "step": step, "dtype": config["model"]["dtype"], "trained_against": against}
@@ -291,6 +294,7 @@ def save(destination: str | Path, module: models.Classifier, variables: Mapping[
     "architecture": recognised.name,
     "num_classes": recognised.num_classes,
     "channels": recognised.channels,
+    "activation": module.network.activation,
     "mean": list(module.mean),
     "std": list(module.std),
   }

@@ -36,6 +36,7 @@ class Recognised(NamedTuple):
     name: as `models.create` takes it.
     num_classes, channels: of its logits and of its input.
     image_size: (height, width) of an input that its shapes fit; of most networks any other fits too.
+    activation: as `models.create` takes it; None where the tensors do not tell it.
   """
 
   prefix: str
@@ -43,6 +44,7 @@ class Recognised(NamedTuple):
   num_classes: int
   channels: int
   image_size: tuple[int, int]
+  activation: str | None = None
 
 
 SAME = Form(lambda array: array, lambda tensor: tensor)
