@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from lrat_jax.core import user_code
 from lrat_jax.core.typing import Images, Logits
+from lrat_jax.models import swin, xcit
 from lrat_jax.models.cnn import CNN
 from lrat_jax.models.layers import ACTIVATIONS
 from lrat_jax.models.preact_resnet import PreActResNet
@@ -23,7 +24,7 @@ _CNN_PIXELS_AT_ONCE = 8 * 28 * 28
 _FEW = 32
 NAMES = (
   "cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "preact_resnet18", "preact_resnet18_WIDTH",
-  "wide_resnet_DEPTH_WIDTH",
+  "wide_resnet_DEPTH_WIDTH", *swin.NAMES, *xcit.NAMES,
 )  # fmt: skip
 
 
@@ -63,6 +64,8 @@ _FAMILIES: dict[str, Callable[..., nn.Module]] = {
   r"cnn(?:_([1-9]\d{0,3}))?": _cnn,
   r"(preact_)?resnet18(?:_([1-9]\d{0,3}))?": _resnet18,
   r"wide_resnet_(\d{1,3})_([1-9]\d{0,2})": _wide_resnet,
+  swin.SPELLING: swin.from_name,
+  xcit.SPELLING: xcit.from_name,
 }
 
 

@@ -1,4 +1,4 @@
-"""The layers that ConvNeXt and vision transformers share: dense layers, layer norm, GELU, attention, layer scale.
+"""The layers that ConvNeXt and vision transformers share: dense layers, layer norm, attention, layer scale.
 
 Their numbers are those of PyTorch's layers, as timm puts them together: GELU by the error function, 1e-6 in layer norm.
 """
@@ -11,9 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import Conv
-
-gelu = functools.partial(nn.gelu, approximate=False)
+from lrat_jax.models.layers import ACTIVATIONS, Conv
 
 # A normal of 0.02, that timm cuts off at 100 standard deviations; biases of 0.
 Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(0.02))
@@ -36,14 +34,15 @@ class LayerScale(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Two dense layers with GELU between them: [..., channels] -> hidden -> [..., channels]."""
+  """Two dense layers with an activation between them: [..., channels] -> hidden -> [..., channels]."""
 
   hidden: int
   dtype: Any = jnp.float32
+  activation: str = "gelu"
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    hidden = gelu(Dense(self.hidden, dtype=self.dtype)(x))
+    hidden = ACTIVATIONS[self.activation](Dense(self.hidden, dtype=self.dtype)(x))
     return Dense(x.shape[-1], dtype=self.dtype)(hidden)
 
 
