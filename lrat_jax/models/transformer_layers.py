@@ -1,4 +1,4 @@
-"""The layers that ConvNeXt and vision transformers share: dense layers, layer norm, attention, layer scale.
+"""The layers that ConvNeXt and vision transformers share: dense layers, layer norm, GELU, attention, layer scale.
 
 Their numbers are those of PyTorch's layers, as timm puts them together: GELU by the error function, 1e-6 in layer norm.
 """
@@ -12,6 +12,8 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.models.layers import ACTIVATIONS, Conv
+
+gelu = functools.partial(nn.gelu, approximate=False)
 
 # A normal of 0.02, that timm cuts off at 100 standard deviations; biases of 0.
 Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(0.02))
