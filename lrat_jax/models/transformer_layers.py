@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import Conv
+from lrat_jax.models.layers import ACTIVATIONS, Conv
 
 gelu = functools.partial(nn.gelu, approximate=False)
 
@@ -36,14 +36,15 @@ class LayerScale(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Two dense layers with GELU between them: [..., channels] -> hidden -> [..., channels]."""
+  """Two dense layers with an activation between them: [..., channels] -> hidden -> [..., channels]."""
 
   hidden: int
   dtype: Any = jnp.float32
+  activation: str = "gelu"
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    hidden = gelu(Dense(self.hidden, dtype=self.dtype)(x))
+    hidden = ACTIVATIONS[self.activation](Dense(self.hidden, dtype=self.dtype)(x))
     return Dense(x.shape[-1], dtype=self.dtype)(hidden)
 
 

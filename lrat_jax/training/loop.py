@@ -84,6 +84,7 @@ def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
     models.create,
     config.model.name,
     dataset.num_classes,
+    activation=config.model.activation,
     mean=config.model.mean,
     std=config.model.std,
     axis_name=sharding.AXIS,
