@@ -128,8 +128,9 @@ def _compare_attacks(session: Session, experiment: loop.Experiment, variables, d
   split = experiment.dataset.test.take(np.arange(session.scale.compared_images))
   host = _fetch(variables)
   fields = experiment.config.model
+  options = {"activation": fields.activation, "mean": fields.mean, "std": fields.std}
   networks = {
-    dtype: models.create(fields.name, experiment.dataset.num_classes, dtype=dtype, mean=fields.mean, std=fields.std)
+    dtype: models.create(fields.name, experiment.dataset.num_classes, dtype=dtype, **options)
     for dtype in ("float32", "bfloat16")
   }
   images = np.asarray(data.to_float(split.images))

@@ -141,7 +141,8 @@ def _try_user_code(config: ConfigDict, image_shape: tuple[int, ...], num_classes
   options = {name: config.local_weights[name] for name in ("total", "minimum_natural", "slope", "bias")}
   if user_code.is_name(model.name):
     with _errors_of("model"):
-      validate_user_code.check_model(model.name, model.mean, model.std, image_shape, num_classes)
+      fields = {"activation": model.activation, "mean": model.mean, "std": model.std}
+      validate_user_code.check_model(model.name, fields, image_shape, num_classes)
   if user_code.is_name(name := config.local_weights.kind):
     with _errors_of("local_weights", "kind"):
       validate_user_code.check_local(name, options, num_variants)
@@ -280,7 +281,9 @@ def check(config: ConfigDict) -> None:
     _range(config, f"{path}.bias", -_LARGEST)
   _choice(config, "model.dtype", ("auto", *models.DTYPES))
   with _errors_of("model"):
-    models.create(config.model.name, 2, mean=config.model.mean, std=config.model.std)
+    models.create(
+      config.model.name, 2, activation=config.model.activation, mean=config.model.mean, std=config.model.std
+    )
   if not config.compilation_cache:
     raise ConfigError("config.compilation_cache='' names no folder; it is auto, off or a folder.")
   if "clean" in config.eval.suite:

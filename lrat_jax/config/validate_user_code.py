@@ -117,14 +117,17 @@ def _check_logits(name: str, model: nn.Module, variables: Any, image_shape: tupl
       )
 
 
-def check_model(name: str, mean: Any, std: Any, image_shape: tuple[int, ...], num_classes: int) -> None:
+def check_model(name: str, fields: Mapping[str, Any], image_shape: tuple[int, ...], num_classes: int) -> None:
   """Traces an own model, from its initial variables to logits with and without `train`.
+
+  Args:
+    fields: its activation, mean and std, as `models.create` takes them.
 
   Raises:
     UserCodeError: it fails, keeps variables that a run would lose, or returns no logits [batch, classes].
   """
   try:
-    model = models.create(name, num_classes, mean=mean, std=std, axis_name=sharding.AXIS)
+    model = models.create(name, num_classes, axis_name=sharding.AXIS, **fields)
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
     if "params" not in variables or not set(variables) <= set(_COLLECTIONS):
       raise UserCodeError(f"{name!r}: its network has the variables {sorted(variables)}; a run trains params and keeps"

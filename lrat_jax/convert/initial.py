@@ -4,6 +4,7 @@ The network has to be the run's own, its input normalisation included. Its last 
 as many, or begins anew where the configuration says so.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,12 +64,18 @@ def _of_run(workdir: Path, config: ConfigDict) -> tuple[dict[str, np.ndarray], d
     raise WeightsError(f"{workdir}: config.json and checkpoint do not fit ({type(error).__name__}: {error}).") from None
 
 
+def _read_file(source: str, config: ConfigDict) -> exchange.Stored:
+  """A file of weights; what it does not say of its network and input is the configuration's word."""
+  normalised, named = {"mean": config.model.mean, "std": config.model.std}, {"architecture": config.model.name}
+  for options in ({}, normalised, named, normalised | named):
+    with contextlib.suppress(WeightsError):
+      return exchange.read(source, **options)
+  return exchange.read(source, **normalised)  # for what it says is wrong
+
+
 def _of_file(source: str, config: ConfigDict) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """A file's variables; how its input is normalised is the configuration's word where the file does not say it."""
-  try:
-    stored = exchange.read(source)
-  except WeightsError:
-    stored = exchange.read(source, mean=config.model.mean, std=config.model.std)
+  """A file's variables, and the network that it is of."""
+  stored = _read_file(source, config)
   module, variables = stored.build()
   for name in ("mean", "std"):
     theirs, ours = getattr(stored, name), getattr(config.model, name)

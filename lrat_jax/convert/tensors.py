@@ -1,6 +1,8 @@
 """One tensor of a PyTorch state_dict: its name there, its place in our variables, and how one becomes the other."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +38,10 @@ class Recognised(NamedTuple):
     name: as `models.create` takes it.
     num_classes, channels: of its logits and of its input.
     image_size: (height, width) of an input that its shapes fit; of most networks any other fits too.
+    activation: what the definition that names its tensors so has, as `models.create` takes it; None where it leaves
+      that open.
+    others: networks that the same tensors fit as well, and that give other logits.
+    renamed: our names for tensors that have another in this file, both without the prefix.
   """
 
   prefix: str
@@ -43,11 +49,21 @@ class Recognised(NamedTuple):
   num_classes: int
   channels: int
   image_size: tuple[int, int]
+  activation: str | None = None
+  others: "tuple[Recognised, ...]" = ()
+  renamed: Mapping[str, str] = MappingProxyType({})
+
+  @property
+  def fitting(self) -> "dict[str, Recognised]":
+    """The networks that the tensors fit, by name."""
+    return {network.name: network for network in (self, *self.others)}
 
 
 SAME = Form(lambda array: array, lambda tensor: tensor)
 KERNEL = Form(lambda kernel: kernel.transpose(3, 2, 0, 1), lambda weight: weight.transpose(2, 3, 1, 0))
 DENSE = Form(lambda kernel: kernel.T, lambda weight: weight.T)
+# A dense layer here, a 1x1 convolution there.
+POINTWISE = Form(lambda kernel: kernel.T[:, :, None, None], lambda weight: weight[:, :, 0, 0].T)
 
 
 def flattened(channels: int) -> Form:
@@ -79,6 +95,20 @@ def norm(name: str, *path: str) -> Iterator[Entry]:
     yield Entry(f"{name}.{theirs}", (collection, "network", *path, ours), SAME)
 
 
+def dense(name: str, *path: str) -> Iterator[Entry]:
+  return weights(name, path, DENSE, bias=True)
+
+
+def layer_norm(name: str, *path: str) -> Iterator[Entry]:
+  yield Entry(f"{name}.weight", ("params", "network", *path, "scale"), SAME)
+  yield Entry(f"{name}.bias", ("params", "network", *path, "bias"), SAME)
+
+
+def parameter(name: str, *path: str, form: Form = SAME) -> Iterator[Entry]:
+  """A single parameter, such as a layer scale or a position embedding."""
+  yield Entry(name, ("params", "network", *path), form)
+
+
 def conv_norm(conv_name: str, norm_name: str, *path: str) -> Iterator[Entry]:
   yield from conv(conv_name, *path, "Conv_0")
   yield from norm(norm_name, *path, "BatchNorm_0")
@@ -92,6 +122,11 @@ def size(shapes: Mapping[str, Shape], name: str, axis: int, dimensions: int) -> 
   if len(shape) != dimensions or 0 in shape:
     raise UnknownNetworkError(f"{name} has the shape {list(shape)}, which is none that a layer here has.")
   return shape[axis]
+
+
+def count(shapes: Mapping[str, Shape], name: str, step: int = 1) -> int:
+  """How many tensors there are whose `name`, such as "blocks.{}.weight", goes on by a step from 0 without a gap."""
+  return next(index for index in itertools.count() if name.format(index * step) not in shapes)
 
 
 def first(names: Iterable[str], count: int = 4) -> str:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import Conv
+from lrat_jax.models.layers import ACTIVATIONS, Conv
 
 
 class CNN(nn.Module):
@@ -20,14 +20,16 @@ class CNN(nn.Module):
   width: int = 32
   dtype: Any = jnp.float32
   axis_name: str | None = None  # taken by every model; here nothing is averaged over the batch
+  activation: str = "relu"
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
     # Without batch norm it is the inputs' fan that keeps the signal's size from layer to layer.
     conv = functools.partial(Conv, use_bias=True, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
+    activate = ACTIVATIONS[self.activation]
     x = images
     for features, stride in ((1, 1), (1, 2), (2, 1), (2, 2)):
-      x = nn.relu(conv(features * self.width, (3, 3), (stride, stride), padding=1)(x))
+      x = activate(conv(features * self.width, (3, 3), (stride, stride), padding=1)(x))
     x = x.reshape(x.shape[0], -1)
-    x = nn.relu(nn.Dense(4 * self.width, dtype=self.dtype)(x))
+    x = activate(nn.Dense(4 * self.width, dtype=self.dtype)(x))
     return nn.Dense(self.num_classes, dtype=self.dtype)(x)

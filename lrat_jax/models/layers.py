@@ -1,6 +1,7 @@
-"""The layers of the networks: a convolution, batch norm, and both as one."""
+"""The layers of the networks: a convolution, batch norm, both as one, and activations by name."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +20,15 @@ def _for_flax(
   if tuple(lhs_dilation) != plain or tuple(rhs_dilation) != plain or feature_group_count != 1 or precision is not None:
     raise ValueError("Conv of lrat_jax.models takes no dilation, feature groups or precision.")
   return conv2d(lhs, rhs, tuple(window_strides), tuple(padding))
+
+
+# By the names of `models.create`. PyTorch's GELU is the exact one; that by tanh is its `approximate="tanh"`.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  "relu": nn.relu,
+  "silu": nn.silu,
+  "gelu": functools.partial(nn.gelu, approximate=False),
+  "gelu_tanh": nn.gelu,
+}
 
 
 # He et al. 2015, by the outputs' fan, as the PyTorch definitions of these networks have it.

@@ -9,7 +9,9 @@ from flax import linen as nn
 
 from lrat_jax.core import user_code
 from lrat_jax.core.typing import Images, Logits
+from lrat_jax.models import swin, xcit
 from lrat_jax.models.cnn import CNN
+from lrat_jax.models.layers import ACTIVATIONS
 from lrat_jax.models.preact_resnet import PreActResNet
 from lrat_jax.models.resnet import ResNet
 from lrat_jax.models.wide_resnet import WideResNet
@@ -22,7 +24,7 @@ _CNN_PIXELS_AT_ONCE = 8 * 28 * 28
 _FEW = 32
 NAMES = (
   "cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "preact_resnet18", "preact_resnet18_WIDTH",
-  "wide_resnet_DEPTH_WIDTH",
+  "wide_resnet_DEPTH_WIDTH", *swin.NAMES, *xcit.NAMES,
 )  # fmt: skip
 
 
@@ -62,6 +64,8 @@ _FAMILIES: dict[str, Callable[..., nn.Module]] = {
   r"cnn(?:_([1-9]\d{0,3}))?": _cnn,
   r"(preact_)?resnet18(?:_([1-9]\d{0,3}))?": _resnet18,
   r"wide_resnet_(\d{1,3})_([1-9]\d{0,2})": _wide_resnet,
+  swin.SPELLING: swin.from_name,
+  xcit.SPELLING: xcit.from_name,
 }
 
 
@@ -101,6 +105,7 @@ def create(
   dtype: str = "float32",
   mean: Sequence[float] = (0.0,),
   std: Sequence[float] = (1.0,),
+  activation: str = "auto",
   axis_name: str | None = None,
 ) -> Classifier:
   """A Flax classifier by name.
@@ -113,11 +118,13 @@ def create(
     num_classes: 2 or more.
     dtype: what the network computes in, "float32" or "bfloat16"; parameters and logits are float32 always.
     mean, std: per channel (or one for all) of the training images, subtracted and divided by inside the model.
+    activation: "relu", "silu" (swish), "gelu", "gelu_tanh", or "auto": the one that the network was published with. A
+      function of the user's is given it where it is not "auto".
     axis_name: mesh axis over which batch norm averages in train mode; None for one device.
 
   Raises:
-    ValueError: an unknown name or dtype, a function of the user's that is not there or fails, fewer than two classes,
-      or a mean or standard deviation that cannot normalise.
+    ValueError: an unknown name, dtype or activation, a function of the user's that is not there or fails, fewer than
+      two classes, or a mean or standard deviation that cannot normalise.
   """
   if num_classes < 2:
     raise ValueError(f"num_classes={num_classes} must be 2 or more.")
@@ -127,5 +134,8 @@ def create(
     raise ValueError(
       f"mean={tuple(mean)} and std={tuple(std)} must be as many, none beyond 1e6, every std above 0 (1e-6 at least)."
     )
-  network = _network(name, num_classes=num_classes, dtype=jnp.dtype(dtype), axis_name=axis_name)
+  if activation not in ("auto", *ACTIVATIONS):
+    raise ValueError(f"activation={activation!r} is unknown; choose from {['auto', *ACTIVATIONS]}.")
+  options = {} if activation == "auto" else {"activation": activation}
+  network = _network(name, num_classes=num_classes, dtype=jnp.dtype(dtype), axis_name=axis_name, **options)
   return Classifier(network, tuple(mean), tuple(std))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import ConvNorm
+from lrat_jax.models.layers import ACTIVATIONS, ConvNorm
 
 
 class BasicBlock(nn.Module):
@@ -17,15 +17,17 @@ class BasicBlock(nn.Module):
   stride: int
   dtype: Any
   axis_name: str | None
+  activation: str = "relu"
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
+    activate = ACTIVATIONS[self.activation]
     layer = functools.partial(ConvNorm, self.features, dtype=self.dtype, axis_name=self.axis_name)
-    y = nn.relu(layer(stride=self.stride)(x, train))
+    y = activate(layer(stride=self.stride)(x, train))
     y = layer()(y, train)
     if self.stride != 1 or x.shape[-1] != self.features:
       x = layer(size=1, stride=self.stride)(x, train)
-    return nn.relu(x + y)
+    return activate(x + y)
 
 
 class ResNet(nn.Module):
@@ -36,12 +38,14 @@ class ResNet(nn.Module):
   width: int = 64
   dtype: Any = jnp.float32
   axis_name: str | None = None
+  activation: str = "relu"
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
-    x = nn.relu(ConvNorm(self.width, dtype=self.dtype, axis_name=self.axis_name)(images, train))
+    x = ConvNorm(self.width, dtype=self.dtype, axis_name=self.axis_name)(images, train)
+    x = ACTIVATIONS[self.activation](x)
     for stage, num_blocks in enumerate(self.blocks):
       for block in range(num_blocks):
         stride = 2 if stage > 0 and block == 0 else 1
-        x = BasicBlock(self.width * 2**stage, stride, self.dtype, self.axis_name)(x, train)
+        x = BasicBlock(self.width * 2**stage, stride, self.dtype, self.axis_name, self.activation)(x, train)
     return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(x, axis=(1, 2)))

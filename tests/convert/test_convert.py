@@ -36,7 +36,7 @@ def test_the_users_normalisation_goes_before_the_files_and_stays_with_the_model(
   assert convert.main(arguments) == 0
   assert "normalised, mean -0.5 0.5 0.25 and std 0.5 2 1, as given" in capsys.readouterr().out
   described = json.loads((tmp_path / "b" / "config.json").read_text())
-  about = {"architecture": "cnn_4", "num_classes": 7, "channels": 3}
+  about = {"architecture": "cnn_4", "num_classes": 7, "channels": 3, "activation": "relu"}
   assert described == about | {"mean": list(mean), "std": list(std)}
   expected = definitions.logits(definitions.Normalised(network, mean, std), images)
   assert convert.main([str(tmp_path / "b"), str(tmp_path / "c.safetensors")]) == 0
@@ -209,4 +209,4 @@ def test_one_of_several_state_dicts_is_evaluated_by_key(run, tmp_path, capsys):
   assert main.main([*command, "--key=ema", "--mean=0.3", "--std=0.4"]) == 0
   assert "mean 0.3 and std 0.4, as given" in capsys.readouterr().out
   assert main.main([*run[1], "--key=ema"]) == 2
-  assert "--key, --mean and --std are for the file of --model" in capsys.readouterr().err
+  assert "--key, --mean, --std and --architecture are for the file of --model" in capsys.readouterr().err

@@ -73,6 +73,13 @@ def test_there_and_back_is_the_same_to_the_bit(name, tmp_path):
   assert written.keys() == sent.keys() and all(torch.equal(written[key], sent[key]) for key in sent)
 
 
+def test_the_activation_is_kept(tmp_path):
+  model, images = models.create("cnn_4", 7, activation="silu", mean=MEAN, std=STD), definitions.pictures()
+  variables = _random_variables(model, images)
+  exchange.save(tmp_path / "a.safetensors", model, variables)
+  assert exchange.load(tmp_path / "a.safetensors").module == model
+
+
 @pytest.mark.parametrize("name", definitions.SMALL)
 def test_every_variable_has_one_name(name):
   model = models.create(name, 7)

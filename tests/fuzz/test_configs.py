@@ -80,7 +80,8 @@ def assert_can_be_built(config):
   total_steps = config.train.epochs * (1100 // config.data.batch_size)
   rates = optim.schedule(config.optimizer, total_steps)
   assert all(np.isfinite(rates(step)) for step in (0, total_steps // 2, total_steps - 1))
-  model = models.create(config.model.name, 10, mean=config.model.mean, std=config.model.std)
+  fields = {field: config.model[field] for field in ("activation", "mean", "std")}
+  model = models.create(config.model.name, 10, **fields)
   jax.eval_shape(model.init, jax.random.key(config.seed), jax.ShapeDtypeStruct((1, *SHAPE), np.float32))
   assert all(np.float32(deviation) > 0 for deviation in config.model.std)
   assert all(np.isfinite(value) for name in leaves(config) if isinstance(value := _field(config, name), float))

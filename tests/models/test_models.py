@@ -1,5 +1,7 @@
 """Networks: published sizes, float32 logits from any compute type, images that do not see each other in eval mode."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +72,30 @@ def test_normalisation_is_inside():
   np.testing.assert_allclose(inside.apply(variables, images), plain.apply(variables, normalised), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_an_activation_replaces_every_other(name, monkeypatch):
+  images, calls = jnp.full((1, 8, 8, 3), 0.3), []
+  own, relu, silu = (models.create(name, 5, activation=activation) for activation in ("auto", "relu", "silu"))
+  assert own == relu
+  for name in ("relu", "silu"):
+    monkeypatch.setitem(models.ACTIVATIONS, name, lambda x, name=name: calls.append(name) or x)
+  for model in (relu, silu):
+    jax.eval_shape(model.init, jax.random.key(0), images)
+  half = len(calls) // 2
+  assert calls == ["relu"] * half + ["silu"] * half and half >= 5
+  assert "relu" not in str(jax.make_jaxpr(silu.init)(jax.random.key(0), images))
+
+
+def test_activations_are_those_of_their_names():
+  x = np.linspace(-4, 4, 33)
+  cumulative = np.array([0.5 * (1 + math.erf(value / 2**0.5)) for value in x])
+  tanh = 0.5 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+  expected = {"relu": np.maximum(x, 0), "silu": x / (1 + np.exp(-x)), "gelu": x * cumulative, "gelu_tanh": x * tanh}
+  assert models.ACTIVATIONS.keys() == expected.keys()
+  for name, activation in models.ACTIVATIONS.items():
+    np.testing.assert_allclose(activation(jnp.asarray(x, jnp.float32)), expected[name], atol=1e-6)
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
@@ -77,6 +103,10 @@ def test_normalisation_is_inside():
     ({"name": "wide_resnet_30_10"}, r"depth of a WideResNet is 6 n \+ 4"),
     ({"num_classes": 1}, "num_classes=1 must be 2 or more"),
     ({"dtype": "float16"}, r"dtype='float16' is unknown; choose from \['float32', 'bfloat16'\]"),
+    (
+      {"activation": "swish"},
+      r"activation='swish' is unknown; choose from \['auto', 'relu', 'silu', 'gelu', 'gelu_tanh'\]",
+    ),
     ({"std": (0.0,)}, "every std above 0"),
     ({"mean": (0.1, 0.2)}, "must be as many"),
   ],
