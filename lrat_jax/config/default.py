@@ -265,6 +265,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         split="test",  # test | validation | train: what is evaluated; choose on validation, report on test, once
         num_images=0,  # evaluates the first so many images of the split; 0 is all
         num_sanity_examples=64,  # images for the checks of whether a robust accuracy is too high; 0 is off
+        attack_dtype="float32",  # float32 | bfloat16: what the network computes in under attack; verdicts are float32's
         save_images=False,  # whether every adversarial is written, a file for each attack
         robustbench=False,  # whether RobustBench's model JSON is written; needs the suite "autoattack"
         references="",  # a JSON file {attack: best known accuracy}, to be shares of; empty is none

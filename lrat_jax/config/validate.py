@@ -280,6 +280,7 @@ def check(config: ConfigDict) -> None:
     _range(config, f"{path}.slope", 0)
     _range(config, f"{path}.bias", -_LARGEST)
   _choice(config, "model.dtype", ("auto", *models.DTYPES))
+  _choice(config, "eval.attack_dtype", models.DTYPES)
   with _errors_of("model"):
     models.create(
       config.model.name, 2, activation=config.model.activation, mean=config.model.mean, std=config.model.std
