@@ -61,6 +61,7 @@ def _optimizer(learning_rate: float, schedule: str, weight_decay: float = 5e-4):
     name="sgd",  # sgd | adamw
     learning_rate=learning_rate,  # the peak
     momentum=0.9,  # SGD's, AdamW's first
+    second_momentum=0.999,  # AdamW's second
     nesterov=False,  # whether the momentum is Nesterov's
     weight_decay=weight_decay,  # that many times the weights: sgd adds it to the gradient, adamw to the step
     decay="all",  # all | kernels: what decays; kernels leaves out biases, norms, tokens and the like
