@@ -84,10 +84,8 @@ def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
     models.create,
     config.model.name,
     dataset.num_classes,
-    activation=config.model.activation,
-    mean=config.model.mean,
-    std=config.model.std,
     axis_name=sharding.AXIS,
+    **{name: config.model[name] for name in models.OPTIONS},
   )
   model = create(dtype=compute_type(config.model.dtype, mesh))
   # Attacks are weaker in bfloat16, and its verdicts are not float32's: an evaluation would find too much robustness.
