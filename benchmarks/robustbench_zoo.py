@@ -4,7 +4,8 @@
     python -m benchmarks.robustbench_zoo --robustbench=robustbench
 
 No checkpoint is downloaded. The zoo's definition of each entry is built on PyTorch's meta device, and its state_dict,
-names and shapes, is given to the conversion: by the entry's name, and again with nothing said. "loads" is the first.
+names and shapes, is given to the conversion: by the entry's name and without the definition's buffers of mean and std,
+as files come, and again with nothing said. "loads" is the first.
 Definitions of up to --most_parameters million are built once more, with random weights; their logits on random images
 in [0, 1], RobustBench's preprocessing included, are compared with those here. "wrong" loads, either way, with others.
 """
@@ -12,8 +13,10 @@ in [0, 1], RobustBench's preprocessing included, are compared with those here. "
 import argparse
 import collections
 import contextlib
+import importlib
 import importlib.abc
 import importlib.machinery
+import json
 import re
 import sys
 import traceback
@@ -22,12 +25,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import jax
 import numpy as np
 import torch
 from torch import nn
 
 from benchmarks import common
-from lrat_jax.convert import exchange
+from lrat_jax.convert import exchange, identity
 from lrat_jax.core.errors import WeightsError
 
 # What RobustBench imports and no definition that is compared needs.
@@ -72,9 +76,8 @@ def zoo(folder: Path) -> Iterator[ZooEntry]:
   """RobustBench's entries as its `load_model` finds them: timm's registry first, then its own table."""
   sys.path.insert(0, str(folder))
   sys.meta_path.append(_StandIns())
-  import timm
-  from robustbench.model_zoo.models import model_dicts
-
+  timm = importlib.import_module("timm")
+  model_dicts = importlib.import_module("robustbench.model_zoo.models").model_dicts
   for dataset, threats in model_dicts.items():
     for threat_model, entries in threats.items():
       for name, entry in entries.items():
@@ -90,13 +93,15 @@ def zoo(folder: Path) -> Iterator[ZooEntry]:
 @contextlib.contextmanager
 def _without_downloads() -> Iterator[None]:
   """Where a definition asks for pretrained weights, it keeps its own; numbers that it counts with stay off "meta"."""
-  from torchvision.models import _api
-
   linspace = lambda *of, make=torch.linspace, **options: make(*of, **options | {"device": "cpu"})
-  empty = mock.patch.object(_api.WeightsEnum, "get_state_dict", lambda *_, **__: {})
   load = nn.Module.load_state_dict
   keep = lambda self, state, *of, **options: load(self, state, *of, **options) if state else None
-  with empty, mock.patch.object(nn.Module, "load_state_dict", keep), mock.patch.object(torch, "linspace", linspace):
+  with contextlib.ExitStack() as patches:
+    patches.enter_context(mock.patch.object(torch, "linspace", linspace))
+    patches.enter_context(mock.patch.object(nn.Module, "load_state_dict", keep))
+    if "torchvision" in sys.modules:
+      weights = importlib.import_module("torchvision.models._api").WeightsEnum
+      patches.enter_context(mock.patch.object(weights, "get_state_dict", lambda *_, **__: {}))
     yield
 
 
@@ -151,7 +156,14 @@ def _images(entry: ZooEntry, count: int) -> np.ndarray:
   return np.random.default_rng(0).uniform(size=(count, side, side, 3)).astype(np.float32)
 
 
-def difference(entry: ZooEntry, said: Mapping[str, str], num_images: int) -> float:
+def without_buffers(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """As the files of most entries hold them: mean and std stand in the definition alone."""
+  kept = dict(tensors)
+  identity.take_buffers(kept, 3)
+  return kept
+
+
+def difference(entry: ZooEntry, by_name: bool, num_images: int) -> float:
   """The largest between logits with the same random weights, of logits of order 1 or as a share of the largest."""
   images = _images(entry, num_images)
   pictures = torch.tensor(images).permute(0, 3, 1, 2)
@@ -159,6 +171,7 @@ def difference(entry: ZooEntry, said: Mapping[str, str], num_images: int) -> flo
   with torch.no_grad():
     theirs = network(pictures).numpy()
   tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+  tensors, said = (without_buffers(tensors), {"robustbench": entry.place}) if by_name else (tensors, {})
   ours = np.asarray(exchange.from_tensors(entry.place, tensors, **said).build().logits_fn(images))
   return float(np.abs(theirs - ours).max() / max(1.0, np.abs(theirs).max()))
 
@@ -167,22 +180,13 @@ def _reason(error: Exception) -> str:
   return " ".join(str(error).split()).partition(" RobustBench's entries")[0][:300]
 
 
-def _tried(entry: ZooEntry, tensors: Mapping[str, np.ndarray], **said: str) -> tuple[Any, str]:
-  """(what it would load as, why it does not)."""
-  try:
-    stored = exchange.from_tensors(entry.place, tensors, **said)
-    stored.fitted()
-    return stored, ""
-  except WeightsError as error:
-    return None, _reason(error).removeprefix(f"{entry.place}: ")
-
-
 class Examined:
   """What was found of the entries so far; definitions that are the same but for their name are compared once."""
 
   def __init__(self, most_parameters: float, num_images: int):
     self._most, self._num_images = most_parameters, num_images
-    self._differences: dict[Any, float] = {}
+    self._fits: set[int] = set()
+    self._differences: dict[int, float] = {}
 
   def row(self, entry: ZooEntry) -> dict[str, Any]:
     """What is reported of an entry."""
@@ -193,24 +197,34 @@ class Examined:
       return row | {"loads": False, "reason": f"its definition cannot be built on meta: {_reason(error)}"}
     tensors = shapes_only(network)
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    by_name, reason = _tried(entry, tensors, robustbench=entry.place)
-    unsaid, refusal = _tried(entry, tensors)
+    by_name, reason = self._tried(entry, without_buffers(tensors), robustbench=entry.place)
+    unsaid, refusal = self._tried(entry, tensors)
     row |= {"loads": by_name is not None, "reason": reason, "nothing said": refusal if unsaid is None else "loads"}
     row |= {"network": (by_name or unsaid).recognised.name if by_name or unsaid else "", "millions": round(millions, 1)}
     if millions > self._most or not (by_name or unsaid):
       return row
-    found = [self._difference(entry, network, stored, said) for stored, said in (
-      (by_name, {"robustbench": entry.place}), (unsaid, {})) if stored]  # fmt: skip
-    return row | {"difference": max(found)}
+    return row | {"difference": max(self._difference(entry, network, stored) for stored in (by_name, unsaid) if stored)}
 
-  def _difference(self, entry: ZooEntry, network: nn.Module, stored: exchange.Stored, said: Mapping[str, str]) -> float:
-    inputs, recognised = stored.preprocessing, stored.recognised
-    numbers = tuple(np.round((*inputs.mean, *inputs.std), 6)) if inputs.known_from != "from its own tensors" else ()
-    kind = (repr(network), [type(module).__qualname__ for module in network.modules()], inputs.name, numbers)
-    key = repr((kind, recognised.name, recognised.activation))
-    if key not in self._differences:
-      self._differences[key] = difference(entry, said, self._num_images)
-    return self._differences[key]
+  def _tried(self, entry: ZooEntry, tensors: Mapping[str, np.ndarray], **said: str) -> tuple[Any, str]:
+    """(what it would load as, why it does not)."""
+    try:
+      stored = exchange.from_tensors(entry.place, tensors, **said)
+      fit = hash(repr((stored.recognised, [(name, tensor.shape) for name, tensor in tensors.items()])))
+      if fit not in self._fits:
+        stored.fitted()
+        self._fits.add(fit)
+    except WeightsError as error:
+      return None, _reason(error).removeprefix(f"{entry.place}: ")
+    return stored, ""
+
+  def _difference(self, entry: ZooEntry, network: nn.Module, stored: exchange.Stored) -> float:
+    inputs, kinds = stored.preprocessing, [type(module).__qualname__ for module in network.modules()]
+    by_name = inputs.known_from != "from its own tensors"
+    numbers = np.round((*inputs.mean, *inputs.std), 6).tolist() if by_name else []
+    same = hash(repr((network, kinds, inputs.name, numbers, stored.recognised)))
+    if same not in self._differences:
+      self._differences[same] = difference(entry, by_name, self._num_images)
+    return self._differences[same]
 
 
 def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -252,9 +266,11 @@ def main() -> None:
                    "loads": False, "reason": traceback.format_exc(limit=-3)})  # fmt: skip
     row = rows[-1]
     print(f"{entry.place}: {'loads' if row['loads'] else row['reason']} {row.get('difference', '')}", flush=True)
-  common.report("RobustBench's entries that load, of those there are", _table(rows), None)
+  table = _table(rows)
+  common.report("RobustBench's entries that load, of those there are", table, None)
   if options.output:
-    common.report("RobustBench's entries", rows, options.output)
+    versions = {"torch": torch.__version__, "jax": jax.__version__}
+    options.output.write_text(json.dumps({"versions": versions, "table": table, "entries": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class Entry(NamedTuple):
     activation = "" if self.activation is None else f"--activation={self.activation} "
     if self.preprocessing != "mean_std":
       return f"{activation}--preprocessing={self.preprocessing}"
-    mean, std = (",".join(f"{number:.4g}" for number in side) for side in (self.mean, self.std))
+    mean, std = (",".join(f"{number:g}" for number in side) for side in (self.mean, self.std))
     return f"{activation}--mean={mean} --std={std}"
 
 
