@@ -103,7 +103,11 @@ def _of_file(source: str, config: ConfigDict) -> tuple[dict[str, np.ndarray], di
       )
   theirs, network = module.network, ours.network
   if type(theirs) is not type(network) or theirs != network.clone(axis_name=theirs.axis_name):
-    raise WeightsError(f"{source} is of the network {stored.recognised.name}, config.model.name={config.model.name!r}.")
+    found = stored.recognised
+    raise WeightsError(
+      f"{source} is of the network {found.name} with activation={found.activation!r}, config.model has "
+      f"name={config.model.name!r} and activation={config.model.activation!r}."
+    )
   return leaf_names(variables), {"architecture": stored.recognised.name}
 
 
