@@ -238,8 +238,7 @@ def read(
 ) -> Stored:
   """Reads a model's tensors and finds out which network they are of. Starts no device.
 
-  Known are ResNet-18 and WideResNet as TRADES, RobustBench and Rice et al. name their layers, PreActResNet-18 as Rice
-  et al., and the CNN of lrat_jax; in any width, with any number of classes, behind any prefix ("module.").
+  Known are the networks of docs/models.md; in any width, with any number of classes, behind any prefix ("module.").
 
   Args:
     source: .pt, .pth, .safetensors, a directory with model.safetensors and config.json, or a run's workdir.

@@ -1,9 +1,12 @@
 """One tensor of a PyTorch state_dict: its name there, its place in our variables, and how one becomes the other."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from lrat_jax.models.resnet import BLOCKS
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
@@ -94,6 +97,26 @@ def size(shapes: Mapping[str, Shape], name: str, axis: int, dimensions: int) -> 
   if len(shape) != dimensions or 0 in shape:
     raise UnknownNetworkError(f"{name} has the shape {list(shape)}, which is none that a layer here has.")
   return shape[axis]
+
+
+def blocks(counts: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+  """(stage from 1, block in it, block in all) of every block of a network in stages."""
+  pairs = ((stage, block) for stage, count in enumerate(counts, 1) for block in range(count))
+  return ((stage, block, index) for index, (stage, block) in enumerate(pairs))
+
+
+def count(shapes: Mapping[str, Shape], before: str, after: str) -> int:
+  """How many blocks have a tensor of that name, with the block's number, from 0, between `before` and `after`."""
+  return next(number for number in itertools.count() if f"{before}{number}{after}" not in shapes)
+
+
+def depth(counts: Sequence[int], bottleneck: bool = False) -> str:
+  """The depth of a ResNet by the blocks of its stages. Raises UnknownNetworkError where it is none of He et al.'s."""
+  layers = 3 if bottleneck else 2
+  for text, published in BLOCKS.items():
+    if tuple(counts) == published and 2 + layers * sum(counts) == int(text):
+      return text
+  raise UnknownNetworkError(f"stages of {list(counts)} blocks of {layers} convolutions are no ResNet known here.")
 
 
 def first(names: Iterable[str], count: int = 4) -> str:

@@ -11,10 +11,10 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from lrat_jax.convert import small_images
+from lrat_jax.convert import deepmind, small_images, torchvision_resnets
 from lrat_jax.convert.tensors import Entry, Recognised, Shape, UnknownNetworkError, first
 
-_FAMILIES = (small_images,)
+_FAMILIES = (deepmind, torchvision_resnets, small_images)
 _NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {
   network: entries for family in _FAMILIES for network, entries in family.NETWORKS.items()
 }
@@ -42,9 +42,9 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised:
     if found := family.recognise(shapes):
       return found
   raise UnknownNetworkError(
-    f"{first(shapes)} are no network known here: ResNet-18, PreActResNet-18 or WideResNet as TRADES, RobustBench "
-    "and Rice et al. name their layers, or the CNN of lrat_jax. Any other is evaluated as a function, "
-    "--model=package.module:function."
+    f"{first(shapes)} are no network known here: ResNet, PreActResNet-18 or WideResNet as TRADES, RobustBench, Rice et "
+    "al., Wong et al. and DeepMind name their layers, torchvision's ResNets, or the CNN of lrat_jax. Any other is "
+    "evaluated as a function, --model=package.module:function."
   )
 
 
