@@ -95,6 +95,11 @@ def norm(name: str, *path: str) -> Iterator[Entry]:
     yield Entry(f"{name}.{theirs}", (collection, "network", *path, ours), SAME)
 
 
+def mean_sparse(name: str, *path: str) -> Iterator[Entry]:
+  for theirs, ours in (("running_mean", "mean"), ("running_var", "var"), ("threshold", "threshold")):
+    yield Entry(f"{name}.{theirs}", ("batch_stats", "network", *path, ours), SAME)
+
+
 def dense(name: str, *path: str) -> Iterator[Entry]:
   return weights(name, path, DENSE, bias=True)
 

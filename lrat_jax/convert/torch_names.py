@@ -55,7 +55,7 @@ def state_dict(network: nn.Module, variables: Mapping[str, Any]) -> dict[str, np
   """
   ours = traverse_util.flatten_dict(variables)
   named = ((entry.name, entry.form.to_torch(np.asarray(ours[entry.path]))) for entry in entries(network, variables))
-  return {name: np.ascontiguousarray(array) for name, array in named}
+  return {name: np.asarray(array, order="C") for name, array in named}  # which leaves a number a number
 
 
 def variables(network: nn.Module, like: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
