@@ -265,8 +265,8 @@ def read(
   """Reads a model's tensors and finds out which network they are of. Starts no device.
 
   Known are ResNet-18 and WideResNet as TRADES, RobustBench and Rice et al. name their layers, PreActResNet-18 as Rice
-  et al., XCiT and Swin as timm, and the CNN of lrat_jax; in any width, with any number of classes, behind any prefix
-  ("module.").
+  et al., ConvNeXt, ViT, XCiT and Swin as timm, and the CNN of lrat_jax; in any width, with any number of
+  classes, behind any prefix ("module.").
 
   Args:
     source: .pt, .pth, .safetensors, a directory with model.safetensors and config.json, or a run's workdir.

@@ -45,11 +45,10 @@ def _timm(network: Swin) -> Iterator[Entry]:
   for index, name in enumerate(names):
     path, attention = f"Block_{index}", (f"Block_{index}", "WindowAttention_0")
     yield from tensors.parameter(f"{name}.attn.relative_position_bias_table", *attention, "bias_table")
-    yield from tensors.dense(f"{name}.attn.qkv", *attention, "SelfAttention_0", "Dense_0")
-    yield from tensors.dense(f"{name}.attn.proj", *attention, "SelfAttention_0", "Dense_1")
+    yield from tensors.attention(f"{name}.attn", *attention)
     for number in (1, 2):
       yield from tensors.layer_norm(f"{name}.norm{number}", path, f"LayerNorm_{number - 1}")
-      yield from tensors.dense(f"{name}.mlp.fc{number}", path, "Mlp_0", f"Dense_{number - 1}")
+    yield from tensors.mlp(f"{name}.mlp", path)
     if network.mean_sparse:
       yield from tensors.mean_sparse(f"{name}.meansparse1", path, "MeanSparse_0")
       yield from tensors.mean_sparse(f"{name}.mlp.meansparse1", path, "Mlp_0", "MeanSparse_0")

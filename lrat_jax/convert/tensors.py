@@ -114,6 +114,25 @@ def parameter(name: str, *path: str, form: Form = SAME) -> Iterator[Entry]:
   yield Entry(name, ("params", "network", *path), form)
 
 
+def mlp(name: str, *path: str) -> Iterator[Entry]:
+  for index in range(2):
+    yield from dense(f"{name}.fc{index + 1}", *path, "Mlp_0", f"Dense_{index}")
+
+
+def attention(name: str, *path: str) -> Iterator[Entry]:
+  for index, layer in enumerate(("qkv", "proj")):
+    yield from dense(f"{name}.{layer}", *path, "SelfAttention_0", f"Dense_{index}")
+
+
+def conv_stem(name: str, *path: str, layers: int, projected: bool) -> Iterator[Entry]:
+  """`ConvStem`, whose layers are numbered in one nn.Sequential, GELU among them."""
+  for index in range(layers):
+    yield from weights(f"{name}.{3 * index}", (*path, "ConvStem_0", f"Conv_{index}"), KERNEL, bias=True)
+    yield from layer_norm(f"{name}.{3 * index + 1}", *path, "ConvStem_0", f"LayerNorm_{index}")
+  if projected:
+    yield from weights(f"{name}.{3 * layers}", (*path, "ConvStem_0", f"Conv_{layers}"), KERNEL, bias=True)
+
+
 def conv_norm(conv_name: str, norm_name: str, *path: str) -> Iterator[Entry]:
   yield from conv(conv_name, *path, "Conv_0")
   yield from norm(norm_name, *path, "BatchNorm_0")

@@ -11,10 +11,10 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from lrat_jax.convert import small_images, swin, xcit
+from lrat_jax.convert import convnext, small_images, swin, vit, xcit
 from lrat_jax.convert.tensors import Entry, Recognised, Shape, UnknownNetworkError, first
 
-_FAMILIES = (small_images, swin, xcit)
+_FAMILIES = (small_images, convnext, swin, vit, xcit)
 _NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {
   network: entries for family in _FAMILIES for network, entries in family.NETWORKS.items()
 }
@@ -43,8 +43,8 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised:
       return found
   raise UnknownNetworkError(
     f"{first(shapes)} are no network known here: ResNet-18, PreActResNet-18 or WideResNet as TRADES, RobustBench "
-    "and Rice et al. name their layers, XCiT or Swin as timm does, or the CNN of lrat_jax. Any other is evaluated as a "
-    "function, --model=package.module:function."
+    "and Rice et al. name their layers, ConvNeXt, ViT, XCiT or Swin as timm does, or the CNN of lrat_jax. Any other "
+    "is evaluated as a function, --model=package.module:function."
   )
 
 

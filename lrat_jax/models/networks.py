@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from lrat_jax.core import user_code
 from lrat_jax.core.typing import Images, Logits
-from lrat_jax.models import swin, xcit
+from lrat_jax.models import convnext, swin, vit, xcit
 from lrat_jax.models.cnn import CNN
 from lrat_jax.models.layers import ACTIVATIONS
 from lrat_jax.models.preact_resnet import PreActResNet
@@ -24,7 +24,7 @@ _CNN_PIXELS_AT_ONCE = 8 * 28 * 28
 _FEW = 32
 NAMES = (
   "cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "preact_resnet18", "preact_resnet18_WIDTH",
-  "wide_resnet_DEPTH_WIDTH", *swin.NAMES, *xcit.NAMES,
+  "wide_resnet_DEPTH_WIDTH", *convnext.NAMES, *swin.NAMES, *vit.NAMES, *xcit.NAMES,
 )  # fmt: skip
 
 
@@ -64,7 +64,9 @@ _FAMILIES: dict[str, Callable[..., nn.Module]] = {
   r"cnn(?:_([1-9]\d{0,3}))?": _cnn,
   r"(preact_)?resnet18(?:_([1-9]\d{0,3}))?": _resnet18,
   r"wide_resnet_(\d{1,3})_([1-9]\d{0,2})": _wide_resnet,
+  convnext.SPELLING: convnext.from_name,
   swin.SPELLING: swin.from_name,
+  vit.SPELLING: vit.from_name,
   xcit.SPELLING: xcit.from_name,
 }
 
@@ -112,9 +114,9 @@ def create(
 
   Args:
     name: "cnn", "resnet18", "preact_resnet18", "wide_resnet_DEPTH_WIDTH" ("wide_resnet_34_10"); "cnn_8" and
-      "resnet18_16" are narrow ones. "package.module:function" is the user's own: (num_classes, *, dtype, axis_name) ->
-      a Flax Linen module of (normalised images, train) -> logits, with no variables but params and batch_stats. Its
-      module is imported.
+      "resnet18_16" are narrow ones; "convnext_tiny", "vit_small_16" and the others of `NAMES`.
+      "package.module:function" is the user's own: (num_classes, *, dtype, axis_name) -> a Flax Linen module of
+      (normalised images, train) -> logits, with no variables but params and batch_stats. Its module is imported.
     num_classes: 2 or more.
     dtype: what the network computes in, "float32" or "bfloat16"; parameters and logits are float32 always.
     mean, std: per channel (or one for all) of the training images, subtracted and divided by inside the model.

@@ -1,4 +1,4 @@
-"""The layers that ConvNeXt and vision transformers share: dense layers, layer norm, GELU, attention, layer scale.
+"""The layers that ConvNeXt and vision transformers share: dense layers, layer norm, GELU, attention, stems.
 
 Their numbers are those of PyTorch's layers, as timm puts them together: GELU by the error function, 1e-6 in layer norm.
 """
@@ -19,6 +19,9 @@ gelu = functools.partial(nn.gelu, approximate=False)
 # A normal of 0.02, that timm cuts off at 100 standard deviations; biases of 0.
 Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(0.02))
 BiasedConv = functools.partial(Conv, use_bias=True, kernel_init=nn.initializers.normal(0.02))
+
+# As PyTorch's own layers begin: uniform, of a variance of 1 / (3 fan in).
+torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 # Over the last axis. The fast variance, E[x²] - E[x]², would lose digits where a mean is far from 0.
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
@@ -80,3 +83,25 @@ class SelfAttention(nn.Module):
     queries, keys, values = split_heads(Dense(3 * channels, dtype=self.dtype)(x), 3, self.num_heads)
     attended = jax.nn.dot_product_attention(queries, keys, values, bias, implementation="xla")
     return Dense(channels, dtype=self.dtype)(attended.reshape(x.shape))
+
+
+class ConvStem(nn.Module):
+  """3x3 convolutions, layer norm and the activation after each, in the place of a patch embedding (Singh et al.,
+  arXiv:2303.01870, appendix A): [n, h, w, c] -> [n, h / stride, w / stride, last of `widths`].
+
+  `features`, where it is not None, are those of a 1x1 convolution at the end.
+  """
+
+  widths: tuple[int, ...]
+  strides: tuple[int, ...]
+  features: int | None = None
+  dtype: Any = jnp.float32
+  activation: str = "gelu"
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    conv = functools.partial(BiasedConv, kernel_init=torch_init, dtype=self.dtype)
+    for width, stride in zip(self.widths, self.strides, strict=True):
+      x = LayerNorm(dtype=self.dtype)(conv(width, (3, 3), (stride, stride), padding=1)(x))
+      x = ACTIVATIONS[self.activation](x)
+    return x if self.features is None else conv(self.features, (1, 1), padding=0)(x)

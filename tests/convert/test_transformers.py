@@ -1,4 +1,4 @@
-"""XCiT and Swin from PyTorch and back: equal logits, equal bits, and no guess at what no tensor tells."""
+"""Transformers and ConvNeXt from PyTorch and back: equal logits, equal bits, no guess at what no tensor tells."""
 
 import functools
 import json
@@ -18,6 +18,7 @@ from lrat_jax.evaluation import evaluate
 from tests import helpers
 from tests import torch_definitions as definitions
 from tests.torch_swin import Swin
+from tests.torch_transformers import ConvNeXt, VisionTransformer
 from tests.torch_xcit import XCiT
 
 PLAIN = {"mean": (0.0,), "std": (1.0,)}
@@ -32,8 +33,20 @@ SMALL = {
   "swin_1-2_64_patch1_window2": (lambda: Swin((1, 2), 64, 1, 2, 8, 7, old=True), 8),
   "swin_2-2_32_patch2_window4_mean_sparse": (lambda: Swin((2, 2), 32, 2, 4, 16, 7, mean_sparse=True), 16),
   "swin_2-2_32_patch2_window4_eps1e-6": (lambda: Swin((2, 2), 32, 2, 4, 16, 7, epsilon=1e-6, old=True), 16),
+  "convnext_1-2-1_8-12-16_patch2": (lambda: ConvNeXt((1, 2, 1), (8, 12, 16), 7, patch=2), 12),
+  "convnext_2-1_8-12_convstem": (lambda: ConvNeXt((2, 1), (8, 12), 7, stem_widths=(4, 8)), 16),
+  "convnext_1-1_8-12_convstem3": (lambda: ConvNeXt((1, 1), (8, 12), 7, stem_widths=(4, 6, 8)), 16),
+  "vit_2_24_3_4": (lambda: VisionTransformer(2, 24, 3, 4, 12, 7), 12),
+  "vit_1_16_2_8_convstem4": (lambda: VisionTransformer(1, 16, 2, 8, 16, 7, stem_width=4), 16),
 }
+_T, _B = ((3, 3, 9, 3), (96, 192, 384, 768)), ((3, 3, 27, 3), (128, 256, 512, 1024))
 FULL = {
+  "convnext_tiny": (lambda: ConvNeXt(*_T), 224),
+  "convnext_tiny_convstem": (lambda: ConvNeXt(*_T, stem_widths=(48, 96)), 224),
+  "convnext_base_convstem": (lambda: ConvNeXt(*_B, stem_widths=(64, 96, 128)), 224),
+  "convnext_large": (lambda: ConvNeXt((3, 3, 27, 3), (192, 384, 768, 1536)), 224),
+  "vit_small_16": (lambda: VisionTransformer(12, 384, 6, 16, 224), 224),
+  "vit_base_16_convstem": (lambda: VisionTransformer(12, 768, 12, 16, 224, stem_width=48), 224),
   "xcit_small_12_p4": (lambda: XCiT(FOUR, 12, 384, 8, 100), 32),
   "xcit_medium_12_p16": (lambda: XCiT(SIXTEEN, 12, 512, 8, 1000), 224),
   "xcit_large_12_p4": (lambda: XCiT(FOUR, 12, 768, 16, 10), 32),
@@ -66,7 +79,7 @@ def _trained(name):
   network = definitions.spread(make(), images)
   with torch.no_grad():
     for module in network.modules():
-      if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm) and module.bias is not None:
+      if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.LayerNorm) and module.bias is not None:
         module.bias *= 0.1
       if isinstance(module, torch.nn.LayerNorm):
         module.weight.abs_().add_(0.5)
@@ -128,6 +141,7 @@ def test_a_model_of_ours_loads_in_pytorch_with_equal_logits(name, tmp_path):
     ("xcit_2_16_2_p4", "xcit_2_16_2_p16"),
     ("xcit_2_16_2_p16", "xcit_2_16_2_p4"),
     ("swin_1-2_64_patch1_window2", "swin_1-2_64_patch1_window2_eps1e-6"),
+    ("vit_2_24_3_4", "vit_2_24_4_4"),
   ],
 )
 def test_what_no_tensor_tells_is_asked_for(name, other, tmp_path):
@@ -172,7 +186,9 @@ def test_windows_that_are_not_square_are_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["xcit_1_16_2_p4", "swin_2_32_patch1_window4"])
+@pytest.mark.parametrize(
+  "name", ["xcit_1_16_2_p4", "swin_2_32_patch1_window4", "convnext_1-1-1_8-12-16_patch1", "vit_2_16_2_2"]
+)
 def test_a_run_is_trained_goes_out_and_is_evaluated_the_same(name, tmp_path):
   fields = (f"--config.{field}={value}" for field, value in (helpers.SMALL | {"model.name": name}).items())
   arguments = ["--config=at:digits,suite=pgd", *fields, "--config.eval.num_images=100"]
