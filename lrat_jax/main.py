@@ -14,7 +14,8 @@
   --mode=MODE    train_and_evaluate (default), train or evaluate
   --workdir=DIR  where the run lives; default runs/NAME_seedSEED
   --model=MODEL  FILE.pt, FILE.safetensors, or PACKAGE.MODULE:FUNCTION
-  --mean=M,M,M --std=S,S,S --key=NAME    of the file of --model, as convert takes them
+  --mean=M,M,M --std=S,S,S --key=NAME --architecture=NAME    of the file of --model,
+                 as convert takes them
   --dry_run      prints steps, memory and time; writes nothing
   --track=LIST   logs the run to wandb, mlflow as well
   --profile=DIR  a trace of where the time goes, for TensorBoard or Perfetto

@@ -118,7 +118,7 @@ def _read_stored(name: str, options: Mapping[str, Any]) -> exchange.Stored | Non
   """What `--model` names where that is a file or directory of weights."""
   if not exchange.is_stored(name):
     if any(value is not None for value in options.values()):
-      raise ConfigError(f"--key, --mean and --std are for a file of weights, not for --model={name}.")
+      raise ConfigError(f"--key, --mean, --std and --architecture are for a file of weights, not for --model={name}.")
     return None
   if (Path(name) / "checkpoints").exists():
     raise ConfigError(f"--model={name} is a run's workdir; evaluate it by --mode=evaluate --workdir={name}.")

@@ -23,7 +23,7 @@ class Options(NamedTuple):
   """What was asked for; `config` is None where only help was, `model` where a run's own checkpoint is evaluated.
 
   Attributes:
-    weights: what --key, --mean and --std say of the file of --model (`exchange.read`).
+    weights: what --key, --mean, --std and --architecture say of the file of --model (`exchange.read`).
     preset: the value of --config, such as "lrat:cifar10".
     arguments: the arguments that determine the result: without where the run lives, and on how many processes.
     track: the services that follow the run (`metric_writers.find`).
@@ -63,7 +63,8 @@ def joined(arguments: Sequence[str]) -> list[str]:
       result.append(f"{waiting}={argument}")
       waiting = None
     elif re.fullmatch(
-      r"--?(config|workdir|model|mean|std|key|mode|track|profile|coordinator|num_processes|process_id)", argument
+      r"--?(config|workdir|model|mean|std|key|architecture|mode|track|profile|coordinator|num_processes|process_id)",
+      argument,
     ):
       waiting = argument
     else:
@@ -101,10 +102,11 @@ def check_characters(arguments: Sequence[str]) -> None:
 
 
 def define_weights_flags(values: flags.FlagValues) -> None:
-  """--mean, --std and --key, which say how a file of weights is read."""
+  """--mean, --std, --key and --architecture, which say how a file of weights is read."""
   flags.DEFINE_list("mean", None, "per channel", flag_values=values)
   flags.DEFINE_list("std", None, "per channel", flag_values=values)
   flags.DEFINE_string("key", None, "of the state_dict", flag_values=values)
+  flags.DEFINE_string("architecture", None, "of networks that the tensors fit", flag_values=values)
 
 
 def _define(arguments: list[str]) -> flags.FlagValues:
@@ -212,8 +214,9 @@ def parse(arguments: Sequence[str]) -> Options:
     if values.model is not None and values[name].value:
       raise ConfigError(f"--{name} is for a run of a configuration, not for --model.")
   mean, std = normalisation(values)
-  if values.model is None and (values.key is not None or mean is not None):
-    raise ConfigError("--key, --mean and --std are for the file of --model.")
+  weights = {"key": values.key, "mean": mean, "std": std, "architecture": values.architecture}
+  if values.model is None and any(value is not None for value in weights.values()):
+    raise ConfigError("--key, --mean, --std and --architecture are for the file of --model.")
   config = _load(values)
   for argument in overrides:
     _check_override(config, argument)
@@ -224,7 +227,7 @@ def parse(arguments: Sequence[str]) -> Options:
     values.workdir,
     mode,
     values.model,
-    weights={"key": values.key, "mean": mean, "std": std},
+    weights=weights,
     preset=next(match[1] for match in map(_CONFIG.fullmatch, reversed(given)) if match),
     arguments=tuple(argument for argument in given if not _PLACE.match(argument)),
     track=tuple(values.track),

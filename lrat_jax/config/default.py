@@ -36,7 +36,7 @@ def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padd
 
 def _model(name: str, mean: tuple[float, ...], std: tuple[float, ...]):
   return dict(
-    name=name,  # cnn | resnet18 | preact_resnet18, each _WIDTH too | wide_resnet_DEPTH_WIDTH
+    name=name,  # cnn | resnet18 | preact_resnet18, each _WIDTH too | wide_resnet_DEPTH_WIDTH | others of models.NAMES
     activation="auto",  # auto | relu | silu | gelu | gelu_tanh; auto is the network's own
     dtype="auto",  # auto | float32 | bfloat16: in training; auto: bfloat16 on accelerators. Evaluation is in float32
     mean=mean,  # of the training images, for each channel or one for all: subtracted inside the model

@@ -9,6 +9,7 @@
   --mean=M,M,M --std=S,S,S   of the images in [0, 1] that the network was trained on, or one number for all channels;
                          if not given: what SOURCE says; --mean=0 --std=1 where it takes images as they are
   --key=NAME             which of several state_dicts in a .pt file
+  --architecture=NAME    which of several networks that the tensors fit
   --robustbench=FILE     also writes the model's entry for RobustBench, from a workdir that suite=autoattack evaluated
 
 Known: the networks of docs/models.md. PyTorch loads the result by
@@ -38,6 +39,7 @@ class Options(NamedTuple):
   mean: tuple[float, ...] | None
   std: tuple[float, ...] | None
   key: str | None
+  architecture: str | None
   robustbench: Path | None
 
 
@@ -68,7 +70,7 @@ def parse(arguments: Sequence[str]) -> Options | None:
   if (destination / "checkpoints").exists():
     raise ConfigError(f"{destination} holds a training run; give another DESTINATION.")
   robustbench = None if values.robustbench is None else Path(values.robustbench)
-  return Options(source, destination, mean, std, values.key, robustbench)
+  return Options(source, destination, mean, std, values.key, values.architecture, robustbench)
 
 
 def _robustbench(workdir: Path) -> dict[str, Any]:
@@ -101,7 +103,8 @@ def run(options: Options) -> None:
   console = Console()
   say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
   entry = None if options.robustbench is None else _robustbench(options.source)
-  stored = exchange.read(options.source, mean=options.mean, std=options.std, key=options.key)
+  names = ("mean", "std", "key", "architecture")
+  stored = exchange.read(options.source, **{name: getattr(options, name) for name in names})
   say(stored.summary())
   model = stored.build()
   exchange.save(options.destination, model.module, model.variables, **stored.metadata)

@@ -52,7 +52,7 @@ NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {
 
 
 def _wide_resnet_name(shapes: Mapping[str, Shape], prefix: str) -> str:
-  counts = [tensors.count(shapes, f"{prefix}layer.{group}.block.", ".conv_0.weight") for group in range(3)]
+  counts = [tensors.count(shapes, f"{prefix}layer.{group}.block.{{}}.conv_0.weight") for group in range(3)]
   width = tensors.size(shapes, f"{prefix}layer.0.block.0.conv_0.weight", 0, 4) // 16
   if len(set(counts)) > 1 or not width:
     raise UnknownNetworkError(f"groups of {counts} blocks are no WideResNet-depth-width of DeepMind's.")
@@ -69,7 +69,7 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
     stem, name = f"{prefix}init_conv.weight", _wide_resnet_name(shapes, prefix)
   else:
     stem = f"{prefix}conv_2d.weight"
-    counts = [tensors.count(shapes, f"{prefix}layer_{stage}.", ".conv_2d_1.weight") for stage in range(4)]
+    counts = [tensors.count(shapes, f"{prefix}layer_{stage}.{{}}.conv_2d_1.weight") for stage in range(4)]
     width = tensors.size(shapes, stem, 0, 4)
     name = f"dm_preact_resnet{tensors.depth(counts)}" + ("" if width == 64 else f"_{width}")
   num_classes, channels = tensors.size(shapes, f"{prefix}logits.weight", 0, 2), tensors.size(shapes, stem, 1, 4)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.tree_util import Partial
 
 from lrat_jax import models
@@ -29,8 +30,12 @@ from lrat_jax.evaluation import evaluate, results
 from lrat_jax.training import checkpoints
 from lrat_jax.training.workdir import read_config
 
-# Counters that training keeps; and blocks that TRADES's WideResNet declares and never runs.
-_UNUSED = re.compile(r"(?:.+\.)?(num_batches_tracked|n_averaged|sub_block1\..+)")
+# Counters that training keeps; what Swin computes from its windows' sizes; how MeanSparse was made; and blocks that
+# TRADES's WideResNet declares and never runs.
+_UNUSED = re.compile(
+  r"(?:.+\.)?(num_batches_tracked|n_averaged|relative_position_index|attn_mask|flag_update_statistics|batch_num"
+  r"|sub_block1\..+)"
+)
 # A normalisation's buffers, wherever in the model it stands.
 _MEANS, _STDS = re.compile(r"(?:.+\.)?(mean|mu|new_mean)"), re.compile(r"(?:.+\.)?(std|sigma|new_std)")
 # What the robustness library keeps beside its model: the same once more, for its attacker.
@@ -168,8 +173,27 @@ def _choose(
   return mean, std, "Its input is normalised, mean {} and std {}, {}.".format(*shown, where)
 
 
+def _settle(found: torch_names.Recognised, given: str | None, stored: Any) -> torch_names.Recognised:
+  """The one among the networks that the same tensors fit, by the user's word or else by the file's."""
+  fitting = found.fitting
+  if given is not None and given not in fitting:
+    raise WeightsError(f"its tensors are of {' or '.join(fitting)}, not of --architecture={given}.")
+  told = given or stored
+  if told not in fitting and found.others:
+    raise WeightsError(
+      "the file does not say which network it is of those that its tensors fit "
+      f"(--architecture={' or '.join(fitting)}), and every logit depends on it."
+    )
+  return fitting.get(told, found)
+
+
 def _store(
-  source: str, tensors: dict[str, np.ndarray], metadata: Mapping[str, Any], given: Any, details: dict[str, Any]
+  source: str,
+  tensors: dict[str, np.ndarray],
+  metadata: Mapping[str, Any],
+  given: Any,
+  details: dict[str, Any],
+  architecture: str | None = None,
 ) -> Stored:
   unused = {name for name in tensors if _UNUSED.fullmatch(name)}
   if not all(map(_ATTACKER.match, tensors)):
@@ -177,10 +201,10 @@ def _store(
   kept = {name: array for name, array in tensors.items() if name not in unused}
   try:
     recognised = torch_names.recognise({name: array.shape for name, array in kept.items()})
-  except torch_names.UnknownNetworkError as error:
+    settled = _settle(recognised, architecture, metadata.get("architecture"))
+  except (torch_names.UnknownNetworkError, WeightsError) as error:
     raise WeightsError(f"{source}: {error}") from None
-  if recognised.activation is None:
-    recognised = recognised._replace(activation=metadata.get("activation"))
+  settled = settled._replace(activation=metadata.get("activation") or settled.activation)
   names = _normalisation(kept, recognised.channels)
   buffers = None if names is None else (kept.pop(names[0]), kept.pop(names[1]))
   mean, std, note = _choose(source, given, buffers, metadata)
@@ -189,7 +213,8 @@ def _store(
   if blocks:
     notes.append(f"Left out: {len(blocks)} tensors of sub_block1, which no forward pass uses.")
   own = {name.removeprefix(recognised.prefix): array for name, array in kept.items()}
-  return Stored(source, recognised, own, mean, std, notes, details)
+  own = {settled.renamed.get(name, name): array for name, array in own.items()}
+  return Stored(source, settled, own, mean, std, notes, details)
 
 
 def _best_checkpoint(workdir: Path) -> tuple[int, dict[str, Any]]:
@@ -226,7 +251,7 @@ def _read_run(workdir: Path, given: Any) -> Stored:
     raise
   except (KeyError, TypeError, AttributeError, ValueError) as error:
     raise WeightsError(f"{workdir}: config.json and checkpoint do not fit ({type(error).__name__}: {error}).") from None
-  return _store(str(workdir), tensors, config["model"], given, details)
+  return _store(str(workdir), tensors, config["model"] | {"architecture": name}, given, details)
 
 
 def read(
@@ -235,6 +260,7 @@ def read(
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
   key: str | None = None,
+  architecture: str | None = None,
 ) -> Stored:
   """Reads a model's tensors and finds out which network they are of. Starts no device.
 
@@ -245,9 +271,12 @@ def read(
     mean, std: of the images in [0, 1], per channel or one for all; (0,) and (1,) where images go in as they are. If not
       given: the model's own buffers (mu, sigma, normalize.mean and so on), else the file's metadata.
     key: which of several state_dicts in a .pt file.
+    architecture: the network's name, as `models.create` takes it, where the tensors fit several and the file's
+      metadata do not say which: they are the same for XCiT on patches of 4 and of 16 pixels.
 
   Raises:
-    WeightsError: it cannot be read, is no network known here, or nothing says how images are normalised; a line.
+    WeightsError: it cannot be read, is no network known here or fits several, or nothing says how images are
+      normalised; a line.
   """
   path = Path(os.path.expanduser(source))  # noqa: PTH111 (of a user that is not there it is left as it is)
   if (mean is None) != (std is None):
@@ -256,7 +285,7 @@ def read(
   if (path / "checkpoints").is_dir():
     return _read_run(path, given)
   tensors, metadata = weight_files.read(path, key)
-  return _store(str(path), tensors, metadata, given, {})
+  return _store(str(path), tensors, metadata, given, {}, architecture)
 
 
 def load(source: str | Path, *, dtype: str = "float32", **options: Any) -> Model:
@@ -264,7 +293,7 @@ def load(source: str | Path, *, dtype: str = "float32", **options: Any) -> Model
 
   Args:
     dtype: what the network computes in, "float32" or "bfloat16".
-    options: mean, std and key of `read`.
+    options: mean, std, key and architecture of `read`.
 
   Returns:
     (module, variables), and a `logits_fn` of both.
@@ -273,6 +302,15 @@ def load(source: str | Path, *, dtype: str = "float32", **options: Any) -> Model
     WeightsError: as `read` and `Stored.build` do.
   """
   return read(source, **options).build(dtype)
+
+
+def _name(network: nn.Module, recognised: torch_names.Recognised) -> str:
+  """The name that makes a network, of those that its tensors fit."""
+  for name in recognised.fitting:
+    made = models.create(name, recognised.num_classes, activation=network.activation).network
+    if made.clone(dtype=network.dtype, axis_name=network.axis_name) == network:
+      return name
+  return recognised.name
 
 
 def save(destination: str | Path, module: models.Classifier, variables: Mapping[str, Any], **metadata: Any) -> None:
@@ -290,7 +328,7 @@ def save(destination: str | Path, module: models.Classifier, variables: Mapping[
   tensors = torch_names.state_dict(module.network, jax.tree.map(np.asarray, dict(variables)))
   recognised = torch_names.recognise({name: array.shape for name, array in tensors.items()})
   about = {
-    "architecture": recognised.name,
+    "architecture": _name(module.network, recognised),
     "num_classes": recognised.num_classes,
     "channels": recognised.channels,
     "activation": module.network.activation,

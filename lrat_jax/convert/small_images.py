@@ -83,7 +83,7 @@ NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {
 
 def resnet_depth(shapes: Mapping[str, Shape], prefix: str) -> tuple[str, bool]:
   """(depth, whether its blocks are bottlenecks) of a ResNet with or without pre-activation."""
-  counts = [tensors.count(shapes, f"{prefix}layer{stage}.", ".conv1.weight") for stage in range(1, 5)]
+  counts = [tensors.count(shapes, f"{prefix}layer{stage}.{{}}.conv1.weight") for stage in range(1, 5)]
   bottleneck = f"{prefix}layer1.0.conv3.weight" in shapes
   return tensors.depth(counts, bottleneck), bottleneck
 
@@ -92,7 +92,7 @@ def _stages(shapes: Mapping[str, Shape], prefix: str) -> tuple[str, str]:
   """(name for `models.create`, name of its last layer) of a network in stages."""
   stem = tensors.size(shapes, f"{prefix}conv1.weight", 0, 4)
   if f"{prefix}block1.layer.0.conv1.weight" in shapes:
-    depth = 4 + 6 * tensors.count(shapes, f"{prefix}block1.layer.", ".conv1.weight")
+    depth = 4 + 6 * tensors.count(shapes, f"{prefix}block1.layer.{{}}.conv1.weight")
     width = tensors.size(shapes, f"{prefix}block1.layer.0.conv1.weight", 0, 4) // 16
     return f"wide_resnet_{depth}_{width}", f"{prefix}fc"
   depth, bottleneck = resnet_depth(shapes, prefix)

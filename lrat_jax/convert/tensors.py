@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,10 @@ class Recognised(NamedTuple):
     name: as `models.create` takes it.
     num_classes, channels: of its logits and of its input.
     image_size: (height, width) of an input that its shapes fit; of most networks any other fits too.
-    activation: as `models.create` takes it; None where the tensors do not tell it.
+    activation: what the definition that names its tensors so has, as `models.create` takes it; None where it leaves
+      that open.
+    others: networks that the same tensors fit as well, and that give other logits.
+    renamed: our names for tensors that have another in this file, both without the prefix.
   """
 
   prefix: str
@@ -48,11 +52,20 @@ class Recognised(NamedTuple):
   channels: int
   image_size: tuple[int, int]
   activation: str | None = None
+  others: "tuple[Recognised, ...]" = ()
+  renamed: Mapping[str, str] = MappingProxyType({})
+
+  @property
+  def fitting(self) -> "dict[str, Recognised]":
+    """The networks that the tensors fit, by name."""
+    return {network.name: network for network in (self, *self.others)}
 
 
 SAME = Form(lambda array: array, lambda tensor: tensor)
 KERNEL = Form(lambda kernel: kernel.transpose(3, 2, 0, 1), lambda weight: weight.transpose(2, 3, 1, 0))
 DENSE = Form(lambda kernel: kernel.T, lambda weight: weight.T)
+# A dense layer here, a 1x1 convolution there.
+POINTWISE = Form(lambda kernel: kernel.T[:, :, None, None], lambda weight: weight[:, :, 0, 0].T)
 
 
 def flattened(channels: int) -> Form:
@@ -84,6 +97,44 @@ def norm(name: str, *path: str) -> Iterator[Entry]:
     yield Entry(f"{name}.{theirs}", (collection, "network", *path, ours), SAME)
 
 
+def mean_sparse(name: str, *path: str) -> Iterator[Entry]:
+  for theirs, ours in (("running_mean", "mean"), ("running_var", "var"), ("threshold", "threshold")):
+    yield Entry(f"{name}.{theirs}", ("batch_stats", "network", *path, ours), SAME)
+
+
+def dense(name: str, *path: str) -> Iterator[Entry]:
+  return weights(name, path, DENSE, bias=True)
+
+
+def layer_norm(name: str, *path: str) -> Iterator[Entry]:
+  yield Entry(f"{name}.weight", ("params", "network", *path, "scale"), SAME)
+  yield Entry(f"{name}.bias", ("params", "network", *path, "bias"), SAME)
+
+
+def parameter(name: str, *path: str, form: Form = SAME) -> Iterator[Entry]:
+  """A single parameter, such as a layer scale or a position embedding."""
+  yield Entry(name, ("params", "network", *path), form)
+
+
+def mlp(name: str, *path: str) -> Iterator[Entry]:
+  for index in range(2):
+    yield from dense(f"{name}.fc{index + 1}", *path, "Mlp_0", f"Dense_{index}")
+
+
+def attention(name: str, *path: str) -> Iterator[Entry]:
+  for index, layer in enumerate(("qkv", "proj")):
+    yield from dense(f"{name}.{layer}", *path, "SelfAttention_0", f"Dense_{index}")
+
+
+def conv_stem(name: str, *path: str, layers: int, projected: bool) -> Iterator[Entry]:
+  """`ConvStem`, whose layers are numbered in one nn.Sequential, GELU among them."""
+  for index in range(layers):
+    yield from weights(f"{name}.{3 * index}", (*path, "ConvStem_0", f"Conv_{index}"), KERNEL, bias=True)
+    yield from layer_norm(f"{name}.{3 * index + 1}", *path, "ConvStem_0", f"LayerNorm_{index}")
+  if projected:
+    yield from weights(f"{name}.{3 * layers}", (*path, "ConvStem_0", f"Conv_{layers}"), KERNEL, bias=True)
+
+
 def conv_norm(conv_name: str, norm_name: str, *path: str) -> Iterator[Entry]:
   yield from conv(conv_name, *path, "Conv_0")
   yield from norm(norm_name, *path, "BatchNorm_0")
@@ -105,11 +156,6 @@ def blocks(counts: Iterable[int]) -> Iterator[tuple[int, int, int]]:
   return ((stage, block, index) for index, (stage, block) in enumerate(pairs))
 
 
-def count(shapes: Mapping[str, Shape], before: str, after: str) -> int:
-  """How many blocks have a tensor of that name, with the block's number, from 0, between `before` and `after`."""
-  return next(number for number in itertools.count() if f"{before}{number}{after}" not in shapes)
-
-
 def depth(counts: Sequence[int], bottleneck: bool = False) -> str:
   """The depth of a ResNet by the blocks of its stages. Raises UnknownNetworkError where it is none of He et al.'s."""
   layers = 3 if bottleneck else 2
@@ -117,6 +163,11 @@ def depth(counts: Sequence[int], bottleneck: bool = False) -> str:
     if tuple(counts) == published and 2 + layers * sum(counts) == int(text):
       return text
   raise UnknownNetworkError(f"stages of {list(counts)} blocks of {layers} convolutions are no ResNet known here.")
+
+
+def count(shapes: Mapping[str, Shape], name: str, step: int = 1) -> int:
+  """How many tensors there are whose `name`, such as "blocks.{}.weight", goes on by a step from 0 without a gap."""
+  return next(index for index in itertools.count() if name.replace("{}", str(index * step)) not in shapes)
 
 
 def first(names: Iterable[str], count: int = 4) -> str:

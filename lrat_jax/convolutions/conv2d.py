@@ -3,6 +3,7 @@
 GPU and TPU take `lax.conv_general_dilated` with its own gradients. XLA:CPU brings convolutions into the layout of its
 fast path only in a program's entry computation; inside a loop, where an attack takes its gradients, autodiff's input
 gradient (a convolution with transposed kernel dimensions) stays several times slower. So on CPU
+- those over so few pixels that most of a kernel meets padding are one matrix product (`dense`);
 - 3x3 convolutions of stride 1 between many channels go through `winograd`, with their gradients;
 - the others run forward as they are, their input gradient is one matrix product and a sum of shifted images, their
   kernel gradient one matrix product for each tap;
@@ -16,13 +17,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lrat_jax.convolutions import winograd
+from lrat_jax.convolutions import dense, winograd
 from lrat_jax.convolutions.cache import microbatch, pull_back
 
 # Under so many channels on either side, winograd's transforms cost more than the products that they save: in tiles of
 # 4 x 4 outputs, and in those of 2 x 2 that the smallest images get (there, more than they cost to compile).
 _MIN_WINOGRAD_CHANNELS = 32
 _MIN_WINOGRAD_CHANNELS_OF_SMALL = 128
+
+# `dense`'s matrix may hold so many times the numbers of the kernel, and no more than the kernel where those are many.
+_MAX_DENSE_GROWTH = 2
 
 _Strides = tuple[int, int]
 _Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -93,6 +97,10 @@ _folded_gradient.defvjp(_forward, _backward)
 
 def on_cpu(x: Array, kernel: Array, strides: _Strides, padding: _Padding) -> Array:
   """`conv2d` for CPU."""
+  many = min(kernel.shape[2:]) >= _MIN_WINOGRAD_CHANNELS_OF_SMALL
+  largest_matrix = math.prod(kernel.shape[:2]) * (1 if many else _MAX_DENSE_GROWTH)
+  if 0 < dense.places(x.shape, kernel.shape, strides, padding) <= largest_matrix:
+    return dense.convolve(x, kernel, strides, padding)
   unit = strides == (1, 1) and padding == ((1, 1), (1, 1)) and kernel.shape[:2] == (3, 3)
   enough = _MIN_WINOGRAD_CHANNELS_OF_SMALL if winograd.has_small_tiles(x) else _MIN_WINOGRAD_CHANNELS
   if unit and min(kernel.shape[2:]) >= enough and x.dtype == jnp.float32:

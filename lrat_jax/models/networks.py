@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from lrat_jax.core import user_code
 from lrat_jax.core.typing import Images, Logits
+from lrat_jax.models import convnext, swin, vit, xcit
 from lrat_jax.models.cnn import CNN
 from lrat_jax.models.layers import ACTIVATIONS
 from lrat_jax.models.preact_resnet import DMPreActResNet, PreActResNet, WongPreActResNet
@@ -24,7 +25,7 @@ _FEW = 32
 NAMES = (
   "cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "preact_resnet18", "preact_resnet18_WIDTH",
   "wide_resnet_DEPTH_WIDTH", "dm_wide_resnet_DEPTH_WIDTH", "dm_preact_resnet18", "wong_preact_resnet18", "resnet50",
-  "imagenet_resnet50", "imagenet_wide_resnet50_2",
+  "imagenet_resnet50", "imagenet_wide_resnet50_2", *convnext.NAMES, *swin.NAMES, *vit.NAMES, *xcit.NAMES,
 )  # fmt: skip
 
 
@@ -78,6 +79,10 @@ _FAMILIES: dict[str, Callable[..., nn.Module]] = {
   r"(|wong_|dm_)preact_resnet(18|34)(?:_([1-9]\d{0,3}))?": _preact_resnet,
   r"(dm_)?wide_resnet_(\d{1,3})_([1-9]\d{0,2})": _wide_resnet,
   r"imagenet_wide_resnet(50|101)_([1-9])(?:_([1-9]\d{0,3}))?": _imagenet_wide_resnet,
+  convnext.SPELLING: convnext.from_name,
+  swin.SPELLING: swin.from_name,
+  vit.SPELLING: vit.from_name,
+  xcit.SPELLING: xcit.from_name,
 }
 
 

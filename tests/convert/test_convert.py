@@ -209,4 +209,4 @@ def test_one_of_several_state_dicts_is_evaluated_by_key(run, tmp_path, capsys):
   assert main.main([*command, "--key=ema", "--mean=0.3", "--std=0.4"]) == 0
   assert "mean 0.3 and std 0.4, as given" in capsys.readouterr().out
   assert main.main([*run[1], "--key=ema"]) == 2
-  assert "--key, --mean and --std are for the file of --model" in capsys.readouterr().err
+  assert "--key, --mean, --std and --architecture are for the file of --model" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Convolutions equal the plain layer in values and gradients, and compute no more."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,8 @@ def _assert_equal_in_values_and_gradients(ours, plain, x, kernel, value_atol, re
     for size, strides in ((5, (1, 1)), (8, (2, 2)), (8, (3, 2)))
     for kernel in ((3, 1), (1, 0), (3, 0), (5, 2))
   ]
-  + [(5, (2, 2), 3, 1), (2, (1, 1), 3, 1), (2, (2, 2), 3, 1), (1, (3, 2), 3, 1), (3, (1, 1), 5, 2)],
+  + [(5, (2, 2), 3, 1), (2, (1, 1), 3, 1), (2, (2, 2), 3, 1), (1, (3, 2), 3, 1), (3, (1, 1), 5, 2)]
+  + [(1, (1, 1), 3, 1), (1, (1, 1), 5, 2), (2, (2, 2), 5, 2), (2, (3, 1), 3, 2), (2, (1, 1), 2, 0)],  # one product
 )
 def test_values_and_gradients_equal_the_plain_layers(size, kernel_size, padding, strides):
   x = jax.random.normal(jax.random.key(0), (2, size, size + 1, 3))
@@ -99,6 +101,23 @@ def test_layers_of_many_channels_go_through_winograd():
   x, kernel = jnp.zeros((1, 16, 16, 32)), jnp.zeros((3, 3, 32, 32))
   text = jax.jit(conv2d).lower(x, kernel).as_text()
   assert "convolution" not in text and "tensor<36x16x32xf32>" in text  # 36 products for 16 outputs, 144 otherwise
+
+
+@pytest.mark.parametrize(
+  ("size", "stride", "channels", "products"),
+  [
+    (1, 1, 256, [(256, 256)]),
+    (2, 1, 4, [(16, 16)]),
+    (2, 2, 256, [(1024, 256)]),
+    (2, 1, 128, []),  # twice the kernel, where that is large
+    (3, 1, 4, []),
+  ],
+)
+def test_over_a_few_pixels_a_convolution_is_one_matrix_product(size, stride, channels, products):
+  x, kernel = jnp.zeros((2, size, size, channels)), jnp.zeros((3, 3, channels, channels))
+  text = jax.jit(functools.partial(conv2d, strides=(stride, stride))).lower(x, kernel).as_text()
+  found = re.findall(r"stablehlo\.dot_general.*tensor<2x\d+xf32>, tensor<(\d+)x(\d+)xf32>", text)
+  assert [tuple(map(int, sizes)) for sizes in found] == products
 
 
 @pytest.mark.parametrize(("size", "plain"), [(2, False), (3, True)])

@@ -13,6 +13,7 @@ SMALL = [
   "cnn_4", "resnet18_4", "preact_resnet18_4", "wide_resnet_10_1", "dm_wide_resnet_10_1", "dm_preact_resnet18_4",
   "wong_preact_resnet18_4", "imagenet_resnet18_4",
 ]  # fmt: skip
+WITH_LAYER_NORM = ["convnext_1-1_8-12_patch2", "vit_2_16_2_4"]
 
 
 def _shapes(name, image_shape=(32, 32, 3), num_classes=10):
@@ -56,7 +57,7 @@ def test_parameter_counts_on_imagenet_are_torchvisions(name, count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", models.DTYPES)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *WITH_LAYER_NORM])
 def test_logits_are_float32_and_parameters_too(name, dtype):
   model = models.create(name, 7, dtype=dtype, mean=(0.5,), std=(0.2,))
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
@@ -67,7 +68,7 @@ def test_logits_are_float32_and_parameters_too(name, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *WITH_LAYER_NORM])
 def test_bfloat16_is_close_to_float32(name):
   images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
   variables = jax.jit(models.create(name, 5).init)(jax.random.key(0), images)
@@ -76,7 +77,7 @@ def test_bfloat16_is_close_to_float32(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *WITH_LAYER_NORM])
 def test_in_eval_mode_an_images_logits_depend_on_it_alone(name):
   images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
   model = models.create(name, 5)

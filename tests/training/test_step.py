@@ -67,7 +67,12 @@ def _train(num_devices, phase, steps, shape=(8, 8, 1), arg="digits,suite=pgd", *
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("model", "objective", "phase", "devices"),
-  [("cnn_2", "mart", PERTURBED, (1, 2, 4)), ("wide_resnet_10_1", "ce", BOTH, (1, 4))],
+  [
+    ("cnn_2", "mart", PERTURBED, (1, 2, 4)),
+    ("wide_resnet_10_1", "ce", BOTH, (1, 4)),
+    ("xcit_1_16_2_p4", "ce", BOTH, (1, 2)),
+    ("swin_2_32_patch1_window4", "ce", BOTH, (1, 2)),
+  ],
 )
 def test_several_devices_train_the_model_of_one(model, objective, phase, devices):
   fields = {"model__name": model, "data__crop_padding": 1, "data__flip": True, "train__ema_decay": 0.9}
