@@ -403,7 +403,7 @@ def _run(job: _Job, suite: suites.Suite, seed: int, num_sanity_examples: int, on
     with jax.profiler.TraceAnnotation(name):
       if suites.is_autoattack(entry):
         result, reports[name] = _run_autoattack(job, name, entry, clean)
-        broken_by = np.where(result["correct"], -1, reports[name].broken_by)
+        broken_by = np.where(result["correct"], -1, np.maximum(reports[name].broken_by, 0))
         per_example |= {f"broken_by/{name}": broken_by, f"stages/{name}": np.array(reports[name].stages)}
       else:
         result = _run_attack(job, name, entry, clean_correct)

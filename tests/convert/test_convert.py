@@ -100,7 +100,7 @@ def test_a_run_goes_out_and_is_evaluated_the_same_from_there(run, tmp_path, caps
 
 
 @pytest.mark.slow
-def test_a_file_may_be_attacked_in_bfloat16_and_is_judged_in_float32(run, tmp_path, capsys):
+def test_a_file_may_be_attacked_in_bfloat16_and_its_verdict_is_float32s(run, tmp_path, capsys):
   workdir, arguments = run
   assert convert.main([str(workdir), str(tmp_path / "mine.safetensors")]) == 0
   evaluation = [argument for argument in arguments if ".train" not in argument]

@@ -106,7 +106,7 @@ def test_attacks_take_half_as_many_images_as_often_as_memory_is_too_small(monkey
 
 
 def test_a_verdict_is_the_models_whatever_is_attacked(model, variables):
-  """Attacks that see another model: what they find is judged by the model, and AutoAttack's verdicts are no other."""
+  """Attacks that see another model: the model says what it makes of what they find, after AutoAttack too."""
   suite = {"pgd": SUITE["pgd"], "aa": {"name": "autoattack", "epsilon": "0.05", "attacks_to_run": ["apgd-ce"]}}
   logits_fn = Partial(evaluate.apply_function(model), variables)
   wrong = Partial(lambda variables, images: -evaluate.apply_function(model)(variables, images), variables)
