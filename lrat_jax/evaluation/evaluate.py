@@ -25,7 +25,9 @@ from lrat_jax.evaluation import examples as examples_lib
 from lrat_jax.evaluation import suite_warnings
 
 Evaluator = Callable[[Variables, data.Split, Array], dict[str, np.ndarray]]
-EvaluateBatch = Callable[[Partial, Array, dict[str, Array]], dict[str, Array]]
+# Of what `_compile` takes: a model, or what is attacked and what predicts.
+Models = Partial | tuple[Partial, Partial]
+EvaluateBatch = Callable[[Models, Array, dict[str, Array]], dict[str, Array]]
 Arrays = dict[str, np.ndarray]
 
 CLEAN = "clean"
@@ -71,7 +73,7 @@ class _Job(NamedTuple):
   on_kept: Callable[[], None]
 
   @property
-  def models(self) -> Partial | tuple[Partial, Partial]:
+  def models(self) -> Models:
     """As `_compile` takes them."""
     return self.logits_fn if self.attacked_fn is self.logits_fn else (self.attacked_fn, self.logits_fn)
 
@@ -95,9 +97,7 @@ def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> EvaluateBa
   that the attack left NaN is evaluated as it was, and "lost" [batch]. Logits that are not finite predict none.
   """
 
-  def evaluate_shard(
-    logits_fn: Partial | tuple[Partial, Partial], key: Array, batch: dict[str, Array]
-  ) -> dict[str, Array]:
+  def evaluate_shard(logits_fn: Models, key: Array, batch: dict[str, Array]) -> dict[str, Array]:
     attacked_fn, logits_fn = logits_fn if isinstance(logits_fn, tuple) else (logits_fn, logits_fn)
     originals, labels = data.to_float(batch["images"]), batch["labels"]
     found = data.to_float(batch.get("found", batch["images"]))
