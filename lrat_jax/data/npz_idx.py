@@ -48,7 +48,7 @@ def _check_inflation(claimed: int, stored: int) -> None:
 
 
 def _read_header(info: zipfile.ZipInfo, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-  """Shape, whether its first axis runs fastest, and type of the array whose member begins in `file`, which is left where the numbers begin."""
+  """Shape, whether the first axis runs fastest, and type of an array; `file` is left where its numbers begin."""
   version = np.lib.format.read_magic(file)
   if version not in _NPY_HEADERS:
     raise DataError(f"{info.filename} is of version {version} of the npy format; it must be one of {[*_NPY_HEADERS]}.")
