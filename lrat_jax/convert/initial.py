@@ -8,6 +8,7 @@ import collections
 import contextlib
 import hashlib
 import itertools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,11 +125,13 @@ def read(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...]) -> 
   """
   source, new_head = config.train.init_from, config.train.init_head == "new"
   where = f"config.train.init_from={source!r}"
-  path = Path(source).expanduser()
+  path = Path(os.path.expanduser(source))  # noqa: PTH111 (of a user that is not there it is left as it is)
   try:
     found, about = _of_run(path, config) if (path / "checkpoints").is_dir() else _of_file(source, config)
   except WeightsError as error:
     raise ConfigError(f"{where}: {error}") from None
+  except OSError as error:  # a name that is too long, or a folder that may not be looked into
+    raise ConfigError(f"{where}: {error.strerror}.") from None
   expected = _shapes(config, num_classes, image_shape)
   other = _shapes(config, num_classes + 1, image_shape)
   head = {name for name, shape in expected.items() if other[name] != shape}

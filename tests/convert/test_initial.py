@@ -99,6 +99,7 @@ def test_the_last_layer_begins_anew_where_that_is_asked_for(stored):
     ),
     ("a.safetensors", 4, {"model__name": "tests.user_functions:linear"}, "is of the network cnn_4 with"),
     ("none.pt", 4, {}, "config.train.init_from='.*none.pt': .*none.pt cannot be read"),
+    ("n" * 300, 4, {}, "config.train.init_from='.*nnn': File name too long"),
     ("none", 4, {}, "config.train.init_from='.*none': .*none is none of .pt"),
   ],
 )
