@@ -26,9 +26,8 @@ class Chip(NamedTuple):
   bandwidth: float
 
 
-# By JAX's `device_kind`. A device of v4 and v5p is a chip of two cores.
+# By JAX's `device_kind`. Those of v4 and older are described by cores, and are not here.
 CHIPS = {
-  "TPU v4": Chip(32 * 2**30, 275e12, 1228e9),
   "TPU v5 lite": Chip(16 * 2**30, 197e12, 819e9),
   "TPU v5": Chip(95 * 2**30, 459e12, 2765e9),
   "TPU v6 lite": Chip(32 * 2**30, 918e12, 1640e9),
