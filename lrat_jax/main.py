@@ -17,6 +17,7 @@
   --mean=M,M,M --std=S,S,S --key=NAME --architecture=NAME    of the file of --model,
                  as convert takes them
   --dry_run      prints steps, memory and time; writes nothing
+  --dry_run --topology=v5e:4x4    compiles for TPUs that are not there
   --track=LIST   logs the run to wandb, mlflow as well
   --profile=DIR  a trace of where the time goes, for TensorBoard or Perfetto
   --coordinator=HOST:PORT --num_processes=N --process_id=I    several processes

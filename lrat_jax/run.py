@@ -21,11 +21,11 @@ from lrat_jax.analysis import plots
 from lrat_jax.config import validate
 from lrat_jax.config.command_line import Options, reason
 from lrat_jax.convert import exchange, initial
-from lrat_jax.core import distributed, malloc, preemption, sharding
+from lrat_jax.core import distributed, malloc, preemption, sharding, topologies
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.evaluation import runner
 from lrat_jax.models import user_model
-from lrat_jax.training import dry_run, loop, metric_writers
+from lrat_jax.training import dry_run, loop, metric_writers, rehearsal
 from lrat_jax.training import workdir as workdir_lib
 
 # Programs that took longer to compile are kept. JAX's own second leaves out half of a small network's.
@@ -74,12 +74,13 @@ def _describe_extra(dataset: data.Dataset, console: Console) -> None:
 
 
 def _load_data(
-  config: ConfigDict, workdir: Path, console: Console, *, trains: bool
+  config: ConfigDict, workdir: Path, console: Console, *, trains: bool, topology: str | None = None
 ) -> tuple[data.Dataset, dict[str, Any], Mesh]:
   """Checks what can be wrong with a configuration before anything is written, and starts JAX.
 
   Args:
     trains: whether more than the test split is needed.
+    topology: of the TPUs that the run is rehearsed for; None for this machine's own devices.
   """
   same = f"{workdir} {json.dumps(workdir_lib.portable(config), sort_keys=True)}"
   dataset, about = distributed.run_on_all_processes("data", lambda: _load_dataset(config, workdir, trains), same)
@@ -88,7 +89,7 @@ def _load_data(
   batch_sizes = (config.data.batch_size, config.eval.batch_size) if trains else (config.eval.batch_size,)
   if slow := sharding.use_cpu_cores(*batch_sizes, num_processes=distributed.place().count):
     console.print(f"note: {slow}", highlight=False, soft_wrap=True)
-  mesh = sharding.make_mesh()
+  mesh = topologies.described_mesh(topology) if topology else sharding.make_mesh()
   if sharding.platform(mesh) == "cpu":
     malloc.disable_malloc_trim()
   validate.check_for_devices(config, mesh.size, trains=trains)
@@ -220,7 +221,9 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
   trains = mode != "evaluate" or options.dry_run
   if not trains and not (workdir / "checkpoints").is_dir():
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
-  dataset, about_data, mesh = _load_data(config, workdir, console, trains=trains or config.eval.split != "test")
+  dataset, about_data, mesh = _load_data(
+    config, workdir, console, trains=trains or config.eval.split != "test", topology=options.topology
+  )
   if dataset.num_classes is None:
     raise ConfigError(f"{workdir / 'config.json'} does not say how many classes the data have; train there again.")
   if trains:
@@ -233,7 +236,7 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
   begin, about_init = _initial(experiment, workdir)
   asked |= about_init
   if options.dry_run:
-    dry_run.describe(experiment, console)
+    (rehearsal if options.topology else dry_run).describe(experiment, console)
     return
   with workdir_lib.lock_workdir(workdir), metric_writers.opened(services, workdir, config, console) as writers:
     if distributed.is_primary():

@@ -82,7 +82,7 @@ class _Job(NamedTuple):
     )
 
 
-def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> EvaluateBatch:
+def batch_program(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> EvaluateBatch:
   """(logits_fn, key, batch) -> logits, predictions, vulnerabilities, distances and images [batch, ...] under an attack.
 
   A batch may hold what is "found" already. An image that the attack left NaN is evaluated as it was, and "lost"
@@ -125,7 +125,7 @@ def make_evaluator(model: nn.Module, attack: attacks.Attack | None, batch_size: 
   `attack` None evaluates the clean images. An image's attack depends on its index under `key` alone, so batch size and
   device count change nothing; the last batch is padded and masked. Compiled once, for every call.
   """
-  evaluate_batch, apply = _compile(attack, "linf", mesh), apply_function(model)
+  evaluate_batch, apply = batch_program(attack, "linf", mesh), apply_function(model)
 
   def evaluate(variables: Variables, split: data.Split, key: Array) -> Arrays:
     results, kept = [], ("predictions", "vulnerabilities")
@@ -145,7 +145,7 @@ def _clean(job: _Job, split: data.Split, check: Callable[..., None]) -> tuple[Ar
 
   `check` is shown each batch's logits and labels, and the number of its first image.
   """
-  evaluate_batch = _compile(None, "linf", job.mesh)
+  evaluate_batch = batch_program(None, "linf", job.mesh)
   pieces, digest = [], hashlib.sha256()
   for first, batch in zip(itertools.count(0, job.batch_size), data.eval_batches(split, job.batch_size), strict=False):
     batch = sharding.shard_batch(job.mesh, batch)
@@ -195,7 +195,7 @@ def _attack_split(
 ) -> Arrays:
   is_read = job.is_read(entry)
   attack = None if is_read else attacks.microbatch(attacks.from_config(entry), microbatch_size)
-  evaluate_batch = job.evaluate_read if is_read else _compile(attack, entry.get("norm") or "l2", job.mesh)
+  evaluate_batch = job.evaluate_read if is_read else batch_program(attack, entry.get("norm") or "l2", job.mesh)
   pieces, store = [], job.store()
   for index, batch in enumerate(data.eval_batches(job.split, job.batch_size)):
     piece = store.load(f"{name}-{index}")
@@ -344,7 +344,7 @@ def run_suite(
   partial = logits_fn if isinstance(logits_fn, Partial) else Partial(microbatch.any_batch_size(logits_fn))
   partial, key = sharding.replicate(mesh, (partial, jax.random.key(seed)))
   told = on_stage, on_progress, on_kept
-  evaluate_read = _compile(None, "l2", mesh)
+  evaluate_read = batch_program(None, "l2", mesh)
   job = _Job(
     partial, split, key, batch_size, mesh, directory, keep_images, microbatch_size, corrupted, evaluate_read, *told
   )

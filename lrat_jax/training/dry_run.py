@@ -129,9 +129,10 @@ def describe(experiment: loop.Experiment, console: Console) -> None:
   _describe_steps(experiment, say)
   costs = _phases(experiment)
   for cost in costs:
-    active = ", ".join(name.replace("_", " ") for name, on in cost.phase._asdict().items() if on) or "plain"
     text = f"{seconds_text(cost.compiling)} to compile, {1000 * cost.step:,.0f} ms a step"
-    say("phase", f"{cost.epochs} epochs {active}: {text}, {decimal(cost.memory)} on each device")
+    say(
+      "phase", f"{cost.epochs} epochs {step_lib.phase_text(cost.phase)}: {text}, {decimal(cost.memory)} on each device"
+    )
   state_bytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
   most, limit = max(cost.memory for cost in costs), (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
   of = f" of {decimal(limit)}" if limit else ""

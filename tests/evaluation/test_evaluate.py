@@ -83,7 +83,7 @@ def test_autoattack_may_take_few_images_at_a_time(model, variables):
 
 
 def test_attacks_take_half_as_many_images_as_often_as_memory_is_too_small(monkeypatch, model, variables, results):
-  compiled, tried = evaluate._compile, []
+  compiled, tried = evaluate.batch_program, []
 
   def compile_for_a_small_device(attack, *rest):
     evaluate_batch = compiled(attack, *rest)
@@ -96,7 +96,7 @@ def test_attacks_take_half_as_many_images_as_often_as_memory_is_too_small(monkey
 
   take = attacks.microbatch
   monkeypatch.setattr(attacks, "microbatch", lambda attack, most: tried.append(most or 8) or take(attack, most))
-  monkeypatch.setattr(evaluate, "_compile", compile_for_a_small_device)
+  monkeypatch.setattr(evaluate, "batch_program", compile_for_a_small_device)
   with pytest.raises(ConfigError, match="config.eval.batch_size=8 is too large for the memory of"):
     run_suite(model, variables, {"fgsm": SUITE["fgsm"]})
   monkeypatch.setattr(microbatch, "_NEVER_HALVED", ())
