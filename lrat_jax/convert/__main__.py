@@ -12,8 +12,7 @@
   --architecture=NAME    which of several networks that the tensors fit
   --robustbench=FILE     also writes the model's entry for RobustBench, from a workdir that suite=autoattack evaluated
 
-Known: ResNet-18 and WideResNet as TRADES, RobustBench and Rice et al. name their layers, PreActResNet-18 as Rice et
-al., ConvNeXt, ViT, XCiT and Swin as timm, and the CNN of lrat_jax. PyTorch loads the result by
+Known: the networks of docs/models.md. PyTorch loads the result by
 load_state_dict(safetensors.torch.load_file(DESTINATION)),
 and `python -m lrat_jax.main --model=DESTINATION` evaluates it.
 Exit codes: 0 done, 2 bad input, 4 a file could not be written.

@@ -30,9 +30,12 @@ from lrat_jax.evaluation import evaluate, results
 from lrat_jax.training import checkpoints
 from lrat_jax.training.workdir import read_config
 
-# Counters that training keeps; what Swin computes from its windows' sizes; and blocks that TRADES's WideResNet declares
-# and never runs.
-_UNUSED = re.compile(r"(?:.+\.)?(num_batches_tracked|n_averaged|relative_position_index|attn_mask|sub_block1\..+)")
+# Counters that training keeps; what Swin computes from its windows' sizes; how MeanSparse was made; and blocks that
+# TRADES's WideResNet declares and never runs.
+_UNUSED = re.compile(
+  r"(?:.+\.)?(num_batches_tracked|n_averaged|relative_position_index|attn_mask|flag_update_statistics|batch_num"
+  r"|sub_block1\..+)"
+)
 # A normalisation's buffers, wherever in the model it stands.
 _MEANS, _STDS = re.compile(r"(?:.+\.)?(mean|mu|new_mean)"), re.compile(r"(?:.+\.)?(std|sigma|new_std)")
 # What the robustness library keeps beside its model: the same once more, for its attacker.
@@ -261,9 +264,7 @@ def read(
 ) -> Stored:
   """Reads a model's tensors and finds out which network they are of. Starts no device.
 
-  Known are ResNet-18 and WideResNet as TRADES, RobustBench and Rice et al. name their layers, PreActResNet-18 as Rice
-  et al., ConvNeXt, ViT, XCiT and Swin as timm, and the CNN of lrat_jax; in any width, with any number of
-  classes, behind any prefix ("module.").
+  Known are the networks of docs/models.md; in any width, with any number of classes, behind any prefix ("module.").
 
   Args:
     source: .pt, .pth, .safetensors, a directory with model.safetensors and config.json, or a run's workdir.
