@@ -3,7 +3,7 @@
   python -m lrat_jax.main --config=configs/lrat.py     digits, a minute or two
   python -m lrat_jax.main --config=lrat:cifar10,pgd,cw   two training attacks
   python -m lrat_jax.main --config=at:digits,suite=autoattack    AutoAttack
-  python -m lrat_jax.main --config=at --model=w.pt --mean=0 --std=1    another model
+  python -m lrat_jax.main --config=at --model=w.pt --preprocessing=none   another model
   lrat-jax --help        the other commands: compare, report, convert
 
   --config=METHOD[:DATA_SET[,ATTACK...][,suite=SUITE]]
@@ -14,8 +14,8 @@
   --mode=MODE    train_and_evaluate (default), train or evaluate
   --workdir=DIR  where the run lives; default runs/NAME_seedSEED
   --model=MODEL  FILE.pt, FILE.safetensors, or PACKAGE.MODULE:FUNCTION
-  --mean=M,M,M --std=S,S,S --key=NAME --architecture=NAME    of the file of --model,
-                 as convert takes them
+  --preprocessing=NAME --mean=M,M,M --std=S,S,S --activation=NAME --robustbench=NAME
+  --architecture=NAME --key=NAME    of the file of --model, as convert takes them
   --dry_run      prints steps, memory and time; writes nothing
   --dry_run --topology=v5e:4x4    compiles for TPUs that are not there
   --track=LIST   logs the run to wandb, mlflow as well

@@ -131,8 +131,8 @@ def _evaluate_checkpoint(
 def _read_stored(name: str, options: Mapping[str, Any]) -> exchange.Stored | None:
   """What `--model` names where that is a file or directory of weights."""
   if not exchange.is_stored(name):
-    if any(value is not None for value in options.values()):
-      raise ConfigError(f"--key, --mean, --std and --architecture are for a file of weights, not for --model={name}.")
+    if given := [f"--{flag}" for flag, value in options.items() if value is not None]:
+      raise ConfigError(f"{', '.join(given)}: only of a file of weights, not of --model={name}.")
     return None
   if (Path(name) / "checkpoints").exists():
     raise ConfigError(f"--model={name} is a run's workdir; evaluate it by --mode=evaluate --workdir={name}.")
@@ -156,6 +156,7 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
       "name": exchange.label(name),
       "architecture": stored.recognised.name,
       "model_content": stored.content(),
+      **{name: value for name, value in stored.metadata.items() if name == "robustbench"},
     }
     console.print(stored.summary(), highlight=False, markup=False, soft_wrap=True)
   workdir_lib.check_model(runner.results_folder(workdir, config.eval.split), about)

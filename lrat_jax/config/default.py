@@ -52,6 +52,7 @@ def _model(name: str, mean: tuple[float, ...], std: tuple[float, ...]):
     dtype="auto",  # auto | float32 | bfloat16: in training; auto: bfloat16 on accelerators. Evaluation is in float32
     mean=mean,  # of the training images, for each channel or one for all: subtracted inside the model
     std=std,  # their standard deviations: divided by inside the model
+    preprocessing="mean_std",  # mean_std | none | per_image | minus_one_to_one: by mean and std, or without them
     batch_norm=SYNCHRONISED,  # synchronised | local: statistics of the whole batch, or of each device's share of it
   )
 

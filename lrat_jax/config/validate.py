@@ -135,14 +135,17 @@ def _find_user_attacks(config: ConfigDict) -> None:
       attacks.from_config(entry)
 
 
+def _model_options(config: ConfigDict) -> dict[str, Any]:
+  return {name: config.model[name] for name in models.OPTIONS}
+
+
 def _try_user_code(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
   """Tries what a configuration names of the user's functions, as the run will. Raises ConfigError."""
   model, num_variants = config.model, len(config_lib.variant_names(config))
   options = {name: config.local_weights[name] for name in ("total", "minimum_natural", "slope", "bias")}
   if user_code.is_name(model.name):
     with _errors_of("model"):
-      fields = {"activation": model.activation, "mean": model.mean, "std": model.std}
-      validate_user_code.check_model(model.name, fields, image_shape, num_classes)
+      validate_user_code.check_model(model.name, _model_options(config), image_shape, num_classes)
   if user_code.is_name(name := config.local_weights.kind):
     with _errors_of("local_weights", "kind"):
       validate_user_code.check_local(name, options, num_variants)
@@ -281,9 +284,7 @@ def check(config: ConfigDict) -> None:
     _range(config, f"{path}.bias", -_LARGEST)
   _choice(config, "model.dtype", ("auto", *models.DTYPES))
   with _errors_of("model"):
-    models.create(
-      config.model.name, 2, activation=config.model.activation, mean=config.model.mean, std=config.model.std
-    )
+    models.create(config.model.name, 2, **_model_options(config))
   if not config.compilation_cache:
     raise ConfigError("config.compilation_cache='' names no folder; it is auto, off or a folder.")
   if "clean" in config.eval.suite:
@@ -308,7 +309,7 @@ def check_for_data(
   `extra` is how many images the extra source has, where there is one.
   """
   channels, given = image_shape[-1], len(config.model.mean)
-  if given not in (1, channels):
+  if config.model.preprocessing == "mean_std" and given not in (1, channels):
     raise ConfigError(f"config.model.mean={config.model.mean} has {given} entries, the images {channels} channels.")
   if config.data.batch_size > num_train:
     raise ConfigError(f"config.data.batch_size={config.data.batch_size} is more than the {num_train} training images.")

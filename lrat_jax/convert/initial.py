@@ -6,6 +6,8 @@ as many, or begins anew where the configuration says so.
 
 import contextlib
 import hashlib
+import itertools
+from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lrat_jax.convert import exchange
+from lrat_jax.convert.identity import Preprocessing
 from lrat_jax.core import files
 from lrat_jax.core.errors import ConfigError, WeightsError
 from lrat_jax.training import loop
@@ -65,23 +68,39 @@ def _of_run(workdir: Path, config: ConfigDict) -> tuple[dict[str, np.ndarray], d
 
 
 def _read_file(source: str, config: ConfigDict) -> exchange.Stored:
-  """A file of weights; what it does not say of its network and input is the configuration's word."""
-  normalised, named = {"mean": config.model.mean, "std": config.model.std}, {"architecture": config.model.name}
-  for options in ({}, normalised, named, normalised | named):
-    with contextlib.suppress(WeightsError):
-      return exchange.read(source, **options)
-  return exchange.read(source, **normalised)  # for what it says is wrong
+  """A file of weights; what it does not say of its network and input is the configuration's word, and no more."""
+  ours, by_numbers = config.model, config.model.preprocessing == "mean_std"
+  words: list[dict[str, Any]] = [
+    {"mean": ours.mean, "std": ours.std} if by_numbers else {"preprocessing": ours.preprocessing},
+    {"architecture": ours.name},
+    {"activation": loop.create_model(config, 2, "float32").network.activation},
+  ]
+  for count in range(len(words) + 1):
+    for chosen in itertools.combinations(words, count):
+      with contextlib.suppress(WeightsError):
+        return exchange.read(source, **dict(ChainMap(*chosen)))
+  return exchange.read(source, **words[0])  # for what it says is wrong
+
+
+def _check_preprocessing(source: str, theirs: Preprocessing, config: ConfigDict, channels: int) -> None:
+  """Raises WeightsError where a file's input is not taken as the run's."""
+  ours = config.model
+  if theirs.name != ours.preprocessing:
+    raise WeightsError(
+      f"{source} has the preprocessing {theirs.name!r}, config.model.preprocessing is {ours.preprocessing!r}."
+    )
+  for name in ("mean", "std"):
+    there, here = getattr(theirs, name), getattr(ours, name)
+    differs = not {len(there), len(here)} <= {1, channels} or np.abs(np.subtract(there, here)).max() > _CLOSE
+    if theirs.name == "mean_std" and differs:
+      raise WeightsError(f"{source} has the {name} {there}, config.model.{name} is {tuple(here)}; take the file's.")
 
 
 def _of_file(source: str, config: ConfigDict) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """A file's variables, and the network that it is of."""
   stored = _read_file(source, config)
   module, variables = stored.build()
-  for name in ("mean", "std"):
-    theirs, ours = getattr(stored, name), getattr(config.model, name)
-    sizes = {1, stored.recognised.channels}
-    if not {len(theirs), len(ours)} <= sizes or np.abs(np.subtract(theirs, ours)).max() > _CLOSE:
-      raise WeightsError(f"{source} has the {name} {theirs}, config.model.{name} is {tuple(ours)}; take the file's.")
+  _check_preprocessing(source, stored.preprocessing, config, stored.recognised.channels)
   theirs, ours = module.network, loop.create_model(config, stored.recognised.num_classes, "float32").network
   if type(theirs) is not type(ours) or theirs != ours.clone(axis_name=theirs.axis_name):
     raise WeightsError(f"{source} is of the network {stored.recognised.name}, config.model.name={config.model.name!r}.")

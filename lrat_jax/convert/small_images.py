@@ -122,4 +122,5 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
     name, head = _stages(shapes, prefix)
     stem, image_size = f"{prefix}conv1", (8, 8)
   num_classes, channels = tensors.size(shapes, f"{head}.weight", 0, 2), tensors.size(shapes, f"{stem}.weight", 1, 4)
-  return Recognised(prefix, name, num_classes, channels, image_size)
+  # In the definitions that name tensors so, ReLU is written into the layers.
+  return Recognised(prefix, name, num_classes, channels, image_size, activation="relu")

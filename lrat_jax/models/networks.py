@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -17,6 +18,10 @@ from lrat_jax.models.resnet import BLOCKS, ResNet, TorchvisionResNet
 from lrat_jax.models.wide_resnet import DMWideResNet, WideResNet
 
 DTYPES = ("float32", "bfloat16")
+# What becomes of images in [0, 1] before the network.
+PREPROCESSING = ("mean_std", "none", "per_image", "minus_one_to_one")
+# What `create` takes by the names of a configuration's fields.
+OPTIONS = ("activation", "mean", "std", "preprocessing")
 # Pixels of input whose activations stay in a CPU core's cache through the whole of the small network. Other networks'
 # kernels would be read once more for every few images, and they lose by it.
 _CNN_PIXELS_AT_ONCE = 8 * 28 * 28
@@ -29,20 +34,46 @@ NAMES = (
 )  # fmt: skip
 
 
+def standardised(images: Images) -> Images:
+  """Each image less its mean and divided by its standard deviation, both over all its pixels and channels.
+
+  As MMA training has it (Ding et al., arXiv:1812.02637): of N numbers in an image the deviation is divided by N - 1,
+  and at least 1 / sqrt(N), so that an image of one colour becomes zeros.
+  """
+  wide = images.astype(jnp.promote_types(images.dtype, jnp.float32))
+  axes, count = tuple(range(1, images.ndim)), images[0].size
+  centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
+  variance = jnp.sum(centred**2, axis=axes, keepdims=True) / (count - 1)
+  return (centred * jax.lax.rsqrt(jnp.maximum(variance, 1 / count))).astype(images.dtype)
+
+
 class Classifier(nn.Module):
-  """A network behind its input normalisation, with float32 logits whatever the network computes in.
+  """A network behind the preprocessing of its input, with float32 logits whatever the network computes in.
 
   `module.apply(variables, images, train=False) -> logits`: images float [batch, h, w, c] in [0, 1], logits float32
   [batch, classes].
+
+  Attributes:
+    mean, std: for each channel or one for all; of the preprocessing "mean_std" alone.
+    preprocessing: one of PREPROCESSING, as `create` explains them.
   """
 
   network: nn.Module
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  preprocessing: str = "mean_std"
 
   def __call__(self, images: Images, train: bool = False) -> Logits:
-    normalised = (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
-    return self.network(normalised, train).astype(jnp.float32)
+    return self.network(self._preprocessed(images), train).astype(jnp.float32)
+
+  def _preprocessed(self, images: Images) -> Images:
+    if self.preprocessing == "none":
+      return images
+    if self.preprocessing == "per_image":
+      return standardised(images)
+    if self.preprocessing == "minus_one_to_one":
+      return 2 * images - 1
+    return (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
 
 
 def _cnn(match: re.Match, **options: Any) -> nn.Module:
@@ -122,6 +153,7 @@ def create(
   dtype: str = "float32",
   mean: Sequence[float] = (0.0,),
   std: Sequence[float] = (1.0,),
+  preprocessing: str = "mean_std",
   activation: str = "auto",
   axis_name: str | None = None,
 ) -> Classifier:
@@ -135,13 +167,15 @@ def create(
     num_classes: 2 or more.
     dtype: what the network computes in, "float32" or "bfloat16"; parameters and logits are float32 always.
     mean, std: per channel (or one for all) of the training images, subtracted and divided by inside the model.
+    preprocessing: what happens to images in [0, 1] inside the model: "mean_std"; "none"; "per_image", each by its own
+      mean and deviation (`standardised`); or "minus_one_to_one", 2 x - 1. The last three use no mean and std.
     activation: "relu", "silu" (swish), "gelu", "gelu_tanh", or "auto": the one that the network was published with. A
       function of the user's is given it where it is not "auto".
     axis_name: mesh axis over which batch norm averages in train mode; None for one device.
 
   Raises:
-    ValueError: an unknown name, dtype or activation, a function of the user's that is not there or fails, fewer than
-      two classes, or a mean or standard deviation that cannot normalise.
+    ValueError: an unknown name, dtype, preprocessing or activation, a function of the user's that is not there or
+      fails, fewer than two classes, or a mean or standard deviation that cannot normalise.
   """
   if num_classes < 2:
     raise ValueError(f"num_classes={num_classes} must be 2 or more.")
@@ -151,8 +185,12 @@ def create(
     raise ValueError(
       f"mean={tuple(mean)} and std={tuple(std)} must be as many, none beyond 1e6, every std above 0 (1e-6 at least)."
     )
+  if preprocessing not in PREPROCESSING:
+    raise ValueError(f"preprocessing={preprocessing!r} is unknown; choose from {list(PREPROCESSING)}.")
   if activation not in ("auto", *ACTIVATIONS):
     raise ValueError(f"activation={activation!r} is unknown; choose from {['auto', *ACTIVATIONS]}.")
   options = {} if activation == "auto" else {"activation": activation}
   network = _network(name, num_classes=num_classes, dtype=jnp.dtype(dtype), axis_name=axis_name, **options)
-  return Classifier(network, tuple(mean), tuple(std))
+  if preprocessing != "mean_std":
+    mean, std = (0.0,), (1.0,)
+  return Classifier(network, tuple(mean), tuple(std), preprocessing)

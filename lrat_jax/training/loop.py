@@ -90,10 +90,8 @@ def create_model(config: ConfigDict, num_classes: int, dtype: str) -> models.Cla
     config.model.name,
     num_classes,
     dtype=dtype,
-    activation=config.model.activation,
-    mean=config.model.mean,
-    std=config.model.std,
     axis_name=None if config.model.batch_norm == LOCAL else sharding.AXIS,
+    **{name: config.model[name] for name in models.OPTIONS},
   )
 
 

@@ -114,6 +114,7 @@ def test_a_wrong_argument_is_named(argument):
     ("optimizer.boundary_fractions", (0.7, 0.2), "config.optimizer.boundary_fractions=.* must be rising shares"),
     ("model.name", "vgg", "config.model.name='vgg' is no model; choose from"),
     ("model.activation", "swish", r"config.model.activation='swish' is unknown; choose from \['auto', 'relu', 'silu'"),
+    ("model.preprocessing", "zca", r"config.model.preprocessing='zca' is unknown; choose from \['mean_std', 'none', "),
     ("model.dtype", "float16", "config.model.dtype='float16' is unknown"),
     ("train_attacks.pgd.epsilon", "-1/255", "config.train_attacks.pgd.epsilon=-0.00392157 is outside"),
     ("train_attacks.pgd.epsilon", "1.5", r"config.train_attacks.pgd.epsilon=1.5 is outside \[0, 1\]"),

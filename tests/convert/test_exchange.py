@@ -6,7 +6,6 @@ import pytest
 import safetensors.torch
 import torch
 
-import lrat_jax
 from lrat_jax import models
 from lrat_jax.convert import exchange, torch_names
 from lrat_jax.core.errors import WeightsError
@@ -138,8 +137,8 @@ def test_wrappers_are_seen_through(name, wrapper, tmp_path):
   assert stored.tensors.keys() == kept.keys()
   assert all(np.array_equal(stored.tensors[key], tensor.numpy()) for key, tensor in kept.items())
   assert ("from its own tensors" if normalises else "mean 0 and std 1, as given") in stored.summary()
-  np.testing.assert_allclose(stored.mean, MEAN if normalises else (0.0,), atol=1e-7)
-  np.testing.assert_allclose(stored.std, STD if normalises else (1.0,), atol=1e-7)
+  np.testing.assert_allclose(stored.preprocessing.mean, MEAN if normalises else (0.0,), atol=1e-7)
+  np.testing.assert_allclose(stored.preprocessing.std, STD if normalises else (1.0,), atol=1e-7)
 
 
 def test_a_normalisation_in_front_is_part_of_the_model(tmp_path):
@@ -177,18 +176,6 @@ def test_halves_become_float32(dtype, suffix, tmp_path):
   assert {array.dtype for array in stored.tensors.values()} == {np.dtype("float32")}
   np.testing.assert_array_equal(stored.tensors["0.weight"], tensors["0.weight"].float().numpy())
   stored.build()
-
-
-def test_a_file_that_does_not_say_how_it_normalises_is_refused(tmp_path):
-  """As checkpoints whose preprocessing is in their authors' code: to guess would be to be wrong in silence."""
-  network, images = definitions.trained("cnn_4"), definitions.pictures()
-  torch.save(network.state_dict(), tmp_path / "a.pt")
-  with pytest.raises(WeightsError, match=r"a.pt does not say how its network normalises images; .* --mean=0 --std=1"):
-    exchange.read(tmp_path / "a.pt")
-  with pytest.raises(WeightsError, match="does not say how"):
-    lrat_jax.load_model(tmp_path / "a.pt")
-  found = exchange.load(tmp_path / "a.pt", **PLAIN).logits_fn(images)
-  np.testing.assert_allclose(found, definitions.logits(network, images), atol=1e-4)
 
 
 def test_an_average_of_weights_beside_the_raw_ones_is_chosen_by_key(tmp_path):

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from lrat_jax import models
+from lrat_jax.models import networks
 
 SMALL = [
   "cnn_4", "resnet18_4", "preact_resnet18_4", "wide_resnet_10_1", "dm_wide_resnet_10_1", "dm_preact_resnet18_4",
@@ -149,3 +151,39 @@ def test_the_small_network_is_attacked_on_as_many_images_as_a_core_caches():
 
 def test_on_accelerators_all_images_are_attacked_at_once():
   assert models.microbatch_size("cnn", 28, 28, platform="gpu") is None
+
+
+def test_each_image_is_standardised_by_itself_and_one_of_one_colour_has_finite_gradients():
+  images = np.random.default_rng(0).uniform(size=(3, 4, 5, 3)).astype(np.float32)
+  images[2] = 0.25
+  found = np.asarray(networks.standardised(jnp.asarray(images)))
+  for image, standard in zip(images[:2], found[:2], strict=True):
+    np.testing.assert_allclose(standard, (image - image.mean()) / image.std(ddof=1), atol=1e-5)
+  np.testing.assert_array_equal(found[2], 0)
+  faint = 0.5 + 1e-3 * images[:1]  # whose deviation is below the least
+  np.testing.assert_allclose(networks.standardised(faint), (faint - faint.mean()) * 60**0.5, atol=1e-5)
+  gradient = jax.grad(lambda x: jnp.sum(networks.standardised(x) ** 3))(jnp.asarray(images))
+  assert jnp.isfinite(gradient).all() and jnp.abs(gradient[0]).max() > 0
+  half = networks.standardised(jnp.asarray(images, jnp.bfloat16))
+  assert half.dtype == jnp.bfloat16
+  np.testing.assert_allclose(half.astype(jnp.float32)[:2], found[:2], atol=0.05)
+
+
+@pytest.mark.parametrize(
+  ("preprocessing", "expected"), [("none", 0.75), ("minus_one_to_one", 0.5), ("mean_std", 1.0), ("per_image", 0.0)]
+)
+def test_preprocessing_is_inside(preprocessing, expected):
+  model = models.create("cnn_4", 5, mean=(0.5,), std=(0.25,), preprocessing=preprocessing)
+  found = model.clone(network=_Identity()).apply({}, jnp.full((2, 8, 8, 3), 0.75))
+  np.testing.assert_array_equal(found, np.float32(expected))
+  assert preprocessing == "mean_std" or (model.mean, model.std) == ((0.0,), (1.0,))
+
+
+class _Identity(nn.Module):
+  def __call__(self, images, train):
+    return images
+
+
+def test_unknown_preprocessing_is_one_line():
+  with pytest.raises(ValueError, match=r"preprocessing='zca' is unknown; choose from \['mean_std', 'none', "):
+    models.create("cnn", 10, preprocessing="zca")
