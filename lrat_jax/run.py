@@ -114,6 +114,7 @@ def _evaluate_checkpoint(
   console.print(f"Evaluating the checkpoint of step {step}, the best in validation.")
   config = experiment.config
   about = {"name": config.name, "step": step, **asked, "config": workdir_lib.portable(config)}
+  about["dtypes"] = {"attacks": config.eval.attack_dtype, "verdict": "float32"}
   return runner.evaluate(
     config,
     experiment.logits_fn(state),
@@ -122,6 +123,7 @@ def _evaluate_checkpoint(
     workdir,
     console,
     about=about,
+    attacked_fn=experiment.attacked_fn(state),
     stop=stop,
     microbatch_size=experiment.microbatch_size,
     draw=draw,
@@ -150,7 +152,14 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
   stored = distributed.run_on_all_processes("model", lambda: _read_stored(name, options.weights))
   dataset, about_data, mesh = _load_data(config, workdir, console, trains=config.eval.split != "test")
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
+  dtype = config.eval.attack_dtype
+  if not stored and dtype != "float32":
+    raise ConfigError(
+      f"config.eval.attack_dtype={dtype!r} is for a file of weights; --model={name} computes as it does."
+    )
   about = {"name": name, "model": name, "data": about_data, **_asked(options)}
+  own = "the function's own"
+  about["dtypes"] = {"attacks": dtype, "verdict": "float32"} if stored else {"attacks": own, "verdict": own}
   if stored:
     about |= {
       "name": exchange.label(name),
@@ -178,6 +187,7 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
         microbatch_size=microbatch_size,
         draw=plots.draw_evaluation,
         about=about,
+        attacked_fn=stored.build(dtype).logits_fn if stored and dtype != "float32" else None,
       )
   except (user_model.UserModelError, exchange.WeightsError) as error:
     raise ConfigError(f"--model={error}") from error

@@ -62,6 +62,7 @@ def _optimizer(learning_rate: float, schedule: str, weight_decay: float = 5e-4):
     name="sgd",  # sgd | adamw
     learning_rate=learning_rate,  # the peak
     momentum=0.9,  # SGD's, AdamW's first
+    second_momentum=0.999,  # AdamW's second
     nesterov=False,  # whether the momentum is Nesterov's
     weight_decay=weight_decay,  # that many times the weights: sgd adds it to the gradient, adamw to the step
     decay="all",  # all | kernels: what decays; kernels leaves out biases, norms, tokens and the like
@@ -266,6 +267,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         split="test",  # test | validation | train: what is evaluated; choose on validation, report on test, once
         num_images=0,  # evaluates the first so many images of the split; 0 is all
         num_sanity_examples=64,  # images for the checks of whether a robust accuracy is too high; 0 is off
+        attack_dtype="float32",  # float32 | bfloat16: what the network computes in under attack; verdicts are float32's
         save_images=False,  # whether every adversarial is written, a file for each attack
         robustbench=False,  # whether RobustBench's model JSON is written; needs the suite "autoattack"
         references="",  # a JSON file {attack: best known accuracy}, to be shares of; empty is none

@@ -211,8 +211,10 @@ def check_corruptions(config: ConfigDict, corrupted: data.CorruptedImages | None
 
 def _check_momentum(config: ConfigDict) -> None:
   _range(config, "optimizer.momentum", 0, 1)
-  if config.optimizer.name == "adamw" and config.optimizer.momentum == 1:
-    raise ConfigError("config.optimizer.momentum=1.0: AdamW divides by 1 minus its powers; take less than 1.")
+  _range(config, "optimizer.second_momentum", 0, 1)
+  for name in ("momentum", "second_momentum"):
+    if config.optimizer.name == "adamw" and config.optimizer[name] == 1:
+      raise ConfigError(f"config.optimizer.{name}=1.0: AdamW divides by 1 minus its powers; take less than 1.")
 
 
 def check(config: ConfigDict) -> None:
@@ -283,6 +285,7 @@ def check(config: ConfigDict) -> None:
     _range(config, f"{path}.slope", 0)
     _range(config, f"{path}.bias", -_LARGEST)
   _choice(config, "model.dtype", ("auto", *models.DTYPES))
+  _choice(config, "eval.attack_dtype", models.DTYPES)
   with _errors_of("model"):
     models.create(config.model.name, 2, **_model_options(config))
   if not config.compilation_cache:

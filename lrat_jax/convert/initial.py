@@ -4,10 +4,10 @@ The network has to be the run's own, its input normalisation included. Its last 
 as many, or begins anew where the configuration says so.
 """
 
+import collections
 import contextlib
 import hashlib
 import itertools
-from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lrat_jax.convert import exchange
-from lrat_jax.convert.identity import Preprocessing
 from lrat_jax.core import files
 from lrat_jax.core.errors import ConfigError, WeightsError
 from lrat_jax.training import loop
@@ -67,43 +66,48 @@ def _of_run(workdir: Path, config: ConfigDict) -> tuple[dict[str, np.ndarray], d
     raise WeightsError(f"{workdir}: config.json and checkpoint do not fit ({type(error).__name__}: {error}).") from None
 
 
+def _said(config: ConfigDict) -> list[dict[str, Any]]:
+  """What the configuration says that a file may leave open: of its input, its network and its activation."""
+  model = config.model
+  by_numbers = model.preprocessing == "mean_std"
+  inputs = {"mean": model.mean, "std": model.std} if by_numbers else {"preprocessing": model.preprocessing}
+  network = loop.create_model(config, 2, "float32").network
+  activation = {"activation": network.activation} if hasattr(network, "activation") else {}
+  return [inputs, activation, {"architecture": model.name}]
+
+
 def _read_file(source: str, config: ConfigDict) -> exchange.Stored:
-  """A file of weights; what it does not say of its network and input is the configuration's word, and no more."""
-  ours, by_numbers = config.model, config.model.preprocessing == "mean_std"
-  words: list[dict[str, Any]] = [
-    {"mean": ours.mean, "std": ours.std} if by_numbers else {"preprocessing": ours.preprocessing},
-    {"architecture": ours.name},
-    {"activation": loop.create_model(config, 2, "float32").network.activation},
-  ]
-  for count in range(len(words) + 1):
-    for chosen in itertools.combinations(words, count):
+  """A file of weights. What it says of itself stands; what it leaves open is the configuration's word."""
+  said = _said(config)
+  for count in range(len(said) + 1):
+    for words in itertools.combinations(said, count):
       with contextlib.suppress(WeightsError):
-        return exchange.read(source, **dict(ChainMap(*chosen)))
-  return exchange.read(source, **words[0])  # for what it says is wrong
-
-
-def _check_preprocessing(source: str, theirs: Preprocessing, config: ConfigDict, channels: int) -> None:
-  """Raises WeightsError where a file's input is not taken as the run's."""
-  ours = config.model
-  if theirs.name != ours.preprocessing:
-    raise WeightsError(
-      f"{source} has the preprocessing {theirs.name!r}, config.model.preprocessing is {ours.preprocessing!r}."
-    )
-  for name in ("mean", "std"):
-    there, here = getattr(theirs, name), getattr(ours, name)
-    differs = not {len(there), len(here)} <= {1, channels} or np.abs(np.subtract(there, here)).max() > _CLOSE
-    if theirs.name == "mean_std" and differs:
-      raise WeightsError(f"{source} has the {name} {there}, config.model.{name} is {tuple(here)}; take the file's.")
+        return exchange.read(source, **dict(collections.ChainMap(*words)))
+  inputs, activation, _ = said
+  return exchange.read(source, **inputs, **activation)  # for what it says is wrong
 
 
 def _of_file(source: str, config: ConfigDict) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """A file's variables, and the network that it is of."""
   stored = _read_file(source, config)
   module, variables = stored.build()
-  _check_preprocessing(source, stored.preprocessing, config, stored.recognised.channels)
-  theirs, ours = module.network, loop.create_model(config, stored.recognised.num_classes, "float32").network
-  if type(theirs) is not type(ours) or theirs != ours.clone(axis_name=theirs.axis_name):
-    raise WeightsError(f"{source} is of the network {stored.recognised.name}, config.model.name={config.model.name!r}.")
+  ours = loop.create_model(config, stored.recognised.num_classes, "float32")
+  if module.preprocessing != ours.preprocessing:
+    raise WeightsError(f"{source} has preprocessing={module.preprocessing!r}, config.model {ours.preprocessing!r}.")
+  for name in ("mean", "std"):
+    one, two = (np.asarray(getattr(side, name)) for side in (module, ours))
+    agree = one.size == two.size or 1 in (one.size, two.size)
+    if ours.preprocessing == "mean_std" and not (agree and np.abs(one - two).max() <= _CLOSE):
+      raise WeightsError(
+        f"{source} has the {name} {getattr(module, name)}, config.model.{name} is {getattr(ours, name)}."
+      )
+  theirs, network = module.network, ours.network
+  if type(theirs) is not type(network) or theirs != network.clone(axis_name=theirs.axis_name):
+    found = stored.recognised
+    raise WeightsError(
+      f"{source} is of the network {found.name} with activation={found.activation!r}, config.model has "
+      f"name={config.model.name!r} and activation={config.model.activation!r}."
+    )
   return leaf_names(variables), {"architecture": stored.recognised.name}
 
 

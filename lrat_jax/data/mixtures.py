@@ -75,7 +75,7 @@ def num_extra(fraction: float, batch_size: int) -> int:
 
 
 def _as_labels(labels: np.ndarray, count: int, num_classes: int, where: str) -> np.ndarray:
-  """int32 [n], or float32 [n, num_classes] of distributions."""
+  """int32 [n], or float32 [n, num_classes] of distributions that are not all one-hot."""
   if not np.issubdtype(labels.dtype, np.floating):
     return sources.check_labels(labels, count, num_classes, where)
   if labels.shape != (count, num_classes):
@@ -88,6 +88,8 @@ def _as_labels(labels: np.ndarray, count: int, num_classes: int, where: str) -> 
     raise DataError(
       f"{where} holds floats that are no distributions: from {labels.min():.4g}, sums to {sums.max():.4g}."
     )
+  if (labels.max(axis=1) == 1).all():  # one-hot: the same run as with the classes
+    return labels.argmax(axis=1).astype(np.int32)
   return labels / sums[:, None]
 
 

@@ -56,6 +56,7 @@ class _Job(NamedTuple):
   """What stays the same through a suite."""
 
   logits_fn: Partial
+  attacked_fn: Partial  # what attacks know of the model: the same, unless it is attacked in another type
   split: data.Split
   key: Array
   batch_size: int
@@ -68,6 +69,11 @@ class _Job(NamedTuple):
   on_stage: Callable[[str, attacks.StageSummary], None]
   on_progress: Callable[[str, int, int], None]
   on_kept: Callable[[], None]
+
+  @property
+  def models(self) -> Partial | tuple[Partial, Partial]:
+    """As `_compile` takes them."""
+    return self.logits_fn if self.attacked_fn is self.logits_fn else (self.attacked_fn, self.logits_fn)
 
   def is_read(self, entry: Mapping[str, Any]) -> bool:
     """Whether what an entry of the suite finds is read from files."""
@@ -85,15 +91,18 @@ class _Job(NamedTuple):
 def batch_program(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> EvaluateBatch:
   """(logits_fn, key, batch) -> logits, predictions, vulnerabilities, distances and images [batch, ...] under an attack.
 
-  A batch may hold what is "found" already. An image that the attack left NaN is evaluated as it was, and "lost"
-  [batch]. Logits that are not finite predict none.
+  `logits_fn` may be a pair: what is attacked, and what predicts. A batch may hold what is "found" already. An image
+  that the attack left NaN is evaluated as it was, and "lost" [batch]. Logits that are not finite predict none.
   """
 
-  def evaluate_shard(logits_fn: Partial, key: Array, batch: dict[str, Array]) -> dict[str, Array]:
+  def evaluate_shard(
+    logits_fn: Partial | tuple[Partial, Partial], key: Array, batch: dict[str, Array]
+  ) -> dict[str, Array]:
+    attacked_fn, logits_fn = logits_fn if isinstance(logits_fn, tuple) else (logits_fn, logits_fn)
     originals, labels = data.to_float(batch["images"]), batch["labels"]
     found = data.to_float(batch.get("found", batch["images"]))
     if attack is not None:
-      found = attack(attacks.example_keys(key, batch["indices"]), logits_fn, originals, labels).images
+      found = attack(attacks.example_keys(key, batch["indices"]), attacked_fn, originals, labels).images
     lost = ~threat_model.finite(found)
     images = jnp.where(lost[:, None, None, None], originals, found)
     logits = logits_fn(images)
@@ -169,7 +178,7 @@ def _run_batch(
   """One batch of one attack, with the adversarials that are to be kept and their rows of the split."""
   start = time.perf_counter()
   batch = sharding.shard_batch(job.mesh, batch)
-  result, mask, labels = sharding.fetch((evaluate_batch(job.logits_fn, job.key, batch), batch["mask"], batch["labels"]))
+  result, mask, labels = sharding.fetch((evaluate_batch(job.models, job.key, batch), batch["mask"], batch["labels"]))
   piece = {name: result[name][mask] for name in ("predictions", "vulnerabilities", "distances", "lost")}
   fallen = clean_correct[first : first + len(piece["predictions"])] & (piece["predictions"] != labels[mask])
   kept = np.arange(len(fallen)) if job.keep_images else examples_lib.most_vulnerable(piece["vulnerabilities"], fallen)
@@ -218,7 +227,7 @@ def _run_autoattack(
   split = job.split
   try:
     report = attacks.autoattack(
-      job.key, job.logits_fn, split.images, split.labels,
+      job.key, job.attacked_fn, split.images, split.labels,
       batch_size=job.batch_size,
       chunk_size=job.microbatch_size,
       devices=list(job.mesh.devices.flat),
@@ -237,7 +246,10 @@ def _run_autoattack(
     kept = examples_lib.most_vulnerable(evaluated["vulnerabilities"], report.broken_by > 0)
     images = report.adversarials[np.searchsorted(report.fallen, kept)]
   seconds = sum(summary.seconds for summary in report.per_attack) or time.perf_counter() - start
-  result = {"correct": report.robust, "distances": report.distances, "rows": kept, "images": images}
+  # Where the attacked model is another, what broke that one need not break the model.
+  same = job.attacked_fn is job.logits_fn
+  correct = report.robust if same else evaluated["predictions"] == split.labels
+  result = {"correct": correct, "distances": report.distances, "rows": kept, "images": images}
   return evaluated | result | {"seconds": np.array([seconds])}, report
 
 
@@ -261,6 +273,8 @@ def _fingerprint(job: _Job, suite: suites.Suite, seed: int, predictions: str) ->
   versions = (
     {"files of config.data.corruptions": str([job.corrupted.version(kind) for kind in sorted(read)])} if read else {}
   )
+  if job.attacked_fn is not job.logits_fn:
+    versions["type of the attacked network (config.eval.attack_dtype)"] = "another"
   return versions | {
     "images or labels": digest.hexdigest(),
     "predictions of the model": predictions,
@@ -300,6 +314,7 @@ def run_suite(
   microbatch_size: int | None = None,
   directory: Path | None = None,
   corrupted: data.CorruptedImages | None = None,
+  attacked_fn: Callable[[Array], Array] | None = None,
   on_attack: Callable[[str, float, float], None] = lambda name, accuracy, seconds: None,
   on_stage: Callable[[str, attacks.StageSummary], None] = lambda name, summary: None,
   on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
@@ -321,6 +336,8 @@ def run_suite(
     directory: keeps finished batches, so that the same call goes on where it was stopped. A batch taken from there
       counts the seconds that it took then.
     corrupted: where the suite's corruptions are read from; None computes them. The split must be of the test split.
+    attacked_fn: what the attacks know of the model, as the same network in bfloat16; None is `logits_fn`, which gives
+      every verdict, and is what sanity checks look at.
     on_attack: told each attack's name, robust accuracy and seconds as it ends ("clean" first).
     on_stage: told AutoAttack's name and each stage's summary as it ends.
     on_progress: told after each batch the attack's name, for AutoAttack with its stage's, how many images were attacked
@@ -341,12 +358,24 @@ def run_suite(
     ConfigError: a device has no memory for `batch_size` images.
   """
   entries = {name: dict(entry) for name, entry in suite.items()}
-  partial = logits_fn if isinstance(logits_fn, Partial) else Partial(microbatch.any_batch_size(logits_fn))
-  partial, key = sharding.replicate(mesh, (partial, jax.random.key(seed)))
+  as_partial = lambda f: f if isinstance(f, Partial) else Partial(microbatch.any_batch_size(f))
+  partial, key = sharding.replicate(mesh, (as_partial(logits_fn), jax.random.key(seed)))
+  attacked = partial if attacked_fn is None else sharding.replicate(mesh, as_partial(attacked_fn))
   told = on_stage, on_progress, on_kept
   evaluate_read = batch_program(None, "l2", mesh)
   job = _Job(
-    partial, split, key, batch_size, mesh, directory, keep_images, microbatch_size, corrupted, evaluate_read, *told
+    partial,
+    attacked,
+    split,
+    key,
+    batch_size,
+    mesh,
+    directory,
+    keep_images,
+    microbatch_size,
+    corrupted,
+    evaluate_read,
+    *told,
   )
   with sharding.memory_for("config.eval.batch_size", batch_size, mesh):
     return _run(job, entries, seed, num_sanity_examples, on_attack)
@@ -374,7 +403,8 @@ def _run(job: _Job, suite: suites.Suite, seed: int, num_sanity_examples: int, on
     with jax.profiler.TraceAnnotation(name):
       if suites.is_autoattack(entry):
         result, reports[name] = _run_autoattack(job, name, entry, clean)
-        per_example |= {f"broken_by/{name}": reports[name].broken_by, f"stages/{name}": np.array(reports[name].stages)}
+        broken_by = np.where(result["correct"], -1, reports[name].broken_by)
+        per_example |= {f"broken_by/{name}": broken_by, f"stages/{name}": np.array(reports[name].stages)}
       else:
         result = _run_attack(job, name, entry, clean_correct)
     per_example |= _columns(name, result, clean_correct)

@@ -63,6 +63,7 @@ def evaluate(
   console: Console,
   *,
   about: dict[str, Any],
+  attacked_fn: Callable[[Array], Array] | None = None,
   stop: Callable[[], bool] = lambda: False,
   microbatch_size: int | None = None,
   draw: Draw | None = None,
@@ -74,6 +75,7 @@ def evaluate(
 
   Args:
     about: "name" and whatever else belongs in the results, as the whole configuration where it made the model.
+    attacked_fn: as of `evaluate.run_suite`.
     stop: asked after every batch, on every process; where it returns True, the call ends, to go on there later.
     microbatch_size: as of `evaluate.run_suite`.
     draw: makes the plots, from the folder, the name, the split and what was found.
@@ -111,6 +113,7 @@ def evaluate(
         microbatch_size=microbatch_size,
         directory=progress,
         corrupted=dataset.corrupted,
+        attacked_fn=attacked_fn,
         on_kept=check_stop,
         on_attack=lambda name, accuracy, seconds: say(f"{name}: {100 * accuracy:.2f} % in {seconds_text(seconds)}"),
         on_stage=lambda name, stage: say(f"  {name} {stage_text(stage)}"),

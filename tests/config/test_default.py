@@ -105,6 +105,7 @@ def test_a_wrong_argument_is_named(argument):
     ("train.epochs", 0, r"config.train.epochs=0 is outside \[1, 1e\+09\]"),
     ("train.ema_decay", 1.0, "config.train.ema_decay=1.0 is outside"),
     ("train.epsilon_ramp_fraction", 1.5, r"config.train.epsilon_ramp_fraction=1.5 is outside \[0, 1\]"),
+    ("eval.attack_dtype", "float16", r"config.eval.attack_dtype='float16' is unknown; choose from"),
     ("data.extra.fraction", 1.5, r"config.data.extra.fraction=1.5 is outside \[0, 1\]"),
     ("data.batch_size", -4, "config.data.batch_size=-4 is outside"),
     ("local_weights.total", 0.0, r"config.local_weights.total=0.0 is outside \(0, 1e\+06\]"),

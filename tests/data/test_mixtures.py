@@ -122,6 +122,14 @@ def test_labels_may_be_distributions(tmp_path):
   np.testing.assert_allclose(open_extra(f"npz:{path}", 0, (8, 8, 1), 4).labels, extra.labels, rtol=1e-6)
 
 
+def test_distributions_that_are_all_one_hot_are_classes(tmp_path):
+  extra, path = _extra(), tmp_path / "one_hot.npz"
+  np.savez(path, image=extra.images, label=np.eye(4)[extra.labels])
+  found = open_extra(f"npz:{path}", 0, (8, 8, 1), 4).labels
+  np.testing.assert_array_equal(found, extra.labels)
+  assert found.dtype == np.int32
+
+
 IMAGES = np.zeros((6, 8, 8, 1), np.uint8)
 
 

@@ -105,6 +105,26 @@ def test_attacks_take_half_as_many_images_as_often_as_memory_is_too_small(monkey
   assert tried == [8, 4, 2] * 2 and summary["robust"] == results[0]["robust"]
 
 
+def test_a_verdict_is_the_models_whatever_is_attacked(model, variables):
+  """Attacks that see another model: what they find is judged by the model, and AutoAttack's verdicts are no other."""
+  suite = {"pgd": SUITE["pgd"], "aa": {"name": "autoattack", "epsilon": "0.05", "attacks_to_run": ["apgd-ce"]}}
+  logits_fn = Partial(evaluate.apply_function(model), variables)
+  wrong = Partial(lambda variables, images: -evaluate.apply_function(model)(variables, images), variables)
+  options = {"batch_size": 8, "mesh": sharding.make_mesh(1), "seed": 3, "keep_images": True}
+  found = evaluate.run_suite(logits_fn, SPLIT, suite, attacked_fn=wrong, **options)
+  for name in suite:
+    predictions = jnp.argmax(logits_fn(jnp.asarray(found.images[name])), axis=-1)
+    np.testing.assert_array_equal(found.per_example[f"prediction/{name}"], predictions)
+    right = (predictions == SPLIT.labels) & found.per_example["clean_correct"]
+    np.testing.assert_array_equal(found.per_example[f"robust/{name}"], right)
+  np.testing.assert_array_equal(
+    found.per_example["broken_by/aa"] < 0, found.per_example["prediction/aa"] == SPLIT.labels
+  )
+  same = evaluate.run_suite(logits_fn, SPLIT, suite, **options)
+  assert found.summary["robust"]["pgd"] > same.summary["robust"]["pgd"]  # PGD climbed the wrong way
+  assert found.summary["clean"] == same.summary["clean"]
+
+
 def test_progress_is_told_after_every_batch(model, variables):
   told = []
   run_suite(model, variables, batch_size=16, on_progress=lambda *of: told.append(of))
