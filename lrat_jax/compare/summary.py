@@ -291,7 +291,9 @@ def _warning_lines(warnings: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 # Not where a suite has AutoAttack alone, which is of every kind.
-_DAGGER = ("† is of a kind (loss and norm) that the method trained on. An attack that no method trained on is held out.",)
+_DAGGER = (
+  "† is of a kind (loss and norm) that the method trained on. An attack that no method trained on is held out.",
+)
 
 
 def markdown(summary: Mapping[str, Any]) -> str:

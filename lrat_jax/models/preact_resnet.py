@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import BatchNorm, Conv
+from lrat_jax.models.layers import FEATURES, BatchNorm, Conv
 from lrat_jax.models.wide_resnet import PreActivationBlock
 
 
@@ -26,5 +26,6 @@ class PreActResNet(nn.Module):
       for block in range(num_blocks):
         stride = 2 if stage > 0 and block == 0 else 1
         x = PreActivationBlock(self.width * 2**stage, stride, self.dtype, self.axis_name)(x, train)
+      self.sow(*FEATURES, x)
     norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
     return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(nn.relu(norm(x)), axis=(1, 2)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import ConvNorm
+from lrat_jax.models.layers import FEATURES, ConvNorm
 
 
 class BasicBlock(nn.Module):
@@ -44,4 +44,5 @@ class ResNet(nn.Module):
       for block in range(num_blocks):
         stride = 2 if stage > 0 and block == 0 else 1
         x = BasicBlock(self.width * 2**stage, stride, self.dtype, self.axis_name)(x, train)
+      self.sow(*FEATURES, x)
     return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(x, axis=(1, 2)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import BatchNorm, Conv, ConvNorm
+from lrat_jax.models.layers import FEATURES, BatchNorm, Conv, ConvNorm
 
 
 class PreActivationBlock(nn.Module):
@@ -47,5 +47,6 @@ class WideResNet(nn.Module):
       for block in range((self.depth - 4) // 6):
         stride = 2 if group > 0 and block == 0 else 1
         x = PreActivationBlock(16 * self.width * 2**group, stride, self.dtype, self.axis_name)(x, train)
+      self.sow(*FEATURES, x)
     norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
     return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(nn.relu(norm(x)), axis=(1, 2)))

@@ -55,7 +55,7 @@ class Experiment(NamedTuple):
 
   def logits_fn(self, state: step_lib.TrainState) -> Partial:
     """Images -> logits, of the weights of a state that are evaluated."""
-    return Partial(evaluate.apply_function(self.eval_model), state.eval_variables)
+    return Partial(models.applied(self.eval_model), state.eval_variables)
 
   def initial_state(self) -> step_lib.TrainState:
     """The state before the first step, whole on every device."""
