@@ -9,7 +9,8 @@
   --config=METHOD[:DATA_SET[,ATTACK...][,suite=SUITE]]
                  METHOD: at irat lrat lrat_irat trades mart, or a file such as
                  configs/lrat.py; DATA_SET: digits fashion_mnist cifar10 svhn;
-                 SUITE: pgd apgd autoattack full unforeseen corruptions
+                 SUITE: pgd apgd autoattack full unforeseen lpips
+                 transfer corruptions
   --config.X=Y   any field, as config.seed; lrat_jax/config/default.py explains them
   --mode=MODE    train_and_evaluate (default), train or evaluate
   --workdir=DIR  where the run lives; default runs/NAME_seedSEED

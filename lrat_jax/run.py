@@ -18,8 +18,8 @@ from rich.filesize import decimal
 
 from lrat_jax import data, models
 from lrat_jax.analysis import plots
-from lrat_jax.config import validate
-from lrat_jax.config.command_line import Options, reason
+from lrat_jax.config import suites, validate
+from lrat_jax.config.command_line import Options, expand_home, reason
 from lrat_jax.convert import exchange, initial
 from lrat_jax.core import distributed, malloc, preemption, sharding, topologies
 from lrat_jax.core.errors import ConfigError
@@ -96,8 +96,32 @@ def _load_data(
   return dataset, about, mesh
 
 
+def _load_surrogates(config: ConfigDict, dataset: data.Dataset, num_classes: int) -> dict[str, user_model.LogitsFn]:
+  """By attack of the suite the model that it is made on, where the entry names one.
+
+  Raises:
+    ConfigError: there is none, or it does not fit the data.
+  """
+  images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
+  found = {}
+  for name, entry in config.eval.suite.items():
+    if suites.SURROGATE not in entry:
+      continue
+    where, source = f"config.eval.suite.{name}.{suites.SURROGATE}", expand_home(str(entry[suites.SURROGATE]))
+    if not source:
+      raise ConfigError(f"{where}='' must name a file of weights, a run's workdir, or package.module:function.")
+    try:
+      stored = exchange.is_stored(source)
+      logits_fn = exchange.load(source).logits_fn if stored else user_model.find(source)
+      found[name], _ = user_model.checked(source, logits_fn, images, num_classes)
+    except (user_model.UserModelError, exchange.WeightsError) as error:
+      raise ConfigError(f"{where}={error}") from error
+  return found
+
+
 def _evaluate_checkpoint(
   experiment: loop.Experiment,
+  surrogates: Mapping[str, user_model.LogitsFn],
   asked: dict[str, Any],
   workdir: Path,
   console: Console,
@@ -126,6 +150,7 @@ def _evaluate_checkpoint(
     attacked_fn=experiment.attacked_fn(state),
     stop=stop,
     microbatch_size=experiment.microbatch_size,
+    surrogates=surrogates,
     draw=draw,
   )
 
@@ -174,6 +199,7 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
     logits_fn, num_classes = user_model.checked(name, found, images, dataset.num_classes)
     validate.check_for_evaluation(config, dataset.image_shape, num_classes)
     architecture = stored.recognised.name if stored else name
+    surrogates = distributed.run_on_all_processes("surrogate", lambda: _load_surrogates(config, dataset, num_classes))
     microbatch_size = models.microbatch_size(architecture, *dataset.image_shape[:2], platform=sharding.platform(mesh))
     with workdir_lib.lock_workdir(workdir):
       runner.evaluate(
@@ -185,6 +211,7 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
         console,
         stop=stop,
         microbatch_size=microbatch_size,
+        surrogates=surrogates,
         draw=plots.draw_evaluation,
         about=about,
         attacked_fn=stored.build(dtype).logits_fn if stored and dtype != "float32" else None,
@@ -249,6 +276,8 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
   if options.dry_run:
     (rehearsal if options.topology else dry_run).describe(experiment, console)
     return
+  load = lambda: {} if mode == "train" else _load_surrogates(config, dataset, dataset.num_classes)
+  surrogates = distributed.run_on_all_processes("surrogate", load)
   with workdir_lib.lock_workdir(workdir), metric_writers.opened(services, workdir, config, console) as writers:
     if distributed.is_primary():
       workdir_lib.write_config(workdir, config, asked)
@@ -264,7 +293,7 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
     draws = mode != "evaluate" and distributed.is_primary()
     with _drawing(functools.partial(plots.draw_run, workdir, config.name, dataset.train) if draws else None) as drawn:
       if mode != "train":
-        results = _evaluate_checkpoint(experiment, asked, workdir, console, stop, drawn)
+        results = _evaluate_checkpoint(experiment, surrogates, asked, workdir, console, stop, drawn)
         metric_writers.write_results(writers, results)
 
 

@@ -25,7 +25,7 @@ from lrat_jax import models
 from lrat_jax.convert import identity, torch_names, weight_files
 from lrat_jax.core import files, user_code
 from lrat_jax.core.errors import ConfigError, WeightsError
-from lrat_jax.evaluation import evaluate, results
+from lrat_jax.evaluation import results
 from lrat_jax.training import checkpoints
 from lrat_jax.training.workdir import read_config
 
@@ -53,7 +53,7 @@ class Model(NamedTuple):
   @property
   def logits_fn(self) -> Partial:
     """Images float [batch, h, w, c] in [0, 1] -> logits float32 [batch, classes], its parameters an argument."""
-    return Partial(evaluate.apply_function(self.module), self.variables)
+    return Partial(models.applied(self.module), self.variables)
 
 
 class Stored(NamedTuple):

@@ -47,7 +47,9 @@ def _layers(model: Any, variables: Any, image_shape: tuple[int, ...]) -> list[tu
   def trace(variables: Any, images: Array) -> Array:
     logits, found = model.apply(variables, images, capture_intermediates=True, mutable=["intermediates"])
     for name, layer in found["intermediates"]["network"].items():
-      if name != "__call__" and "__call__" in layer:  # a layer may be used by another method alone
+      if (
+        name != "__call__" and isinstance(layer, dict) and "__call__" in layer
+      ):  # a layer may be used by another method alone
         output = jax.tree.leaves(layer["__call__"])[0]
         rows.append((name, "x".join(map(str, output.shape[1:])), _size(parameters.get(name, {}))))
     return logits

@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 from rich.console import Console
 from rich.filesize import decimal
 
-from lrat_jax import attacks
+from lrat_jax import attacks, models
 from lrat_jax.core import hlo, sharding, topologies
 from lrat_jax.core.text import seconds_text
 from lrat_jax.evaluation import evaluate
@@ -132,10 +132,11 @@ def programs(experiment: loop.Experiment) -> Iterator[Rehearsed]:
     yield _rehearse(name, config.data.batch_size, step_lib.train_step_program(*make), mesh, keys, state, batch)
   size = config.eval.batch_size
   attack = attacks.microbatch(attacks.from_config(config.validation_attack), experiment.microbatch_size)
-  logits_fn = Partial(evaluate.apply_function(experiment.model), state.eval_variables)
+  logits_fn = Partial(models.applied(experiment.model), state.eval_variables)
   batch = _batch(experiment, size, mask=jax.ShapeDtypeStruct((size,), jnp.bool_))
   key = whole(jax.eval_shape(lambda: jax.random.key(0)))
-  yield _rehearse("validation attack", size, evaluate.batch_program(attack, "linf", mesh), mesh, logits_fn, key, batch)
+  program = evaluate.batch_program(attack, "linf", mesh)
+  yield _rehearse("validation attack", size, program, mesh, (logits_fn,), key, batch)
 
 
 def _kinds(found: dict[str, int]) -> str:
