@@ -1,6 +1,7 @@
 """Whether a configuration makes sense, before anything is built or written. One clear line if it does not."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -121,9 +122,15 @@ def _check_kind(config: ConfigDict, group: str, kinds: Collection[str]) -> None:
       raise ValueError(f"kind={name!r} is unknown; {choices}.")
 
 
+def _entry(config: ConfigDict, path: str) -> dict[str, Any]:
+  """The fields of an attack, without those that are its suite's."""
+  entry = _field(config, path).to_dict()
+  return suites.without_surrogate(entry) if path.startswith("eval.suite.") else entry
+
+
 def _user_attacks(config: ConfigDict, paths: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
   """The attacks that are the user's own, as (path, fields)."""
-  entries = ((path, _field(config, path).to_dict()) for path in paths)
+  entries = ((path, _entry(config, path)) for path in paths)
   return ((path, entry) for path, entry in entries if user_code.is_name(entry.get("name")))
 
 
@@ -179,11 +186,19 @@ def _check_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tuple[
           attacks.from_config(_field(config, path))  # any kind that there is a file of, on images of any size
           traced = []
         else:
-          traced = [attacks.from_config(_field(config, path))]
+          traced = [_traced_attack(config, path)]
         for attack in traced:
           jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
     except (TypeError, AttributeError) as error:  # only a file can give an attack values of other types
       raise ConfigError(f"config.{path} holds a value of the wrong type: {error}") from None
+
+
+def _traced_attack(config: ConfigDict, path: str) -> attacks.Attack:
+  """The attack at a path; in a suite features have a stand-in."""
+  entry = _entry(config, path)
+  attack = attacks.from_config(entry)
+  has_features = path.startswith("eval.suite.") and suites.takes_features(entry)
+  return functools.partial(attack, features_fn=lambda images: [images]) if has_features else attack
 
 
 def _is_read(config: ConfigDict, entry: ConfigDict) -> bool:

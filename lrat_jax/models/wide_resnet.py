@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, ConvNorm, padding
+from lrat_jax.models.layers import ACTIVATIONS, FEATURES, BatchNorm, Conv, ConvNorm, padding
 
 
 class PreActivationBlock(nn.Module):
@@ -68,6 +68,7 @@ class WideResNet(nn.Module):
         features = 16 * self.width * 2**group
         layer = PreActivationBlock(features, stride, self.dtype, self.axis_name, self.activation, self.same_padding)
         x = layer(x, train)
+      self.sow(*FEATURES, x)
     norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
     activated = ACTIVATIONS[self.activation](norm(x))
     return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(activated, axis=(1, 2)))

@@ -61,14 +61,14 @@ class Experiment(NamedTuple):
 
   def logits_fn(self, state: step_lib.TrainState) -> Partial:
     """Images -> logits, of the weights of a state that are evaluated."""
-    return Partial(evaluate.apply_function(self.eval_model), state.eval_variables)
+    return Partial(models.applied(self.eval_model), state.eval_variables)
 
   def attacked_fn(self, state: step_lib.TrainState) -> Partial | None:
     """The same as it computes under attack, where that is in another type."""
     if (dtype := self.config.eval.attack_dtype) == "float32":
       return None
     model = create_model(self.config, self.dataset.num_classes, dtype)
-    return Partial(evaluate.apply_function(model), state.eval_variables)
+    return Partial(models.applied(model), state.eval_variables)
 
   def initial_state(self, arrays: Mapping[str, Any] = MappingProxyType({})) -> step_lib.TrainState:
     """The state before the first step, whole on every device; `arrays` takes the place of variables by their names."""

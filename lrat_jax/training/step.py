@@ -104,6 +104,12 @@ def phase_at(config: ConfigDict, epoch: int) -> Phase:
   )
 
 
+def phase_text(phase: Phase) -> str:
+  """What is on in a phase, in words."""
+  on = [name.removeprefix("use_").replace("_", " ") for name, active in phase._asdict().items() if active]
+  return ", ".join(on) or "plain"
+
+
 def needs_natural(config: ConfigDict, phase: Phase) -> bool:
   """Whether the loss needs the model's prediction on the natural images."""
   weighed = phase.use_local_weights and reweighting.weighs_natural(config.local_weights.kind)
@@ -268,21 +274,22 @@ def _moving_average(config: ConfigDict, state: TrainState, variables: Variables)
   return optax.incremental_update(variables, state.ema, 1.0 - decay)
 
 
-def make_train_step(
+def train_step_program(
   config: ConfigDict,
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   total_steps: int,
   mesh: Mesh,
   phase: Phase,
-) -> functools.partial[tuple[TrainState, StepOutput]]:
-  """The compiled step of one phase: (state, batch) -> (state, StepOutput).
+) -> jax.stages.Wrapped:
+  """The jitted step of one phase: (root keys, state, batch) -> (state, StepOutput).
 
-  The state is whole on every device and its buffers are given up to the new one; the batch {"images" [b, h, w, c],
-  "labels" [b], "indices" [b]} and the per-image outputs are split over the mesh. A step holds one mean over devices for
-  loss and gradient (two with AWP), and those of batch norm and of global weights where they are on. The attack loop
-  holds none, but with `train.attack_batch_norm` "train" those of batch norm at every step of it. With
-  `model.batch_norm` "local" batch norm has none of its own: its running averages go into the one of the gradient.
+  The seed enters by `root_keys`, so that one compiled program serves every seed. The state is whole on every device and
+  its buffers are given up to the new one; the batch {"images" [b, h, w, c], "labels" [b], "indices" [b]} and the
+  per-image outputs are split over the mesh. A step holds one mean over devices for loss and gradient (two with AWP),
+  and those of batch norm and of global weights where they are on. The attack loop holds none, but with
+  `train.attack_batch_norm` "train" those of batch norm at every step of it. With `model.batch_norm` "local"
+  batch norm has none of its own: its running averages go into the one of the gradient.
   """
   per_image: dict[str, Any] = {name: sharding.BATCHED for name in StepOutput._fields}
   of_the_batch = ("loss", "gradient_norm", "parameter_norm", "drawn")
@@ -295,7 +302,23 @@ def make_train_step(
       StepOutput(**per_image | dict.fromkeys(of_the_batch, sharding.REPLICATED)),
     ),
   )
-  # The seed enters as an argument, so that one compiled program serves every seed.
+  return cast(jax.stages.Wrapped, sharding.jit(sharded, mesh, donate_argnums=1))
+
+
+def root_keys(config: ConfigDict) -> dict[str, Array]:
+  """The keys of the streams of randomness that a step uses."""
   streams = ("augment", "attack", *(("sampling",) if config.train.variants == SAMPLED else ()))
-  root_keys = sharding.replicate(mesh, {stream: stream_key(config.seed, stream) for stream in streams})
-  return functools.partial(sharding.jit(sharded, mesh, donate_argnums=1), root_keys)
+  return {stream: stream_key(config.seed, stream) for stream in streams}
+
+
+def make_train_step(
+  config: ConfigDict,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  total_steps: int,
+  mesh: Mesh,
+  phase: Phase,
+) -> functools.partial[tuple[TrainState, StepOutput]]:
+  """The compiled step of one phase under the config's seed: (state, batch) -> (state, StepOutput)."""
+  program = train_step_program(config, model, optimizer, total_steps, mesh, phase)
+  return functools.partial(program, sharding.replicate(mesh, root_keys(config)))
