@@ -144,7 +144,8 @@ def lpips(
     broken += (~done & ~threat_model.finite(gradient)).astype(jnp.int32)
     direction = threat_model.get_norm("l2").steepest(threat_model.numbers(gradient))
     slope = _length(_embedded(features_fn, points + _AHEAD * direction) - vectors) / _AHEAD
-    size = epsilon * _LAST_SHARE ** ((index % num_steps) / num_steps) / (slope + _TINY_SLOPE)
+    share = jnp.asarray(index % num_steps, points.dtype) / num_steps
+    size = epsilon * _LAST_SHARE**share / (slope + _TINY_SLOPE)
     moved = jnp.clip(points + per_image(size) * direction, 0.0, 1.0)
     rises = outside & (index % num_steps == num_steps - 1)
     points = jnp.where(per_image(done), points, moved)

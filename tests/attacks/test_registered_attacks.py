@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from lrat_jax.attacks import registry
 from lrat_jax.core import sharding
+from tests.helpers import features
 
 COUNT = 64
 WEAK, STRONG = 0.3, 1.0
@@ -23,12 +24,6 @@ def _spatial(strength):
   steps = round(2 * strength)
   counts = {"num_rotations": 1 + 2 * steps, "num_translations": 1 + 2 * steps}
   return {"max_rotation": 15.0 * steps, "max_translation": 0.5 * steps} | counts
-
-
-def _features(images):
-  """Two layers: the images and their negatives, in full and at half the size."""
-  both = jnp.concatenate([images, 1 - images], axis=-1)
-  return [both, both.reshape(len(both), 4, 2, 4, 2, -1).mean(axis=(2, 4))]
 
 
 # Its arguments at a strength from 0, which leaves images as they are, to 1, which fools the small network often.
@@ -57,7 +52,7 @@ FIELDS = {
   },
   "spatial": _spatial,
   "unforeseen": lambda strength: {"kind": "elastic", "epsilon": 0.3 * strength, "num_steps": 5},
-  "lpips": lambda strength: {"epsilon": 0.4 * strength, "features_fn": _features, "num_steps": 5, "num_rounds": 3},
+  "lpips": lambda strength: {"epsilon": 0.4 * strength, "features_fn": features, "num_steps": 5, "num_rounds": 3},
   "corruption": lambda strength: {"kind": "contrast", "severity": round(1 + 4 * strength)},
 }  # fmt: skip
 # Attacks whose weakest setting changes images too.
