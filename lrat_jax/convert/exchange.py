@@ -29,9 +29,12 @@ from lrat_jax.evaluation import evaluate, results
 from lrat_jax.training import checkpoints
 from lrat_jax.training.workdir import read_config
 
-# Counters that training keeps; what Swin computes from its windows' sizes; and blocks that TRADES's WideResNet declares
-# and never runs.
-_UNUSED = re.compile(r"(?:.+\.)?(num_batches_tracked|n_averaged|relative_position_index|attn_mask|sub_block1\..+)")
+# Counters that training keeps; what Swin computes from its windows' sizes; how MeanSparse was made; and blocks that
+# TRADES's WideResNet declares and never runs.
+_UNUSED = re.compile(
+  r"(?:.+\.)?(num_batches_tracked|n_averaged|relative_position_index|attn_mask|flag_update_statistics|batch_num"
+  r"|sub_block1\..+)"
+)
 # What the robustness library keeps beside its model: the same once more, for its attacker.
 _ATTACKER = re.compile(r"(.*\.)?attacker\.")
 

@@ -1,19 +1,20 @@
 """The networks for small images, by the names that are in use for their tensors.
 
-ResNet-18 and WideResNet are named as TRADES defines them, which RobustBench and Rice et al. share; PreActResNet-18 as
-Rice et al.; our CNN as a plain `nn.Sequential` of convolutions, ReLUs, Flatten and linear layers.
+ResNets and WideResNet are named as TRADES defines them, as do RobustBench, Rice et al. and the robustness library;
+PreActResNets as Rice et al. and Wong et al.; our CNN as a plain `nn.Sequential` of convolutions, ReLUs, Flatten and
+linear layers.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flax import linen as nn
 
 from lrat_jax.convert import tensors
-from lrat_jax.convert.tensors import Entry, Recognised, Shape
+from lrat_jax.convert.tensors import Entry, Recognised, Shape, UnknownNetworkError
 from lrat_jax.models.cnn import CNN
-from lrat_jax.models.preact_resnet import PreActResNet
+from lrat_jax.models.preact_resnet import PreActResNet, WongPreActResNet
 from lrat_jax.models.resnet import ResNet
 from lrat_jax.models.wide_resnet import WideResNet
 
@@ -31,34 +32,33 @@ def _pre_activation(name: str, shortcut: str, path: str, parameters: Mapping[str
     yield from tensors.conv(f"{name}.{shortcut}", path, "Conv_1")
 
 
-def _blocks(counts: Iterable[int]) -> Iterator[tuple[int, int, int]]:
-  """(stage from 1, block in it, block in all) of every block."""
-  pairs = ((stage, block) for stage, count in enumerate(counts, 1) for block in range(count))
-  return ((stage, block, index) for index, (stage, block) in enumerate(pairs))
-
-
-def _resnet(network: ResNet, parameters: Mapping[str, Any]) -> Iterator[Entry]:
+def resnet(
+  network: ResNet, parameters: Mapping[str, Any], shortcut: str = "shortcut", head: str = "linear"
+) -> Iterator[Entry]:
+  """A ResNet's tensors; torchvision has its own names for shortcuts and for the last layer."""
   yield from tensors.conv_norm("conv1", "bn1", "ConvNorm_0")
-  for stage, block, index in _blocks(network.blocks):
-    name, path = f"layer{stage}.{block}", f"BasicBlock_{index}"
-    yield from tensors.conv_norm(f"{name}.conv1", f"{name}.bn1", path, "ConvNorm_0")
-    yield from tensors.conv_norm(f"{name}.conv2", f"{name}.bn2", path, "ConvNorm_1")
-    if "ConvNorm_2" in parameters[path]:
-      yield from tensors.conv_norm(f"{name}.shortcut.0", f"{name}.shortcut.1", path, "ConvNorm_2")
-  yield from tensors.weights("linear", ("Dense_0",), tensors.DENSE, bias=True)
+  count = 3 if network.bottleneck else 2
+  for stage, block, index in tensors.blocks(network.blocks):
+    name, path = f"layer{stage}.{block}", f"{'Bottleneck' if network.bottleneck else 'BasicBlock'}_{index}"
+    for number in range(count):
+      yield from tensors.conv_norm(f"{name}.conv{number + 1}", f"{name}.bn{number + 1}", path, f"ConvNorm_{number}")
+    if f"ConvNorm_{count}" in parameters[path]:
+      yield from tensors.conv_norm(f"{name}.{shortcut}.0", f"{name}.{shortcut}.1", path, f"ConvNorm_{count}")
+  yield from tensors.weights(head, ("Dense_0",), tensors.DENSE, bias=True)
 
 
 def _preact_resnet(network: PreActResNet, parameters: Mapping[str, Any]) -> Iterator[Entry]:
   yield from tensors.conv("conv1", "Conv_0")
-  for stage, block, index in _blocks(network.blocks):
+  for stage, block, index in tensors.blocks(network.blocks):
     yield from _pre_activation(f"layer{stage}.{block}", "shortcut.0", f"PreActivationBlock_{index}", parameters)
-  yield from tensors.norm("bn", "BatchNorm_0")
+  if network.final_norm:
+    yield from tensors.norm("bn", "BatchNorm_0")
   yield from tensors.weights("linear", ("Dense_0",), tensors.DENSE, bias=True)
 
 
 def _wide_resnet(network: WideResNet, parameters: Mapping[str, Any]) -> Iterator[Entry]:
   yield from tensors.conv("conv1", "Conv_0")
-  for group, block, index in _blocks([(network.depth - 4) // 6] * 3):
+  for group, block, index in tensors.blocks([(network.depth - 4) // 6] * 3):
     name = f"block{group}.layer.{block}"
     yield from _pre_activation(name, "convShortcut", f"PreActivationBlock_{index}", parameters)
   yield from tensors.norm("bn1", "BatchNorm_0")
@@ -74,20 +74,35 @@ def _cnn(network: CNN, parameters: Mapping[str, Any]) -> Iterator[Entry]:
 
 NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {
   CNN: _cnn,
-  ResNet: _resnet,
+  ResNet: resnet,
   PreActResNet: _preact_resnet,
+  WongPreActResNet: _preact_resnet,
   WideResNet: _wide_resnet,
 }
+
+
+def resnet_depth(shapes: Mapping[str, Shape], prefix: str) -> tuple[str, bool]:
+  """(depth, whether its blocks are bottlenecks) of a ResNet with or without pre-activation."""
+  counts = [tensors.count(shapes, f"{prefix}layer{stage}.{{}}.conv1.weight") for stage in range(1, 5)]
+  bottleneck = f"{prefix}layer1.0.conv3.weight" in shapes
+  return tensors.depth(counts, bottleneck), bottleneck
 
 
 def _stages(shapes: Mapping[str, Shape], prefix: str) -> tuple[str, str]:
   """(name for `models.create`, name of its last layer) of a network in stages."""
   stem = tensors.size(shapes, f"{prefix}conv1.weight", 0, 4)
   if f"{prefix}block1.layer.0.conv1.weight" in shapes:
-    depth = 4 + 6 * sum(f"{prefix}block1.layer.{block}.conv1.weight" in shapes for block in range(len(shapes)))
+    depth = 4 + 6 * tensors.count(shapes, f"{prefix}block1.layer.{{}}.conv1.weight")
     width = tensors.size(shapes, f"{prefix}block1.layer.0.conv1.weight", 0, 4) // 16
     return f"wide_resnet_{depth}_{width}", f"{prefix}fc"
-  family = "resnet18" if f"{prefix}bn1.weight" in shapes else "preact_resnet18"
+  depth, bottleneck = resnet_depth(shapes, prefix)
+  family = "resnet" if f"{prefix}bn1.weight" in shapes else "preact_resnet"
+  if family == "preact_resnet":
+    if bottleneck:
+      raise UnknownNetworkError("pre-activation ResNets of bottlenecks are not known here.")
+    if f"{prefix}bn.weight" not in shapes:  # both go together in the definitions that have these names
+      family = "wong_preact_resnet"
+  family += depth
   return family if stem == 64 else f"{family}_{stem}", f"{prefix}linear"
 
 

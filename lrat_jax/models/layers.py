@@ -43,6 +43,16 @@ Conv = functools.partial(
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
+def padding(size: int, stride: int = 1, same: bool = False) -> tuple[tuple[int, int], tuple[int, int]]:
+  """How a square convolution is padded to keep the size that its stride leaves, (before, after) for height and width.
+
+  PyTorch pads all sides alike. With `same` it is TensorFlow's and Haiku's "SAME" of images with even sides, whose 3x3
+  convolutions of stride 2 meet nothing before the first row and column.
+  """
+  total = max(size - stride, 0) if same else 2 * (size // 2)
+  return ((total // 2, total - total // 2),) * 2
+
+
 class ConvNorm(nn.Module):
   """A square convolution without bias, padded to keep the size that its stride leaves, and batch norm after it.
 
@@ -56,12 +66,12 @@ class ConvNorm(nn.Module):
   stride: int = 1
   dtype: Any = jnp.float32
   axis_name: str | None = None
+  same_padding: bool = False
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    reach = self.size // 2
-    strides, padding = (self.stride, self.stride), ((reach, reach), (reach, reach))
-    conv = Conv(self.features, (self.size, self.size), strides, padding=padding, dtype=self.dtype)
+    strides, pads = (self.stride, self.stride), padding(self.size, self.stride, self.same_padding)
+    conv = Conv(self.features, (self.size, self.size), strides, padding=pads, dtype=self.dtype)
     norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
     if train or self.is_initializing():
       return norm(conv(x))
@@ -69,4 +79,4 @@ class ConvNorm(nn.Module):
     scale = weights["scale"] * jax.lax.rsqrt(running["var"] + norm.epsilon)
     kernel = conv.variables["params"]["kernel"] * scale
     bias = weights["bias"] - running["mean"] * scale
-    return conv2d(x.astype(self.dtype), kernel.astype(self.dtype), strides, padding) + bias.astype(self.dtype)
+    return conv2d(x.astype(self.dtype), kernel.astype(self.dtype), strides, pads) + bias.astype(self.dtype)

@@ -13,9 +13,9 @@ from lrat_jax.core.typing import Images, Logits
 from lrat_jax.models import convnext, swin, vit, xcit
 from lrat_jax.models.cnn import CNN
 from lrat_jax.models.layers import ACTIVATIONS
-from lrat_jax.models.preact_resnet import PreActResNet
-from lrat_jax.models.resnet import ResNet
-from lrat_jax.models.wide_resnet import WideResNet
+from lrat_jax.models.preact_resnet import DMPreActResNet, PreActResNet, WongPreActResNet
+from lrat_jax.models.resnet import BLOCKS, ResNet, TorchvisionResNet
+from lrat_jax.models.wide_resnet import DMWideResNet, WideResNet
 
 DTYPES = ("float32", "bfloat16")
 # What becomes of images in [0, 1] before the network.
@@ -29,7 +29,8 @@ _CNN_PIXELS_AT_ONCE = 8 * 28 * 28
 _FEW = 32
 NAMES = (
   "cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "preact_resnet18", "preact_resnet18_WIDTH",
-  "wide_resnet_DEPTH_WIDTH", *convnext.NAMES, *swin.NAMES, *vit.NAMES, *xcit.NAMES,
+  "wide_resnet_DEPTH_WIDTH", "dm_wide_resnet_DEPTH_WIDTH", "dm_preact_resnet18", "wong_preact_resnet18", "resnet50",
+  "imagenet_resnet50", "imagenet_wide_resnet50_2", *convnext.NAMES, *swin.NAMES, *vit.NAMES, *xcit.NAMES,
 )  # fmt: skip
 
 
@@ -79,22 +80,36 @@ def _cnn(match: re.Match, **options: Any) -> nn.Module:
   return CNN(width=int(match[1] or 32), **options)
 
 
-def _resnet18(match: re.Match, **options: Any) -> nn.Module:
-  return (PreActResNet if match[1] else ResNet)(width=int(match[2] or 64), **options)
+def _preact_resnet(match: re.Match, **options: Any) -> nn.Module:
+  family = {"": PreActResNet, "wong_": WongPreActResNet, "dm_": DMPreActResNet}[match[1]]
+  return family(blocks=BLOCKS[match[2]], width=int(match[3] or 64), **options)
+
+
+def _resnet(match: re.Match, **options: Any) -> nn.Module:
+  family = TorchvisionResNet if match[1] else ResNet
+  options |= {"blocks": BLOCKS[match[2]], "bottleneck": int(match[2]) >= 50, "width": int(match[3] or 64)}
+  return family(**options)
+
+
+def _imagenet_wide_resnet(match: re.Match, **options: Any) -> nn.Module:
+  options |= {"blocks": BLOCKS[match[1]], "bottleneck": True, "widening": int(match[2]), "width": int(match[3] or 64)}
+  return TorchvisionResNet(**options)
 
 
 def _wide_resnet(match: re.Match, **options: Any) -> nn.Module:
-  depth = int(match[1])
+  family, depth = (DMWideResNet if match[1] else WideResNet), int(match[2])
   if depth < 10 or (depth - 4) % 6:
     raise ValueError(f"name={match[0]!r}: the depth of a WideResNet is 6 n + 4 with n >= 1, such as 28 or 34.")
-  return WideResNet(depth=depth, width=int(match[2]), **options)
+  return family(depth=depth, width=int(match[3]), **options)
 
 
 # How the names of a family are spelled, and what makes a network of one.
 _FAMILIES: dict[str, Callable[..., nn.Module]] = {
   r"cnn(?:_([1-9]\d{0,3}))?": _cnn,
-  r"(preact_)?resnet18(?:_([1-9]\d{0,3}))?": _resnet18,
-  r"wide_resnet_(\d{1,3})_([1-9]\d{0,2})": _wide_resnet,
+  r"(imagenet_)?resnet(18|34|50|101|152)(?:_([1-9]\d{0,3}))?": _resnet,
+  r"(|wong_|dm_)preact_resnet(18|34)(?:_([1-9]\d{0,3}))?": _preact_resnet,
+  r"(dm_)?wide_resnet_(\d{1,3})_([1-9]\d{0,2})": _wide_resnet,
+  r"imagenet_wide_resnet(50|101)_([1-9])(?:_([1-9]\d{0,3}))?": _imagenet_wide_resnet,
   convnext.SPELLING: convnext.from_name,
   swin.SPELLING: swin.from_name,
   vit.SPELLING: vit.from_name,
@@ -145,10 +160,10 @@ def create(
   """A Flax classifier by name.
 
   Args:
-    name: "cnn", "resnet18", "preact_resnet18", "wide_resnet_DEPTH_WIDTH" ("wide_resnet_34_10"); "cnn_8" and
-      "resnet18_16" are narrow ones; "convnext_tiny", "vit_small_16" and the others of `NAMES`.
-      "package.module:function" is the user's own: (num_classes, *, dtype, axis_name) -> a Flax Linen module of
-      (normalised images, train) -> logits, with no variables but params and batch_stats. Its module is imported.
+    name: "cnn", "resnet18", "preact_resnet18", "wide_resnet_DEPTH_WIDTH" ("wide_resnet_34_10") and others of NAMES;
+      "cnn_8" and "resnet18_16" are narrow ones. "package.module:function" is the user's own: (num_classes, *, dtype,
+      axis_name) -> a Flax Linen module of (normalised images, train) -> logits, with no variables but params and
+      batch_stats. Its module is imported.
     num_classes: 2 or more.
     dtype: what the network computes in, "float32" or "bfloat16"; parameters and logits are float32 always.
     mean, std: per channel (or one for all) of the training images, subtracted and divided by inside the model.

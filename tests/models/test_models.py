@@ -11,7 +11,10 @@ from flax import linen as nn
 from lrat_jax import models
 from lrat_jax.models import networks
 
-SMALL = ["cnn_4", "resnet18_4", "preact_resnet18_4", "wide_resnet_10_1"]
+SMALL = [
+  "cnn_4", "resnet18_4", "preact_resnet18_4", "wide_resnet_10_1", "dm_wide_resnet_10_1", "dm_preact_resnet18_4",
+  "wong_preact_resnet18_4", "imagenet_resnet18_4",
+]  # fmt: skip
 WITH_LAYER_NORM = ["convnext_1-1_8-12_patch2", "vit_2_16_2_4"]
 
 
@@ -29,10 +32,29 @@ def _shapes(name, image_shape=(32, 32, 3), num_classes=10):
     ("preact_resnet18", 11_172_170),
     ("wide_resnet_28_10", 36_479_194),
     ("wide_resnet_34_10", 46_160_474),
+    ("dm_wide_resnet_28_10", 36_479_194),
+    ("dm_preact_resnet18", 12_548_426),
+    ("resnet50", 23_520_842),
   ],
 )
 def test_parameter_counts_are_the_published_ones(name, count):
   assert sum(p.size for p in jax.tree.leaves(_shapes(name)["params"])) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("name", "count"),
+  # As torchvision counts them.
+  [
+    ("imagenet_resnet18", 11_689_512),
+    ("imagenet_resnet34", 21_797_672),
+    ("imagenet_resnet50", 25_557_032),
+    ("imagenet_wide_resnet50_2", 68_883_240),
+  ],
+)
+def test_parameter_counts_on_imagenet_are_torchvisions(name, count):
+  shapes = _shapes(name, (64, 64, 3), 1000)
+  assert sum(p.size for p in jax.tree.leaves(shapes["params"])) == count
 
 
 @pytest.mark.slow
@@ -78,8 +100,8 @@ def test_normalisation_is_inside():
 @pytest.mark.parametrize("name", SMALL)
 def test_an_activation_replaces_every_other(name, monkeypatch):
   images, calls = jnp.full((1, 8, 8, 3), 0.3), []
-  own, relu, silu = (models.create(name, 5, activation=activation) for activation in ("auto", "relu", "silu"))
-  assert own == relu
+  relu, silu = (models.create(name, 5, activation=activation) for activation in ("relu", "silu"))
+  assert models.create(name, 5) == (silu if name.startswith("dm_") else relu)
   for name in ("relu", "silu"):
     monkeypatch.setitem(models.ACTIVATIONS, name, lambda x, name=name: calls.append(name) or x)
   for model in (relu, silu):
