@@ -126,7 +126,7 @@ def test_a_workdir_says_it_all(with_fields, tmp_path):
   model = models.create("cnn_4", 7, activation="silu" if with_fields else "auto")
   variables = jax.tree.map(np.asarray, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
   with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
-    saved.save(0, {"variables": variables, "ema": {}}, {"score": 1.0})
+    saved.save(0, {"variables": variables, "ema": variables}, checkpoints.Progress(data={}, finished=True), None)
   fields = {"name": "cnn_4", "dtype": "float32", "mean": MEAN, "std": STD}
   fields |= {"activation": "silu", "preprocessing": "per_image"} if with_fields else {}
   config = {"name": "at", "train_attacks": {}, "model": fields}
