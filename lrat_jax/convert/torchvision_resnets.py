@@ -41,4 +41,4 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
   prefix = min(prefixes, key=len)
   num_classes = tensors.size(shapes, prefix + _HEAD, 0, 2)
   channels = tensors.size(shapes, f"{prefix}conv1.weight", 1, 4)
-  return Recognised(prefix, _name(shapes, prefix), num_classes, channels, (64, 64))
+  return Recognised(prefix, _name(shapes, prefix), num_classes, channels, (64, 64), activation="relu")
