@@ -1,5 +1,6 @@
 """DeepMind's networks in PyTorch (Gowal et al., arXiv:2010.03593), with tensors named as their code names them."""
 
+import torch
 from torch import nn
 from torch.nn import functional
 
@@ -11,10 +12,39 @@ def _conv(inputs, outputs, size, stride):
   return convolution, lambda x: convolution(pad(x))
 
 
+class MeanSparse(nn.Module):
+  """Amini et al.: within `threshold` standard deviations of the mean it is the mean."""
+
+  def __init__(self, channels):
+    super().__init__()
+    generator = torch.Generator().manual_seed(channels)
+    self.register_buffer("running_mean", 0.3 * torch.randn(channels, generator=generator))
+    self.register_buffer("running_var", torch.rand(channels, generator=generator) + 0.5)
+    for name, value in (("threshold", 0.3), ("flag_update_statistics", 0), ("batch_num", 0.0)):
+      self.register_buffer(name, torch.tensor(value))
+
+  def forward(self, x):
+    mean, deviation = (buffer[:, None, None] for buffer in (self.running_mean, self.running_var.sqrt()))
+    return torch.where((x - mean).abs() < self.threshold * deviation, mean, x)
+
+
+class SqueezeExcitation(nn.Module):
+  """torchvision.ops.misc."""
+
+  def __init__(self, channels):
+    super().__init__()
+    self.fc1, self.fc2 = nn.Conv2d(channels, round(channels / 4), 1), nn.Conv2d(round(channels / 4), channels, 1)
+
+  def forward(self, x):
+    return x * torch.sigmoid(self.fc2(torch.relu(self.fc1(x.mean(dim=(2, 3), keepdim=True)))))
+
+
 class Block(nn.Module):
   """A pre-activation block, whose convolutions are called `names`."""
 
-  def __init__(self, inputs, outputs, stride, activation, names=("conv_0", "conv_1"), shortcut=1):
+  def __init__(
+    self, inputs, outputs, stride, activation, names=("conv_0", "conv_1"), shortcut=1, squeeze=False, sparse=False
+  ):
     super().__init__()
     self.activation, self.of_input = activation, shortcut == 3
     self.batchnorm_0, self.batchnorm_1 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
@@ -25,16 +55,20 @@ class Block(nn.Module):
     self.project = None
     if inputs != outputs:
       self.shortcut, self.project = _conv(inputs, outputs, shortcut, stride)
+    self.se = SqueezeExcitation(outputs) if squeeze else None
+    for index, channels in enumerate((inputs, outputs, outputs)):
+      self.add_module(f"meansparse_{index}", MeanSparse(channels) if sparse else nn.Identity())
 
   def forward(self, x):
-    activated = self.activation(self.batchnorm_0(x))
-    y = self.second(self.activation(self.batchnorm_1(self.first(activated))))
-    return y + (x if self.project is None else self.project(x if self.of_input else activated))
+    activated = self.activation(self.meansparse_0(self.batchnorm_0(x)))
+    y = self.second(self.activation(self.meansparse_1(self.batchnorm_1(self.first(activated)))))
+    y = y if self.se is None else self.se(y)
+    return self.meansparse_2(y + (x if self.project is None else self.project(x if self.of_input else activated)))
 
 
-def _stage(inputs, outputs, count, stride, *options):
-  blocks = [Block(inputs if i == 0 else outputs, outputs, stride if i == 0 else 1, *options) for i in range(count)]
-  return nn.Sequential(*blocks)
+def _stage(inputs, outputs, count, stride, *options, **more):
+  firsts = [(inputs, stride), *[(outputs, 1)] * (count - 1)]
+  return nn.Sequential(*(Block(channels, outputs, step, *options, **more) for channels, step in firsts))
 
 
 class _Group(nn.Module):
@@ -47,19 +81,22 @@ class _Group(nn.Module):
 
 
 class WideResNet(nn.Module):
-  """DMWideResNet."""
+  """DMWideResNet; with `squeeze` NormalizedWideResNet of Peng et al.; with `sparse` MeanSparse's."""
 
-  def __init__(self, depth=28, width=10, num_classes=10, channels=3, activation=functional.silu):
+  def __init__(
+    self, counts, widths, num_classes=10, stem=16, channels=3, activation=functional.silu, squeeze=False, sparse=False
+  ):
     super().__init__()
-    self.activation, widths, count = activation, [16, 16 * width, 32 * width, 64 * width], (depth - 4) // 6
-    self.init_conv = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
-    strides = zip(widths, widths[1:], (1, 2, 2), strict=False)
-    self.layer = nn.Sequential(*(_Group(_stage(a, b, count, stride, activation)) for a, b, stride in strides))
+    self.activation, inputs = activation, (stem, *widths[:-1])
+    self.init_conv = nn.Conv2d(channels, stem, 3, padding=1, bias=False)
+    sizes = zip(inputs, widths, counts, (1, 2, 2), strict=True)
+    self.layer = nn.Sequential(*(_Group(_stage(*size, activation, squeeze=squeeze, sparse=sparse)) for size in sizes))
     self.batchnorm, self.logits = nn.BatchNorm2d(widths[-1]), nn.Linear(widths[-1], num_classes)
+    self.meansparse_end = MeanSparse(widths[-1]) if sparse else nn.Identity()
 
   def forward(self, x):
     x = self.layer(self.init_conv(x))
-    return self.logits(self.activation(self.batchnorm(x)).mean(dim=(2, 3)))
+    return self.logits(self.activation(self.meansparse_end(self.batchnorm(x))).mean(dim=(2, 3)))
 
 
 class PreActResNet18(nn.Module):

@@ -196,6 +196,19 @@ class WideResNet(nn.Module):
     return self.fc(torch.relu(self.bn1(x)).mean(dim=(2, 3)))
 
 
+class RobustWideResNet(nn.Module):
+  """Huang et al., RobustBench's robust_wide_resnet.py."""
+
+  def __init__(self, stem, widths, counts, num_classes=10, channels=3):
+    super().__init__()
+    self.stem_conv = _conv(channels, stem)
+    self.blocks = nn.Sequential(*map(_Group, _stages(WideBlock, stem, widths, counts)))
+    self.bn1, self.fc = nn.BatchNorm2d(widths[-1]), nn.Linear(widths[-1], num_classes)
+
+  def forward(self, x):
+    return self.fc(torch.relu(self.bn1(self.blocks(self.stem_conv(x)))).mean(dim=(2, 3)))
+
+
 def cnn(width=32, num_classes=10, channels=3, size=32):
   """The small CNN of lrat_jax for images of size x size."""
   places = (-(-size // 4)) ** 2
@@ -259,7 +272,10 @@ SMALL = {
   "preact_resnet18_4": lambda: PreActResNet18(4, 7),
   "wong_preact_resnet18_4": lambda: WongPreActResNet18(4, 7),
   "dm_preact_resnet18_4": lambda: torch_deepmind.PreActResNet18(4, 7),
-  "dm_wide_resnet_10_2": lambda: torch_deepmind.WideResNet(10, 2, 7),
+  "dm_wide_resnet_10_2": lambda: torch_deepmind.WideResNet((1, 1, 1), (32, 64, 128), 7),
+  "dm_wide_resnet_10_1_mean_sparse": lambda: torch_deepmind.WideResNet((1, 1, 1), (16, 32, 64), 7, sparse=True),
+  "ra_wide_resnet_6_2x8_1x12_1x20": lambda: torch_deepmind.WideResNet((2, 1, 1), (8, 12, 20), 7, 6, squeeze=True),
+  "robust_wide_resnet_16_1x20_2x24_1x12": lambda: RobustWideResNet(16, (20, 24, 12), (1, 2, 1), 7),
   "wide_resnet_10_1": lambda: WideResNet(10, 1, 7),
   "wide_resnet_16_2": lambda: WideResNet(16, 2, 7),
   "cnn_4": lambda: cnn(4, 7, 3, 8),

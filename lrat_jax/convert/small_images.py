@@ -16,12 +16,12 @@ from lrat_jax.convert.tensors import Entry, Recognised, Shape, UnknownNetworkErr
 from lrat_jax.models.cnn import CNN
 from lrat_jax.models.preact_resnet import PreActResNet, WongPreActResNet
 from lrat_jax.models.resnet import ResNet
-from lrat_jax.models.wide_resnet import WideResNet
+from lrat_jax.models.wide_resnet import RobustWideResNet, WideResNet, name_of
 
 # Our CNN's layers in its nn.Sequential; a ReLU follows each but the last, Flatten stands before the first linear.
 _CNN_CONVS, _CNN_HIDDEN, _CNN_HEAD = ("0", "2", "4", "6"), "9", "11"
 # One tensor of each kind of network, behind whatever a wrapper put before its name.
-_ANCHOR = re.compile(r"((?:.+\.)?)(layer1\.0\.conv1|block1\.layer\.0\.conv1|11)\.weight")
+_ANCHOR = re.compile(r"((?:.+\.)?)(layer1\.0\.conv1|block1\.layer\.0\.conv1|blocks\.0\.layer\.0\.conv1|11)\.weight")
 
 
 def _pre_activation(name: str, shortcut: str, path: str, parameters: Mapping[str, Any]) -> Iterator[Entry]:
@@ -65,6 +65,15 @@ def _wide_resnet(network: WideResNet, parameters: Mapping[str, Any]) -> Iterator
   yield from tensors.weights("fc", ("Dense_0",), tensors.DENSE, bias=True)
 
 
+def _robust_wide_resnet(network: RobustWideResNet, parameters: Mapping[str, Any]) -> Iterator[Entry]:
+  yield from tensors.conv("stem_conv", "Conv_0")
+  for group, block, index in tensors.blocks(count for count, _ in network.sizes):
+    name = f"blocks.{group - 1}.layer.{block}"
+    yield from _pre_activation(name, "convShortcut", f"PreActivationBlock_{index}", parameters)
+  yield from tensors.norm("bn1", "BatchNorm_0")
+  yield from tensors.weights("fc", ("Dense_0",), tensors.DENSE, bias=True)
+
+
 def _cnn(network: CNN, parameters: Mapping[str, Any]) -> Iterator[Entry]:
   for index, name in enumerate(_CNN_CONVS):
     yield from tensors.weights(name, (f"Conv_{index}",), tensors.KERNEL, bias=True)
@@ -78,6 +87,7 @@ NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {
   PreActResNet: _preact_resnet,
   WongPreActResNet: _preact_resnet,
   WideResNet: _wide_resnet,
+  RobustWideResNet: _robust_wide_resnet,
 }
 
 
@@ -86,6 +96,20 @@ def resnet_depth(shapes: Mapping[str, Shape], prefix: str) -> tuple[str, bool]:
   counts = [tensors.count(shapes, f"{prefix}layer{stage}.{{}}.conv1.weight") for stage in range(1, 5)]
   bottleneck = f"{prefix}layer1.0.conv3.weight" in shapes
   return tensors.depth(counts, bottleneck), bottleneck
+
+
+def _robust_wide_resnet_name(shapes: Mapping[str, Shape], prefix: str) -> str:
+  names = [f"{prefix}blocks.{group}.layer.{{}}.conv1.weight" for group in range(3)]
+  channels = (tensors.size(shapes, name.replace("{}", "0"), 0, 4) for name in names)
+  groups = tuple(zip((tensors.count(shapes, name) for name in names), channels, strict=True))
+  return name_of("robust_", tensors.size(shapes, f"{prefix}stem_conv.weight", 0, 4), groups)
+
+
+def _renamed(shapes: Mapping[str, Shape], prefix: str) -> dict[str, str]:
+  """Our names for what Huang et al.'s second code (arXiv:2212.11005) calls otherwise; empty for their first."""
+  own = [name.removeprefix(prefix) for name in shapes]
+  norms = {name: name.replace("norm1.", "bn1.", 1) for name in own if name.startswith("norm1.")}
+  return norms | {name: name.replace("shortcut.0", "convShortcut") for name in own if ".shortcut.0." in name}
 
 
 def _stages(shapes: Mapping[str, Shape], prefix: str) -> tuple[str, str]:
@@ -111,16 +135,20 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
   prefixes = {match[1]: match[2] for name in shapes if (match := _ANCHOR.fullmatch(name))}
   if not prefixes:
     return None
-  prefix = min(prefixes, key=len)
+  prefix, renamed = min(prefixes, key=len), {}
   if prefixes[prefix] == _CNN_HEAD:
     stem, head = f"{prefix}{_CNN_CONVS[0]}", f"{prefix}{_CNN_HEAD}"
     width = tensors.size(shapes, f"{stem}.weight", 0, 4)
     name = "cnn" if width == 32 else f"cnn_{width}"
     places = tensors.size(shapes, f"{prefix}{_CNN_HIDDEN}.weight", 1, 2) // (2 * width)
     image_size = (4, 4 * max(1, places))  # two strides of 2
+  elif prefixes[prefix].startswith("blocks"):
+    name, image_size = _robust_wide_resnet_name(shapes, prefix), (8, 8)
+    stem, head, renamed = f"{prefix}stem_conv", f"{prefix}fc", _renamed(shapes, prefix)
   else:
     name, head = _stages(shapes, prefix)
     stem, image_size = f"{prefix}conv1", (8, 8)
   num_classes, channels = tensors.size(shapes, f"{head}.weight", 0, 2), tensors.size(shapes, f"{stem}.weight", 1, 4)
-  # In the definitions that name tensors so, ReLU is written into the layers.
-  return Recognised(prefix, name, num_classes, channels, image_size, activation="relu")
+  # In the definitions that name tensors so, ReLU is written into the layers; but for the one whose names differ.
+  activation = None if renamed else "relu"
+  return Recognised(prefix, name, num_classes, channels, image_size, activation=activation, renamed=renamed)

@@ -1,4 +1,4 @@
-"""The layers of the networks: a convolution, batch norm, both as one, and activations by name."""
+"""The layers of convolutional networks: convolution, batch norm, both as one, squeeze and excitation; activations."""
 
 import functools
 from collections.abc import Callable
@@ -80,3 +80,18 @@ class ConvNorm(nn.Module):
     kernel = conv.variables["params"]["kernel"] * scale
     bias = weights["bias"] - running["mean"] * scale
     return conv2d(x.astype(self.dtype), kernel.astype(self.dtype), strides, pads) + bias.astype(self.dtype)
+
+
+class SqueezeExcitation(nn.Module):
+  """Channels scaled by what a small network says of all channels' means (Hu et al., arXiv:1709.01507).
+
+  A quarter of the channels and ReLU between its two layers.
+  """
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    means = jnp.mean(x, axis=(1, 2), keepdims=True)
+    squeezed = nn.relu(nn.Dense(round(x.shape[-1] / 4), dtype=self.dtype)(means))
+    return x * nn.sigmoid(nn.Dense(x.shape[-1], dtype=self.dtype)(squeezed))

@@ -10,12 +10,11 @@ from flax import linen as nn
 
 from lrat_jax.core import user_code
 from lrat_jax.core.typing import Images, Logits
-from lrat_jax.models import convnext, swin, vit, xcit
+from lrat_jax.models import convnext, swin, vit, wide_resnet, xcit
 from lrat_jax.models.cnn import CNN
 from lrat_jax.models.layers import ACTIVATIONS
 from lrat_jax.models.preact_resnet import DMPreActResNet, PreActResNet, WongPreActResNet
 from lrat_jax.models.resnet import BLOCKS, ResNet, TorchvisionResNet
-from lrat_jax.models.wide_resnet import DMWideResNet, WideResNet
 
 DTYPES = ("float32", "bfloat16")
 # What becomes of images in [0, 1] before the network.
@@ -29,8 +28,8 @@ _CNN_PIXELS_AT_ONCE = 8 * 28 * 28
 _FEW = 32
 NAMES = (
   "cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "preact_resnet18", "preact_resnet18_WIDTH",
-  "wide_resnet_DEPTH_WIDTH", "dm_wide_resnet_DEPTH_WIDTH", "dm_preact_resnet18", "wong_preact_resnet18", "resnet50",
-  "imagenet_resnet50", "imagenet_wide_resnet50_2", *convnext.NAMES, *swin.NAMES, *vit.NAMES, *xcit.NAMES,
+  "dm_preact_resnet18", "wong_preact_resnet18", "resnet50", "imagenet_resnet50", "imagenet_wide_resnet50_2",
+  *wide_resnet.NAMES, *convnext.NAMES, *swin.NAMES, *vit.NAMES, *xcit.NAMES,
 )  # fmt: skip
 
 
@@ -96,19 +95,12 @@ def _imagenet_wide_resnet(match: re.Match, **options: Any) -> nn.Module:
   return TorchvisionResNet(**options)
 
 
-def _wide_resnet(match: re.Match, **options: Any) -> nn.Module:
-  family, depth = (DMWideResNet if match[1] else WideResNet), int(match[2])
-  if depth < 10 or (depth - 4) % 6:
-    raise ValueError(f"name={match[0]!r}: the depth of a WideResNet is 6 n + 4 with n >= 1, such as 28 or 34.")
-  return family(depth=depth, width=int(match[3]), **options)
-
-
 # How the names of a family are spelled, and what makes a network of one.
 _FAMILIES: dict[str, Callable[..., nn.Module]] = {
   r"cnn(?:_([1-9]\d{0,3}))?": _cnn,
   r"(imagenet_)?resnet(18|34|50|101|152)(?:_([1-9]\d{0,3}))?": _resnet,
   r"(|wong_|dm_)preact_resnet(18|34)(?:_([1-9]\d{0,3}))?": _preact_resnet,
-  r"(dm_)?wide_resnet_(\d{1,3})_([1-9]\d{0,2})": _wide_resnet,
+  wide_resnet.SPELLING: wide_resnet.from_name,
   r"imagenet_wide_resnet(50|101)_([1-9])(?:_([1-9]\d{0,3}))?": _imagenet_wide_resnet,
   convnext.SPELLING: convnext.from_name,
   swin.SPELLING: swin.from_name,

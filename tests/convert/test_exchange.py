@@ -1,5 +1,7 @@
 """Models from PyTorch and back: equal logits, equal bits, and every wrapper that people have."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -83,6 +85,18 @@ def test_the_activation_is_kept(tmp_path):
   variables = _random_variables(model, images)
   exchange.save(tmp_path / "a.safetensors", model, variables)
   assert exchange.load(tmp_path / "a.safetensors").module == model
+
+
+def test_names_of_other_code_become_ours(tmp_path):
+  name = "robust_wide_resnet_16_1x20_2x24_1x12"
+  tensors = definitions.trained(name).state_dict()
+  rename = lambda key: re.sub("^bn1", "norm1", key).replace("convShortcut", "shortcut.0")
+  theirs = {rename(key): tensor for key, tensor in tensors.items()}
+  torch.save(_behind("module.", theirs), tmp_path / "a.pt")
+  torch.save(tensors, tmp_path / "b.pt")
+  found, expected = (exchange.read(tmp_path / f"{file}.pt", **PLAIN) for file in "ab")
+  assert found.recognised.name == name and found.tensors.keys() == expected.tensors.keys()
+  assert (found.recognised.activation, expected.recognised.activation) == (None, "relu")
 
 
 @pytest.mark.parametrize("name", definitions.SMALL)

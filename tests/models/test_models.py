@@ -13,7 +13,8 @@ from lrat_jax.models import networks
 
 SMALL = [
   "cnn_4", "resnet18_4", "preact_resnet18_4", "wide_resnet_10_1", "dm_wide_resnet_10_1", "dm_preact_resnet18_4",
-  "wong_preact_resnet18_4", "imagenet_resnet18_4",
+  "wong_preact_resnet18_4", "imagenet_resnet18_4", "ra_wide_resnet_6_2x8_1x12_1x20",
+  "robust_wide_resnet_16_1x20_2x24_1x12",
 ]  # fmt: skip
 WITH_LAYER_NORM = ["convnext_1-1_8-12_patch2", "vit_2_16_2_4"]
 
@@ -101,14 +102,15 @@ def test_normalisation_is_inside():
 def test_an_activation_replaces_every_other(name, monkeypatch):
   images, calls = jnp.full((1, 8, 8, 3), 0.3), []
   relu, silu = (models.create(name, 5, activation=activation) for activation in ("relu", "silu"))
-  assert models.create(name, 5) == (silu if name.startswith("dm_") else relu)
-  for name in ("relu", "silu"):
-    monkeypatch.setitem(models.ACTIVATIONS, name, lambda x, name=name: calls.append(name) or x)
+  assert models.create(name, 5) == (silu if name.startswith(("dm_", "ra_")) else relu)
+  for kind in ("relu", "silu"):
+    monkeypatch.setitem(models.ACTIVATIONS, kind, lambda x, kind=kind: calls.append(kind) or x)
   for model in (relu, silu):
     jax.eval_shape(model.init, jax.random.key(0), images)
   half = len(calls) // 2
   assert calls == ["relu"] * half + ["silu"] * half and half >= 5
-  assert "relu" not in str(jax.make_jaxpr(silu.init)(jax.random.key(0), images))
+  # RaWRN's squeeze and excitation keep theirs.
+  assert name.startswith("ra_") or "relu" not in str(jax.make_jaxpr(silu.init)(jax.random.key(0), images))
 
 
 def test_activations_are_those_of_their_names():
@@ -125,6 +127,9 @@ def test_activations_are_those_of_their_names():
   ("arguments", "message"),
   [
     ({"name": "vgg"}, "name='vgg' is no model; choose from"),
+    ({"name": "wide_resnet_10_1_mean_sparse"}, "those that begin with dm_ or ra_ can have MeanSparse"),
+    ({"name": "ra_wide_resnet_28_10"}, "is no WideResNet; choose from"),
+    ({"name": "wide_resnet_16_1x2_1x2_1x2"}, "is no WideResNet; choose from"),
     ({"name": "wide_resnet_30_10"}, r"depth of a WideResNet is 6 n \+ 4"),
     ({"num_classes": 1}, "num_classes=1 must be 2 or more"),
     ({"dtype": "float16"}, r"dtype='float16' is unknown; choose from \['float32', 'bfloat16'\]"),
