@@ -9,7 +9,8 @@
   --config=METHOD[:DATA_SET[,ATTACK...][,suite=SUITE]]
                  METHOD: at irat lrat lrat_irat trades mart, or a file such as
                  configs/lrat.py; DATA_SET: digits fashion_mnist cifar10 svhn;
-                 SUITE: pgd apgd autoattack full unforeseen corruptions
+                 SUITE: pgd apgd autoattack full unforeseen lpips
+                 transfer corruptions
   --config.X=Y   any field, as config.seed; lrat_jax/config/default.py explains them
   --mode=MODE    train_and_evaluate (default), train or evaluate
   --workdir=DIR  where the run lives; default runs/NAME_seedSEED
@@ -18,6 +19,7 @@
   --architecture=NAME --robustbench=NAME --key=NAME
                  of the file of --model: lrat-jax convert --help
   --dry_run      prints steps, memory and time; writes nothing
+  --dry_run --topology=v5e:4x4    compiles for TPUs that are not there
   --track=LIST   logs the run to wandb, mlflow as well
   --profile=DIR  a trace of where the time goes, for TensorBoard or Perfetto
   --coordinator=HOST:PORT --num_processes=N --process_id=I    several processes

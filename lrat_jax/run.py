@@ -14,17 +14,18 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
+from rich.filesize import decimal
 
 from lrat_jax import data, models
 from lrat_jax.analysis import plots
-from lrat_jax.config import validate
-from lrat_jax.config.command_line import Options, reason
-from lrat_jax.convert import exchange
-from lrat_jax.core import distributed, malloc, preemption, sharding
+from lrat_jax.config import suites, validate
+from lrat_jax.config.command_line import Options, expand_home, reason
+from lrat_jax.convert import exchange, initial
+from lrat_jax.core import distributed, malloc, preemption, sharding, topologies
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.evaluation import runner
 from lrat_jax.models import user_model
-from lrat_jax.training import dry_run, loop, metric_writers
+from lrat_jax.training import dry_run, loop, metric_writers, rehearsal
 from lrat_jax.training import workdir as workdir_lib
 
 # Programs that took longer to compile are kept. JAX's own second leaves out half of a small network's.
@@ -61,29 +62,66 @@ def _load_dataset(config: ConfigDict, workdir: Path, trains: bool) -> tuple[data
   return dataset._replace(num_classes=about["num_classes"], corrupted=corrupted), about
 
 
+def _describe_extra(dataset: data.Dataset, console: Console) -> None:
+  """Says of an extra source that it is held in memory, where it is."""
+  if dataset.extra is not None and not isinstance(dataset.extra.images, np.memmap):
+    console.print(
+      f"note: the images of config.data.extra.source are compressed, so all {decimal(dataset.extra.nbytes)} are held "
+      "in memory; np.savez stores them so that those of a batch alone are read.",
+      highlight=False,
+      soft_wrap=True,
+    )
+
+
 def _load_data(
-  config: ConfigDict, workdir: Path, console: Console, *, trains: bool
+  config: ConfigDict, workdir: Path, console: Console, *, trains: bool, topology: str | None = None
 ) -> tuple[data.Dataset, dict[str, Any], Mesh]:
   """Checks what can be wrong with a configuration before anything is written, and starts JAX.
 
   Args:
     trains: whether more than the test split is needed.
+    topology: of the TPUs that the run is rehearsed for; None for this machine's own devices.
   """
   same = f"{workdir} {json.dumps(workdir_lib.portable(config), sort_keys=True)}"
   dataset, about = distributed.run_on_all_processes("data", lambda: _load_dataset(config, workdir, trains), same)
+  _describe_extra(dataset, console)
   _keep_compiled(config.compilation_cache, workdir)
   batch_sizes = (config.data.batch_size, config.eval.batch_size) if trains else (config.eval.batch_size,)
   if slow := sharding.use_cpu_cores(*batch_sizes, num_processes=distributed.place().count):
     console.print(f"note: {slow}", highlight=False, soft_wrap=True)
-  mesh = sharding.make_mesh()
+  mesh = topologies.described_mesh(topology) if topology else sharding.make_mesh()
   if sharding.platform(mesh) == "cpu":
     malloc.disable_malloc_trim()
   validate.check_for_devices(config, mesh.size, trains=trains)
   return dataset, about, mesh
 
 
+def _load_surrogates(config: ConfigDict, dataset: data.Dataset, num_classes: int) -> dict[str, user_model.LogitsFn]:
+  """By attack of the suite the model that it is made on, where the entry names one.
+
+  Raises:
+    ConfigError: there is none, or it does not fit the data.
+  """
+  images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
+  found = {}
+  for name, entry in config.eval.suite.items():
+    if suites.SURROGATE not in entry:
+      continue
+    where, source = f"config.eval.suite.{name}.{suites.SURROGATE}", expand_home(str(entry[suites.SURROGATE]))
+    if not source:
+      raise ConfigError(f"{where}='' must name a file of weights, a run's workdir, or package.module:function.")
+    try:
+      stored = exchange.is_stored(source)
+      logits_fn = exchange.load(source).logits_fn if stored else user_model.find(source)
+      found[name], _ = user_model.checked(source, logits_fn, images, num_classes)
+    except (user_model.UserModelError, exchange.WeightsError) as error:
+      raise ConfigError(f"{where}={error}") from error
+  return found
+
+
 def _evaluate_checkpoint(
   experiment: loop.Experiment,
+  surrogates: Mapping[str, user_model.LogitsFn],
   asked: dict[str, Any],
   workdir: Path,
   console: Console,
@@ -100,6 +138,7 @@ def _evaluate_checkpoint(
   console.print(f"Evaluating the checkpoint of step {step}, the best in validation.")
   config = experiment.config
   about = {"name": config.name, "step": step, **asked, "config": workdir_lib.portable(config)}
+  about["dtypes"] = {"attacks": config.eval.attack_dtype, "verdict": "float32"}
   return runner.evaluate(
     config,
     experiment.logits_fn(state),
@@ -108,8 +147,10 @@ def _evaluate_checkpoint(
     workdir,
     console,
     about=about,
+    attacked_fn=experiment.attacked_fn(state),
     stop=stop,
     microbatch_size=experiment.microbatch_size,
+    surrogates=surrogates,
     draw=draw,
   )
 
@@ -136,7 +177,14 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
   stored = distributed.run_on_all_processes("model", lambda: _read_stored(name, options.weights))
   dataset, about_data, mesh = _load_data(config, workdir, console, trains=config.eval.split != "test")
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
+  dtype = config.eval.attack_dtype
+  if not stored and dtype != "float32":
+    raise ConfigError(
+      f"config.eval.attack_dtype={dtype!r} is for a file of weights; --model={name} computes as it does."
+    )
   about = {"name": name, "model": name, "data": about_data, **_asked(options)}
+  own = "the function's own"
+  about["dtypes"] = {"attacks": dtype, "verdict": "float32"} if stored else {"attacks": own, "verdict": own}
   if stored:
     about |= {
       "name": exchange.label(name),
@@ -151,6 +199,7 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
     logits_fn, num_classes = user_model.checked(name, found, images, dataset.num_classes)
     validate.check_for_evaluation(config, dataset.image_shape, num_classes)
     architecture = stored.recognised.name if stored else name
+    surrogates = distributed.run_on_all_processes("surrogate", lambda: _load_surrogates(config, dataset, num_classes))
     microbatch_size = models.microbatch_size(architecture, *dataset.image_shape[:2], platform=sharding.platform(mesh))
     with workdir_lib.lock_workdir(workdir):
       runner.evaluate(
@@ -162,8 +211,10 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
         console,
         stop=stop,
         microbatch_size=microbatch_size,
+        surrogates=surrogates,
         draw=plots.draw_evaluation,
         about=about,
+        attacked_fn=stored.build(dtype).logits_fn if stored and dtype != "float32" else None,
       )
   except (user_model.UserModelError, exchange.WeightsError) as error:
     raise ConfigError(f"--model={error}") from error
@@ -183,6 +234,22 @@ def _drawing(draw: Callable[[], Any] | None) -> Iterator[Callable[[], Any]]:
   drawing.result()  # what went wrong there is this thread's error
 
 
+def _initial(experiment: loop.Experiment, workdir: Path) -> tuple[Callable[[], Mapping[str, Any]], dict[str, Any]]:
+  """What gives the weights that a run begins with, and what its files say of them.
+
+  They are read before anything is written, and never again: a run with checkpoints has its own.
+  """
+  config, dataset = experiment.config, experiment.dataset
+  if not config.train.init_from:
+    return dict, {}
+  read = functools.cache(lambda: initial.read(config, dataset.num_classes, dataset.image_shape))
+  if (workdir / "checkpoints").is_dir() and (said := workdir_lib.init_of_run(workdir)):
+    about = said
+  else:
+    about = distributed.run_on_all_processes("init_from", read).about
+  return lambda: read().arrays, {"init_from": about}
+
+
 def _run_config(options: Options, workdir: Path, console: Console, stop: preemption.Watch) -> None:
   """Trains, evaluates, or both; or says what that would take."""
   config, mode = options.config, options.mode
@@ -192,18 +259,25 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
   trains = mode != "evaluate" or options.dry_run
   if not trains and not (workdir / "checkpoints").is_dir():
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
-  dataset, about_data, mesh = _load_data(config, workdir, console, trains=trains or config.eval.split != "test")
+  dataset, about_data, mesh = _load_data(
+    config, workdir, console, trains=trains or config.eval.split != "test", topology=options.topology
+  )
   if dataset.num_classes is None:
     raise ConfigError(f"{workdir / 'config.json'} does not say how many classes the data have; train there again.")
   if trains:
-    validate.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels))
+    extra = 0 if dataset.extra is None else len(dataset.extra.labels)
+    validate.check_for_data(config, dataset.image_shape, dataset.num_classes, len(dataset.train.labels), extra)
   else:
     validate.check_for_evaluation(config, dataset.image_shape, dataset.num_classes)
   asked = {**_asked(options), "data": about_data}
   experiment = loop.build(config, dataset, mesh)
+  begin, about_init = _initial(experiment, workdir)
+  asked |= about_init
   if options.dry_run:
-    dry_run.describe(experiment, console)
+    (rehearsal if options.topology else dry_run).describe(experiment, console)
     return
+  load = lambda: {} if mode == "train" else _load_surrogates(config, dataset, dataset.num_classes)
+  surrogates = distributed.run_on_all_processes("surrogate", load)
   with workdir_lib.lock_workdir(workdir), metric_writers.opened(services, workdir, config, console) as writers:
     if distributed.is_primary():
       workdir_lib.write_config(workdir, config, asked)
@@ -215,11 +289,11 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
       soft_wrap=True,
     )
     if mode != "evaluate":
-      loop.train(experiment, workdir, console, stop, writers)
+      loop.train(experiment, workdir, console, stop, writers, begin)
     draws = mode != "evaluate" and distributed.is_primary()
     with _drawing(functools.partial(plots.draw_run, workdir, config.name, dataset.train) if draws else None) as drawn:
       if mode != "train":
-        results = _evaluate_checkpoint(experiment, asked, workdir, console, stop, drawn)
+        results = _evaluate_checkpoint(experiment, surrogates, asked, workdir, console, stop, drawn)
         metric_writers.write_results(writers, results)
 
 

@@ -19,6 +19,7 @@ from lrat_jax.attacks._entry import AttackResult, check_batch, check_logits, exa
 from lrat_jax.attacks._fab import fab
 from lrat_jax.attacks._fmn import fmn
 from lrat_jax.attacks._hop_skip_jump import hop_skip_jump
+from lrat_jax.attacks._lpips import lpips, lpips_distance
 from lrat_jax.attacks._msd import msd
 from lrat_jax.attacks._pgd import cw, fgsm, pgd, starting_points
 from lrat_jax.attacks._spatial import spatial
@@ -61,6 +62,8 @@ __all__ = [
   "get_norm",
   "hop_skip_jump",
   "losses",
+  "lpips",
+  "lpips_distance",
   "microbatch",
   "msd",
   "pgd",

@@ -19,6 +19,7 @@ from lrat_jax.attacks._entry import AttackResult, check_batch, entry, finished, 
 from lrat_jax.attacks._fab import fab
 from lrat_jax.attacks._fmn import fmn
 from lrat_jax.attacks._hop_skip_jump import hop_skip_jump
+from lrat_jax.attacks._lpips import lpips
 from lrat_jax.attacks._msd import msd
 from lrat_jax.attacks._pgd import cw, fgsm, pgd
 from lrat_jax.attacks._spatial import spatial
@@ -51,6 +52,7 @@ REGISTRY: dict[str, Attack] = {
   "spatial": spatial,
   "corruption": corruption,
   "unforeseen": unforeseen,
+  "lpips": lpips,
 }
 
 # Lengths in the image range. A config may give them as the fraction that people quote, "8/255".

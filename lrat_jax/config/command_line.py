@@ -29,6 +29,7 @@ class Options(NamedTuple):
     preset: the value of --config, such as "lrat:cifar10".
     arguments: the arguments that determine the result: without where the run lives, and on how many processes.
     track: the services that follow the run (`metric_writers.find`).
+    topology: of TPUs that a dry run is compiled for, as "v5e:4x4".
     profile: a folder for a trace of the run.
     coordinator, num_processes, process_id: how to find the run's other processes (`distributed.join`).
   """
@@ -42,6 +43,7 @@ class Options(NamedTuple):
   arguments: tuple[str, ...] = ()
   track: tuple[str, ...] = ()
   dry_run: bool = False
+  topology: str | None = None
   profile: str | None = None
   coordinator: str | None = None
   num_processes: int | None = None
@@ -50,7 +52,7 @@ class Options(NamedTuple):
 
 # Arguments that say where and how a run goes, not what it computes.
 _PLACE = re.compile(
-  r"--?(workdir|mode|track|profile|no?dry_run|coordinator|num_processes|process_id"
+  r"--?(workdir|mode|track|profile|no?dry_run|topology|coordinator|num_processes|process_id"
   r"|config\.(compilation_cache|data\.(data_dir|placement)))="
 )
 _METHODS_FILE = Path(__file__).with_name("methods.py")
@@ -65,7 +67,8 @@ def joined(arguments: Sequence[str]) -> list[str]:
       result.append(f"{waiting}={argument}")
       waiting = None
     elif re.fullmatch(
-      rf"--?(config|workdir|model|{'|'.join(WEIGHTS_FLAGS)}|mode|track|profile|coordinator|num_processes|process_id)",
+      rf"--?(config|workdir|model|{'|'.join(WEIGHTS_FLAGS)}|mode|track|profile|topology|coordinator|num_processes"
+      r"|process_id)",
       argument,
     ):
       waiting = argument
@@ -119,6 +122,7 @@ def _define(arguments: list[str]) -> flags.FlagValues:
   flags.DEFINE_string("mode", None, "what to do", flag_values=values)
   flags.DEFINE_list("track", [], "wandb, mlflow", flag_values=values)
   flags.DEFINE_bool("dry_run", False, "says what the run would take", flag_values=values)
+  flags.DEFINE_string("topology", None, "of TPUs to compile for", flag_values=values)
   flags.DEFINE_string("profile", None, "a folder for a trace of the run", flag_values=values)
   flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
   flags.DEFINE_integer("num_processes", None, "of this run", flag_values=values)
@@ -215,6 +219,8 @@ def parse(arguments: Sequence[str]) -> Options:
   for name in ("track", "dry_run"):
     if values.model is not None and values[name].value:
       raise ConfigError(f"--{name} is for a run of a configuration, not for --model.")
+  if values.topology is not None and not values.dry_run:
+    raise ConfigError(f"--topology={values.topology} is for a rehearsal: give --dry_run too.")
   said = weights(values)
   if values.model is None and (given_flags := [f"--{name}" for name in WEIGHTS_FLAGS if said[name] is not None]):
     raise ConfigError(f"{', '.join(given_flags)}: only of the file of --model, which is not given.")
@@ -233,6 +239,7 @@ def parse(arguments: Sequence[str]) -> Options:
     arguments=tuple(argument for argument in given if not _PLACE.match(argument)),
     track=tuple(values.track),
     dry_run=values.dry_run,
+    topology=values.topology,
     profile=values.profile,
     coordinator=values.coordinator,
     num_processes=values.num_processes,

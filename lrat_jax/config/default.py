@@ -18,6 +18,13 @@ from lrat_jax.config.suites import NORMS, SUITES, iterated, kinds
 ALL, SAMPLED = "all", "sampled"
 
 SCHEDULES = ("constant", "piecewise", "cosine", "one_cycle")
+OPTIMIZERS = ("sgd", "adamw")
+# `optimizer.decay`: weight decay on every parameter, or on kernels and matrices alone.
+DECAYS = ("all", "kernels")
+# `model.batch_norm`: statistics of the whole batch, or of each device's share of it.
+SYNCHRONISED, LOCAL = "synchronised", "local"
+# `train.init_head`: whether the last layer comes from `train.init_from` too.
+HEADS = ("loaded", "new")
 
 
 def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padding: int = 0, flip: bool = False):
@@ -29,6 +36,10 @@ def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padd
     placement="auto",  # auto | device | host: where training images wait; auto is the device if they fit in a quarter
     validation_size=validation_size,  # images held out of the training split
     train_size=0,  # trains on so many of the rest, the same for every seed; 0 is all
+    extra=dict(
+      source="",  # npz:PATH, images to train on besides, as a generator's: "image" and "label"; empty is none
+      fraction=0.7,  # their share of every batch
+    ),
     crop_padding=crop_padding,  # random crops after padding by so many pixels; 0 is off
     flip=flip,  # random horizontal flips
   )
@@ -42,15 +53,20 @@ def _model(name: str, mean: tuple[float, ...], std: tuple[float, ...]):
     mean=mean,  # of the training images, for each channel or one for all: subtracted inside the model
     std=std,  # their standard deviations: divided by inside the model
     preprocessing="mean_std",  # mean_std | none | per_image | minus_one_to_one: by mean and std, or without them
+    batch_norm=SYNCHRONISED,  # synchronised | local: statistics of the whole batch, or of each device's share of it
   )
 
 
 def _optimizer(learning_rate: float, schedule: str, weight_decay: float = 5e-4):
   return dict(
+    name="sgd",  # sgd | adamw
     learning_rate=learning_rate,  # the peak
-    momentum=0.9,  # SGD's
+    momentum=0.9,  # SGD's, AdamW's first
+    second_momentum=0.999,  # AdamW's second
     nesterov=False,  # whether the momentum is Nesterov's
-    weight_decay=weight_decay,  # added to the gradient, that many times the weights
+    weight_decay=weight_decay,  # that many times the weights: sgd adds it to the gradient, adamw to the step
+    decay="all",  # all | kernels: what decays; kernels leaves out biases, norms, tokens and the like
+    clip_norm=0.0,  # gradients whose global norm is longer are scaled to it; 0 is off
     schedule=schedule,  # constant | piecewise | cosine | one_cycle
     warmup=0.3 if schedule == "one_cycle" else 0.0,  # cosine, one_cycle: share of the steps before the peak
     boundary_fractions=(0.5, 0.75),  # piecewise: shares of the steps after which the rate falls
@@ -214,6 +230,8 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         variants=ALL,  # all | sampled: of each image by every attack, or by one drawn for the batch by its robust error
         attack_batch_norm="eval",  # eval | train: which batch-norm statistics the training attacks see
         ema_decay=0.0,  # of the weights that are validated and evaluated; 0 is off
+        init_from="",  # fine-tuning: weights to begin with, of a workdir, .pt, .safetensors or directory; empty is none
+        init_head="loaded",  # loaded | new: whether the last layer is from there too, or begins anew
         log_every_steps=20,  # steps between two rows of metrics
         checkpoint_every_steps=500,  # steps between checkpoints; the best epoch since the last is saved with the next
         num_logged_examples=2048,  # training images whose weights are kept for every epoch
@@ -249,6 +267,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         split="test",  # test | validation | train: what is evaluated; choose on validation, report on test, once
         num_images=0,  # evaluates the first so many images of the split; 0 is all
         num_sanity_examples=64,  # images for the checks of whether a robust accuracy is too high; 0 is off
+        attack_dtype="float32",  # float32 | bfloat16: what the network computes in under attack; verdicts are float32's
         save_images=False,  # whether every adversarial is written, a file for each attack
         robustbench=False,  # whether RobustBench's model JSON is written; needs the suite "autoattack"
         references="",  # a JSON file {attack: best known accuracy}, to be shares of; empty is none

@@ -1,6 +1,7 @@
 """Whether a configuration makes sense, before anything is built or written. One clear line if it does not."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -121,9 +122,15 @@ def _check_kind(config: ConfigDict, group: str, kinds: Collection[str]) -> None:
       raise ValueError(f"kind={name!r} is unknown; {choices}.")
 
 
+def _entry(config: ConfigDict, path: str) -> dict[str, Any]:
+  """The fields of an attack, without those that are its suite's."""
+  entry = _field(config, path).to_dict()
+  return suites.without_surrogate(entry) if path.startswith("eval.suite.") else entry
+
+
 def _user_attacks(config: ConfigDict, paths: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
   """The attacks that are the user's own, as (path, fields)."""
-  entries = ((path, _field(config, path).to_dict()) for path in paths)
+  entries = ((path, _entry(config, path)) for path in paths)
   return ((path, entry) for path, entry in entries if user_code.is_name(entry.get("name")))
 
 
@@ -179,11 +186,19 @@ def _check_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tuple[
           attacks.from_config(_field(config, path))  # any kind that there is a file of, on images of any size
           traced = []
         else:
-          traced = [attacks.from_config(_field(config, path))]
+          traced = [_traced_attack(config, path)]
         for attack in traced:
           jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
     except (TypeError, AttributeError) as error:  # only a file can give an attack values of other types
       raise ConfigError(f"config.{path} holds a value of the wrong type: {error}") from None
+
+
+def _traced_attack(config: ConfigDict, path: str) -> attacks.Attack:
+  """The attack at a path; in a suite features have a stand-in."""
+  entry = _entry(config, path)
+  attack = attacks.from_config(entry)
+  has_features = path.startswith("eval.suite.") and suites.takes_features(entry)
+  return functools.partial(attack, features_fn=lambda images: [images]) if has_features else attack
 
 
 def _is_read(config: ConfigDict, entry: ConfigDict) -> bool:
@@ -209,15 +224,27 @@ def check_corruptions(config: ConfigDict, corrupted: data.CorruptedImages | None
       raise ConfigError(f"config.{error}") from None
 
 
+def _check_momentum(config: ConfigDict) -> None:
+  _range(config, "optimizer.momentum", 0, 1)
+  _range(config, "optimizer.second_momentum", 0, 1)
+  for name in ("momentum", "second_momentum"):
+    if config.optimizer.name == "adamw" and config.optimizer[name] == 1:
+      raise ConfigError(f"config.optimizer.{name}=1.0: AdamW divides by 1 minus its powers; take less than 1.")
+
+
 def check(config: ConfigDict) -> None:
   """Refuses values that no run can use. Raises ConfigError naming the field, the value and the choices."""
   _choice(config, "objective", objectives.OBJECTIVES)
   _check_kind(config, "local_weights", reweighting.LOCAL_KINDS)
   _check_kind(config, "global_weights", reweighting.GLOBAL_KINDS)
+  _choice(config, "optimizer.name", config_lib.OPTIMIZERS)
+  _choice(config, "optimizer.decay", config_lib.DECAYS)
   _choice(config, "optimizer.schedule", config_lib.SCHEDULES)
   _choice(config, "data.placement", data.PLACEMENTS)
   _choice(config, "eval.split", data.SPLITS)
   _choice(config, "train.attack_batch_norm", ("eval", "train"))
+  _choice(config, "train.init_head", config_lib.HEADS)
+  _choice(config, "model.batch_norm", (config_lib.SYNCHRONISED, config_lib.LOCAL))
   _choice(config, "train.variants", (config_lib.ALL, config_lib.SAMPLED))
   _range(config, "seed", 0, 2**32 - 1)
   for path in ("data.batch_size", "eval.batch_size"):
@@ -241,6 +268,14 @@ def check(config: ConfigDict) -> None:
   ):
     _range(config, path, 0, 1)
   _range(config, "train.ema_decay", 0, 0.999999)
+  _range(config, "data.extra.fraction", 0, 1)
+  if (
+    config.data.extra.source
+    and not 0 < data.num_extra(config.data.extra.fraction, size := config.data.batch_size) < size
+  ):
+    raise ConfigError(
+      f"config.data.extra.fraction={config.data.extra.fraction} of {size} images leaves a source without any."
+    )
   _range(config, "beta", 0)
   _range(config, "awp.gamma", 0, 1)
   _range(config, "logit_pairing.weight", 0)
@@ -253,7 +288,8 @@ def check(config: ConfigDict) -> None:
       )
   _range(config, "optimizer.learning_rate", 0)
   _range(config, "optimizer.weight_decay", 0)
-  _range(config, "optimizer.momentum", 0, 1)
+  _range(config, "optimizer.clip_norm", 0)
+  _check_momentum(config)
   _range(config, "optimizer.decay_rate", 0, 1)
   boundaries = tuple(config.optimizer.boundary_fractions)
   if list(boundaries) != sorted(set(boundaries)) or not all(0 < b < 1 for b in boundaries):
@@ -264,6 +300,7 @@ def check(config: ConfigDict) -> None:
     _range(config, f"{path}.slope", 0)
     _range(config, f"{path}.bias", -_LARGEST)
   _choice(config, "model.dtype", ("auto", *models.DTYPES))
+  _choice(config, "eval.attack_dtype", models.DTYPES)
   with _errors_of("model"):
     models.create(config.model.name, 2, **_model_options(config))
   if not config.compilation_cache:
@@ -282,13 +319,22 @@ def check(config: ConfigDict) -> None:
   _find_user_attacks(config)
 
 
-def check_for_data(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, num_train: int) -> None:
-  """What only the data can tell: channels, classes, sizes, l2 radii, how many batches there are. Raises ConfigError."""
+def check_for_data(
+  config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, num_train: int, extra: int = 0
+) -> None:
+  """What only the data can tell: channels, classes, sizes, l2 radii, how many batches there are. Raises ConfigError.
+
+  `extra` is how many images the extra source has, where there is one.
+  """
   channels, given = image_shape[-1], len(config.model.mean)
   if config.model.preprocessing == "mean_std" and given not in (1, channels):
     raise ConfigError(f"config.model.mean={config.model.mean} has {given} entries, the images {channels} channels.")
   if config.data.batch_size > num_train:
     raise ConfigError(f"config.data.batch_size={config.data.batch_size} is more than the {num_train} training images.")
+  if extra and (needed := data.num_extra(config.data.extra.fraction, config.data.batch_size)) > extra:
+    raise ConfigError(
+      f"config.data.extra.source={config.data.extra.source!r} has {extra} images, a batch {needed} of them."
+    )
   if config.train.epochs * (num_train // config.data.batch_size) >= 2**31:  # steps are counted in int32
     raise ConfigError(f"config.train.epochs={config.train.epochs} makes more than {2**31 - 1:,} steps.")
   if config.data.crop_padding > min(image_shape[:2]):

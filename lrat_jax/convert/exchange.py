@@ -25,7 +25,7 @@ from lrat_jax import models
 from lrat_jax.convert import identity, torch_names, weight_files
 from lrat_jax.core import files, user_code
 from lrat_jax.core.errors import ConfigError, WeightsError
-from lrat_jax.evaluation import evaluate, results
+from lrat_jax.evaluation import results
 from lrat_jax.training import checkpoints
 from lrat_jax.training.workdir import read_config
 
@@ -53,7 +53,7 @@ class Model(NamedTuple):
   @property
   def logits_fn(self) -> Partial:
     """Images float [batch, h, w, c] in [0, 1] -> logits float32 [batch, classes], its parameters an argument."""
-    return Partial(evaluate.apply_function(self.module), self.variables)
+    return Partial(models.applied(self.module), self.variables)
 
 
 class Stored(NamedTuple):
@@ -158,7 +158,7 @@ def _store(
   return Stored(source, settled.recognised, own, settled.preprocessing, notes, settled.metadata | details)
 
 
-def _best_checkpoint(workdir: Path) -> tuple[int, dict[str, Any]]:
+def best_checkpoint(workdir: Path) -> tuple[int, dict[str, Any]]:
   """(step, state as arrays) of a run, which is left as it is."""
   with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
     step = saved.best_step()
@@ -173,7 +173,7 @@ def _best_checkpoint(workdir: Path) -> tuple[int, dict[str, Any]]:
 
 def _read_run(workdir: Path, said: identity.Said) -> Stored:
   """A run's best checkpoint, without its data set."""
-  step, state = _best_checkpoint(workdir)
+  step, state = best_checkpoint(workdir)
   try:
     config = read_config(workdir / "config.json")
     variables = state["ema"] or state["variables"]
@@ -206,9 +206,9 @@ def _said(fields: Mapping[str, Any]) -> identity.Said:
 def read(source: str | Path, *, key: str | None = None, **said: Any) -> Stored:
   """Reads a model's tensors and finds out which network they are of. Starts no device.
 
-  Known are the networks of `torch_names`, in any width, with any number of classes, behind any prefix ("module."). What
-  tensors do not tell must be known from elsewhere: from what is said here, from the model's own buffers (mu, sigma,
-  normalize.mean and so on), or from the metadata that `save` writes.
+  Known are the networks of docs/models.md, in any width, with any number of classes, behind any prefix ("module.").
+  What tensors do not tell must be known from elsewhere: from what is said here, from the model's own buffers (mu,
+  sigma, normalize.mean and so on), or from the metadata that `save` writes.
 
   Args:
     source: .pt, .pth, .safetensors, a directory with model.safetensors and config.json, or a run's workdir.

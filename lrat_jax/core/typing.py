@@ -4,7 +4,7 @@ They are annotations alone: nothing is checked as a program runs, where attacks 
 `jaxtyping.jaxtyped(typechecker=...)` around a function checks its calls.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ Keys = KeyPerImage | OneKey
 Scalar = float | int | Real[Array, ""]
 Rank = int | Integer[Array, ""]
 LogitsFn = Callable[..., Logits]  # of images, and for a random model of a key for each
+Activations = Float[Array, "batch height width channel"]  # of one layer, whose sizes are its own
+FeaturesFn = Callable[[Images], Sequence[Activations]]
 # In host memory, or brought there.
 HostImages = Float[np.ndarray, "batch height width channel"] | Images
 HostPixels = UInt8[np.ndarray, "batch height width channel"] | HostImages  # bytes too

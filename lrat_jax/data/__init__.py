@@ -3,8 +3,10 @@
 from lrat_jax.data.augment import augment, to_float
 from lrat_jax.data.corruptions import SEVERITIES, CorruptedImages, corrupted_for, open_corrupted
 from lrat_jax.data.loader import eval_batches, steps_per_epoch, train_batches
+from lrat_jax.data.mixtures import Mixture, load_for, num_extra, training_source
 from lrat_jax.data.placement import PLACEMENTS, make_device_put
-from lrat_jax.data.sources import SPLITS, DataError, Dataset, Split, is_users, load, load_for
+from lrat_jax.data.sources import DataError, is_users, load
+from lrat_jax.data.splits import SPLITS, Dataset, Split
 
 __all__ = [
   "PLACEMENTS",
@@ -13,6 +15,7 @@ __all__ = [
   "CorruptedImages",
   "DataError",
   "Dataset",
+  "Mixture",
   "Split",
   "augment",
   "corrupted_for",
@@ -21,8 +24,10 @@ __all__ = [
   "load",
   "load_for",
   "make_device_put",
+  "num_extra",
   "open_corrupted",
   "steps_per_epoch",
   "to_float",
   "train_batches",
+  "training_source",
 ]

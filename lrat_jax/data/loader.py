@@ -11,20 +11,46 @@ import grain
 import numpy as np
 
 from lrat_jax.core import sharding
-from lrat_jax.data.sources import Split
+from lrat_jax.data.mixtures import Mixture, num_extra
+from lrat_jax.data.splits import Split
 
 Batch = dict[str, Any]
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
-  """Whole batches in an epoch; what is left over is in other batches next epoch."""
+  """Whole batches in an epoch; what is left over is in other batches next epoch.
+
+  With an extra source `split` is the primary one. An epoch is then still as many images as that has, of both sources
+  together, as in Gowal et al. 2021 and Wang et al. 2023.
+  """
   return len(split.labels) // batch_size
 
 
+def _order(count: int, batch_size: int, seed: int) -> grain.MapDataset:
+  """Batches of the numbers below `count`, each once in a pass, and every pass in another order."""
+  return grain.MapDataset.range(count).shuffle(seed=seed).batch(batch_size, drop_remainder=True)
+
+
+def _mixed_order(mixture: Mixture, batch_size: int, seeds: tuple[int, int]) -> grain.MapDataset:
+  """Batches with a fixed share of each source, each of which goes round at its own pace."""
+  count, is_extra = len(mixture.primary.labels), mixture.is_extra(batch_size)
+  others = num_extra(mixture.fraction, batch_size)
+  extra = _order(len(mixture.extra.labels), others, seeds[1]).repeat()
+
+  def mixed(step: int, rows: np.ndarray) -> np.ndarray:
+    numbers = np.empty(batch_size, np.int64)
+    numbers[~is_extra], numbers[is_extra] = rows, count + extra[step]
+    return numbers
+
+  return _order(count, batch_size - others, seeds[0]).repeat().map_with_index(mixed)
+
+
 def train_batches(
-  split: Split, batch_size: int, seed: int, place: Callable[[np.ndarray], Batch] | None = None
+  split: Split | Mixture, batch_size: int, seed: int, place: Callable[[np.ndarray], Batch] | None = None
 ) -> grain.DatasetIterator:
   """Endless shuffled batches {"images", "labels", "indices"} of this process's rows, every epoch in another order.
+
+  Every batch of a mixture has the same number of extra images, at the same places.
 
   `place` makes a batch of its row numbers; by default it stays on the host. It runs in a thread of its own, two batches
   ahead. The iterator's `get_state` and `set_state` continue with the very next batch.
@@ -32,11 +58,13 @@ def train_batches(
   place = place or (lambda chosen: split.take(chosen)._asdict())
   rows = sharding.process_rows(batch_size)
   # Grain adds the epoch to the seed: seeds 0 and 1 themselves would share all but one of their orders.
-  grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-
-  order = grain.MapDataset.range(len(split.labels)).shuffle(seed=grain_seed).batch(batch_size, drop_remainder=True)
+  first, second = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+  if isinstance(split, Mixture):
+    order = _mixed_order(split, batch_size, (first, second))
+  else:
+    order = _order(len(split.labels), batch_size, first).repeat()
   # Grain's own reading threads would only hand on numbers; the thread that is worth having makes batches of them.
-  batches = order.repeat().to_iter_dataset(grain.ReadOptions(num_threads=0)).map(lambda numbers: place(numbers[rows]))
+  batches = order.to_iter_dataset(grain.ReadOptions(num_threads=0)).map(lambda numbers: place(numbers[rows]))
   return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2))
 
 

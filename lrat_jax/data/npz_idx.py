@@ -7,12 +7,13 @@ the file before memory is taken for them.
 import gzip
 import math
 import reprlib
+import struct
 import textwrap
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import IO, BinaryIO, cast
 
 import numpy as np
 
@@ -23,6 +24,10 @@ _SMALL = 2**26
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+# What stands before a member of an archive: 26 bytes of which 4 are magic, the sizes of its name and of an extra field.
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_LOCAL_MAGIC = b"PK\3\4"
 
 _IDX_UNSIGNED_BYTE = 8
 _IDX_MOST_AXES = 4
@@ -42,36 +47,61 @@ def _check_inflation(claimed: int, stored: int) -> None:
     raise DataError(f"{stored:,} bytes claim to hold arrays of {claimed:,}; if they do, store them uncompressed.")
 
 
+def _read_header(info: zipfile.ZipInfo, file: IO[bytes]) -> tuple[tuple[int, ...], str, np.dtype]:
+  """Shape, order and type of the array whose member begins in `file`, which is left where the numbers begin."""
+  version = np.lib.format.read_magic(file)
+  if version not in _NPY_HEADERS:
+    raise DataError(f"{info.filename} is of version {version} of the npy format; it must be one of {[*_NPY_HEADERS]}.")
+  start = file.tell()
+  shape, fortran_order, dtype = _NPY_HEADERS[version](file)
+  if dtype.hasobject:
+    raise DataError(f"{info.filename} holds Python objects, which are never loaded.")
+  header = file.tell() - start + np.lib.format.MAGIC_LEN
+  if (needed := math.prod(shape) * dtype.itemsize) != (there := info.file_size - header):
+    raise DataError(f"{info.filename} holds {there:,} bytes where its header, {dtype} {shape}, says {needed:,}.")
+  return shape, "F" if fortran_order else "C", dtype
+
+
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
   """One array of an npz, whole and with its checksum right. Raises DataError for what `np.savez` does not write."""
   if info.compress_type not in _COMPRESSIONS or info.flag_bits & _ENCRYPTED:
     raise DataError(f"{info.filename} is encrypted or compressed in a way that np.savez does not use.")
   with archive.open(info) as file:
-    version = np.lib.format.read_magic(file)
-    if version not in _NPY_HEADERS:
-      raise DataError(
-        f"{info.filename} is of version {version} of the npy format; it must be one of {[*_NPY_HEADERS]}."
-      )
-    shape, fortran_order, dtype = _NPY_HEADERS[version](file)
-    if dtype.hasobject:
-      raise DataError(f"{info.filename} holds Python objects, which are never loaded.")
-    if (needed := math.prod(shape) * dtype.itemsize) != (there := info.file_size - file.tell()):
-      raise DataError(f"{info.filename} holds {there:,} bytes where its header, {dtype} {shape}, says {needed:,}.")
-    return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran_order else "C")
+    shape, order, dtype = _read_header(info, file)
+    return np.frombuffer(file.read(), dtype).reshape(shape, order=order)
+
+
+def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
+  """One array of an npz that is not compressed, of which nothing is read yet; its checksum is not compared."""
+  with path.open("rb") as file:
+    file.seek(info.header_offset)
+    fixed = file.read(_LOCAL_HEADER.size)
+    magic, name_size, extra_size = _LOCAL_HEADER.unpack(fixed)
+    if magic != _LOCAL_MAGIC:
+      raise DataError(f"{info.filename} does not begin where the archive says; it is damaged.")
+    file.seek(name_size + extra_size, 1)
+    shape, order, dtype = _read_header(info, file)
+    return np.memmap(path, dtype, "r", offset=file.tell(), shape=shape, order=order)
+
+
+def _members(archive: zipfile.ZipFile, choices: Sequence[Sequence[str]]) -> list[zipfile.ZipInfo]:
+  """The members that hold the arrays of the first of some lists of names that the archive has."""
+  infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+  found = [info.filename.removesuffix(".npy") for info in infos]
+  names = next((names for names in choices if set(names) <= set(found)), None)
+  if names is None:
+    raise DataError(f"it holds {reprlib.repr(sorted(found))}; it needs the arrays {list(choices[0])}.")
+  wanted = [[info for info, name in zip(infos, found, strict=True) if name == wanted] for wanted in names]
+  if any(len(same) > 1 for same in wanted):
+    raise DataError(f"it holds one of the arrays {list(names)} twice.")
+  return [info for (info,) in wanted]
 
 
 def _read_npz(path: Path, choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
   with zipfile.ZipFile(path) as archive:
-    infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-    found = [info.filename.removesuffix(".npy") for info in infos]
-    names = next((names for names in choices if set(names) <= set(found)), None)
-    if names is None:
-      raise DataError(f"it holds {reprlib.repr(sorted(found))}; it needs the arrays {list(choices[0])}.")
-    wanted = [[info for info, name in zip(infos, found, strict=True) if name == wanted] for wanted in names]
-    if any(len(same) > 1 for same in wanted):
-      raise DataError(f"it holds one of the arrays {list(names)} twice.")
-    _check_inflation(sum(info.file_size for (info,) in wanted), path.stat().st_size)
-    return [_read_member(archive, info) for (info,) in wanted]
+    wanted = _members(archive, choices)
+    _check_inflation(sum(info.file_size for info in wanted), path.stat().st_size)
+    return [_read_member(archive, info) for info in wanted]
 
 
 def read_npz(path: Path, choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
@@ -85,6 +115,32 @@ def read_npz(path: Path, choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
   except DataError:
     raise
   except Exception as error:  # damaged bytes make zipfile and NumPy's reader of headers raise almost anything
+    raise DataError(f"it cannot be read: {reason(error)}") from None
+
+
+def _map_npz(path: Path, names: Sequence[str]) -> list[np.ndarray]:
+  with zipfile.ZipFile(path) as archive:
+    wanted = _members(archive, [names])
+    is_stored = [info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & _ENCRYPTED for info in wanted]
+    whole = [info for info, stored in zip(wanted, is_stored, strict=True) if not stored]
+    _check_inflation(sum(info.file_size for info in whole), path.stat().st_size)
+    return [
+      _map_member(path, info) if stored else _read_member(archive, info)
+      for info, stored in zip(wanted, is_stored, strict=True)
+    ]
+
+
+def map_npz(path: Path, names: Sequence[str]) -> list[np.ndarray]:
+  """Arrays of an npz by their names, as `np.memmap` where they are not compressed; others are read whole.
+
+  Raises:
+    DataError: as `read_npz` does; but checksums of what is mapped are not compared.
+  """
+  try:
+    return _map_npz(path, names)
+  except DataError:
+    raise
+  except Exception as error:  # as of `read_npz`
     raise DataError(f"it cannot be read: {reason(error)}") from None
 
 

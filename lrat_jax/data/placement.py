@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 
 from lrat_jax.core import sharding
 from lrat_jax.data.loader import Batch
-from lrat_jax.data.sources import Split
+from lrat_jax.data.mixtures import Mixture
+from lrat_jax.data.splits import Split
 
 PLACEMENTS = ("auto", "device", "host")
 
@@ -16,16 +17,16 @@ PLACEMENTS = ("auto", "device", "host")
 _SHARE = 0.25
 
 
-def _resides(split: Split, mesh: Mesh, placement: str) -> bool:
+def _resides(split: Split | Mixture, mesh: Mesh, placement: str) -> bool:
   if placement != "auto":
     return placement == "device"
   # A CPU reports no limit: its memory is the host's, and a second copy of the images would gain nothing.
   limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in mesh.local_devices]
-  return split.images.nbytes <= _SHARE * min(limits)
+  return split.nbytes <= _SHARE * min(limits)
 
 
-def _from_devices(split: Split, mesh: Mesh) -> Callable[[np.ndarray], Batch]:
-  whole = sharding.replicate(mesh, split._asdict())
+def _from_devices(split: Split | Mixture, mesh: Mesh) -> Callable[[np.ndarray], Batch]:
+  whole = sharding.replicate(mesh, (split.whole() if isinstance(split, Mixture) else split)._asdict())
 
   def take(whole: dict[str, Array], rows: Array) -> Batch:
     return {name: array[rows] for name, array in whole.items()}
@@ -35,7 +36,7 @@ def _from_devices(split: Split, mesh: Mesh) -> Callable[[np.ndarray], Batch]:
   return lambda rows: gather(whole, sharding.shard_batch(mesh, rows.astype(np.int32)))
 
 
-def make_device_put(split: Split, mesh: Mesh, placement: str = "auto") -> Callable[[np.ndarray], Batch]:
+def make_device_put(split: Split | Mixture, mesh: Mesh, placement: str = "auto") -> Callable[[np.ndarray], Batch]:
   """A function from this process's row numbers of a batch to {"images", "labels", "indices"}, split over the mesh.
 
   `placement` "device" keeps the whole split on every device and sends row numbers alone; "host" sends the images;

@@ -4,22 +4,18 @@ A data set is three splits of uint8 images (or floats in [0, 1]) with integer la
 the training split by a fixed permutation, so that runs with different seeds hold out the same images.
 """
 
-import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from lrat_jax.core import user_code
 from lrat_jax.core.arguments import ROUNDING, warn_of_layout
 from lrat_jax.data import image_folder, npz_idx, tfds
-from lrat_jax.data.corruptions import CorruptedImages
 from lrat_jax.data.npz_idx import DataError
-
-SPLITS = ("test", "validation", "train")
+from lrat_jax.data.splits import Dataset, Split
 
 _SPLIT_SEED = 0
 _DIGITS_TEST_SIZE = 500
@@ -27,53 +23,6 @@ _DIGITS_TEST_SIZE = 500
 _MOST_LABELS = 2**31 - 1
 
 Arrays = tuple[np.ndarray, np.ndarray]
-
-
-class Split(NamedTuple):
-  """Images of one split.
-
-  Attributes:
-    images: uint8 [n, h, w, c] in 0..255, or float32 in [0, 1].
-    labels: int32 [n].
-    indices: int32 [n], each image's index in the source's own split: its name in every result.
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
-  indices: np.ndarray
-
-  def take(self, rows: np.ndarray) -> "Split":
-    return Split(self.images[rows], self.labels[rows], self.indices[rows])
-
-  def fingerprint(self) -> str:
-    """Shape and type of the images, and a digest of all: "uint8 [500, 8, 8, 1] sha256:0123456789abcdef"."""
-    digest = hashlib.sha256()
-    for array in self:
-      digest.update(np.ascontiguousarray(array).tobytes())
-    return f"{self.images.dtype} {list(self.images.shape)} sha256:{digest.hexdigest()[:16]}"
-
-
-class Dataset(NamedTuple):
-  """Three splits, those of training empty where not read; the classes, None where unknown; copies of the test split."""
-
-  train: Split
-  validation: Split
-  test: Split
-  num_classes: int | None
-  corrupted: CorruptedImages | None = None
-
-  def split(self, name: str) -> Split:
-    """One of `SPLITS`."""
-    return {"test": self.test, "validation": self.validation, "train": self.train}[name]
-
-  @property
-  def image_shape(self) -> tuple[int, ...]:
-    return self.test.images.shape[1:]
-
-  def fingerprint(self) -> dict[str, str]:
-    """For each split that was read its shape, type and digest: two data sets are the same where these are equal."""
-    splits = {name: split for name in SPLITS if len((split := self.split(name)).labels)}
-    return {name: split.fingerprint() for name, split in splits.items()}
 
 
 def _as_images(images: np.ndarray, where: str) -> np.ndarray:
@@ -97,7 +46,8 @@ def _as_images(images: np.ndarray, where: str) -> np.ndarray:
 _Found = tuple[Split | None, Split, int | None]
 
 
-def _check_labels(labels: np.ndarray, count: int, num_classes: int | None, where: str) -> np.ndarray:
+def check_labels(labels: np.ndarray, count: int, num_classes: int | None, where: str) -> np.ndarray:
+  """int32 [count] of integers [count] or [count, 1] in 0..num_classes - 1. Raises DataError, which names `where`."""
   if labels.ndim == 2 and labels.shape[1] == 1:
     labels = labels[:, 0]
   if labels.shape != (count,):
@@ -113,7 +63,7 @@ def _check_labels(labels: np.ndarray, count: int, num_classes: int | None, where
 def _split(arrays: Arrays, num_classes: int | None, where: str) -> Split:
   images, labels = arrays
   images = _as_images(images, f"{where} images")
-  labels = _check_labels(labels, len(images), num_classes, f"{where} labels")
+  labels = check_labels(labels, len(images), num_classes, f"{where} labels")
   return Split(images, labels, np.arange(len(images), dtype=np.int32))
 
 
@@ -290,9 +240,3 @@ def load(
   held_out, rest = np.sort(order[:validation_size]), order[validation_size:]
   rest = np.sort(rest[: train_size or None])
   return Dataset(whole.take(rest), whole.take(held_out), test, num_classes)
-
-
-def load_for(config: Mapping[str, Any], *, trains: bool = True) -> Dataset:
-  """`load` with the fields of a configuration's `data`."""
-  sizes = {name: config[name] for name in ("validation_size", "train_size")}
-  return load(config["source"], data_dir=config["data_dir"], trains=trains, **sizes)

@@ -55,7 +55,8 @@ def warnings(
     reports: what AutoAttack returned, by its name in the suite.
   """
   lines = [f"{name}: {line}" for name, report in reports.items() for line in report.warnings]
-  names = [*reports, *(name for name, entry in suite.items() if "epsilon" in entry and entry["name"] != "unforeseen")]
+  in_a_norm = (name for name, entry in suite.items() if "epsilon" in entry and suites.ball(entry) in suites.NORMS)
+  names = [*reports, *in_a_norm]
   if names and not any("apgd-t" in report.stages for report in reports.values()):
     lines.append("APGD-T is not among the attacks, nor AutoAttack: robust accuracies may be many points too high.")
   if not names or not len(split.labels):

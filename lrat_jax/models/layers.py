@@ -42,6 +42,9 @@ Conv = functools.partial(
 # PyTorch's batch norm in the terms of Flax: momentum 0.1 there is 0.9 here, epsilon is the same.
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
+# What a network sows its stages' outputs as, for who asks for them (`networks.features`); else nothing is kept.
+FEATURES = ("intermediates", "features")
+
 
 def padding(size: int, stride: int = 1, same: bool = False) -> tuple[tuple[int, int], tuple[int, int]]:
   """How a square convolution is padded to keep the size that its stride leaves, (before, after) for height and width.

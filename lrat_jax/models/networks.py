@@ -1,18 +1,21 @@
 """Classifiers by name, with the normalisation of their input inside: images in [0, 1] -> float32 logits."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
+from jax.tree_util import Partial
 
 from lrat_jax.core import user_code
-from lrat_jax.core.typing import Images, Logits
+from lrat_jax.core.typing import FeaturesFn, Images, Logits, LogitsFn, Variables
 from lrat_jax.models import convnext, swin, vit, wide_resnet, xcit
 from lrat_jax.models.cnn import CNN
-from lrat_jax.models.layers import ACTIVATIONS
+from lrat_jax.models.layers import ACTIVATIONS, FEATURES
 from lrat_jax.models.preact_resnet import DMPreActResNet, PreActResNet, WongPreActResNet
 from lrat_jax.models.resnet import BLOCKS, ResNet, TorchvisionResNet
 
@@ -126,6 +129,54 @@ def _user_network(name: str, *, num_classes: int, **options: Any) -> nn.Module:
   if not isinstance(network, nn.Module):
     raise user_code.UserCodeError(f"{name!r} returns {type(network).__name__}; it must return a flax.linen.Module.")
   return network
+
+
+def features(model: nn.Module, variables: Variables, images: Images) -> list[Array]:
+  """The activations [batch, h, w, c] that a classifier's network sows as "features": here the outputs of its stages.
+
+  Raises:
+    ValueError: the network sows none, as one of the user's may.
+  """
+  collection, name = FEATURES
+  _, found = model.apply(variables, images, train=False, mutable=[collection])
+  layers = found.get(collection, {}).get("network", {}).get(name, ())
+  if not layers:
+    raise ValueError(f"the network gives no features; its module must sow its stages' outputs in {FEATURES}.")
+  return list(layers)
+
+
+class Applied(NamedTuple):
+  """A classifier in evaluation mode as a function of (variables, images), both of whose attributes are jitted.
+
+  Attributes:
+    logits: what it returns when it is called.
+    features: the same arguments -> activations, as `features` gives them.
+  """
+
+  logits: Callable[[Variables, Images], Logits]
+  features: Callable[[Variables, Images], list[Array]]
+
+  def __call__(self, variables: Variables, images: Images) -> Logits:
+    return self.logits(variables, images)
+
+
+def applied(model: nn.Module) -> Applied:
+  """(variables, images) -> logits of a Flax module in evaluation mode; `Partial` of it and variables is a logits_fn.
+
+  Jitted, for those who call it from outside: layer by layer each operation would be compiled on its own.
+  """
+  return Applied(jax.jit(functools.partial(model.apply, train=False)), jax.jit(functools.partial(features, model)))
+
+
+def features_of(logits_fn: LogitsFn) -> FeaturesFn:
+  """Images -> the activations of the model that a logits_fn asks, as a `Partial` of `applied`.
+
+  Raises:
+    ValueError: it is any other function, of which nothing but the logits is known.
+  """
+  if not isinstance(logits_fn, Partial) or not isinstance(logits_fn.func, Applied):
+    raise ValueError("the model gives logits and no features; those of a configuration or of a file of weights do.")
+  return functools.partial(logits_fn.func.features, *logits_fn.args)
 
 
 def microbatch_size(name: str, height: int, width: int, *, platform: str) -> int | None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import ACTIVATIONS, BatchNorm, Conv
+from lrat_jax.models.layers import ACTIVATIONS, FEATURES, BatchNorm, Conv
 from lrat_jax.models.wide_resnet import PreActivationBlock
 
 
@@ -43,6 +43,7 @@ class PreActResNet(nn.Module):
         features = self.width * 2**stage
         layer = PreActivationBlock(features, stride, self.dtype, self.axis_name, self.activation, *shortcut)
         x = layer(x, train)
+      self.sow(*FEATURES, x)
     if self.final_norm:
       norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
       x = ACTIVATIONS[self.activation](norm(x))

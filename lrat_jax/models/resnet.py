@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import ACTIVATIONS, ConvNorm
+from lrat_jax.models.layers import ACTIVATIONS, FEATURES, ConvNorm
 
 # Blocks in each stage, by depth (table 1 of the paper); from 50 on they are bottlenecks.
 BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
@@ -87,6 +87,7 @@ class ResNet(nn.Module):
     for stage, num_blocks in enumerate(self.blocks):
       for block in range(num_blocks):
         x = self._block(stage, 2 if stage > 0 and block == 0 else 1)(x, train)
+      self.sow(*FEATURES, x)
     return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(x, axis=(1, 2)))
 
 

@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 
 from lrat_jax.core import microbatch, user_code
 from lrat_jax.core.user_code import reason
+from lrat_jax.models.networks import Applied
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 
@@ -86,7 +87,10 @@ def checked(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int
     UserModelError: it fails, cannot be compiled, or returns no finite floats [n, num_classes].
   """
   if isinstance(logits_fn, Partial):  # whose parameters stay arguments of what is compiled
-    guarded: LogitsFn = Partial(_guarded(name, logits_fn.func, num_classes), *logits_fn.args, **logits_fn.keywords)
+    watched: Any = _guarded(name, logits_fn.func, num_classes)
+    if isinstance(logits_fn.func, Applied):
+      watched = logits_fn.func._replace(logits=watched)
+    guarded: LogitsFn = Partial(watched, *logits_fn.args, **logits_fn.keywords)
   else:
     guarded = _guarded(name, logits_fn, num_classes)
   try:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, ConvNorm, SqueezeExcitation, padding
+from lrat_jax.models.layers import ACTIVATIONS, FEATURES, BatchNorm, Conv, ConvNorm, SqueezeExcitation, padding
 from lrat_jax.models.mean_sparse import MeanSparse
 
 # In place of depth and width, any stem and groups: "ra_wide_resnet_96_30x216_31x432_10x864".
@@ -105,6 +105,7 @@ class WideResNet(nn.Module):
       for block in range(num_blocks):
         stride = 2 if group > 0 and block == 0 else 1
         x = PreActivationBlock(features, stride, self.dtype, self.axis_name, self.activation, **options)(x, train)
+      self.sow(*FEATURES, x)
     x = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)(x)
     activated = ACTIVATIONS[self.activation](MeanSparse()(x) if self.mean_sparse else x)
     return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(activated, axis=(1, 2)))

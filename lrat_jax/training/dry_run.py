@@ -47,7 +47,9 @@ def _layers(model: Any, variables: Any, image_shape: tuple[int, ...]) -> list[tu
   def trace(variables: Any, images: Array) -> Array:
     logits, found = model.apply(variables, images, capture_intermediates=True, mutable=["intermediates"])
     for name, layer in found["intermediates"]["network"].items():
-      if name != "__call__" and "__call__" in layer:  # a layer may be used by another method alone
+      if (
+        name != "__call__" and isinstance(layer, dict) and "__call__" in layer
+      ):  # a layer may be used by another method alone
         output = jax.tree.leaves(layer["__call__"])[0]
         rows.append((name, "x".join(map(str, output.shape[1:])), _size(parameters.get(name, {}))))
     return logits
@@ -58,9 +60,9 @@ def _layers(model: Any, variables: Any, image_shape: tuple[int, ...]) -> list[tu
 
 def _phases(experiment: loop.Experiment) -> list[_PhaseCost]:
   """Each phase of the training compiled and timed, in the order in which they come."""
-  config, dataset, mesh = experiment.config, experiment.dataset, experiment.mesh
+  config, mesh = experiment.config, experiment.mesh
   phases = [step_lib.phase_at(config, epoch) for epoch in range(config.train.epochs)]
-  place = data.make_device_put(dataset.train, mesh, config.data.placement)
+  place = data.make_device_put(experiment.training_source, mesh, config.data.placement)
   rows = np.arange(config.data.batch_size // jax.process_count())
   batch, costs = place(rows), []
   for phase in dict.fromkeys(phases):
@@ -112,6 +114,9 @@ def describe(experiment: loop.Experiment, console: Console) -> None:
   splits = ", ".join(f"{len(dataset.split(name).labels):,} {name}" for name in ("train", "validation", "test"))
   say("run", f"{config.name}, seed {config.seed}; a dry run: nothing is written")
   say("data", f"{config.data.source}: {splits} images {shape}, {dataset.num_classes} classes")
+  if dataset.extra is not None:
+    others = data.num_extra(config.data.extra.fraction, config.data.batch_size)
+    say("extra", f"{config.data.extra.source}: {len(dataset.extra.labels):,} images, {others} in every batch")
   say("devices", f"{mesh.size} {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)")
   state = jax.eval_shape(experiment.initial_state)
   layers = Table("layer", "output", "parameters", box=None, pad_edge=False)
@@ -126,9 +131,10 @@ def describe(experiment: loop.Experiment, console: Console) -> None:
   _describe_steps(experiment, say)
   costs = _phases(experiment)
   for cost in costs:
-    active = ", ".join(name.replace("_", " ") for name, on in cost.phase._asdict().items() if on) or "plain"
     text = f"{seconds_text(cost.compiling)} to compile, {1000 * cost.step:,.0f} ms a step"
-    say("phase", f"{cost.epochs} epochs {active}: {text}, {decimal(cost.memory)} on each device")
+    say(
+      "phase", f"{cost.epochs} epochs {step_lib.phase_text(cost.phase)}: {text}, {decimal(cost.memory)} on each device"
+    )
   state_bytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
   most, limit = max(cost.memory for cost in costs), (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
   of = f" of {decimal(limit)}" if limit else ""

@@ -2,9 +2,10 @@
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lrat_jax import attacks, data, models
-from lrat_jax.config.default import SAMPLED, variant_names
+from lrat_jax.config.default import LOCAL, SAMPLED, variant_names
 from lrat_jax.core import distributed, sharding
 from lrat_jax.core.errors import ConfigError, Preempted
 from lrat_jax.core.text import seconds_text
@@ -47,6 +48,11 @@ class Experiment(NamedTuple):
   total_steps: int
 
   @property
+  def training_source(self) -> data.Split | data.Mixture:
+    """What training batches are made of."""
+    return data.training_source(self.dataset, self.config.data.extra.fraction)
+
+  @property
   def microbatch_size(self) -> int | None:
     """How many images an attack on the network takes at once (`models.microbatch_size`)."""
     return models.microbatch_size(
@@ -55,11 +61,18 @@ class Experiment(NamedTuple):
 
   def logits_fn(self, state: step_lib.TrainState) -> Partial:
     """Images -> logits, of the weights of a state that are evaluated."""
-    return Partial(evaluate.apply_function(self.eval_model), state.eval_variables)
+    return Partial(models.applied(self.eval_model), state.eval_variables)
 
-  def initial_state(self) -> step_lib.TrainState:
-    """The state before the first step, whole on every device."""
-    return sharding.replicate(self.mesh, self._create_state())
+  def attacked_fn(self, state: step_lib.TrainState) -> Partial | None:
+    """The same as it computes under attack, where that is in another type."""
+    if (dtype := self.config.eval.attack_dtype) == "float32":
+      return None
+    model = create_model(self.config, self.dataset.num_classes, dtype)
+    return Partial(models.applied(model), state.eval_variables)
+
+  def initial_state(self, arrays: Mapping[str, Any] = MappingProxyType({})) -> step_lib.TrainState:
+    """The state before the first step, whole on every device; `arrays` takes the place of variables by their names."""
+    return sharding.replicate(self.mesh, step_lib.begin_with(self._create_state(), arrays))
 
   def abstract_state(self) -> step_lib.TrainState:
     """The shapes, types and places of `initial_state`'s arrays; nothing is computed."""
@@ -78,18 +91,23 @@ def compute_type(dtype: str, mesh: Mesh) -> str:
   return "float32" if sharding.platform(mesh) == "cpu" else "bfloat16"
 
 
-def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
-  """Model, optimiser and lengths for a checked configuration."""
-  create = functools.partial(
-    models.create,
+def create_model(config: ConfigDict, num_classes: int, dtype: str) -> models.Classifier:
+  """The network of a configuration, which computes in `dtype`."""
+  return models.create(
     config.model.name,
-    dataset.num_classes,
-    axis_name=sharding.AXIS,
+    num_classes,
+    dtype=dtype,
+    axis_name=None if config.model.batch_norm == LOCAL else sharding.AXIS,
     **{name: config.model[name] for name in models.OPTIONS},
   )
-  model = create(dtype=compute_type(config.model.dtype, mesh))
+
+
+def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
+  """Model, optimiser and lengths for a checked configuration."""
+  create = functools.partial(create_model, config, dataset.num_classes)
+  model = create(compute_type(config.model.dtype, mesh))
   # Attacks are weaker in bfloat16, and its verdicts are not float32's: an evaluation would find too much robustness.
-  eval_model = create(dtype="float32")
+  eval_model = create("float32")
   steps_per_epoch = data.steps_per_epoch(dataset.train, config.data.batch_size)
   total_steps = config.train.epochs * steps_per_epoch
   optimizer = optim.create(config.optimizer, max(total_steps, 1))  # 0 where only the test split was read
@@ -125,14 +143,17 @@ class _Loop:
     console: Console,
     stop: Callable[[], bool],
     writers: Sequence[metric_writers.Tracker],
+    initial: Callable[[], Mapping[str, Any]],
   ):
     self._experiment, self._config = experiment, experiment.config
     self._saved, self._console, self._stop, self._writers = saved, console, stop, writers
     self._validate = _Validator(experiment)
-    place = data.make_device_put(experiment.dataset.train, experiment.mesh, self._config.data.placement)
-    self._batches = data.train_batches(experiment.dataset.train, self._config.data.batch_size, self._config.seed, place)
-    self.state = experiment.initial_state()
+    place = data.make_device_put(experiment.training_source, experiment.mesh, self._config.data.placement)
+    self._batches = data.train_batches(
+      experiment.training_source, self._config.data.batch_size, self._config.seed, place
+    )
     self.step = saved.latest_step() or 0
+    self.state = experiment.initial_state({} if self.step else initial())
     self.finished = False
     if self.step:
       self.state, progress = saved.restore(self.step, self.state)
@@ -278,12 +299,14 @@ def train(
   console: Console,
   stop: Callable[[], bool] = lambda: False,
   writers: Sequence[metric_writers.Tracker] = (),
+  initial: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
   """Trains to the end in `workdir`, or says that an earlier try did.
 
   Args:
     stop: asked after every step, on every process; where it returns True, the step is saved and the run ends.
     writers: told every row of metrics besides the workdir's files.
+    initial: asked before the first step alone for variables to begin with, by their names (`step.begin_with`).
 
   Raises:
     checkpoints.CheckpointError: a checkpoint could not be written; those before it are intact.
@@ -292,7 +315,7 @@ def train(
   """
   _quarantine(workdir, console)
   with checkpoints_lib.Checkpoints(workdir / "checkpoints") as saved:
-    loop = _Loop(experiment, workdir, saved, console, stop, writers)
+    loop = _Loop(experiment, workdir, saved, console, stop, writers, initial)
     if loop.finished:
       console.print(
         f"Training in {workdir} is finished ({loop.step} steps); its best checkpoint is evaluated.", soft_wrap=True

@@ -1,9 +1,12 @@
-"""The optimiser: SGD with momentum and coupled weight decay, as the peers run it, under a schedule."""
+"""The optimiser: SGD with momentum and coupled weight decay, as the peers run it, or AdamW; under a schedule."""
 
+from typing import Any
+
+import jax
 import optax
 from ml_collections import ConfigDict
 
-from lrat_jax.config.default import SCHEDULES
+from lrat_jax.config.default import OPTIMIZERS, SCHEDULES
 
 
 def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
@@ -28,9 +31,39 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
   raise ValueError(f"optimizer.schedule={config.schedule!r} is unknown; choose from {list(SCHEDULES)}.")
 
 
+def is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+  """Whether a parameter is a kernel: what a layer calls so, or another matrix, but no bias.
+
+  Not one are biases, the scales of norms and layers, and a transformer's tokens, positions and temperatures, which have
+  three axes: what timm and its like leave out of weight decay.
+  """
+  name = getattr(path[-1], "key", "") if path else ""
+  return name == "kernel" or (leaf.ndim == 2 and name != "bias")
+
+
+def _kernels(params: Any) -> Any:
+  return jax.tree.map_with_path(is_kernel, params)
+
+
 def create(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
-  """Weight decay on every parameter is added to the gradient before the momentum, as PyTorch's SGD does."""
-  return optax.chain(
-    optax.add_decayed_weights(config.weight_decay),
-    optax.sgd(schedule(config, total_steps), momentum=config.momentum, nesterov=config.nesterov),
-  )
+  """The optimiser of `config.optimizer`.
+
+  "sgd" adds weight decay to the gradient before the momentum, as PyTorch's SGD does. "adamw" (Loshchilov & Hutter,
+  arXiv:1711.05101) adds it to the step, times the learning rate, as PyTorch's AdamW does; its momenta are
+  `momentum` and `second_momentum`. A gradient is clipped before either.
+
+  Raises ValueError, with the choices, for an unknown name.
+  """
+  rate, mask = schedule(config, total_steps), _kernels if config.decay == "kernels" else None
+  if config.name == "sgd":
+    steps = [
+      optax.add_decayed_weights(config.weight_decay, mask),
+      optax.sgd(rate, momentum=config.momentum, nesterov=config.nesterov),
+    ]
+  elif config.name == "adamw":
+    momenta = {"b1": config.momentum, "b2": config.second_momentum, "nesterov": config.nesterov}
+    steps = [optax.adamw(rate, weight_decay=config.weight_decay, mask=mask, **momenta)]
+  else:
+    raise ValueError(f"optimizer.name={config.name!r} is unknown; choose from {list(OPTIMIZERS)}.")
+  clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+  return optax.chain(*clip, *steps)

@@ -1,7 +1,7 @@
 """One training step: attack, weigh, descend. Pure, and sharded over the devices' "data" axis."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import flax.struct
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lrat_jax import attacks, data, objectives, reweighting
-from lrat_jax.config.default import SAMPLED
+from lrat_jax.config.default import LOCAL, SAMPLED
 from lrat_jax.core import sharding, user_code
 from lrat_jax.core.typing import Variables
 from lrat_jax.training import awp
@@ -71,7 +71,7 @@ class StepOutput(NamedTuple):
 
   `natural_correct` comes free where natural images are in the loss (its forward, in train mode). Where they are not, it
   is a sample, the first eighth of each device's images in eval mode: a forward of all would be a tenth of a PGD-5 step.
-  `surviving_fractions` is kappa / K.
+  `surviving_fractions` is kappa / K. `gradient_norm` is that before clipping.
   """
 
   loss: Array
@@ -104,6 +104,12 @@ def phase_at(config: ConfigDict, epoch: int) -> Phase:
   )
 
 
+def phase_text(phase: Phase) -> str:
+  """What is on in a phase, in words."""
+  on = [name.removeprefix("use_").replace("_", " ") for name, active in phase._asdict().items() if active]
+  return ", ".join(on) or "plain"
+
+
 def needs_natural(config: ConfigDict, phase: Phase) -> bool:
   """Whether the loss needs the model's prediction on the natural images."""
   weighed = phase.use_local_weights and reweighting.weighs_natural(config.local_weights.kind)
@@ -123,6 +129,20 @@ def create_state(
     ema=jax.tree.map(jnp.copy, variables) if config.train.ema_decay else None,
     sampling=variants_lib.create(len(config.train_attacks)) if config.train.variants == SAMPLED else None,
   )
+
+
+def leaf_names(tree: Any) -> dict[str, Any]:
+  """A tree's leaves by their names, "params/network/Conv_0/kernel"."""
+  leaves = jax.tree.leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def begin_with(state: TrainState, arrays: Mapping[str, Any]) -> TrainState:
+  """The state before the first step with other variables where `arrays` has them by their names; all other are kept."""
+  name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+  taken = lambda path, leaf: jnp.asarray(arrays[name(path)], leaf.dtype) if name(path) in arrays else leaf
+  variables = jax.tree.map_with_path(taken, state.variables)
+  return state.replace(variables=variables, ema=None if state.ema is None else jax.tree.map(jnp.copy, variables))
 
 
 def logits_fn(model: nn.Module, variables: Variables, mode: str = "eval") -> Callable[[Array], Array]:
@@ -208,7 +228,10 @@ def _step(
   at = _gradient_point(config, phase, state, variables["params"], loss_fn)
   (loss, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(at)
   natural_logits, vulnerabilities, weights, batch_stats = aux
-  loss, gradients = lax.pmean((loss, gradients), sharding.AXIS)
+  if config.model.batch_norm == LOCAL:  # each device's averages moved its own way, and become their mean
+    loss, gradients, batch_stats = lax.pmean((loss, gradients, batch_stats), sharding.AXIS)
+  else:
+    loss, gradients = lax.pmean((loss, gradients), sharding.AXIS)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables["params"])
   new_variables = {"params": optax.apply_updates(state.variables["params"], updates), "batch_stats": batch_stats}
   if natural_logits is None:
@@ -251,20 +274,22 @@ def _moving_average(config: ConfigDict, state: TrainState, variables: Variables)
   return optax.incremental_update(variables, state.ema, 1.0 - decay)
 
 
-def make_train_step(
+def train_step_program(
   config: ConfigDict,
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   total_steps: int,
   mesh: Mesh,
   phase: Phase,
-) -> functools.partial[tuple[TrainState, StepOutput]]:
-  """The compiled step of one phase: (state, batch) -> (state, StepOutput).
+) -> jax.stages.Wrapped:
+  """The jitted step of one phase: (root keys, state, batch) -> (state, StepOutput).
 
-  The state is whole on every device and its buffers are given up to the new one; the batch {"images" [b, h, w, c],
-  "labels" [b], "indices" [b]} and the per-image outputs are split over the mesh. A step holds one mean over devices for
-  loss and gradient (two with AWP), and those of batch norm and of global weights where they are on. The attack loop
-  holds none, but with `train.attack_batch_norm` "train" those of batch norm at every step of it.
+  The seed enters by `root_keys`, so that one compiled program serves every seed. The state is whole on every device and
+  its buffers are given up to the new one; the batch {"images" [b, h, w, c], "labels" [b], "indices" [b]} and the
+  per-image outputs are split over the mesh. A step holds one mean over devices for loss and gradient (two with AWP),
+  and those of batch norm and of global weights where they are on. The attack loop holds none, but with
+  `train.attack_batch_norm` "train" those of batch norm at every step of it. With `model.batch_norm` "local"
+  batch norm has none of its own: its running averages go into the one of the gradient.
   """
   per_image: dict[str, Any] = {name: sharding.BATCHED for name in StepOutput._fields}
   of_the_batch = ("loss", "gradient_norm", "parameter_norm", "drawn")
@@ -277,7 +302,23 @@ def make_train_step(
       StepOutput(**per_image | dict.fromkeys(of_the_batch, sharding.REPLICATED)),
     ),
   )
-  # The seed enters as an argument, so that one compiled program serves every seed.
+  return cast(jax.stages.Wrapped, sharding.jit(sharded, mesh, donate_argnums=1))
+
+
+def root_keys(config: ConfigDict) -> dict[str, Array]:
+  """The keys of the streams of randomness that a step uses."""
   streams = ("augment", "attack", *(("sampling",) if config.train.variants == SAMPLED else ()))
-  root_keys = sharding.replicate(mesh, {stream: stream_key(config.seed, stream) for stream in streams})
-  return functools.partial(sharding.jit(sharded, mesh, donate_argnums=1), root_keys)
+  return {stream: stream_key(config.seed, stream) for stream in streams}
+
+
+def make_train_step(
+  config: ConfigDict,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  total_steps: int,
+  mesh: Mesh,
+  phase: Phase,
+) -> functools.partial[tuple[TrainState, StepOutput]]:
+  """The compiled step of one phase under the config's seed: (state, batch) -> (state, StepOutput)."""
+  program = train_step_program(config, model, optimizer, total_steps, mesh, phase)
+  return functools.partial(program, sharding.replicate(mesh, root_keys(config)))

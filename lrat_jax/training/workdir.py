@@ -109,6 +109,18 @@ def data_of_run(workdir: Path, dataset: data.Dataset) -> dict[str, Any]:
   return saved | found
 
 
+def init_of_run(workdir: Path) -> dict[str, Any] | None:
+  """What config.json says of the weights that a run began with; None where it began from the seed alone.
+
+  Raises:
+    ConfigError: the file is damaged.
+  """
+  try:
+    return _read_run(workdir).get("init_from")
+  except files.CorruptFileError as error:
+    raise ConfigError(str(error)) from None
+
+
 def _changed(saved: Mapping[str, Any], found: Mapping[str, Any]) -> str:
   """Of what both name, what differs: "test: uint8 [500, 8, 8, 1] sha256:01 before, ... sha256:23 now"."""
   both = [name for name in found if name in saved and saved[name] != found[name]]

@@ -25,6 +25,12 @@ def _spatial(strength):
   return {"max_rotation": 15.0 * steps, "max_translation": 0.5 * steps} | counts
 
 
+def _features(images):
+  """Two layers: the images and their negatives, in full and at half the size."""
+  both = jnp.concatenate([images, 1 - images], axis=-1)
+  return [both, both.reshape(len(both), 4, 2, 4, 2, -1).mean(axis=(2, 4))]
+
+
 # Its arguments at a strength from 0, which leaves images as they are, to 1, which fools the small network often.
 FIELDS = {
   "fgsm": lambda strength: {"epsilon": 0.1 * strength},
@@ -51,6 +57,7 @@ FIELDS = {
   },
   "spatial": _spatial,
   "unforeseen": lambda strength: {"kind": "elastic", "epsilon": 0.3 * strength, "num_steps": 5},
+  "lpips": lambda strength: {"epsilon": 0.4 * strength, "features_fn": _features, "num_steps": 5, "num_rounds": 3},
   "corruption": lambda strength: {"kind": "contrast", "severity": round(1 + 4 * strength)},
 }  # fmt: skip
 # Attacks whose weakest setting changes images too.

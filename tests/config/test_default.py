@@ -95,11 +95,18 @@ def test_a_wrong_argument_is_named(argument):
     ("local_weights.kind", "global", r"choose from \['lrat', 'max', 'none', 'softmax'\]"),
     ("global_weights.kind", "x", r"choose from \['gairat', 'mail', 'none'\]"),
     ("optimizer.schedule", "step", r"choose from \['constant', 'cosine', 'one_cycle', 'piecewise'\]"),
+    ("optimizer.name", "adam", r"config.optimizer.name='adam' is unknown; choose from \['adamw', 'sgd'\]"),
+    ("optimizer.decay", "none", r"config.optimizer.decay='none' is unknown; choose from \['all', 'kernels'\]"),
+    ("optimizer.clip_norm", -1.0, r"config.optimizer.clip_norm=-1.0 is outside \[0, 1e\+06\]"),
+    ("model.batch_norm", "global", r"choose from \['local', 'synchronised'\]"),
+    ("train.init_head", "old", r"config.train.init_head='old' is unknown; choose from \['loaded', 'new'\]"),
     ("train.variants", "each", r"config.train.variants='each' is unknown; choose from \['all', 'sampled'\]"),
     ("train.attack_batch_norm", "test", r"choose from \['eval', 'train'\]"),
     ("train.epochs", 0, r"config.train.epochs=0 is outside \[1, 1e\+09\]"),
     ("train.ema_decay", 1.0, "config.train.ema_decay=1.0 is outside"),
     ("train.epsilon_ramp_fraction", 1.5, r"config.train.epsilon_ramp_fraction=1.5 is outside \[0, 1\]"),
+    ("eval.attack_dtype", "float16", r"config.eval.attack_dtype='float16' is unknown; choose from"),
+    ("data.extra.fraction", 1.5, r"config.data.extra.fraction=1.5 is outside \[0, 1\]"),
     ("data.batch_size", -4, "config.data.batch_size=-4 is outside"),
     ("local_weights.total", 0.0, r"config.local_weights.total=0.0 is outside \(0, 1e\+06\]"),
     ("local_weights.minimum_natural", 2.0, r"config.local_weights.minimum_natural=2.0 is outside \[0, 1\]"),
@@ -130,6 +137,25 @@ def test_a_wrong_argument_is_named(argument):
 def test_values_that_no_run_can_use_are_named(field, value, message):
   with pytest.raises(ConfigError, match=message):
     validate.check(make_config(**{field.replace(".", "__"): value}))
+
+
+def test_a_mixture_needs_images_of_both_sources():
+  fields = {"data__extra__source": "npz:a.npz", "data__batch_size": 64}
+  validate.check(make_config(**fields))
+  for fraction in (0.001, 0.999):
+    with pytest.raises(
+      ConfigError, match=f"config.data.extra.fraction={fraction} of 64 images leaves a source without"
+    ):
+      validate.check(make_config(**fields, data__extra__fraction=fraction))
+  with pytest.raises(ConfigError, match="config.data.extra.source='npz:a.npz' has 44 images, a batch 45 of them"):
+    validate.check_for_data(make_config(**fields), (8, 8, 1), 10, 1000, extra=44)
+
+
+def test_adamws_momentum_is_less_than_one():
+  fields = {"optimizer__momentum": 1.0}
+  validate.check(make_config(**fields))
+  with pytest.raises(ConfigError, match="config.optimizer.momentum=1.0: AdamW divides by 1 minus its powers"):
+    validate.check(make_config(**fields, optimizer__name="adamw"))
 
 
 def test_what_only_the_data_can_tell():

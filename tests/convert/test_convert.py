@@ -99,6 +99,25 @@ def test_a_run_goes_out_and_is_evaluated_the_same_from_there(run, tmp_path, caps
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
+def test_a_file_may_be_attacked_in_bfloat16_and_is_judged_in_float32(run, tmp_path, capsys):
+  workdir, arguments = run
+  assert convert.main([str(workdir), str(tmp_path / "mine.safetensors")]) == 0
+  evaluation = [argument for argument in arguments if ".train" not in argument]
+  evaluation += [f"--model={tmp_path}/mine.safetensors", f"--workdir={tmp_path}/evaluated"]
+  assert main.main([*evaluation, "--config.eval.attack_dtype=bfloat16"]) == 0
+  results, expected = (
+    json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "evaluated", workdir)
+  )
+  assert results["dtypes"] == {"attacks": "bfloat16", "verdict": "float32"}
+  assert expected["dtypes"] == {"attacks": "float32", "verdict": "float32"}
+  assert results["clean"] == expected["clean"]
+  capsys.readouterr()
+  model = "--model=examples.plain_function:logits_fn"
+  assert main.main([*evaluation[:-2], model, "--config.eval.attack_dtype=bfloat16", f"--workdir={tmp_path}/f"]) == 2
+  assert "config.eval.attack_dtype='bfloat16' is for a file of weights" in capsys.readouterr().err
+
+
 def test_a_evaluation_becomes_an_entry_of_robustbench(run, tmp_path, capsys):
   workdir, _ = run
   line = _fail(capsys, workdir, tmp_path / "a.safetensors", f"--robustbench_entry={tmp_path}/entry.json")

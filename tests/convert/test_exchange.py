@@ -11,7 +11,6 @@ import torch
 from lrat_jax import models
 from lrat_jax.convert import exchange, torch_names
 from lrat_jax.core.errors import WeightsError
-from lrat_jax.evaluation import evaluate
 from tests import torch_definitions as definitions
 
 # Images in [0, 1] go in as they are.
@@ -60,7 +59,7 @@ def test_a_model_of_ours_loads_strictly_in_pytorch_with_equal_logits(name, tmp_p
   exchange.save(tmp_path / "a.safetensors", model, variables)
   network = definitions.SMALL[name]()
   network.load_state_dict(safetensors.torch.load_file(tmp_path / "a.safetensors"), strict=True)
-  ours = evaluate.apply_function(model)(variables, images)
+  ours = models.applied(model)(variables, images)
   theirs = definitions.logits(definitions.Normalised(network, MEAN, STD).eval(), images)
   np.testing.assert_allclose(theirs, ours, atol=1e-4)
   assert 1 < np.abs(ours).max() < 20

@@ -14,7 +14,6 @@ from lrat_jax import main, models
 from lrat_jax.convert import __main__ as convert
 from lrat_jax.convert import exchange, torch_names
 from lrat_jax.core.errors import WeightsError
-from lrat_jax.evaluation import evaluate
 from tests import helpers
 from tests import torch_definitions as definitions
 from tests.torch_swin import Swin
@@ -131,7 +130,7 @@ def test_a_model_of_ours_loads_in_pytorch_with_equal_logits(name, tmp_path):
   exchange.save(tmp_path / "a.safetensors", model, variables)
   network = _load(make(), tmp_path / "a.safetensors")
   theirs = definitions.logits(definitions.Normalised(network, (0.4,), (0.3,)).eval(), images)
-  np.testing.assert_allclose(jax.jit(evaluate.apply_function(model))(variables, images), theirs, atol=1e-4)
+  np.testing.assert_allclose(jax.jit(models.applied(model))(variables, images), theirs, atol=1e-4)
   assert np.abs(theirs).max() > 0.5
 
 

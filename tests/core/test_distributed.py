@@ -191,3 +191,15 @@ def test_launchers_of_several_processes_are_known_by_what_they_leave(environment
 def test_a_process_that_nobody_launched_is_alone(monkeypatch):
   monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("nothing to connect to"))
   assert distributed.join() == distributed.Place(0, 1) and distributed.is_primary()
+
+
+def test_two_processes_train_on_the_mixture_of_one(tmp_path):
+  """The extra source's share of every batch, and the images in it, whatever the processes."""
+  random = np.random.default_rng(0)
+  images = random.integers(0, 256, (300, 8, 8, 1)).astype(np.uint8)
+  np.savez(tmp_path / "extra.npz", image=images, label=random.integers(0, 10, 300))
+  more = [f"--config.data.extra.source=npz:{tmp_path}/extra.npz", "--config.data.extra.fraction=0.4", "--mode=train"]
+  programs.finish(tmp_path / "one", *more, devices=2)
+  ended = [programs.end(process) for process in _start_together([tmp_path / "two"] * 2, *more, devices=1)]
+  assert [code for code, *_ in ended] == [0, 0], ended
+  _assert_trained_alike(tmp_path / "one", tmp_path / "two")

@@ -1,7 +1,9 @@
-"""Schedules at their corners, and SGD against the recurrence that PyTorch documents."""
+"""Schedules at their corners; SGD and AdamW against the recurrences that PyTorch documents; clipping; what decays."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lrat_jax.training import optim
@@ -54,6 +56,71 @@ def test_sgd_is_pytorchs(nesterov):
     updates, state = optimizer.update(jnp.array(g), state, ours)
     ours += updates
   assert float(ours) == pytest.approx(p, rel=1e-6)
+
+
+def _updates(params, gradients, **fields):
+  config = make_config(**{f"optimizer__{name}": value for name, value in fields.items()}).optimizer
+  optimizer = optim.create(config, 10)
+  return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+
+def test_adamw_is_pytorchs():
+  """p -= lr wd p; m, v moving averages of g and g^2, corrected by 1 - beta^t; p -= lr m / (sqrt(v) + 1e-8)."""
+  fields = {"name": "adamw", "schedule": "constant", "learning_rate": 0.01, "momentum": 0.8}
+  fields |= {"second_momentum": 0.99, "weight_decay": 0.05}
+  config = make_config(**{f"optimizer__{name}": value for name, value in fields.items()}).optimizer
+  optimizer = optim.create(config, 10)
+  p, m, v, ours = 1.0, 0.0, 0.0, jnp.array(1.0)
+  state = optimizer.init(ours)
+  for t, g in enumerate((0.5, -0.2, 0.3), start=1):
+    m, v = 0.8 * m + 0.2 * g, 0.99 * v + 0.01 * g**2
+    p -= 0.01 * 0.05 * p + 0.01 * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8)
+    updates, state = optimizer.update(jnp.array(g), state, ours)
+    ours += updates
+  assert float(ours) == pytest.approx(p, rel=1e-6)
+
+
+@pytest.mark.parametrize(("clip_norm", "factor"), [(0.0, 1.0), (2.5, 0.5), (10.0, 1.0)])
+def test_a_gradient_is_clipped_as_a_whole_before_decay_and_momentum(clip_norm, factor):
+  params, gradients = {"a": jnp.array([1.0]), "b": jnp.array([2.0])}, {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+  fields = {"schedule": "constant", "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.1, "clip_norm": clip_norm}
+  updates = _updates(params, gradients, **fields)
+  np.testing.assert_allclose(updates["a"], [-(3 * factor + 0.1)], rtol=1e-6)
+  np.testing.assert_allclose(updates["b"], [-(4 * factor + 0.2)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_kernels_alone_decay_where_that_is_asked_for(name):
+  params = {
+    "Conv_0": {"kernel": jnp.ones((3, 3, 1, 2)), "bias": jnp.ones(2)},
+    "attention": {"kernel": jnp.ones((4, 2, 2)), "bias": jnp.ones((2, 2)), "temperature": jnp.ones((2, 1, 1))},
+    "norm": {"scale": jnp.ones(2)},
+    "positions": jnp.ones((1, 5, 2)),
+    "table": jnp.ones((5, 2)),
+  }
+  fields = {"name": name, "schedule": "constant", "learning_rate": 1.0, "weight_decay": 0.1}
+  still = jax.tree.map(jnp.zeros_like, params)
+  moved = jax.tree.map(lambda u: bool(jnp.any(u)), _updates(params, still, decay="kernels", **fields))
+  assert moved == {
+    "Conv_0": {"kernel": True, "bias": False},
+    "attention": {"kernel": True, "bias": False, "temperature": False},
+    "norm": {"scale": False},
+    "positions": False,
+    "table": True,
+  }
+  assert all(jax.tree.leaves(jax.tree.map(lambda u: bool(jnp.all(u < 0)), _updates(params, still, **fields))))
+
+
+def test_the_default_keeps_the_state_that_runs_have_saved():
+  params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+  sgd = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(optax.constant_schedule(0.1), momentum=0.9))
+  ours = optim.create(make_config(optimizer__schedule="constant").optimizer, 10)
+  assert jax.tree.structure(ours.init(params)) == jax.tree.structure(sgd.init(params))
+
+
+def test_unknown_optimizer_names_the_choices():
+  with pytest.raises(ValueError, match="optimizer.name='adam' is unknown; choose from"):
+    _updates(jnp.ones(1), jnp.ones(1), name="adam")
 
 
 def test_unknown_schedule_names_the_choices():

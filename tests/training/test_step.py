@@ -8,9 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import hlo
 from lrat_jax import attacks, data, models, reweighting
-from lrat_jax.core import sharding
+from lrat_jax.core import hlo, sharding
 from lrat_jax.training import step as step_lib
 from tests.helpers import make_config, make_experiment, to_numpy
 
@@ -336,6 +335,58 @@ def test_attacks_that_see_the_batchs_statistics_join_them_over_the_devices_at_ev
   experiment = make_experiment(make_config(**FIELDS | fields), num_devices=2)
   text = _lowered(experiment, PLAIN).compile().as_text()
   assert any(hlo.collectives(body) for body in hlo.loop_bodies(text))
+
+
+def _collectives(**fields):
+  experiment = make_experiment(make_config(**FIELDS | {"model__name": "wide_resnet_10_1"} | fields), num_devices=2)
+  return hlo.collectives(_lowered(experiment, PLAIN).compile().as_text())
+
+
+@pytest.mark.slow
+def test_a_step_with_statistics_per_device_holds_one_collective():
+  assert _collectives(model__batch_norm="local") == 1
+  assert _collectives(model__batch_norm="local", train__attack_batch_norm="train") == 1
+  assert _collectives() > 1
+
+
+@pytest.mark.slow
+def test_statistics_per_device_are_of_each_devices_images_and_their_averages_the_mean():
+  """On two devices the running averages are those that two runs on one device have of the halves, in the mean."""
+  fields = {"model__name": "wide_resnet_10_1", "model__batch_norm": "local", "train_attacks__pgd__epsilon": "0"}
+  fields |= {"train__ema_decay": 0.9, "train_attacks__pgd__num_steps": 1}
+  config = make_config(**FIELDS | fields)
+  experiment = make_experiment(config, num_devices=2)
+  state, _ = _step(experiment, PLAIN)(experiment.initial_state(), _batch(experiment, 0))
+  for leaf in jax.tree.leaves(state):
+    for shard in leaf.addressable_shards[1:]:
+      np.testing.assert_array_equal(shard.data, leaf.addressable_shards[0].data)
+  alone, halves = make_experiment(config, num_devices=1), []
+  for half in (0, 1):
+    after, _ = _step(alone, PLAIN)(alone.initial_state(), _batch(alone, half, size=8))
+    halves.append(to_numpy(after.variables))
+  for tree in ("params", "batch_stats"):
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, *(half[tree] for half in halves))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), to_numpy(state.variables[tree]), expected)
+  whole = make_experiment(config.copy_and_resolve_references(), num_devices=1)
+  together, _ = _step(whole, PLAIN)(whole.initial_state(), _batch(whole, 0))
+  differences = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(),
+    to_numpy(together.variables["batch_stats"]),
+    to_numpy(state.variables["batch_stats"]),
+  )
+  assert max(jax.tree.leaves(differences)) > 1e-4
+
+
+@pytest.mark.slow
+def test_the_norm_that_a_step_tells_is_of_the_gradient_before_it_is_clipped():
+  fields = {"optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0, "optimizer__learning_rate": 1.0}
+  experiments = [make_experiment(make_config(**FIELDS | fields | {"optimizer__clip_norm": c})) for c in (0.0, 1e-3)]
+  (free, found), (clipped, told) = (_step(e, PLAIN)(e.initial_state(), _batch(e, 0)) for e in experiments)
+  before = experiments[0].initial_state().variables["params"]
+  length = lambda state: optax.tree.norm(optax.tree.sub(state.variables["params"], before))
+  np.testing.assert_array_equal(told.gradient_norm, found.gradient_norm)
+  np.testing.assert_allclose(length(free), found.gradient_norm, rtol=1e-4)
+  np.testing.assert_allclose(length(clipped), 1e-3, rtol=1e-2)
 
 
 @pytest.mark.slow

@@ -1,0 +1,155 @@
+"""Fine-tuning: the weights that a run begins with, from another run's workdir or from a file of weights.
+
+The network has to be the run's own, its input normalisation included. Its last layer is taken too where the classes are
+as many, or begins anew where the configuration says so.
+"""
+
+import collections
+import contextlib
+import hashlib
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from lrat_jax.convert import exchange
+from lrat_jax.core import files
+from lrat_jax.core.errors import ConfigError, WeightsError
+from lrat_jax.training import loop
+from lrat_jax.training.step import leaf_names
+from lrat_jax.training.workdir import read_config
+
+# Fields of `config.model` that do not say which network it is.
+_NOT_THE_NETWORK = ("dtype", "batch_norm")
+# How far a mean or standard deviation may be from the file's: they are given to four places.
+_CLOSE = 1e-3
+
+
+class Initial(NamedTuple):
+  """What a run begins with.
+
+  Attributes:
+    arrays: the variables by name, "params/network/Conv_0/kernel"; without the last layer's where that begins anew.
+    about: what config.json and results.json say of them: "source", "content" (a digest), "head", and of a run its
+      "name" and "step".
+  """
+
+  arrays: dict[str, np.ndarray]
+  about: dict[str, Any]
+
+
+def _shapes(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+  model = loop.create_model(config, num_classes, "float32")
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  return {name: leaf.shape for name, leaf in leaf_names(jax.eval_shape(model.init, jax.random.key(0), images)).items()}
+
+
+def _of_run(workdir: Path, config: ConfigDict) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """The best checkpoint's variables, its moving average where it has one, and which run and step it is of."""
+  step, state = exchange.best_checkpoint(workdir)
+  try:
+    saved = read_config(workdir / "config.json")
+    ours = {name: value for name, value in config.model.to_dict().items() if name not in _NOT_THE_NETWORK}
+    plain = lambda value: list(value) if isinstance(value, tuple | list) else value
+    for name, value in ours.items():
+      if plain(saved["model"].get(name)) != plain(value):
+        raise WeightsError(f"{workdir} has model.{name}={saved['model'].get(name)!r}, this run {value!r}.")
+    return leaf_names(state["ema"] or state["variables"]), {"name": saved["name"], "step": step}
+  except (files.CorruptFileError, ConfigError) as error:
+    raise WeightsError(str(error)) from None
+  except (KeyError, TypeError, AttributeError) as error:
+    raise WeightsError(f"{workdir}: config.json and checkpoint do not fit ({type(error).__name__}: {error}).") from None
+
+
+def _said(config: ConfigDict) -> list[dict[str, Any]]:
+  """What the configuration says that a file may leave open: of its input, its network and its activation."""
+  model = config.model
+  by_numbers = model.preprocessing == "mean_std"
+  inputs = {"mean": model.mean, "std": model.std} if by_numbers else {"preprocessing": model.preprocessing}
+  network = loop.create_model(config, 2, "float32").network
+  activation = {"activation": network.activation} if hasattr(network, "activation") else {}
+  return [inputs, activation, {"architecture": model.name}]
+
+
+def _read_file(source: str, config: ConfigDict) -> exchange.Stored:
+  """A file of weights. What it says of itself stands; what it leaves open is the configuration's word."""
+  said = _said(config)
+  for count in range(len(said) + 1):
+    for words in itertools.combinations(said, count):
+      with contextlib.suppress(WeightsError):
+        return exchange.read(source, **dict(collections.ChainMap(*words)))
+  inputs, activation, _ = said
+  return exchange.read(source, **inputs, **activation)  # for what it says is wrong
+
+
+def _of_file(source: str, config: ConfigDict) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """A file's variables, and the network that it is of."""
+  stored = _read_file(source, config)
+  module, variables = stored.build()
+  ours = loop.create_model(config, stored.recognised.num_classes, "float32")
+  if module.preprocessing != ours.preprocessing:
+    raise WeightsError(f"{source} has preprocessing={module.preprocessing!r}, config.model {ours.preprocessing!r}.")
+  for name in ("mean", "std"):
+    one, two = (np.asarray(getattr(side, name)) for side in (module, ours))
+    agree = one.size == two.size or 1 in (one.size, two.size)
+    if ours.preprocessing == "mean_std" and not (agree and np.abs(one - two).max() <= _CLOSE):
+      raise WeightsError(
+        f"{source} has the {name} {getattr(module, name)}, config.model.{name} is {getattr(ours, name)}."
+      )
+  theirs, network = module.network, ours.network
+  if type(theirs) is not type(network) or theirs != network.clone(axis_name=theirs.axis_name):
+    found = stored.recognised
+    raise WeightsError(
+      f"{source} is of the network {found.name} with activation={found.activation!r}, config.model has "
+      f"name={config.model.name!r} and activation={config.model.activation!r}."
+    )
+  return leaf_names(variables), {"architecture": stored.recognised.name}
+
+
+def read(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...]) -> Initial:
+  """What `config.train.init_from` names, compared with the run's own network.
+
+  Args:
+    config: a checked configuration that names something there.
+    num_classes, image_shape: of the data.
+
+  Raises:
+    ConfigError: it cannot be read, is of another network or normalisation, or of other classes while
+      `config.train.init_head` is "loaded".
+  """
+  source, new_head = config.train.init_from, config.train.init_head == "new"
+  where = f"config.train.init_from={source!r}"
+  path = Path(source).expanduser()
+  try:
+    found, about = _of_run(path, config) if (path / "checkpoints").is_dir() else _of_file(source, config)
+  except WeightsError as error:
+    raise ConfigError(f"{where}: {error}") from None
+  expected = _shapes(config, num_classes, image_shape)
+  other = _shapes(config, num_classes + 1, image_shape)
+  head = {name for name, shape in expected.items() if other[name] != shape}
+  if set(found) != set(expected):
+    name = min(set(found) ^ set(expected))
+    raise ConfigError(f"{where}: {name} is {'not in this run' if name in found else 'missing'}.")
+  for name, shape in expected.items():
+    if found[name].shape == shape or (new_head and name in head):
+      continue
+    if name in head:
+      raise ConfigError(
+        f"config.train.init_head='loaded': {source} is of {found[name].shape[-1]} classes, the data of {num_classes}; "
+        "with 'new' the last layer begins anew."
+      )
+    raise ConfigError(f"{where}: {name} is {found[name].shape} there, {shape} in this run.")
+  kept = {name: np.asarray(array) for name, array in found.items() if not (new_head and name in head)}
+  return Initial(kept, {"source": source, "content": _digest(found), "head": config.train.init_head, **about})
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+  digest = hashlib.sha256()
+  for name, array in sorted(arrays.items()):
+    digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+  return f"sha256:{digest.hexdigest()[:16]}"

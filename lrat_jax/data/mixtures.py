@@ -1,0 +1,142 @@
+"""Mixtures: images of an extra source, such as a generator's, at a fixed share of every training batch.
+
+An npz as EDM's samplers and RobustBench's papers write it, "image" uint8 [n, h, w, c] and "label", is mapped from its
+file, so that only the images of a batch are read.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lrat_jax.data import npz_idx, sources
+from lrat_jax.data.augment import to_float
+from lrat_jax.data.npz_idx import DataError
+from lrat_jax.data.splits import Dataset, Split
+
+_NAMES = ("image", "label")
+# How far the probabilities of a label may be from a sum of 1; they may be stored as float16.
+_ROUNDING = 2e-3
+_MOST_INDICES = 2**31
+
+
+class Mixture(NamedTuple):
+  """A training split and an extra one, of which every batch has a fixed share. Rows count through both.
+
+  Attributes:
+    primary: its images say what an epoch is.
+    extra: images of the same shape.
+    fraction: the share of the extra ones in a batch, in (0, 1), to the nearest image.
+  """
+
+  primary: Split
+  extra: Split
+  fraction: float
+
+  @property
+  def nbytes(self) -> int:
+    """What the images take, in the primary's type."""
+    return self.primary.nbytes + self.extra.images.size * self.primary.images.dtype.itemsize
+
+  def whole(self) -> Split:
+    """All images in memory."""
+    return self.take(np.arange(len(self.primary.labels) + len(self.extra.labels)))
+
+  def is_extra(self, batch_size: int) -> np.ndarray:
+    """bool [batch_size]: which places of a batch are the extra source's, spread evenly, so that devices share them."""
+    ends = np.arange(batch_size + 1) * num_extra(self.fraction, batch_size) // batch_size
+    return ends[1:] > ends[:-1]
+
+  def take(self, rows: np.ndarray) -> Split:
+    """Rows of both, those from `len(primary.labels)` on of the extra one, in the primary's type of images.
+
+    Labels are float32 [k, classes] where the extra ones are.
+    """
+    count = len(self.primary.labels)
+    is_extra = rows >= count
+    own, other = self.primary.take(rows[~is_extra]), self.extra.take(rows[is_extra] - count)
+    images = other.images if own.images.dtype == np.uint8 else to_float(np.asarray(other.images))
+    labels = own.labels if other.labels.ndim == 1 else np.eye(other.labels.shape[1], dtype=np.float32)[own.labels]
+    parts = (own.images, images), (labels, other.labels), (own.indices, other.indices)
+    return Split(*(_merged(is_extra, *part) for part in parts))
+
+
+def _merged(is_extra: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.ndarray:
+  merged = np.empty((len(is_extra), *own.shape[1:]), own.dtype)
+  merged[~is_extra], merged[is_extra] = own, other
+  return merged
+
+
+def num_extra(fraction: float, batch_size: int) -> int:
+  """How many images of a batch are the extra source's."""
+  return round(fraction * batch_size)
+
+
+def _as_labels(labels: np.ndarray, count: int, num_classes: int, where: str) -> np.ndarray:
+  """int32 [n], or float32 [n, num_classes] of distributions that are not all one-hot."""
+  if not np.issubdtype(labels.dtype, np.floating):
+    return sources.check_labels(labels, count, num_classes, where)
+  if labels.shape != (count, num_classes):
+    raise DataError(
+      f"{where} is {labels.dtype} {labels.shape}; distributions over the classes are {(count, num_classes)}."
+    )
+  labels = labels.astype(np.float32)
+  sums = labels.sum(axis=1)
+  if not (labels.min() >= 0 and np.abs(sums - 1).max() <= _ROUNDING):  # also where one is NaN
+    raise DataError(
+      f"{where} holds floats that are no distributions: from {labels.min():.4g}, sums to {sums.max():.4g}."
+    )
+  if (labels.max(axis=1) == 1).all():  # one-hot: the same run as with the classes
+    return labels.argmax(axis=1).astype(np.int32)
+  return labels / sums[:, None]
+
+
+def open_extra(source: str, first_index: int, image_shape: tuple[int, ...], num_classes: int) -> Split:
+  """The images of an extra source, mapped from their file where it is not compressed; else `images` is in memory.
+
+  Args:
+    source: "npz:PATH", with "image" uint8 [n, h, w, c] and "label", int [n] or float [n, num_classes] of distributions.
+    first_index: of its images.
+    image_shape, num_classes: of the data set that it goes with.
+
+  Raises:
+    DataError: another source, no such file, other arrays, or images that are not of that shape.
+  """
+  kind, _, path = source.partition(":")
+  where = f"data.extra.source={source!r}"
+  if kind != "npz" or not path:
+    raise DataError(f"{where} is unknown; it is npz:PATH.")
+  try:
+    images, labels = npz_idx.map_npz(Path(os.path.expanduser(path)), _NAMES)  # noqa: PTH111 (no such user: left as it is)
+  except DataError as error:
+    raise DataError(f"{where}: {error}") from None
+  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != image_shape:
+    expected = ", ".join(map(str, ("n", *image_shape)))
+    raise DataError(f"{where}: image is {images.dtype} {images.shape}; it must be uint8 ({expected}).")
+  if not 0 < len(images) < _MOST_INDICES - first_index:
+    raise DataError(
+      f"{where} holds {len(images):,} images; it must hold one or more, and fewer than 2^31 with the others."
+    )
+  labels = _as_labels(np.asarray(labels), len(images), num_classes, f"{where}: label")
+  return Split(images, labels, np.arange(first_index, first_index + len(images), dtype=np.int32))
+
+
+def training_source(dataset: Dataset, fraction: float) -> Split | Mixture:
+  """What training batches are made of."""
+  return dataset.train if dataset.extra is None else Mixture(dataset.train, dataset.extra, fraction)
+
+
+def load_for(config: Mapping[str, Any], *, trains: bool = True) -> Dataset:
+  """`sources.load` with the fields of a configuration's `data`; and the extra source where it trains on one.
+
+  The extra images' indices begin beyond the largest of the training and validation images.
+  """
+  sizes = {name: config[name] for name in ("validation_size", "train_size")}
+  dataset = sources.load(config["source"], data_dir=config["data_dir"], trains=trains, **sizes)
+  source = config["extra"]["source"]
+  if not trains or not source or dataset.num_classes is None:
+    return dataset
+  first = 1 + max(int(split.indices.max()) for split in (dataset.train, dataset.validation))
+  return dataset._replace(extra=open_extra(source, first, dataset.image_shape, dataset.num_classes))
