@@ -15,8 +15,9 @@
   --mode=MODE    train_and_evaluate (default), train or evaluate
   --workdir=DIR  where the run lives; default runs/NAME_seedSEED
   --model=MODEL  FILE.pt, FILE.safetensors, or PACKAGE.MODULE:FUNCTION
-  --preprocessing=NAME --mean=M,M,M --std=S,S,S --activation=NAME --robustbench=NAME
-  --architecture=NAME --key=NAME    of the file of --model, as convert takes them
+  --preprocessing=NAME --mean=M,M,M --std=S,S,S --activation=NAME
+  --architecture=NAME --robustbench=NAME --key=NAME
+                 of the file of --model: lrat-jax convert --help
   --dry_run      prints steps, memory and time; writes nothing
   --dry_run --topology=v5e:4x4    compiles for TPUs that are not there
   --track=LIST   logs the run to wandb, mlflow as well
