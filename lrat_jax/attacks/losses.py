@@ -39,8 +39,8 @@ def true_classes(labels: AnyLabels) -> Labels:
 def cross_entropy(logits: Logits, labels: AnyLabels) -> PerImage:
   """-log p_y, or of distributions q of the labels -sum_k q_k log p_k, in nats. float [batch].
 
-  That sum is the true class's term, as of an integer label, and what q differs by from that class alone. So a one-hot
-  q adds zeros: its loss and gradient are the integer label's to the bit, however a compiler joins products and sums.
+  That sum is the true class's term, as of an integer label, and what q differs by from that class alone: a one-hot q
+  adds zeros to what its class gives.
   """
   log_probabilities, classes = jax.nn.log_softmax(logits), true_classes(labels)
   loss = -jnp.take_along_axis(log_probabilities, classes[:, None], axis=-1)[:, 0]
