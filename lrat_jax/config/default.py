@@ -42,6 +42,14 @@ def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padd
     ),
     crop_padding=crop_padding,  # random crops after padding by so many pixels; 0 is off
     flip=flip,  # random horizontal flips
+    randaugment=dict(
+      num_ops=0,  # Pillow's operations that each image goes through, drawn of 14; 0 is off
+      magnitude=9,  # how strong they are, 0 to 30
+    ),
+    idbh="none",  # none | cifar10_weak | cifar10_strong | svhn: shift, colour or shape, erasing; without crop_padding
+    cutout=0,  # a black square of that side in pixels, anywhere; 0 is off
+    mixup=0.0,  # images as means of two, with shares from Beta(alpha, alpha): alpha; 0 is off
+    cutmix=0.0,  # a box of another image in each, of a size from Beta(alpha, alpha): alpha; 0 is off. Both: either
   )
 
 
@@ -229,6 +237,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         epsilon_ramp_fraction=preset["epsilon_ramp_fraction"],
         variants=ALL,  # all | sampled: of each image by every attack, or by one drawn for the batch by its robust error
         attack_batch_norm="eval",  # eval | train: which batch-norm statistics the training attacks see
+        label_smoothing=0.0,  # share of each label that is spread over all classes; attacks do not see it; 0 is off
         ema_decay=0.0,  # of the weights that are validated and evaluated; 0 is off
         init_from="",  # fine-tuning: weights to begin with, of a workdir, .pt, .safetensors or directory; empty is none
         init_head="loaded",  # loaded | new: whether the last layer is from there too, or begins anew

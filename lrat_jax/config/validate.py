@@ -21,6 +21,12 @@ from lrat_jax.core.errors import ConfigError
 _LARGEST = 1e6
 _MOST = 10**9
 _LARGEST_BATCH = 2**20
+# Of RandAugment, one after another; each is compiled anew.
+_MOST_OPERATIONS = 10
+# With 1 no class would be the likeliest.
+_MOST_SMOOTHING = 0.99
+# Of Beta distributions that are drawn from, with a margin to where draws in float32 fail.
+_ALPHAS = 1e-3, 1e3
 
 # Groups whose members are attacks, by names that also name files.
 _ATTACK_GROUPS = ("train_attacks", "eval.suite")
@@ -232,6 +238,21 @@ def _check_momentum(config: ConfigDict) -> None:
       raise ConfigError(f"config.optimizer.{name}=1.0: AdamW divides by 1 minus its powers; take less than 1.")
 
 
+def _check_augmentation(config: ConfigDict) -> None:
+  _range(config, "data.randaugment.num_ops", 0, _MOST_OPERATIONS)
+  _range(config, "data.randaugment.magnitude", 0, data.MAX_MAGNITUDE)
+  _choice(config, "data.idbh", ("none", *data.IDBH))
+  if config.data.idbh != "none" and config.data.crop_padding:
+    raise ConfigError(
+      f"config.data.idbh={config.data.idbh!r} has crops of its own; take data.crop_padding=0 with it, not "
+      f"{config.data.crop_padding}."
+    )
+  _range(config, "train.label_smoothing", 0, _MOST_SMOOTHING)
+  for path in ("data.mixup", "data.cutmix"):
+    if _field(config, path):
+      _range(config, path, *_ALPHAS)
+
+
 def check(config: ConfigDict) -> None:
   """Refuses values that no run can use. Raises ConfigError naming the field, the value and the choices."""
   _choice(config, "objective", objectives.OBJECTIVES)
@@ -253,6 +274,7 @@ def check(config: ConfigDict) -> None:
     _range(config, path, 1, _MOST)
   for path in (
     "data.crop_padding",
+    "data.cutout",
     "data.train_size",
     "eval.num_images",
     "eval.num_sanity_examples",
@@ -277,6 +299,7 @@ def check(config: ConfigDict) -> None:
       f"config.data.extra.fraction={config.data.extra.fraction} of {size} images leaves a source without any."
     )
   _range(config, "beta", 0)
+  _check_augmentation(config)
   _range(config, "awp.gamma", 0, 1)
   _range(config, "logit_pairing.weight", 0)
   if config.logit_pairing.weight:
@@ -341,6 +364,9 @@ def check_for_data(
     raise ConfigError(
       f"config.data.crop_padding={config.data.crop_padding} is more than the side of images {image_shape}."
     )
+  fields = {"data.randaugment.num_ops": 0, "data.idbh": "none"}
+  for path in (path for path, off in fields.items() if _field(config, path) != off and channels not in (1, 3)):
+    raise ConfigError(f"config.{path}={_field(config, path)!r} is for images of 1 or 3 channels, not of {channels}.")
   _check_attacks(config, _attack_paths(config), image_shape, num_classes)
   _try_user_code(config, image_shape, num_classes)
 

@@ -13,6 +13,9 @@ from jaxtyping import Bool, Float, Integer, Key, Real, UInt8
 
 Images = Float[Array, "batch height width channel"]  # in [0, 1]
 Labels = Integer[Array, "batch"]  # in [0, classes)
+Distributions = Float[Array, "batch classes"]  # of labels: each row sums to 1
+# The true classes, or how likely each class is to be the true one.
+AnyLabels = Labels | Distributions
 Logits = Float[Array, "batch classes"]
 PerImage = Float[Array, "batch"]
 Answers = Bool[Array, "batch"]

@@ -103,7 +103,16 @@ def create_model(config: ConfigDict, num_classes: int, dtype: str) -> models.Cla
 
 
 def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
-  """Model, optimiser and lengths for a checked configuration."""
+  """Model, optimiser and lengths for a checked configuration.
+
+  Where labels are distributions, those of training may stay so; what is evaluated has its true classes.
+  """
+  dataset = dataset._replace(
+    train=data.for_training(dataset.train),
+    validation=data.for_evaluation(dataset.validation),
+    test=data.for_evaluation(dataset.test),
+    extra=None if dataset.extra is None else data.for_training(dataset.extra),
+  )
   create = functools.partial(create_model, config, dataset.num_classes)
   model = create(compute_type(config.model.dtype, mesh))
   # Attacks are weaker in bfloat16, and its verdicts are not float32's: an evaluation would find too much robustness.
