@@ -52,15 +52,20 @@ class Mixture(NamedTuple):
   def take(self, rows: np.ndarray) -> Split:
     """Rows of both, those from `len(primary.labels)` on of the extra one, in the primary's type of images.
 
-    Labels are float32 [k, classes] where the extra ones are.
+    Labels are float32 [k, classes] where those of either are.
     """
     count = len(self.primary.labels)
     is_extra = rows >= count
     own, other = self.primary.take(rows[~is_extra]), self.extra.take(rows[is_extra] - count)
     images = other.images if own.images.dtype == np.uint8 else to_float(np.asarray(other.images))
-    labels = own.labels if other.labels.ndim == 1 else np.eye(other.labels.shape[1], dtype=np.float32)[own.labels]
-    parts = (own.images, images), (labels, other.labels), (own.indices, other.indices)
+    parts = (own.images, images), _alike(own.labels, other.labels), (own.indices, other.indices)
     return Split(*(_merged(is_extra, *part) for part in parts))
+
+
+def _alike(*labels: np.ndarray) -> list[np.ndarray]:
+  """Labels of two sources, as distributions where those of either are."""
+  classes = [array.shape[1] for array in labels if array.ndim == 2]
+  return [array if array.ndim == 2 or not classes else np.eye(classes[0], dtype=np.float32)[array] for array in labels]
 
 
 def _merged(is_extra: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -75,7 +80,7 @@ def num_extra(fraction: float, batch_size: int) -> int:
 
 
 def _as_labels(labels: np.ndarray, count: int, num_classes: int, where: str) -> np.ndarray:
-  """int32 [n], or float32 [n, num_classes] of distributions that are not all one-hot."""
+  """int32 [n], or float32 [n, num_classes] of distributions."""
   if not np.issubdtype(labels.dtype, np.floating):
     return sources.check_labels(labels, count, num_classes, where)
   if labels.shape != (count, num_classes):
@@ -88,8 +93,6 @@ def _as_labels(labels: np.ndarray, count: int, num_classes: int, where: str) -> 
     raise DataError(
       f"{where} holds floats that are no distributions: from {labels.min():.4g}, sums to {sums.max():.4g}."
     )
-  if (labels.max(axis=1) == 1).all():  # one-hot: the same run as with the classes
-    return labels.argmax(axis=1).astype(np.int32)
   return labels / sums[:, None]
 
 

@@ -71,6 +71,12 @@ def test_distributions_make_distributions_of_all_labels():
     np.testing.assert_array_equal(label, expected.astype(np.float32))
 
 
+def test_the_primarys_labels_may_be_distributions_alone():
+  soft = PRIMARY._replace(labels=_extra(40, classes=4).labels)
+  labels = data.Mixture(soft, _extra(), 0.5).take(np.array([3, 41])).labels
+  np.testing.assert_array_equal(labels, [soft.labels[3], np.eye(4)[MIXTURE.extra.labels[1]]])
+
+
 def test_processes_divide_the_batches_of_one(monkeypatch):
   whole = _batches(data.train_batches(MIXTURE, 16, seed=0), 12)
   halves = []
@@ -120,14 +126,6 @@ def test_labels_may_be_distributions(tmp_path):
   extra, path = _extra(classes=4), tmp_path / "soft.npz"
   np.savez(path, image=extra.images, label=extra.labels.astype(np.float64))
   np.testing.assert_allclose(open_extra(f"npz:{path}", 0, (8, 8, 1), 4).labels, extra.labels, rtol=1e-6)
-
-
-def test_distributions_that_are_all_one_hot_are_classes(tmp_path):
-  extra, path = _extra(), tmp_path / "one_hot.npz"
-  np.savez(path, image=extra.images, label=np.eye(4)[extra.labels])
-  found = open_extra(f"npz:{path}", 0, (8, 8, 1), 4).labels
-  np.testing.assert_array_equal(found, extra.labels)
-  assert found.dtype == np.int32
 
 
 IMAGES = np.zeros((6, 8, 8, 1), np.uint8)
