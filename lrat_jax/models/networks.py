@@ -1,9 +1,10 @@
 """Classifiers by name, with the normalisation of their input inside: images in [0, 1] -> float32 logits."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +146,8 @@ def features(model: nn.Module, variables: Variables, images: Images) -> list[Arr
   return list(layers)
 
 
-class Applied(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Applied:
   """A classifier in evaluation mode as a function of (variables, images), both of whose attributes are jitted.
 
   Attributes:
