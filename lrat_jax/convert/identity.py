@@ -90,8 +90,8 @@ def take_buffers(tensors: dict[str, np.ndarray], channels: int) -> Preprocessing
   (mean,), (std,) = names
   if not tensors[mean].size == tensors[std].size in (1, channels):
     return None
-  numbers = (tuple(tensors.pop(name).ravel().tolist()) for name in (mean, std))
-  return Preprocessing("mean_std", *numbers, "from its own tensors")
+  numbers = [tuple(tensors.pop(name).ravel().tolist()) for name in (mean, std)]
+  return Preprocessing("mean_std", numbers[0], numbers[1], "from its own tensors")
 
 
 def numbers(metadata: Mapping[str, Any], field: str) -> tuple[float, ...]:
@@ -115,7 +115,7 @@ def _from_metadata(metadata: Mapping[str, Any]) -> Preprocessing | None:
     raise WeightsError(f"its metadata say preprocessing={name!r}; choose from {list(models.PREPROCESSING)}.")
   if not ("mean" in metadata and "std" in metadata):
     return None
-  return Preprocessing(name, *(numbers(metadata, field) for field in ("mean", "std")), "from its metadata")
+  return Preprocessing(name, numbers(metadata, "mean"), numbers(metadata, "std"), "from its metadata")
 
 
 def _of_entry(entry: robustbench.Entry, buffers: Preprocessing | None) -> Preprocessing:
@@ -130,8 +130,8 @@ def _of_entry(entry: robustbench.Entry, buffers: Preprocessing | None) -> Prepro
 def _given(said: Said) -> Preprocessing | None:
   if said.preprocessing is not None:
     return Preprocessing(said.preprocessing, known_from="as given")
-  if said.mean is not None:
-    return Preprocessing("mean_std", *(tuple(map(float, side)) for side in (said.mean, said.std)), "as given")
+  if said.mean is not None and said.std is not None:
+    return Preprocessing("mean_std", tuple(map(float, said.mean)), tuple(map(float, said.std)), "as given")
   return None
 
 

@@ -10,7 +10,7 @@ import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lrat_jax.convert.tensors import Recognised, first
 from lrat_jax.core.errors import WeightsError
@@ -63,7 +63,10 @@ class Entry(NamedTuple):
 @functools.cache
 def entries() -> tuple[Entry, ...]:
   """All of them."""
-  tuples = lambda fields: {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+  def tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
   return tuple(
     Entry(name, dataset, threat_model, **tuples(group["shared"] | fields))
     for dataset, groups in json.loads(_TABLE.read_text()).items()

@@ -116,9 +116,9 @@ def _stages(shapes: Mapping[str, Shape], prefix: str) -> tuple[str, str]:
   """(name for `models.create`, name of its last layer) of a network in stages."""
   stem = tensors.size(shapes, f"{prefix}conv1.weight", 0, 4)
   if f"{prefix}block1.layer.0.conv1.weight" in shapes:
-    depth = 4 + 6 * tensors.count(shapes, f"{prefix}block1.layer.{{}}.conv1.weight")
+    layers = 4 + 6 * tensors.count(shapes, f"{prefix}block1.layer.{{}}.conv1.weight")
     width = tensors.size(shapes, f"{prefix}block1.layer.0.conv1.weight", 0, 4) // 16
-    return f"wide_resnet_{depth}_{width}", f"{prefix}fc"
+    return f"wide_resnet_{layers}_{width}", f"{prefix}fc"
   depth, bottleneck = resnet_depth(shapes, prefix)
   family = "resnet" if f"{prefix}bn1.weight" in shapes else "preact_resnet"
   if family == "preact_resnet":
