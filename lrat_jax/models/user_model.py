@@ -1,5 +1,6 @@
 """A model that the user brings: a Python object found by its name, and whether it behaves as a classifier does."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -89,7 +90,7 @@ def checked(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int
   if isinstance(logits_fn, Partial):  # whose parameters stay arguments of what is compiled
     watched: Any = _guarded(name, logits_fn.func, num_classes)
     if isinstance(logits_fn.func, Applied):
-      watched = logits_fn.func._replace(logits=watched)
+      watched = dataclasses.replace(logits_fn.func, logits=watched)
     guarded: LogitsFn = Partial(watched, *logits_fn.args, **logits_fn.keywords)
   else:
     guarded = _guarded(name, logits_fn, num_classes)
