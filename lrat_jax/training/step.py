@@ -213,7 +213,7 @@ def _step(
   variants, surviving_fractions = variants_lib.attack(
     config, platform, root_keys["attack"], state.step, total_steps, drawn, model_logits, images, labels, indices
   )
-  if config.train.label_smoothing:  # for the loss alone: in the papers' code the attack does not see it
+  if config.train.label_smoothing:  # for the loss alone: the attack does not see it, as in Wang et al.'s code
     labels = data.smooth(labels, config.train.label_smoothing, num_classes())
   batch_size, num_variants = variants.shape[:2]
   adversarial_images = variants.reshape(-1, *images.shape[1:])
