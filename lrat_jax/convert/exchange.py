@@ -100,7 +100,7 @@ class Stored(NamedTuple):
       raise WeightsError(
         f"{self.source}: mean={inputs.mean} is of {len(inputs.mean)} channels, the network of {channels}."
       )
-    options = {"activation": self.recognised.activation, "mean": inputs.mean, "std": inputs.std}
+    options: dict[str, Any] = {"activation": self.recognised.activation, "mean": inputs.mean, "std": inputs.std}
     try:
       module = models.create(name, num_classes, dtype=dtype, preprocessing=inputs.name, **options)
       images = jax.ShapeDtypeStruct((1, *self.recognised.image_size, channels), jnp.float32)

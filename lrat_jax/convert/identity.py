@@ -90,8 +90,8 @@ def take_buffers(tensors: dict[str, np.ndarray], channels: int) -> Preprocessing
   (mean,), (std,) = names
   if not tensors[mean].size == tensors[std].size in (1, channels):
     return None
-  numbers = (tuple(tensors.pop(name).ravel().tolist()) for name in (mean, std))
-  return Preprocessing("mean_std", *numbers, "from its own tensors")
+  take = lambda name: tuple(tensors.pop(name).ravel().tolist())
+  return Preprocessing("mean_std", take(mean), take(std), "from its own tensors")
 
 
 def numbers(metadata: Mapping[str, Any], field: str) -> tuple[float, ...]:
@@ -115,7 +115,7 @@ def _from_metadata(metadata: Mapping[str, Any]) -> Preprocessing | None:
     raise WeightsError(f"its metadata say preprocessing={name!r}; choose from {list(models.PREPROCESSING)}.")
   if not ("mean" in metadata and "std" in metadata):
     return None
-  return Preprocessing(name, *(numbers(metadata, field) for field in ("mean", "std")), "from its metadata")
+  return Preprocessing(name, numbers(metadata, "mean"), numbers(metadata, "std"), "from its metadata")
 
 
 def _of_entry(entry: robustbench.Entry, buffers: Preprocessing | None) -> Preprocessing:
@@ -131,7 +131,7 @@ def _given(said: Said) -> Preprocessing | None:
   if said.preprocessing is not None:
     return Preprocessing(said.preprocessing, known_from="as given")
   if said.mean is not None:
-    return Preprocessing("mean_std", *(tuple(map(float, side)) for side in (said.mean, said.std)), "as given")
+    return Preprocessing("mean_std", tuple(map(float, said.mean)), tuple(map(float, said.std)), "as given")
   return None
 
 
@@ -169,7 +169,8 @@ def settle(recognised: Recognised, buffers: Preprocessing | None, metadata: Mapp
   Raises:
     WeightsError: something nothing tells, or what is told does not fit the tensors.
   """
-  notes, about = [], {}
+  notes: list[str] = []
+  about: dict[str, Any] = {}
   if said.robustbench is not None:
     chosen = robustbench.choose(said.robustbench, recognised)
     entry, threats = chosen[0], robustbench.threat_models(chosen)
