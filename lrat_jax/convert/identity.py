@@ -90,8 +90,8 @@ def take_buffers(tensors: dict[str, np.ndarray], channels: int) -> Preprocessing
   (mean,), (std,) = names
   if not tensors[mean].size == tensors[std].size in (1, channels):
     return None
-  numbers = [tuple(tensors.pop(name).ravel().tolist()) for name in (mean, std)]
-  return Preprocessing("mean_std", numbers[0], numbers[1], "from its own tensors")
+  take = lambda name: tuple(tensors.pop(name).ravel().tolist())
+  return Preprocessing("mean_std", take(mean), take(std), "from its own tensors")
 
 
 def numbers(metadata: Mapping[str, Any], field: str) -> tuple[float, ...]:
@@ -169,7 +169,8 @@ def settle(recognised: Recognised, buffers: Preprocessing | None, metadata: Mapp
   Raises:
     WeightsError: something nothing tells, or what is told does not fit the tensors.
   """
-  notes, about = [], {}
+  notes: list[str] = []
+  about: dict[str, Any] = {}
   if said.robustbench is not None:
     chosen = robustbench.choose(said.robustbench, recognised)
     entry, threats = chosen[0], robustbench.threat_models(chosen)

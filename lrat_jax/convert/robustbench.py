@@ -115,7 +115,7 @@ def choose(text: str, recognised: Recognised) -> list[Entry]:
 
 def suggestions(recognised: Recognised) -> str:
   """How entries of such a network take images, the most frequent way first: a line, or "" where there are none."""
-  ways = collections.defaultdict(list)
+  ways: dict[str, list[str]] = collections.defaultdict(list)
   for entry in entries():
     if entry.network in recognised.fitting and _CLASSES[entry.dataset] == recognised.num_classes:
       ways[entry.flags].append(entry.name)

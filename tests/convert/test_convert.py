@@ -36,7 +36,7 @@ def test_the_users_normalisation_goes_before_the_files_and_stays_with_the_model(
   assert convert.main(arguments) == 0
   assert "normalised, mean -0.5 0.5 0.25 and std 0.5 2 1, as given" in capsys.readouterr().out
   described = json.loads((tmp_path / "b" / "config.json").read_text())
-  about = {"architecture": "cnn_4", "num_classes": 7, "channels": 3, "activation": "relu"}
+  about = {"architecture": "cnn_4", "num_classes": 7, "channels": 3, "activation": "relu", "preprocessing": "mean_std"}
   assert described == about | {"mean": list(mean), "std": list(std)}
   expected = definitions.logits(definitions.Normalised(network, mean, std), images)
   assert convert.main([str(tmp_path / "b"), str(tmp_path / "c.safetensors")]) == 0

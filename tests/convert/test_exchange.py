@@ -20,8 +20,8 @@ _BUFFERS = {"mean": torch.tensor(MEAN).reshape(1, 3, 1, 1), "std": torch.tensor(
 
 
 def _open(name):
-  """What DeepMind's definitions leave open."""
-  return {"activation": "silu"} if name.startswith("dm_") else {}
+  """What definitions that take the activation as an argument leave open."""
+  return {"activation": "silu"} if name.startswith(("dm_", "ra_")) else {}
 
 
 @pytest.mark.slow
@@ -103,9 +103,14 @@ def test_names_of_other_code_become_ours(tmp_path):
   theirs = {rename(key): tensor for key, tensor in tensors.items()}
   torch.save(_behind("module.", theirs), tmp_path / "a.pt")
   torch.save(tensors, tmp_path / "b.pt")
-  found, expected = (exchange.read(tmp_path / f"{file}.pt", **PLAIN) for file in "ab")
+  with pytest.raises(WeightsError, match="does not say its network's activation"):
+    exchange.read(tmp_path / "a.pt", **PLAIN)
+  found, expected = (
+    exchange.read(tmp_path / "a.pt", activation="silu", **PLAIN),
+    exchange.read(tmp_path / "b.pt", **PLAIN),
+  )
   assert found.recognised.name == name and found.tensors.keys() == expected.tensors.keys()
-  assert (found.recognised.activation, expected.recognised.activation) == (None, "relu")
+  assert (found.recognised.activation, expected.recognised.activation) == ("silu", "relu")
 
 
 @pytest.mark.parametrize("name", definitions.SMALL)
