@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from tests.torch_transformers import MeanSparse
+
 
 class _Attention(nn.Module):
   def __init__(self, width, heads, window):
@@ -22,21 +24,8 @@ class _Attention(nn.Module):
     return self.proj((scores.softmax(dim=-1) @ v).transpose(-2, -3).flatten(-2))
 
 
-class _MeanSparse(nn.Module):
-  def __init__(self, width):
-    super().__init__()
-    for name, value in (("mean", torch.zeros(width)), ("var", torch.zeros(width))):
-      self.register_buffer(f"running_{name}", value)
-    for name in ("threshold", "flag_update_statistics", "batch_num"):
-      self.register_buffer(name, torch.tensor(0.0))
-
-  def forward(self, x):
-    is_near = (x - self.running_mean).abs() < self.threshold * self.running_var.sqrt()
-    return torch.where(is_near, self.running_mean, x)
-
-
 def _sparse(width, mean_sparse):
-  return _MeanSparse(width) if mean_sparse else nn.Identity()
+  return MeanSparse(width) if mean_sparse else nn.Identity()
 
 
 class _Mlp(nn.Module):

@@ -33,7 +33,7 @@ from lrat_jax.training.workdir import read_config
 # TRADES's WideResNet declares and never runs.
 _UNUSED = re.compile(
   r"(?:.+\.)?(num_batches_tracked|n_averaged|relative_position_index|attn_mask|flag_update_statistics|batch_num"
-  r"|sub_block1\..+)"
+  r"|(act\.0|drop_path\.1)\.(momentum|epsilon)|sub_block1\..+)"
 )
 # What the robustness library keeps beside its model: the same once more, for its attacker.
 _ATTACKER = re.compile(r"(.*\.)?attacker\.")

@@ -33,6 +33,7 @@ SMALL = {
   "swin_2-2_32_patch2_window4_mean_sparse": (lambda: Swin((2, 2), 32, 2, 4, 16, 7, mean_sparse=True), 16),
   "swin_2-2_32_patch2_window4_eps1e-6": (lambda: Swin((2, 2), 32, 2, 4, 16, 7, epsilon=1e-6, old=True), 16),
   "convnext_1-2-1_8-12-16_patch2": (lambda: ConvNeXt((1, 2, 1), (8, 12, 16), 7, patch=2), 12),
+  "convnext_2-1_8-12_mean_sparse": (lambda: ConvNeXt((2, 1), (8, 12), 7, mean_sparse=True), 16),
   "convnext_2-1_8-12_convstem": (lambda: ConvNeXt((2, 1), (8, 12), 7, stem_widths=(4, 8)), 16),
   "convnext_1-1_8-12_convstem3": (lambda: ConvNeXt((1, 1), (8, 12), 7, stem_widths=(4, 6, 8)), 16),
   "vit_2_24_3_4": (lambda: VisionTransformer(2, 24, 3, 4, 12, 7), 12),
@@ -59,7 +60,7 @@ FULL = {
 
 # In by the names of the original, and out by those of timm.
 ORIGINAL = {"swin_1-2_64_patch1_window2": lambda: Swin((1, 2), 64, 1, 2, 8, 7)}
-COUNTED = "num_batches_tracked|relative_position_index|attn_mask|flag_update_statistics|batch_num"
+COUNTED = "num_batches_tracked|relative_position_index|attn_mask|flag_update_statistics|batch_num|momentum|epsilon"
 # Of variables that no network has near 0, or below.
 RANGES = {"scale": (0.5, 1.5), "var": (0.5, 1.5), "temperature": (0.5, 1.5), "threshold": (0.1, 0.3)}
 
