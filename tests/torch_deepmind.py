@@ -20,8 +20,7 @@ class MeanSparse(nn.Module):
     generator = torch.Generator().manual_seed(channels)
     self.register_buffer("running_mean", 0.3 * torch.randn(channels, generator=generator))
     self.register_buffer("running_var", torch.rand(channels, generator=generator) + 0.5)
-    for name, value in (("threshold", 0.3), ("flag_update_statistics", 0), ("batch_num", 0.0)):
-      self.register_buffer(name, torch.tensor(value))
+    self.register_buffer("threshold", torch.tensor(0.3))
 
   def forward(self, x):
     mean, deviation = (buffer[:, None, None] for buffer in (self.running_mean, self.running_var.sqrt()))

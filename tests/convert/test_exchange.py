@@ -86,6 +86,16 @@ def test_the_activation_is_kept(tmp_path):
   assert exchange.load(tmp_path / "a.safetensors").module == model
 
 
+def test_how_meansparse_was_made_is_left_out(tmp_path):
+  tensors = definitions.trained("dm_wide_resnet_10_1_mean_sparse").state_dict()
+  made = {name.replace("threshold", "batch_num"): torch.tensor(0.0) for name in tensors if name.endswith("threshold")}
+  made |= {name.replace("batch_num", "flag_update_statistics"): torch.tensor(0) for name in made}
+  torch.save(tensors | made, tmp_path / "a.pt")
+  stored = exchange.read(tmp_path / "a.pt", **PLAIN)
+  assert len(made) == 20 and not made.keys() & stored.tensors.keys()
+  assert stored.build().module.network.mean_sparse
+
+
 def test_names_of_other_code_become_ours(tmp_path):
   name = "robust_wide_resnet_16_1x20_2x24_1x12"
   tensors = definitions.trained(name).state_dict()
