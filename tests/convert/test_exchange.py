@@ -61,8 +61,9 @@ def test_a_model_of_ours_loads_strictly_in_pytorch_with_equal_logits(name, tmp_p
   network.load_state_dict(safetensors.torch.load_file(tmp_path / "a.safetensors"), strict=True)
   ours = models.applied(model)(variables, images)
   theirs = definitions.logits(definitions.Normalised(network, MEAN, STD).eval(), images)
-  np.testing.assert_allclose(theirs, ours, atol=1e-4)
-  assert 1 < np.abs(ours).max() < 20
+  assert np.abs(ours).max() > 1
+  # Networks that end in a sum and no batch norm have logits of a hundred here.
+  np.testing.assert_allclose(theirs, ours, atol=1e-4 * max(1, np.abs(ours).max() / 20))
 
 
 @pytest.mark.parametrize("name", definitions.SMALL)
@@ -91,7 +92,7 @@ def test_how_meansparse_was_made_is_left_out(tmp_path):
   made = {name.replace("threshold", "batch_num"): torch.tensor(0.0) for name in tensors if name.endswith("threshold")}
   made |= {name.replace("batch_num", "flag_update_statistics"): torch.tensor(0) for name in made}
   torch.save(tensors | made, tmp_path / "a.pt")
-  stored = exchange.read(tmp_path / "a.pt", **PLAIN)
+  stored = exchange.read(tmp_path / "a.pt", activation="silu", **PLAIN)
   assert len(made) == 20 and not made.keys() & stored.tensors.keys()
   assert stored.build().module.network.mean_sparse
 
