@@ -51,6 +51,7 @@ def test_cutmix_pastes_a_box_whose_share_of_pixels_is_its_labels():
   assert rows[:, 0].any() and rows[:, -1].any() and columns[:, 0].any() and columns[:, -1].any()
   inside = ~(rows[:, 0] | rows[:, -1] | columns[:, 0] | columns[:, -1]) & rows.any(axis=1) & columns.any(axis=1)
   assert (np.abs(rows[inside].sum(axis=1) / 12 - columns[inside].sum(axis=1) / 10) <= 0.2).all()
+  assert (rows[inside].sum(axis=1) % 2 == 0).all() and (columns[inside].sum(axis=1) % 2 == 0).all()  # twice the half
   assert shares.min() < 0.05 and shares.max() > 0.6
 
 
