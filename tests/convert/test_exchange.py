@@ -57,8 +57,9 @@ def test_a_model_of_ours_loads_strictly_in_pytorch_with_equal_logits(name, tmp_p
   network.load_state_dict(safetensors.torch.load_file(tmp_path / "a.safetensors"), strict=True)
   ours = evaluate.apply_function(model)(variables, images)
   theirs = definitions.logits(definitions.Normalised(network, MEAN, STD).eval(), images)
-  np.testing.assert_allclose(theirs, ours, atol=1e-4)
-  assert 1 < np.abs(ours).max() < 20
+  largest = np.abs(ours).max()  # of sums of many blocks, in the deepest
+  np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * max(1, largest / 20))
+  assert 1 < largest < 500
 
 
 @pytest.mark.parametrize("name", definitions.SMALL)
