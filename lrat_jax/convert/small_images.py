@@ -119,14 +119,14 @@ def _stages(shapes: Mapping[str, Shape], prefix: str) -> tuple[str, str]:
     depth = 4 + 6 * tensors.count(shapes, f"{prefix}block1.layer.{{}}.conv1.weight")
     width = tensors.size(shapes, f"{prefix}block1.layer.0.conv1.weight", 0, 4) // 16
     return f"wide_resnet_{depth}_{width}", f"{prefix}fc"
-  depth, bottleneck = resnet_depth(shapes, prefix)
+  published, bottleneck = resnet_depth(shapes, prefix)
   family = "resnet" if f"{prefix}bn1.weight" in shapes else "preact_resnet"
   if family == "preact_resnet":
     if bottleneck:
       raise UnknownNetworkError("pre-activation ResNets of bottlenecks are not known here.")
     if f"{prefix}bn.weight" not in shapes:  # both go together in the definitions that have these names
       family = "wong_preact_resnet"
-  family += depth
+  family += published
   return family if stem == 64 else f"{family}_{stem}", f"{prefix}linear"
 
 

@@ -99,7 +99,11 @@ class WideResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
-    options = {"same_padding": self.same_padding, "squeeze": self.squeeze, "mean_sparse": self.mean_sparse}
+    options: dict[str, Any] = {
+      "same_padding": self.same_padding,
+      "squeeze": self.squeeze,
+      "mean_sparse": self.mean_sparse,
+    }
     x = Conv(self.stem, (3, 3), padding=1, dtype=self.dtype)(images)
     for group, (num_blocks, features) in enumerate(self.sizes):
       for block in range(num_blocks):
