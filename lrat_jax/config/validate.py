@@ -20,6 +20,7 @@ from lrat_jax.core.errors import ConfigError
 _LARGEST = 1e6
 _MOST = 10**9
 _LARGEST_BATCH = 2**20
+_LARGEST_IMAGE = 2**14
 
 # Groups whose members are attacks, by names that also name files.
 _ATTACK_GROUPS = ("train_attacks", "eval.suite")
@@ -212,6 +213,22 @@ def _check_momentum(config: ConfigDict) -> None:
     raise ConfigError("config.optimizer.momentum=1.0: AdamW divides by 1 minus its powers; take less than 1.")
 
 
+def _check_loading(config: ConfigDict) -> None:
+  _range(config, "data.workers", 0, 1024)
+  _range(config, "data.image_size", 0, _LARGEST_IMAGE)
+  _range(config, "data.random_resized_crop", 0, 1)
+  loading, placement = config.data.loading, config.data.placement
+  if loading == "stream" and placement == "device":
+    raise ConfigError("config.data.placement='device': images cannot wait there with data.loading=stream.")
+  if not config.data.random_resized_crop:
+    return
+  where = f"config.data.random_resized_crop={config.data.random_resized_crop}"
+  if not config.data.image_size:
+    raise ConfigError(f"{where} needs config.data.image_size, the size of the crops.")
+  if loading == "memory" or placement == "device":
+    raise ConfigError(f"{where} reads each picture anew: it needs loading=stream or auto, and placement=host or auto.")
+
+
 def check(config: ConfigDict) -> None:
   """Refuses values that no run can use. Raises ConfigError naming the field, the value and the choices."""
   _choice(config, "objective", objectives.OBJECTIVES)
@@ -221,6 +238,8 @@ def check(config: ConfigDict) -> None:
   _choice(config, "optimizer.decay", config_lib.DECAYS)
   _choice(config, "optimizer.schedule", config_lib.SCHEDULES)
   _choice(config, "data.placement", data.PLACEMENTS)
+  _choice(config, "data.loading", data.LOADINGS)
+  _check_loading(config)
   _choice(config, "eval.split", data.SPLITS)
   _choice(config, "train.attack_batch_norm", ("eval", "train"))
   _choice(config, "train.init_head", config_lib.HEADS)

@@ -7,16 +7,20 @@ from lrat_jax.data.mixtures import Mixture, load_for, num_extra, training_source
 from lrat_jax.data.placement import PLACEMENTS, make_device_put
 from lrat_jax.data.sources import DataError, is_users, load
 from lrat_jax.data.splits import SPLITS, Dataset, Split
+from lrat_jax.data.streams import LOADINGS, Loading, Stream
 
 __all__ = [
+  "LOADINGS",
   "PLACEMENTS",
   "SEVERITIES",
   "SPLITS",
   "CorruptedImages",
   "DataError",
   "Dataset",
+  "Loading",
   "Mixture",
   "Split",
+  "Stream",
   "augment",
   "corrupted_for",
   "eval_batches",
