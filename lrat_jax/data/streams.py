@@ -17,8 +17,8 @@ LOADINGS = ("auto", "memory", "stream")
 _SHARE = 0.25
 # Decoding releases Python's lock, the rest of a record's way does not: more threads than this wait for one another.
 _MOST_WORKERS = 16
-# How many records are read ahead of the one that is waited for.
-_AHEAD = 1024
+# So many records make one element of Grain's, which costs as much as a small picture; so many of those wait at most.
+_TOGETHER, _AHEAD = 8, 128
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 # (seed, step) of a training batch, which random crops are drawn from.
@@ -110,14 +110,17 @@ def for_each(count: int, action: Callable[[int], None], workers: int = 0) -> Non
   """
   if not count:
     return
-  threads = min(workers or min(len(os.sched_getaffinity(0)), _MOST_WORKERS), count)
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=min(count, _AHEAD))
+  threads = workers or min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+  together = max(1, min(_TOGETHER, count // (4 * threads)))
 
-  def act(number: int) -> int:
-    action(number)
-    return number  # Grain takes None for an element that was filtered out
+  def act(first: int) -> int:
+    for number in range(first, min(first + together, count)):
+      action(number)
+    return first  # Grain takes None for an element that was filtered out
 
-  with contextlib.closing(iter(grain.MapDataset.range(count).map(act).to_iter_dataset(options))) as done:
+  pieces = grain.MapDataset.range(0, count, together).map(act)
+  options = grain.ReadOptions(num_threads=min(threads, len(pieces)), prefetch_buffer_size=min(len(pieces), _AHEAD))
+  with contextlib.closing(iter(pieces.to_iter_dataset(options))) as done:
     for _ in done:
       pass
 
