@@ -66,16 +66,22 @@ def train_batches(
   else:
     order = _order(len(split.labels), batch_size, first).repeat()
   batches = order.map_with_index(lambda step, numbers: place(numbers[rows], (seed, step)))
-  # One of two batches is decoded while the other ends. What is in memory the thread of `ThreadPrefetch` can gather.
+  return iter(grain.experimental.ThreadPrefetchIterDataset(_read(batches, split), prefetch_buffer_size=2))
+
+
+def _read(batches: grain.MapDataset, split: Split | Mixture) -> grain.IterDataset:
+  """The batches in order; of a stream one is read while another ends, and what is in memory is gathered when due."""
   options = grain.ReadOptions(num_threads=2 if split.is_streamed else 0, prefetch_buffer_size=2)
-  return iter(grain.experimental.ThreadPrefetchIterDataset(batches.to_iter_dataset(options), prefetch_buffer_size=2))
+  return batches.to_iter_dataset(options)
 
 
 def eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
   """The split in order, once; the last batch is padded with its first image and says so in "mask" [rows] bool."""
-  count = len(split.labels)
-  for start in range(0, count, batch_size):
+  count, local = len(split.labels), sharding.process_rows(batch_size)
+
+  def batch(start: int) -> Batch:
     rows = np.arange(start, start + batch_size)
     mask = rows < count
-    local = sharding.process_rows(batch_size)
-    yield split.take(np.where(mask, rows, start)[local])._asdict() | {"mask": mask[local]}
+    return split.take(np.where(mask, rows, start)[local])._asdict() | {"mask": mask[local]}
+
+  return iter(_read(grain.MapDataset.range(0, count, batch_size).map(batch), split))

@@ -10,6 +10,7 @@ import grain
 import numpy as np
 from rich.filesize import decimal
 
+from lrat_jax.core import sharding
 from lrat_jax.data.npz_idx import DataError
 
 LOADINGS = ("auto", "memory", "stream")
@@ -110,7 +111,7 @@ def for_each(count: int, action: Callable[[int], None], workers: int = 0) -> Non
   """
   if not count:
     return
-  threads = workers or min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+  threads = workers or min(sharding.num_cores(), _MOST_WORKERS)
   together = max(1, min(_TOGETHER, count // (4 * threads)))
 
   def act(first: int) -> int:
