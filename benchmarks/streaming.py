@@ -5,8 +5,8 @@
 
 Makes folders of JPEGs of 224x224 of random shapes in a temporary folder. Each folder is then read in a process of its
 own, in turn by Pillow alone, in as many threads, and in training batches that are put on the devices. Rates are by the
-clock; where others use the machine, the processor's time for an image says more. Memory is what is resident at the end,
-and the largest before.
+clock; where others use the machine, the processor's time for an image says more. Memory is what is resident after 150
+batches, and the largest before.
 """
 
 import argparse
@@ -32,8 +32,10 @@ _CLASSES = 10
 _TEST = 16
 # Both sides are measured over so many images at a time, in turn.
 _PART = 1024
-# Batches that are taken before the feed is timed: as many as it may have read ahead.
-_AHEAD = 6
+# Before the feed is timed, so many batches are taken as it may have read ahead, for which it is given some seconds.
+_AHEAD, _PAUSE = 6, 2.0
+# Batches after which memory has reached its size.
+_SETTLED = 150
 
 
 def _draw(path: Path, seed: int) -> None:
@@ -112,24 +114,25 @@ def measure(source: str, batch_size: int, workers: int, images: int) -> dict:
   malloc.disable_malloc_trim()
   mesh = sharding.make_mesh()
   split = data.load(source, validation_size=1, loading=Loading("stream", workers=workers)).train
-  paths = sorted(Path(source.removeprefix("images:"), "train").glob("*/*.jpg"))
   peak = _Peak()
   peak.start()
-  place = data.make_device_put(split, mesh, "host")
+  batches = data.train_batches(split, batch_size, 0, data.make_device_put(split, mesh, "host"))
+  for _ in range(_SETTLED):
+    next(batches)["images"].block_until_ready()
+  resident, largest = _resident(), peak.end()
+  paths = sorted(Path(source.removeprefix("images:"), "train").glob("*/*.jpg"))
   steps, generator, bare, feed = _PART // batch_size, np.random.default_rng(0), [], []
   with futures.ThreadPoolExecutor(2 * workers) as pool:  # two batches are read at once
-    for round_ in range(max(images // _PART, 1)):
+    for _ in range(max(images // _PART, 1)):
+      time.sleep(_PAUSE)
       chosen = [paths[row] for row in generator.integers(0, len(paths), steps * batch_size)]
       bare.append(_bare(chosen, pool))
-      batches = data.train_batches(split, batch_size, round_, place)
       for _ in range(_AHEAD):
         next(batches)
       clock = _Clock()
       for _ in range(steps):
         next(batches)["images"].block_until_ready()
       feed.append(clock.read())
-      batches.close()
-      time.sleep(1)  # what it has begun to read ends
   count = steps * batch_size
   (bare_seconds, bare_busy), (feed_seconds, feed_busy) = (np.median(side, axis=0).tolist() for side in (bare, feed))
   return {
@@ -140,15 +143,15 @@ def measure(source: str, batch_size: int, workers: int, images: int) -> dict:
     "feed images/s": count / feed_seconds,
     "feed / bare": bare_seconds / feed_seconds,
     "of processor": bare_busy / feed_busy,
-    "RSS MB": _resident() / 1e6,
-    "peak MB": peak.end() / 1e6,
+    "RSS MB": resident / 1e6,
+    "peak MB": largest / 1e6,
   }
 
 
 def main() -> None:
   options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   options.add_argument("--counts", default="2000,20000", help="training images of each folder")
-  options.add_argument("--batch-size", type=int, default=128)
+  options.add_argument("--batch-size", type=int, default=64)
   options.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
   options.add_argument("--images", type=int, default=5 * _PART, help="images that each side reads")
   options.add_argument("--output", type=Path, help="a JSON file for the table")
