@@ -151,7 +151,7 @@ def measure(source: str, batch_size: int, workers: int, images: int) -> dict:
 def main() -> None:
   options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   options.add_argument("--counts", default="2000,20000", help="training images of each folder")
-  options.add_argument("--batch-size", type=int, default=64)
+  options.add_argument("--batch-size", type=int, default=128)
   options.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
   options.add_argument("--images", type=int, default=5 * _PART, help="images that each side reads")
   options.add_argument("--output", type=Path, help="a JSON file for the table")

@@ -18,6 +18,8 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 # NAME[/CONFIG][:VERSION]; TFDS would also take namespaces, and download code for them.
 _NAME = re.compile(r"([a-z]\w*)(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
+# What is tested on; the second where there is no first, or none with labels.
+_TESTS = ("test", "validation")
 # The number that an example's id ends in, as in "test_00042".
 _NUMBER = re.compile(r"\d+$", re.ASCII)
 # The fields of a features.json that name Python classes, now and formerly.
@@ -50,8 +52,10 @@ def _undecoded(builder: Any, split: str) -> Any:
 
 def _read_split(builder: Any, split: str, loading: Loading) -> Arrays:
   """Images and labels of a split, of which the labels are read; the images too where they are no pictures of 8 bits."""
+  from tensorflow_datasets.core.features import Image as Pixels
+
   feature = builder.info.features["image"]
-  if feature.np_dtype != np.uint8 or feature.shape[-1] not in (1, 3):
+  if not isinstance(feature, Pixels) or feature.np_dtype != np.uint8 or feature.shape[-1] not in (1, 3):
     examples = list(builder.as_data_source(split))
     shapes = {example["image"].shape for example in examples}
     if len(shapes) != 1:
@@ -99,12 +103,14 @@ def _builder(name: str, data_dir: str) -> tuple[Any, DataError]:
 def _read(name: str, data_dir: str, loading: Loading, train: bool) -> tuple[Arrays | None, Arrays, int]:
   builder, missing = _builder(name, data_dir)
   features = builder.info.features
-  splits = ["train", "test"] if train else ["test"]
-  if not {"image", "label"} <= set(features) or not set(splits) <= set(builder.info.splits):
-    raise DataError(f"it lacks image and label features or a {' and a '.join(splits)} split.")
+  tests = [name for name in _TESTS if name in builder.info.splits]
+  if not {"image", "label"} <= set(features) or not tests or (train and "train" not in builder.info.splits):
+    raise DataError(f"it lacks image and label features or a {'train and a ' if train else ''}test split.")
   try:
-    *training, test = (_read_split(builder, split, loading) for split in splits)
-    return training[0] if train else None, test, features["label"].num_classes
+    test = _read_split(builder, tests[0], loading)
+    if test[1].min() < 0 and len(tests) > 1:  # of ImageNet's test images nobody tells the labels
+      test = _read_split(builder, tests[1], loading)
+    return _read_split(builder, "train", loading) if train else None, test, features["label"].num_classes
   except (FileNotFoundError, NotImplementedError):  # prepared in no form that can be read without TensorFlow
     raise missing from None
 

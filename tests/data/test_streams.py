@@ -71,6 +71,19 @@ class TinyStream(tfds.core.GeneratorBasedBuilder):
       yield i, {"image": _png(image), "label": int(label)}
 
 
+class TinyValidation(TinyStream):
+  """The same, with its test images under another name, and a test split without labels, as ImageNet has them."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _split_generators(self, _):
+    names = {"train": "train", "validation": "test"}
+    return {split: self._generate_examples(name) for split, name in names.items()} | {"test": self._unlabelled()}
+
+  def _unlabelled(self):
+    yield 0, {"image": _png(_arrays()["test_images"][0]), "label": -1}
+
+
 WRITERS = {"npz": _write_npz, "npy": _write_npy, "images": _write_images, "tfds": _write_tfds}
 
 
@@ -261,6 +274,12 @@ def test_a_damaged_record_is_named_by_number_and_file(tmp_path):
   path.write_bytes(content)
   with pytest.raises(data.DataError, match=r"record \d+: tiny_stream-train.array_record-00000-of-00001 cannot be read"):
     np.asarray(_load(source, tmp_path, STREAM).train.images)
+
+
+def test_a_test_split_without_labels_gives_way_to_validation(tmp_path):
+  TinyValidation(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+  test = _load("tfds:tiny_validation", tmp_path, STREAM).test
+  assert len(test.labels) == TEST and set(test.labels.tolist()) == set(range(CLASSES))
 
 
 def test_grey_and_colour_do_not_mix_unseen(tmp_path):
