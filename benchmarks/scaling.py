@@ -8,8 +8,8 @@ should stay flat. "in loops" counts the collectives that the attack's loop would
 
 import jax
 
-from benchmarks import common, hlo
-from lrat_jax.core import sharding
+from benchmarks import common
+from lrat_jax.core import hlo, sharding
 
 
 def _measure(name: str, num_devices: int, rounds: int) -> dict:
@@ -21,8 +21,8 @@ def _measure(name: str, num_devices: int, rounds: int) -> dict:
     "devices": num_devices,
     "step ms": 1e3 * seconds,
     "images/s": len(batch["labels"]) / seconds,
-    "collectives": hlo.collectives(text),
-    "in loops": sum(hlo.collectives(body) for body in hlo.loop_bodies(text)),
+    "collectives": sum(hlo.collectives(text).values()),
+    "in loops": sum(hlo.collectives(hlo.inside_loops(text)).values()),
   }
 
 

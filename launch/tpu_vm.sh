@@ -3,6 +3,8 @@
 #
 #   launch/tpu_vm.sh [--dry-run] COMMAND [ARGUMENT…]
 #
+#   rehearse ARGUMENT…  compiles the run for ACCELERATOR_TYPE here, before anything is rented: memory of a chip, and
+#                    collectives. It needs Python with lrat_jax and libtpu (pip install ".[rehearse]"), and no TPU
 #   create           asks for the TPU VM
 #   setup            puts the code and its packages on every worker, and mounts SHARE there
 #   run ARGUMENT…    starts `python -m lrat_jax.main ARGUMENT…` on every worker, in the background
@@ -21,6 +23,7 @@
 #   ZONE              where, as in us-west4-a                                              required
 #   PROJECT           the project that pays                                                gcloud's own
 #   ACCELERATOR_TYPE  which TPU and how many chips or cores                                v5litepod-8
+#   TOPOLOGY          its grid of chips, as v5e:2x4, for `rehearse`                       the one for the type
 #   RUNTIME_VERSION   the image                                                            the one for the type
 #   PROVISION         queued-spot, queued, spot or on-demand; the queued ones wait until   queued-spot
 #                     there is room, the spot ones are cheap and can be taken away
@@ -87,6 +90,34 @@ runtime_for() {
     v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
     *) fail "RUNTIME_VERSION is missing; none is known for ACCELERATOR_TYPE=$1." ;;
   esac
+}
+
+# The grid of a slice; in the names of v5p is the number of cores, two in a chip.
+topology_for() {
+  local generation=${1%%-*} count=${1##*-} grid=''
+  case $generation in
+    v5litepod | v6e)
+      case $count in
+        4) grid=2x2 ;; 8) grid=2x4 ;; 16) grid=4x4 ;; 32) grid=4x8 ;;
+        64) grid=8x8 ;; 128) grid=8x16 ;; 256) grid=16x16 ;;
+      esac
+      ;;
+    v5p)
+      case $count in
+        8) grid=2x2x1 ;; 16) grid=2x2x2 ;; 32) grid=2x2x4 ;; 64) grid=2x4x4 ;;
+        128) grid=4x4x4 ;; 256) grid=4x4x8 ;; 512) grid=4x8x8 ;; 1024) grid=8x8x8 ;;
+      esac
+      ;;
+  esac
+  [[ -n $grid ]] || fail "TOPOLOGY is missing; none is known for ACCELERATOR_TYPE=$1."
+  [[ $generation != v5litepod ]] || generation=v5e
+  echo "$generation:$grid"
+}
+
+rehearse() {
+  : "${ACCELERATOR_TYPE:=v5litepod-8}"
+  TOPOLOGY=${TOPOLOGY:-$(topology_for "$ACCELERATOR_TYPE")}
+  step python -m lrat_jax.main "$@" --dry_run --topology="$TOPOLOGY"
 }
 
 read_variables() {
@@ -214,13 +245,21 @@ main() {
   command=${1-}
   shift || true
   case $command in
-    create | setup | run | watch | status | logs | stop | fetch | delete) ;;
+    rehearse | create | setup | run | watch | status | logs | stop | fetch | delete) ;;
     help | --help | -h)
       sed -n '2,/^set/ s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       return
       ;;
-    *) fail "'$command' is unknown; choose from create, setup, run, watch, status, logs, stop, fetch, delete, help." ;;
+    *)
+      fail "'$command' is unknown;" \
+        "choose from rehearse, create, setup, run, watch, status, logs, stop, fetch, delete, help."
+      ;;
   esac
+  if [[ $command == rehearse ]]; then
+    check_arguments "$@"
+    rehearse "$@"
+    return
+  fi
   read_variables
   case $command in
     run | watch) check_arguments "$@" ;;

@@ -3,20 +3,23 @@
   python -m lrat_jax.main --config=configs/lrat.py     digits, a minute or two
   python -m lrat_jax.main --config=lrat:cifar10,pgd,cw   two training attacks
   python -m lrat_jax.main --config=at:digits,suite=autoattack    AutoAttack
-  python -m lrat_jax.main --config=at --model=w.pt --mean=0 --std=1    another model
+  python -m lrat_jax.main --config=at --model=w.pt --preprocessing=none   another model
   lrat-jax --help        the other commands: compare, report, convert
 
   --config=METHOD[:DATA_SET[,ATTACK...][,suite=SUITE]]
                  METHOD: at irat lrat lrat_irat trades mart, or a file such as
                  configs/lrat.py; DATA_SET: digits fashion_mnist cifar10 svhn;
-                 SUITE: pgd apgd autoattack full unforeseen corruptions
+                 SUITE: pgd apgd autoattack full unforeseen lpips
+                 transfer corruptions
   --config.X=Y   any field, as config.seed; lrat_jax/config/default.py explains them
   --mode=MODE    train_and_evaluate (default), train or evaluate
   --workdir=DIR  where the run lives; default runs/NAME_seedSEED
   --model=MODEL  FILE.pt, FILE.safetensors, or PACKAGE.MODULE:FUNCTION
-  --mean=M,M,M --std=S,S,S --key=NAME --architecture=NAME    of the file of --model,
-                 as convert takes them
+  --preprocessing=NAME --mean=M,M,M --std=S,S,S --activation=NAME
+  --architecture=NAME --robustbench=NAME --key=NAME
+                 of the file of --model: lrat-jax convert --help
   --dry_run      prints steps, memory and time; writes nothing
+  --dry_run --topology=v5e:4x4    compiles for TPUs that are not there
   --track=LIST   logs the run to wandb, mlflow as well
   --profile=DIR  a trace of where the time goes, for TensorBoard or Perfetto
   --coordinator=HOST:PORT --num_processes=N --process_id=I    several processes

@@ -6,9 +6,10 @@ A pair's loss is the weighted sum over its members x' (the natural image x and i
   trades  l(x) + beta KL(p(x) || p(x'))                      TRADES (arXiv:1901.08573, eq. 5)
   mart    bce(x') + beta KL(p(x) || p(x')) (1 - p_y(x))      MART (Wang et al., ICLR 2020)
 
-with l the cross-entropy. With the weights of plain training (variants share C, the natural image has none) these are
-the papers' own losses; with local weights the weight that a variant gives up goes to the natural image, whose
-divergence from itself is 0.
+with l the cross-entropy, and bce that plus a margin. A label may be a distribution over the classes: l goes by it, the
+rest by the true class y, its likeliest. With the weights of plain training (variants share C, the natural image has
+none) these are the papers' own losses; with local weights the weight that a variant gives up goes to the natural image,
+whose divergence from itself is 0.
 
 Logit pairing (RAMP, arXiv:2402.06827) is a term beside these that compares the variants with one another.
 """
@@ -21,10 +22,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrat_jax.attacks.losses import cross_entropy, is_correct, kl
-from lrat_jax.core.typing import Labels, Logits, PerImage, PerVariant, VariantLogits
+from lrat_jax.attacks.losses import cross_entropy, is_correct, kl, true_classes
+from lrat_jax.core.typing import AnyLabels, Labels, Logits, PerImage, PerVariant, VariantLogits
 
-# (logits of the member [batch, classes], natural logits or None, labels [batch], beta) -> losses [batch], in nats
+# (logits of the member [batch, classes], natural logits or None, labels, beta) -> losses [batch], in nats
 MemberLoss = Callable[[Array, Array | None, Array, float], Array]
 
 # MART's own constants, which keep its logarithm and its weight above 0.
@@ -40,10 +41,11 @@ def _trades(member: Array, natural: Array | None, labels: Array, beta: float) ->
 
 
 def _mart(member: Array, natural: Array | None, labels: Array, beta: float) -> Array:
-  true = jax.nn.one_hot(labels, member.shape[-1], dtype=bool)
+  classes = true_classes(labels)
+  true = jax.nn.one_hot(classes, member.shape[-1], dtype=bool)
   best_other = jnp.max(jnp.where(true, 0.0, jax.nn.softmax(member)), axis=-1)
   boosted = cross_entropy(member, labels) - jnp.log(_MART_LOG - best_other)
-  return boosted + beta * kl(member, natural) * (_MART_WEIGHT - jnp.exp(-cross_entropy(natural, labels)))
+  return boosted + beta * kl(member, natural) * (_MART_WEIGHT - jnp.exp(-cross_entropy(natural, classes)))
 
 
 _MEMBER_LOSSES: dict[str, MemberLoss] = {"ce": _cross_entropy, "trades": _trades, "mart": _mart}
@@ -59,7 +61,7 @@ def pair_losses(
   objective: str,
   natural_logits: Logits | None,
   adversarial_logits: VariantLogits,
-  labels: Labels,
+  labels: AnyLabels,
   natural_weights: PerImage,
   adversarial_weights: PerVariant,
   *,
@@ -73,7 +75,7 @@ def pair_losses(
     objective: "ce", "trades" or "mart".
     natural_logits: float [batch, classes]; None where every natural weight is 0 and the objective is "ce".
     adversarial_logits: float [batch, m, classes].
-    labels: int [batch].
+    labels: int [batch], or float [batch, classes], distributions over the classes.
     natural_weights: float [batch].
     adversarial_weights: float [batch, m].
     beta: what the divergence from the natural prediction weighs in "trades" and "mart"; 0 or more.

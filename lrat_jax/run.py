@@ -18,14 +18,14 @@ from rich.filesize import decimal
 
 from lrat_jax import data, models
 from lrat_jax.analysis import plots
-from lrat_jax.config import validate
-from lrat_jax.config.command_line import Options, reason
+from lrat_jax.config import suites, validate
+from lrat_jax.config.command_line import Options, expand_home, reason
 from lrat_jax.convert import exchange, initial
-from lrat_jax.core import distributed, malloc, preemption, sharding
+from lrat_jax.core import distributed, malloc, preemption, sharding, topologies
 from lrat_jax.core.errors import ConfigError, CorruptFileError
 from lrat_jax.evaluation import runner
 from lrat_jax.models import user_model
-from lrat_jax.training import dry_run, loop, metric_writers
+from lrat_jax.training import dry_run, loop, metric_writers, rehearsal
 from lrat_jax.training import workdir as workdir_lib
 
 # Programs that took longer to compile are kept. JAX's own second leaves out half of a small network's.
@@ -76,12 +76,13 @@ def _describe_loading(dataset: data.Dataset, console: Console) -> None:
 
 
 def _load_data(
-  config: ConfigDict, workdir: Path, console: Console, *, trains: bool
+  config: ConfigDict, workdir: Path, console: Console, *, trains: bool, topology: str | None = None
 ) -> tuple[data.Dataset, dict[str, Any], Mesh]:
   """Checks what can be wrong with a configuration before anything is written, and starts JAX.
 
   Args:
     trains: whether more than the test split is needed.
+    topology: of the TPUs that the run is rehearsed for; None for this machine's own devices.
   """
   same = f"{workdir} {json.dumps(workdir_lib.portable(config), sort_keys=True)}"
   dataset, about = distributed.run_on_all_processes("data", lambda: _load_dataset(config, workdir, trains), same)
@@ -90,15 +91,39 @@ def _load_data(
   batch_sizes = (config.data.batch_size, config.eval.batch_size) if trains else (config.eval.batch_size,)
   if slow := sharding.use_cpu_cores(*batch_sizes, num_processes=distributed.place().count):
     console.print(f"note: {slow}", highlight=False, soft_wrap=True)
-  mesh = sharding.make_mesh()
+  mesh = topologies.described_mesh(topology) if topology else sharding.make_mesh()
   if sharding.platform(mesh) == "cpu":
     malloc.disable_malloc_trim()
   validate.check_for_devices(config, mesh.size, trains=trains)
   return dataset, about, mesh
 
 
+def _load_surrogates(config: ConfigDict, dataset: data.Dataset, num_classes: int) -> dict[str, user_model.LogitsFn]:
+  """By attack of the suite the model that it is made on, where the entry names one.
+
+  Raises:
+    ConfigError: there is none, or it does not fit the data.
+  """
+  images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
+  found = {}
+  for name, entry in config.eval.suite.items():
+    if suites.SURROGATE not in entry:
+      continue
+    where, source = f"config.eval.suite.{name}.{suites.SURROGATE}", expand_home(str(entry[suites.SURROGATE]))
+    if not source:
+      raise ConfigError(f"{where}='' must name a file of weights, a run's workdir, or package.module:function.")
+    try:
+      stored = exchange.is_stored(source)
+      logits_fn = exchange.load(source).logits_fn if stored else user_model.find(source)
+      found[name], _ = user_model.checked(source, logits_fn, images, num_classes)
+    except (user_model.UserModelError, exchange.WeightsError) as error:
+      raise ConfigError(f"{where}={error}") from error
+  return found
+
+
 def _evaluate_checkpoint(
   experiment: loop.Experiment,
+  surrogates: Mapping[str, user_model.LogitsFn],
   asked: dict[str, Any],
   workdir: Path,
   console: Console,
@@ -115,6 +140,7 @@ def _evaluate_checkpoint(
   console.print(f"Evaluating the checkpoint of step {step}, the best in validation.")
   config = experiment.config
   about = {"name": config.name, "step": step, **asked, "config": workdir_lib.portable(config)}
+  about["dtypes"] = {"attacks": config.eval.attack_dtype, "verdict": "float32"}
   return runner.evaluate(
     config,
     experiment.logits_fn(state),
@@ -123,8 +149,10 @@ def _evaluate_checkpoint(
     workdir,
     console,
     about=about,
+    attacked_fn=experiment.attacked_fn(state),
     stop=stop,
     microbatch_size=experiment.microbatch_size,
+    surrogates=surrogates,
     draw=draw,
   )
 
@@ -132,8 +160,8 @@ def _evaluate_checkpoint(
 def _read_stored(name: str, options: Mapping[str, Any]) -> exchange.Stored | None:
   """What `--model` names where that is a file or directory of weights."""
   if not exchange.is_stored(name):
-    if any(value is not None for value in options.values()):
-      raise ConfigError(f"--key, --mean, --std and --architecture are for a file of weights, not for --model={name}.")
+    if given := [f"--{flag}" for flag, value in options.items() if value is not None]:
+      raise ConfigError(f"{', '.join(given)}: only of a file of weights, not of --model={name}.")
     return None
   if (Path(name) / "checkpoints").exists():
     raise ConfigError(f"--model={name} is a run's workdir; evaluate it by --mode=evaluate --workdir={name}.")
@@ -151,12 +179,20 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
   stored = distributed.run_on_all_processes("model", lambda: _read_stored(name, options.weights))
   dataset, about_data, mesh = _load_data(config, workdir, console, trains=config.eval.split != "test")
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
+  dtype = config.eval.attack_dtype
+  if not stored and dtype != "float32":
+    raise ConfigError(
+      f"config.eval.attack_dtype={dtype!r} is for a file of weights; --model={name} computes as it does."
+    )
   about = {"name": name, "model": name, "data": about_data, **_asked(options)}
+  own = "the function's own"
+  about["dtypes"] = {"attacks": dtype, "verdict": "float32"} if stored else {"attacks": own, "verdict": own}
   if stored:
     about |= {
       "name": exchange.label(name),
       "architecture": stored.recognised.name,
       "model_content": stored.content(),
+      **{name: value for name, value in stored.metadata.items() if name == "robustbench"},
     }
     console.print(stored.summary(), highlight=False, markup=False, soft_wrap=True)
   workdir_lib.check_model(runner.results_folder(workdir, config.eval.split), about)
@@ -165,6 +201,7 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
     logits_fn, num_classes = user_model.checked(name, found, images, dataset.num_classes)
     validate.check_for_evaluation(config, dataset.image_shape, num_classes)
     architecture = stored.recognised.name if stored else name
+    surrogates = distributed.run_on_all_processes("surrogate", lambda: _load_surrogates(config, dataset, num_classes))
     microbatch_size = models.microbatch_size(architecture, *dataset.image_shape[:2], platform=sharding.platform(mesh))
     with workdir_lib.lock_workdir(workdir):
       runner.evaluate(
@@ -176,8 +213,10 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
         console,
         stop=stop,
         microbatch_size=microbatch_size,
+        surrogates=surrogates,
         draw=plots.draw_evaluation,
         about=about,
+        attacked_fn=stored.build(dtype).logits_fn if stored and dtype != "float32" else None,
       )
   except (user_model.UserModelError, exchange.WeightsError) as error:
     raise ConfigError(f"--model={error}") from error
@@ -222,7 +261,9 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
   trains = mode != "evaluate" or options.dry_run
   if not trains and not (workdir / "checkpoints").is_dir():
     raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
-  dataset, about_data, mesh = _load_data(config, workdir, console, trains=trains or config.eval.split != "test")
+  dataset, about_data, mesh = _load_data(
+    config, workdir, console, trains=trains or config.eval.split != "test", topology=options.topology
+  )
   if dataset.num_classes is None:
     raise ConfigError(f"{workdir / 'config.json'} does not say how many classes the data have; train there again.")
   if trains:
@@ -235,8 +276,10 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
   begin, about_init = _initial(experiment, workdir)
   asked |= about_init
   if options.dry_run:
-    dry_run.describe(experiment, console)
+    (rehearsal if options.topology else dry_run).describe(experiment, console)
     return
+  load = lambda: {} if mode == "train" else _load_surrogates(config, dataset, dataset.num_classes)
+  surrogates = distributed.run_on_all_processes("surrogate", load)
   with workdir_lib.lock_workdir(workdir), metric_writers.opened(services, workdir, config, console) as writers:
     if distributed.is_primary():
       workdir_lib.write_config(workdir, config, asked)
@@ -252,7 +295,7 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
     draws = mode != "evaluate" and distributed.is_primary()
     with _drawing(functools.partial(plots.draw_run, workdir, config.name, dataset.train) if draws else None) as drawn:
       if mode != "train":
-        results = _evaluate_checkpoint(experiment, asked, workdir, console, stop, drawn)
+        results = _evaluate_checkpoint(experiment, surrogates, asked, workdir, console, stop, drawn)
         metric_writers.write_results(writers, results)
 
 

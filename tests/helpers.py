@@ -1,6 +1,7 @@
 """Small experiments for the tests: a configuration, arrays for a data set, and everything built from them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lrat_jax import data
@@ -44,6 +45,13 @@ def make_experiment(config, num_devices=1, shape=(8, 8, 1), count=64):
   """An `Experiment` on `make_split` images over the first devices."""
   dataset = data.Dataset(make_split(count, shape), make_split(20, shape, seed=1), make_split(21, shape, seed=2), 4)
   return loop.build(config, dataset, sharding.make_mesh(num_devices))
+
+
+def features(images):
+  """Activations for tests of attacks that take some: the images and their negatives, in full and at half the size."""
+  both = jnp.concatenate([images, 1 - images], axis=-1)
+  batch, height, width, channels = both.shape
+  return [both, both.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))]
 
 
 def to_numpy(tree):

@@ -62,6 +62,21 @@ def test_a_pairs_loss_is_the_weighted_sum_over_its_members(objective):
   np.testing.assert_allclose(_losses(objective, NATURAL_WEIGHTS, ADVERSARIAL_WEIGHTS), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("objective", WRITTEN_OUT)
+def test_distributions_enter_the_cross_entropy_alone(objective):
+  """MART's margin and weight go by the true class."""
+  q = np.full((3, 4), 0.1)
+  q[ROWS, LABELS] = 0.7
+  change = lambda logits: -((q - np.eye(4)[LABELS]) * scipy.special.log_softmax(logits, axis=-1)).sum(axis=-1)
+  of = change if objective != "trades" else lambda logits: change(NATURAL)
+  expected = NATURAL_WEIGHTS * (WRITTEN_OUT[objective](NATURAL) + of(NATURAL))
+  for j in range(2):
+    member = WRITTEN_OUT[objective](ADVERSARIAL[:, j]) + of(ADVERSARIAL[:, j])
+    expected = expected + ADVERSARIAL_WEIGHTS[:, j] * member
+  given = (jnp.asarray(NATURAL), jnp.asarray(ADVERSARIAL), jnp.asarray(q), NATURAL_WEIGHTS, ADVERSARIAL_WEIGHTS)
+  np.testing.assert_allclose(objectives.pair_losses(objective, *given, beta=6.0), expected, rtol=1e-5)
+
+
 def test_weights_of_plain_training_give_the_papers_losses():
   plain = (np.zeros(3), np.tile([1.0, 0.0], (3, 1)))
   adversarial = ADVERSARIAL[:, 0]

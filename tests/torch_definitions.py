@@ -1,4 +1,4 @@
-"""The networks of this field in PyTorch, with tensors named as TRADES, RobustBench and Rice et al. name them.
+"""The networks of this field in PyTorch, their tensors named as by TRADES, RobustBench, Rice et al. and torchvision.
 
 Stages end in a mean over the whole image, which at 32x32 is their pooling and which small test images fit too.
 """
@@ -8,6 +8,8 @@ import functools
 import numpy as np
 import torch
 from torch import nn
+
+from tests import torch_deepmind
 
 
 def _conv(inputs, outputs, size=3, stride=1):
@@ -27,42 +29,91 @@ def _stages(make_block, stem, widths, counts):
 
 
 class BasicBlock(nn.Module):
-  """TRADES, models/resnet.py."""
+  """TRADES, models/resnet.py; torchvision calls the shortcut "downsample"."""
 
-  def __init__(self, inputs, outputs, stride):
+  def __init__(self, inputs, outputs, stride, shortcut="shortcut"):
     super().__init__()
     self.conv1, self.bn1 = _conv(inputs, outputs, stride=stride), nn.BatchNorm2d(outputs)
     self.conv2, self.bn2 = _conv(outputs, outputs), nn.BatchNorm2d(outputs)
     changes = stride != 1 or inputs != outputs
     layers = (_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)) if changes else ()
-    self.shortcut = nn.Sequential(*layers)
+    self.add_module(shortcut, nn.Sequential(*layers))
+    self.name = shortcut
 
   def forward(self, x):
     y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-    return torch.relu(y + self.shortcut(x))
+    return torch.relu(y + self.get_submodule(self.name)(x))
 
 
-class ResNet18(nn.Module):
-  """TRADES, models/resnet.py; RobustBench, architectures/resnet.py."""
+class Bottleneck(nn.Module):
+  """RobustBench, architectures/resnet.py; torchvision's with `widening` times the channels inside."""
 
-  def __init__(self, width=64, num_classes=10, channels=3):
+  def __init__(self, inputs, outputs, stride, shortcut="shortcut", widening=1):
     super().__init__()
-    self.conv1, self.bn1 = _conv(channels, width), nn.BatchNorm2d(width)
-    widths = [width * 2**stage for stage in range(4)]
-    self.layer1, self.layer2, self.layer3, self.layer4 = _stages(BasicBlock, width, widths, (2, 2, 2, 2))
-    self.linear = nn.Linear(widths[-1], num_classes)
+    inner = widening * outputs // 4
+    self.conv1, self.bn1 = _conv(inputs, inner, 1), nn.BatchNorm2d(inner)
+    self.conv2, self.bn2 = _conv(inner, inner, stride=stride), nn.BatchNorm2d(inner)
+    self.conv3, self.bn3 = _conv(inner, outputs, 1), nn.BatchNorm2d(outputs)
+    changes = stride != 1 or inputs != outputs
+    layers = (_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)) if changes else ()
+    self.add_module(shortcut, nn.Sequential(*layers))
+    self.name = shortcut
 
   def forward(self, x):
-    x = torch.relu(self.bn1(self.conv1(x)))
+    y = torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+    return torch.relu(self.bn3(self.conv3(y)) + self.get_submodule(self.name)(x))
+
+
+class ResNet(nn.Module):
+  """TRADES, models/resnet.py; RobustBench, architectures/resnet.py."""
+
+  def __init__(self, block, counts, width=64, num_classes=10, channels=3, head="linear", make_block=None):
+    super().__init__()
+    self.conv1, self.bn1 = self._stem(channels, width), nn.BatchNorm2d(width)
+    widths = [width * 2**stage * (1 if block is BasicBlock else 4) for stage in range(4)]
+    self.layer1, self.layer2, self.layer3, self.layer4 = _stages(make_block or block, width, widths, counts)
+    self.add_module(head, nn.Linear(widths[-1], num_classes))
+    self.name = head
+
+  def _stem(self, channels, width):
+    return _conv(channels, width)
+
+  def _pool(self, x):
+    return x
+
+  def forward(self, x):
+    x = self._pool(torch.relu(self.bn1(self.conv1(x))))
     x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-    return self.linear(x.mean(dim=(2, 3)))
+    return self.get_submodule(self.name)(x.mean(dim=(2, 3)))
+
+
+class TorchvisionResNet(ResNet):
+  """torchvision, models/resnet.py."""
+
+  def __init__(self, block, counts, width=64, num_classes=10, channels=3, **options):
+    block_of = functools.partial(block, shortcut="downsample", **options)
+    super().__init__(block, counts, width, num_classes, channels, head="fc", make_block=block_of)
+
+  def _stem(self, channels, width):
+    return nn.Conv2d(channels, width, 7, 2, padding=3, bias=False)
+
+  def _pool(self, x):
+    return nn.functional.max_pool2d(x, 3, 2, padding=1)
+
+
+class ResNet18(ResNet):
+  """The most frequent one."""
+
+  def __init__(self, width=64, num_classes=10, channels=3):
+    super().__init__(BasicBlock, (2, 2, 2, 2), width, num_classes, channels)
 
 
 class PreActBlock(nn.Module):
-  """Rice et al., preactresnet.py; RobustBench's PreActBlockV2."""
+  """Rice et al., preactresnet.py; RobustBench's PreActBlockV2; `of_input`: Wong et al.'s, its PreActBlock."""
 
-  def __init__(self, inputs, outputs, stride):
+  def __init__(self, inputs, outputs, stride, of_input=False):
     super().__init__()
+    self.of_input = of_input
     self.bn1, self.conv1 = nn.BatchNorm2d(inputs), _conv(inputs, outputs, stride=stride)
     self.bn2, self.conv2 = nn.BatchNorm2d(outputs), _conv(outputs, outputs)
     if stride != 1 or inputs != outputs:
@@ -70,7 +121,7 @@ class PreActBlock(nn.Module):
 
   def forward(self, x):
     activated = torch.relu(self.bn1(x))
-    shortcut = self.shortcut(activated) if hasattr(self, "shortcut") else x
+    shortcut = self.shortcut(x if self.of_input else activated) if hasattr(self, "shortcut") else x
     return self.conv2(torch.relu(self.bn2(self.conv1(activated)))) + shortcut
 
 
@@ -87,6 +138,21 @@ class PreActResNet18(nn.Module):
   def forward(self, x):
     x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
     return self.linear(torch.relu(self.bn(x)).mean(dim=(2, 3)))
+
+
+class WongPreActResNet18(nn.Module):
+  """Wong et al., as RobustBench defines it: PreActResNet with PreActBlock."""
+
+  def __init__(self, width=64, num_classes=10, channels=3):
+    super().__init__()
+    self.conv1 = _conv(channels, width)
+    widths, block = [width * 2**stage for stage in range(4)], functools.partial(PreActBlock, of_input=True)
+    self.layer1, self.layer2, self.layer3, self.layer4 = _stages(block, width, widths, (2, 2, 2, 2))
+    self.linear = nn.Linear(widths[-1], num_classes)
+
+  def forward(self, x):
+    x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+    return self.linear(x.mean(dim=(2, 3)))
 
 
 class WideBlock(nn.Module):
@@ -128,6 +194,19 @@ class WideResNet(nn.Module):
   def forward(self, x):
     x = self.block3(self.block2(self.block1(self.conv1(x))))
     return self.fc(torch.relu(self.bn1(x)).mean(dim=(2, 3)))
+
+
+class RobustWideResNet(nn.Module):
+  """Huang et al., RobustBench's robust_wide_resnet.py."""
+
+  def __init__(self, stem, widths, counts, num_classes=10, channels=3):
+    super().__init__()
+    self.stem_conv = _conv(channels, stem)
+    self.blocks = nn.Sequential(*map(_Group, _stages(WideBlock, stem, widths, counts)))
+    self.bn1, self.fc = nn.BatchNorm2d(widths[-1]), nn.Linear(widths[-1], num_classes)
+
+  def forward(self, x):
+    return self.fc(torch.relu(self.bn1(self.blocks(self.stem_conv(x)))).mean(dim=(2, 3)))
 
 
 def cnn(width=32, num_classes=10, channels=3, size=32):
@@ -187,7 +266,16 @@ def spread(network, images, seed=0):
 # By our names: seven classes, three channels, images of 8x8.
 SMALL = {
   "resnet18_4": lambda: ResNet18(4, 7),
+  "resnet50_2": lambda: ResNet(Bottleneck, (3, 4, 6, 3), 2, 7),
+  "imagenet_resnet18_4": lambda: TorchvisionResNet(BasicBlock, (2, 2, 2, 2), 4, 7),
+  "imagenet_wide_resnet50_2_2": lambda: TorchvisionResNet(Bottleneck, (3, 4, 6, 3), 2, 7, widening=2),
   "preact_resnet18_4": lambda: PreActResNet18(4, 7),
+  "wong_preact_resnet18_4": lambda: WongPreActResNet18(4, 7),
+  "dm_preact_resnet18_4": lambda: torch_deepmind.PreActResNet18(4, 7),
+  "dm_wide_resnet_10_2": lambda: torch_deepmind.WideResNet((1, 1, 1), (32, 64, 128), 7),
+  "dm_wide_resnet_10_1_mean_sparse": lambda: torch_deepmind.WideResNet((1, 1, 1), (16, 32, 64), 7, sparse=True),
+  "ra_wide_resnet_6_2x8_1x12_1x20": lambda: torch_deepmind.WideResNet((2, 1, 1), (8, 12, 20), 7, 6, squeeze=True),
+  "robust_wide_resnet_16_1x20_2x24_1x12": lambda: RobustWideResNet(16, (20, 24, 12), (1, 2, 1), 7),
   "wide_resnet_10_1": lambda: WideResNet(10, 1, 7),
   "wide_resnet_16_2": lambda: WideResNet(16, 2, 7),
   "cnn_4": lambda: cnn(4, 7, 3, 8),

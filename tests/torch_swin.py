@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from tests.torch_transformers import MeanSparse
+
 
 class _Attention(nn.Module):
   def __init__(self, width, heads, window):
@@ -22,21 +24,27 @@ class _Attention(nn.Module):
     return self.proj((scores.softmax(dim=-1) @ v).transpose(-2, -3).flatten(-2))
 
 
+def _sparse(width, mean_sparse):
+  return MeanSparse(width) if mean_sparse else nn.Identity()
+
+
 class _Mlp(nn.Module):
-  def __init__(self, width):
+  def __init__(self, width, mean_sparse):
     super().__init__()
     self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+    self.meansparse1, self.meansparse2 = _sparse(4 * width, mean_sparse), _sparse(width, mean_sparse)
 
   def forward(self, x):
-    return self.fc2(nn.functional.gelu(self.fc1(x)))
+    return self.meansparse2(self.fc2(nn.functional.gelu(self.meansparse1(self.fc1(x)))))
 
 
 class _Block(nn.Module):
-  def __init__(self, width, size, window, shift, epsilon):
+  def __init__(self, width, size, window, shift, epsilon, mean_sparse):
     super().__init__()
     self.window, self.shift = window, shift
     self.norm1, self.norm2 = nn.LayerNorm(width, eps=epsilon), nn.LayerNorm(width, eps=epsilon)
-    self.attn, self.mlp = _Attention(width, width // 32, window), _Mlp(width)
+    self.attn, self.mlp = _Attention(width, width // 32, window), _Mlp(width, mean_sparse)
+    self.meansparse1, self.meansparse2 = _sparse(width, mean_sparse), _sparse(width, mean_sparse)
     self.register_buffer("attn_mask", self._mask(size))
 
   def _windows(self, x):
@@ -56,8 +64,8 @@ class _Block(nn.Module):
     y = self.attn(self._windows(shifted), self.attn_mask)
     y = y.reshape(n, h // self.window, w // self.window, self.window, self.window, width)
     y = y.transpose(2, 3).reshape(x.shape)
-    x = x + torch.roll(y, (self.shift, self.shift), (1, 2))
-    return x + self.mlp(self.norm2(x))
+    x = self.meansparse1(x + torch.roll(y, (self.shift, self.shift), (1, 2)))
+    return self.meansparse2(x + self.mlp(self.norm2(x)))
 
 
 class _Merging(nn.Module):
@@ -103,10 +111,13 @@ class _Head(nn.Module):
 class Swin(nn.Module):
   """timm, models/swin_transformer.py; `old` is Microsoft's, which RobustBench's MIMIR_swin_transformer.py follows.
 
-  There patches are merged at the end of a stage and not at the beginning of the next, and the head is one layer.
+  There patches are merged at the end of a stage and not at the beginning of the next, and the head is one layer. With
+  `mean_sparse` it is RobustBench's Meansparse_swin_L.py.
   """
 
-  def __init__(self, depths, width, patch, window, size, num_classes=10, channels=3, epsilon=1e-5, old=False):
+  def __init__(
+    self, depths, width, patch, window, size, num_classes=10, channels=3, epsilon=1e-5, old=False, mean_sparse=False
+  ):
     super().__init__()
     self.patch_embed = _Embedding(channels, width, patch, epsilon)
     stages = []
@@ -114,7 +125,7 @@ class Swin(nn.Module):
       features, places = width * 2**stage, size // patch // 2**stage
       side = min(window, places)
       shifts = [side // 2 if places > side and block % 2 else 0 for block in range(depth)]
-      blocks = [_Block(features, places, side, shift, epsilon) for shift in shifts]
+      blocks = [_Block(features, places, side, shift, epsilon, mean_sparse) for shift in shifts]
       merges = stage < len(depths) - 1 if old else stage > 0
       merging = _Merging(features if old else features // 2, epsilon) if merges else None
       stages.append(_Stage(blocks, merging, is_first=not old))

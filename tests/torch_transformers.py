@@ -21,10 +21,25 @@ class _ChannelNorm(nn.LayerNorm):
 class Mlp(nn.Module):
   def __init__(self, channels, hidden):
     super().__init__()
-    self.fc1, self.fc2 = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+    self.fc1, self.act, self.fc2 = nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels)
 
   def forward(self, x):
-    return self.fc2(nn.functional.gelu(self.fc1(x)))
+    return self.fc2(self.act(self.fc1(x)))
+
+
+class MeanSparse(nn.Module):
+  """RobustBench, sparsified_model.py and Meansparse_swin_L.py, over the last axis."""
+
+  def __init__(self, width):
+    super().__init__()
+    for name in ("running_mean", "running_var"):
+      self.register_buffer(name, torch.zeros(width))
+    for name in ("threshold", "flag_update_statistics", "batch_num"):
+      self.register_buffer(name, torch.tensor(0.0))
+
+  def forward(self, x):
+    is_near = (x - self.running_mean).abs() < self.threshold * self.running_var.sqrt()
+    return torch.where(is_near, self.running_mean, x)
 
 
 class ConvStem(nn.Module):
@@ -43,22 +58,29 @@ class ConvStem(nn.Module):
 
 
 class _ConvNeXtBlock(nn.Module):
-  def __init__(self, width):
+  def __init__(self, width, mean_sparse):
     super().__init__()
     self.conv_dw = nn.Conv2d(width, width, 7, padding=3, groups=width)
     self.norm, self.mlp, self.gamma = _norm(width), Mlp(width, 4 * width), nn.Parameter(torch.full((width,), 1e-6))
+    self.drop_path = nn.Identity()
+    if mean_sparse:
+      self.drop_path = nn.Sequential(nn.Identity(), MeanSparse(width))
+      self.mlp.act = nn.Sequential(MeanSparse(4 * width), nn.GELU())
+      for layer in (self.drop_path[1], self.mlp.act[0]):
+        for name in ("momentum", "epsilon"):
+          layer.register_buffer(name, torch.tensor(0.1))
 
   def forward(self, x):
-    y = self.gamma * self.mlp(self.norm(self.conv_dw(x).permute(0, 2, 3, 1)))
+    y = self.drop_path(self.gamma * self.mlp(self.norm(self.conv_dw(x).permute(0, 2, 3, 1))))
     return x + y.permute(0, 3, 1, 2)
 
 
 class _Stage(nn.Module):
-  def __init__(self, inputs, width, depth):
+  def __init__(self, inputs, width, depth, mean_sparse):
     super().__init__()
     changes = inputs is not None
     self.downsample = nn.Sequential(*([_ChannelNorm(inputs), nn.Conv2d(inputs, width, 2, 2)] if changes else []))
-    self.blocks = nn.Sequential(*(_ConvNeXtBlock(width) for _ in range(depth)))
+    self.blocks = nn.Sequential(*(_ConvNeXtBlock(width, mean_sparse) for _ in range(depth)))
 
   def forward(self, x):
     return self.blocks(self.downsample(x))
@@ -76,14 +98,17 @@ class _Head(nn.Module):
 class ConvNeXt(nn.Module):
   """timm's; `stem_widths` are those of a ConvStem, None for patches."""
 
-  def __init__(self, depths, widths, num_classes=1000, channels=3, patch=4, stem_widths=None):
+  def __init__(self, depths, widths, num_classes=1000, channels=3, patch=4, stem_widths=None, mean_sparse=False):
     super().__init__()
     if stem_widths is None:
       self.stem = nn.Sequential(nn.Conv2d(channels, widths[0], patch, patch), _ChannelNorm(widths[0]))
     else:
       self.stem = ConvStem(channels, stem_widths, (2, 2, 1)[: len(stem_widths)])
     stages = zip((None, *widths[:-1]), widths, depths, strict=True)
-    self.stages, self.head = nn.Sequential(*(_Stage(*stage) for stage in stages)), _Head(widths[-1], num_classes)
+    self.stages, self.head = (
+      nn.Sequential(*(_Stage(*stage, mean_sparse) for stage in stages)),
+      _Head(widths[-1], num_classes),
+    )
 
   def forward(self, x):
     return self.head(self.stages(self.stem(x)))

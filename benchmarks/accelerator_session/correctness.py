@@ -128,7 +128,7 @@ def _compare_attacks(session: Session, experiment: loop.Experiment, variables, d
   split = experiment.dataset.test.take(np.arange(session.scale.compared_images))
   host = _fetch(variables)
   fields = experiment.config.model
-  options = {"activation": fields.activation, "mean": fields.mean, "std": fields.std}
+  options = {name: fields[name] for name in models.OPTIONS}
   networks = {
     dtype: models.create(fields.name, experiment.dataset.num_classes, dtype=dtype, **options)
     for dtype in ("float32", "bfloat16")

@@ -7,7 +7,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from lrat_jax.convert import exchange, torch_names, weight_files
+from lrat_jax.convert import exchange, identity, torch_names, weight_files
 
 
 def save(folder: Path, name: str, module, variables, most_bytes: int, **metadata) -> list[Path]:
@@ -21,7 +21,8 @@ def save(folder: Path, name: str, module, variables, most_bytes: int, **metadata
       size = 0
     shards[-1][key] = tensor
     size += tensor.nbytes
-  about = {"mean": list(module.mean), "std": list(module.std)} | metadata
+  about = {"mean": list(module.mean), "std": list(module.std), "preprocessing": module.preprocessing}
+  about |= {"activation": module.network.activation} | metadata
   paths = [folder / f"{name}-{index}-of-{len(shards)}.safetensors" for index in range(1, len(shards) + 1)]
   for path, shard in zip(paths, shards, strict=True):
     weight_files.write(path, shard, about)
@@ -44,6 +45,6 @@ def load(folder: Path, name: str, dtype: str = "float32") -> exchange.Model:
   for path in sorted(folder.glob(f"{name}-*-of-*.safetensors")):
     shard, metadata = weight_files.read(path)
     tensors |= shard
-  mean, std = (tuple(exchange.numbers(name, metadata, field)) for field in ("mean", "std"))
   recognised = torch_names.recognise({key: tensor.shape for key, tensor in tensors.items()})
-  return exchange.Stored(name, recognised, tensors, mean, std, [], metadata).build(dtype)
+  settled = identity.settle(recognised, None, metadata, identity.Said())
+  return exchange.Stored(name, settled.recognised, tensors, settled.preprocessing, [], metadata).build(dtype)

@@ -27,6 +27,8 @@ def main() -> None:
   arguments = options.parse_args()
   if arguments.table == "corruptions" and arguments.make_cifar_c is None:
     options.error("--table=corruptions needs --make_cifar_c=PATH.")
+  if arguments.table == "latent" and arguments.peers is None:
+    options.error("--table=latent needs --peers=DIR.")
   module = importlib.import_module(f"benchmarks.attack_references.{arguments.table}")
   common.report(arguments.table, module.rows(arguments), arguments.output)
 

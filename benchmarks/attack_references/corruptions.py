@@ -31,7 +31,7 @@ from PIL import Image
 from scipy import ndimage
 
 from lrat_jax.attacks import corruptions
-from lrat_jax.attacks.corruptions import _blur, _digital, _filters, _weather
+from lrat_jax.attacks.corruptions import _blur, _digital, _filters, _spatter, _weather
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "attacks" / "corruptions_golden.npz"
 SEVERITIES = range(1, corruptions.SEVERITIES + 1)
@@ -87,6 +87,10 @@ def _elastic(image, drawn, strength):
   return _digital.bent(image, drawn["corners"], drawn["field"], strength)
 
 
+def _spattered(image, drawn, strength):
+  return _spatter.spattered(image, drawn["flakes"][..., 0], strength)
+
+
 def _in_turn(values) -> Callable[..., Any]:
   """A stand-in for a function of NumPy's that returns the values one after another, times its upper bound."""
   iterator = iter(values)
@@ -109,11 +113,16 @@ def _snow_draws(drawn):
   return {"normal": normal, "uniform": lambda low, high: (low + high) / 2 + (high - low) / 2 * drawn["angle"]}
 
 
+def _spatter_draws(drawn):
+  return {"normal": lambda size, loc, scale: loc + scale * drawn["flakes"].reshape(size)}
+
+
 # kind -> (ours with the draws given, what gives them to the original in place of functions of numpy.random)
 SHARED: dict[str, tuple[Callable[..., jax.Array], Callable[[Draws], Mapping[str, Any]]]] = {
   "glass_blur": (_glass, _glass_draws),
   "motion_blur": (_motion, lambda drawn: {"uniform": lambda low, high: high * drawn["angle"]}),
   "snow": (_snow, _snow_draws),
+  "spatter": (_spattered, _spatter_draws),
   "fog": (_fog, lambda drawn: {"uniform": _in_turn(draw for level in _levels(drawn) for draw in level)}),
   "elastic_transform": (_elastic, lambda drawn: {"uniform": _in_turn([drawn["corners"], *drawn["field"]])}),
 }

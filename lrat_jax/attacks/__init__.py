@@ -19,6 +19,7 @@ from lrat_jax.attacks._entry import AttackResult, check_batch, check_logits, exa
 from lrat_jax.attacks._fab import fab
 from lrat_jax.attacks._fmn import fmn
 from lrat_jax.attacks._hop_skip_jump import hop_skip_jump
+from lrat_jax.attacks._lpips import lpips, lpips_distance
 from lrat_jax.attacks._msd import msd
 from lrat_jax.attacks._pgd import cw, fgsm, pgd, starting_points
 from lrat_jax.attacks._spatial import spatial
@@ -28,7 +29,7 @@ from lrat_jax.attacks._transfer import transfer
 from lrat_jax.attacks._unforeseen import unforeseen
 from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.attacks.eval_state import FileStore
-from lrat_jax.attacks.registry import Attack, from_config, microbatch, scaled
+from lrat_jax.attacks.registry import Attack, from_config, microbatch, scaled, takes_distributions
 from lrat_jax.attacks.report import AutoAttackReport, robust_accuracy_curve, with_adversarials
 from lrat_jax.attacks.stages import StageSummary
 from lrat_jax.attacks.threat_model import get_norm, project
@@ -61,6 +62,8 @@ __all__ = [
   "get_norm",
   "hop_skip_jump",
   "losses",
+  "lpips",
+  "lpips_distance",
   "microbatch",
   "msd",
   "pgd",
@@ -71,6 +74,7 @@ __all__ = [
   "spsa",
   "square",
   "starting_points",
+  "takes_distributions",
   "transfer",
   "transforms",
   "unforeseen",

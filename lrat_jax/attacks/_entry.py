@@ -22,6 +22,8 @@ from lrat_jax.core.typing import Answers, Counts, Images, KeyPerImage, Keys, Lab
 
 _STEP_SIZES = "[0, 1e6]"
 _FEWEST_CLASSES = 2
+# How far from 1 a distribution may sum, as in half precision.
+_SUM_ROUNDING = 1e-2
 
 
 class AttackResult(NamedTuple):
@@ -123,6 +125,19 @@ def check_integers(values: Any, name: str, shape: tuple[int, ...]) -> None:
   is_array = isinstance(values, np.ndarray | jax.Array)
   if not is_array or values.shape != shape or not jnp.issubdtype(values.dtype, jnp.integer):
     raise ValueError(f"{name} must be integers of shape {shape}, one per image, not {_kind(values)}.")
+
+
+def _distributions(values: Any, name: str, batch: int, dtype: Any) -> Array:
+  """Labels as distributions over the classes, float [batch, classes]. Raises ValueError for anything else."""
+  is_array = isinstance(values, np.ndarray | jax.Array)
+  if not is_array or values.ndim != 2 or len(values) != batch or not jnp.issubdtype(values.dtype, jnp.floating):
+    raise ValueError(f"{name} must be floats of shape ({batch}, classes), a row per image, not {_kind(values)}.")
+  if (known := on_host(values)) is not None:
+    known = known.astype(np.float64)
+    wrong = np.flatnonzero(~((known >= 0).all(axis=1) & (np.abs(known.sum(axis=1) - 1) <= _SUM_ROUNDING)))
+    if wrong.size:
+      raise ValueError(f"{name}[{wrong[0]}] is no distribution: its entries must be 0 or more, and sum to 1.")
+  return jnp.asarray(values).astype(dtype)
 
 
 def on_host(values: Any) -> np.ndarray | None:
@@ -253,6 +268,8 @@ def _prepared(value: Any, name: str, form: Any, arguments: dict[str, Any], defau
     check_integers(value, name, arguments["labels"].shape)
     _check_not_labels(value, arguments["labels"])
     return jnp.asarray(value).astype(jnp.int32)
+  if name == "label_distributions":
+    return _distributions(value, name, arguments["images"].shape[0], dtype)
   if name == "target_rank" and isinstance(value, jax.core.Tracer):
     return value
   if isinstance(form, str):

@@ -11,7 +11,7 @@ from lrat_jax.attacks._entry import AttackResult, entry, finished
 from lrat_jax.attacks._pgd import stepped
 from lrat_jax.attacks.threat_model import per_image
 from lrat_jax.core.arguments import check_choice
-from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
+from lrat_jax.core.typing import Distributions, Images, Keys, Labels, LogitsFn, Scalar
 
 LOSSES = tuple(name for name in losses.LOSSES if name != "kl")  # which has no gradient at the clean image
 
@@ -28,6 +28,7 @@ def msd(
   num_steps: int,
   loss: str = "ce",
   sparsity: Scalar = 0.99,
+  label_distributions: Distributions | None = None,
 ) -> AttackResult:
   """Multi steepest descent (Maini et al., arXiv:1909.04068, section 4.2): an attack on the union of several balls.
 
@@ -44,6 +45,7 @@ def msd(
     num_steps: number of steps K.
     loss: "ce", "cw", "margin" or "dlr".
     sparsity: of L1's steps, as for `pgd`.
+    label_distributions: as for `pgd`.
 
   Returns:
     AttackResult, with the image of highest loss among x^0..x^K; it is in one of the balls, not in all.
@@ -54,7 +56,7 @@ def msd(
   check_choice(loss, "loss", LOSSES)
   if set(radii) != set(step_sizes):
     raise ValueError(f"step_sizes are of the norms {sorted(step_sizes)}; radii are of {sorted(radii)}.")
-  surrogate = losses.surrogate(loss, logits_fn, images, labels)
+  surrogate = losses.surrogate(loss, logits_fn, images, labels, label_distributions=label_distributions)
 
   def score(points: Array) -> Array:
     found = surrogate(logits_fn(points))

@@ -9,7 +9,7 @@ from lrat_jax.attacks import _l1, losses, threat_model, transforms
 from lrat_jax.attacks._ascent import ascent, strongest
 from lrat_jax.attacks._entry import AttackResult, entry
 from lrat_jax.core.arguments import check_choice
-from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
+from lrat_jax.core.typing import Distributions, Images, Keys, Labels, LogitsFn, Scalar
 
 RANDOM_STARTS = ("none", "uniform", "gaussian")
 # TRADES, MART and MAIL start from x + 0.001 * N(0, 1).
@@ -83,6 +83,7 @@ def pgd(
   sparsity: Scalar = 0.99,
   targets: Labels | None = None,
   gradient_transform: transforms.Transforms | None = None,
+  label_distributions: Distributions | None = None,
 ) -> AttackResult:
   """Projected gradient ascent (Madry et al., arXiv:1706.06083, section 2.1).
 
@@ -110,6 +111,8 @@ def pgd(
     gradient_transform: for images that fool other models too: "momentum" (MI-FGSM), "nesterov" (NI-FGSM), "diversity"
       (DI-FGSM), "translation" (TI-FGSM), several of these in their order, or one of `attacks.transforms`. With them,
       random_start="none" is usual.
+    label_distributions: float [batch, classes], of images whose label is one, as after CutMix: "ce" is the
+      cross-entropy from it. The class that counts, in success and in other losses, is still that of `labels`.
 
   Returns:
     AttackResult. With restarts, `surviving_steps` is that of the run whose image is returned; with targets too it
@@ -120,7 +123,7 @@ def pgd(
   """
   ball = threat_model.get_norm(norm)
   check_choice(random_start, "random_start", RANDOM_STARTS)
-  surrogate = losses.surrogate(loss, logits_fn, images, labels, targets)
+  surrogate = losses.surrogate(loss, logits_fn, images, labels, targets, label_distributions)
   transform = transforms.get_transform(gradient_transform)
   take_step = functools.partial(stepped, norm=norm, epsilon=epsilon, step_size=step_size, sparsity=sparsity)
   if loss == "kl" and random_start == "none":
@@ -145,6 +148,7 @@ def fgsm(
   loss: str = "ce",
   targets: Labels | None = None,
   gradient_transform: transforms.Transforms | None = None,
+  label_distributions: Distributions | None = None,
 ) -> AttackResult:
   """The fast gradient (sign) method (Goodfellow et al., arXiv:1412.6572): one step of length epsilon from the image.
 
@@ -153,7 +157,7 @@ def fgsm(
   return pgd(
     key, logits_fn, images, labels,
     epsilon=epsilon, step_size=epsilon, num_steps=1, norm=norm, loss=loss, random_start="none", sparsity=1.0,
-    targets=targets, gradient_transform=gradient_transform,
+    targets=targets, gradient_transform=gradient_transform, label_distributions=label_distributions,
   )  # fmt: skip
 
 

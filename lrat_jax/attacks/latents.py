@@ -25,12 +25,14 @@ class Ball(NamedTuple):
   Attributes:
     norm: "linf", "l2" or "l1".
     towards_vertices: whether steps are Frank-Wolfe's, which end in vertices of the ball, and not along the gradient.
+    starts_above: whether random latents have no negative entry; so it is where none may be negative.
   """
 
   norm: str = "linf"
   low: float = -math.inf
   high: float = math.inf
   towards_vertices: bool = False
+  starts_above: bool = False
 
   def project(self, latent: Array, epsilon: float | Array) -> Array:
     """The latent [batch, ...] brought into the ball."""
@@ -40,7 +42,8 @@ class Ball(NamedTuple):
     """Random latents [batch, *shape] of the ball, for a key each."""
     norm = threat_model.get_norm(self.norm)
     drawn = jax.vmap(lambda key: norm.sample(key, shape))(keys)
-    return self.project(epsilon * (drawn if self.low < 0 else jnp.abs(drawn)), epsilon)
+    above = self.starts_above or self.low >= 0
+    return self.project(epsilon * (jnp.abs(drawn) if above else drawn), epsilon)
 
   def advance(
     self, step: Array, latent: Array, gradient: Array, epsilon: float | Array, step_size: float | Array
@@ -112,7 +115,8 @@ KINDS: dict[str, Kind] = {
   "hsv": Kind(lambda shape: shape, _colours.hsv, Ball(), (0.01, 0.02, 0.03), 1.0, channels=_colours.CHANNELS),
   "pixel": Kind(_overlays.coarse_shape, _overlays.pixel, Ball("l2", 0.0, 1.0), (1.0, 5.0, 10.0), 1e3),
   "gabor": Kind(lambda shape: shape, _overlays.gabor, Ball(), (0.02, 0.03, 0.04), 1e2, _overlays.draw_gabor),
-  "fog": Kind(_overlays.fog_shape, _overlays.fog, Ball(), (0.3, 0.4, 0.5), 1e3),
+  # Fog is as dense as its field is large, of either sign: steps from fields of mixed signs end at 0 in between.
+  "fog": Kind(_overlays.fog_shape, _overlays.fog, Ball(starts_above=True), (0.3, 0.4, 0.5), 1e3),
   "glitch": Kind(lambda shape: (_warps.num_bars(shape[0]), shape[2]), _warps.glitch, Ball(), (0.03, 0.05, 0.1), 2.0),
 }
 

@@ -1,6 +1,7 @@
 """What an attack maximises: losses per example on logits, higher = closer to fooling the model.
 
-Every loss takes logits [batch, classes] and labels [batch] in [0, classes) and returns [batch].
+Every loss takes logits [batch, classes] and labels [batch] in [0, classes) and returns [batch]. Cross-entropy takes
+labels that are distributions over the classes [batch, classes] too; for the others the true class is what counts.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lrat_jax.core.arguments import check_choice
-from lrat_jax.core.typing import Answers, Images, Labels, Logits, LogitsFn, PerImage, Rank
+from lrat_jax.core.typing import Answers, AnyLabels, Distributions, Images, Labels, Logits, LogitsFn, PerImage, Rank
 
 # The margin at which GAIRAT and MAIL stop pushing; their "CW-infinity" is PGD on this loss.
 CW_CONFIDENCE = 50.0
@@ -30,9 +31,26 @@ def is_adversarial(logits: Logits, labels: Labels, targets: Labels | None = None
   return ~is_correct(logits, labels) if targets is None else is_correct(logits, targets)
 
 
-def cross_entropy(logits: Logits, labels: Labels) -> PerImage:
-  """-log p_y, in nats. float [batch]."""
-  return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
+def true_classes(labels: AnyLabels) -> Labels:
+  """The classes that are attacked and to be predicted, int [batch]: a distribution's likeliest, the first of equals."""
+  return labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1).astype(jnp.int32)
+
+
+def cross_entropy(logits: Logits, labels: AnyLabels) -> PerImage:
+  """-log p_y, or of distributions q of the labels -sum_k q_k log p_k, in nats. float [batch].
+
+  That sum is the true class's term, as of an integer label, and what q differs by from that class alone: a one-hot q
+  adds zeros to what its class gives.
+  """
+  log_probabilities, classes = jax.nn.log_softmax(logits), true_classes(labels)
+  loss = -jnp.take_along_axis(log_probabilities, classes[:, None], axis=-1)[:, 0]
+  if labels.ndim == 1:
+    return loss
+  if labels.shape != logits.shape:
+    raise ValueError(f"labels are distributions of shape {labels.shape}, the logits have shape {logits.shape}.")
+  rest = labels - jax.nn.one_hot(classes, logits.shape[-1], dtype=labels.dtype)
+  # A class that the model leaves out has a log of -inf, which counts where the label has a share of it.
+  return loss - jnp.sum(jnp.where(rest != 0, rest * log_probabilities, 0.0), axis=-1)
 
 
 def margin(logits: Logits, labels: Labels) -> PerImage:
@@ -130,11 +148,17 @@ TARGETED_LOSSES = tuple(_WITH_TARGETS)
 
 
 def surrogate(
-  name: str, logits_fn: LogitsFn, images: Images, labels: Labels, targets: Labels | None = None
+  name: str,
+  logits_fn: LogitsFn,
+  images: Images,
+  labels: Labels,
+  targets: Labels | None = None,
+  label_distributions: Distributions | None = None,
 ) -> Callable[[Logits], PerImage]:
   """The loss of that name as a function of logits alone: [batch, classes] -> [batch]; with targets that of `targeted`.
 
-  "kl" compares with the model's own prediction on the clean `images`, which costs one forward here.
+  "kl" compares with the model's own prediction on the clean `images`, which costs one forward here. "ce" goes by
+  `label_distributions` where there are some, the others by `labels`.
   Raises ValueError, with the choices, for an unknown name.
   """
   check_choice(name, "loss", LOSSES)
@@ -143,6 +167,8 @@ def surrogate(
   if name == "kl":
     clean_logits = jax.lax.stop_gradient(logits_fn(images))
     return lambda logits: kl(logits, clean_logits)
+  if name == "ce" and label_distributions is not None:
+    return lambda logits: cross_entropy(logits, label_distributions)
   return lambda logits: _WITH_LABELS[name](logits, labels)
 
 

@@ -19,6 +19,7 @@ from lrat_jax.attacks._entry import AttackResult, check_batch, entry, finished, 
 from lrat_jax.attacks._fab import fab
 from lrat_jax.attacks._fmn import fmn
 from lrat_jax.attacks._hop_skip_jump import hop_skip_jump
+from lrat_jax.attacks._lpips import lpips
 from lrat_jax.attacks._msd import msd
 from lrat_jax.attacks._pgd import cw, fgsm, pgd
 from lrat_jax.attacks._spatial import spatial
@@ -51,6 +52,7 @@ REGISTRY: dict[str, Attack] = {
   "spatial": spatial,
   "corruption": corruption,
   "unforeseen": unforeseen,
+  "lpips": lpips,
 }
 
 # Lengths in the image range. A config may give them as the fraction that people quote, "8/255".
@@ -159,11 +161,17 @@ def scaled(attack: functools.partial[AttackResult], factor: float | Array) -> fu
   return functools.partial(attack, **jax.tree.map(lambda length: length * factor, lengths))
 
 
+def takes_distributions(attack: functools.partial[AttackResult]) -> bool:
+  """Whether an attack may go by distributions over the classes (`label_distributions`), not by true classes alone."""
+  return "label_distributions" in inspect.signature(attack.func).parameters
+
+
 def microbatch(attack: Attack, most: int | None) -> Attack:
   """The same attack on at most `most` of its images after another, from first step to last; None is all at once.
 
   For a network whose activations, of a whole batch, would leave a CPU core's cache at every step. `logits_fn` must give
-  each image's logits from that image alone. `scaled` comes before it.
+  each image's logits from that image alone. `scaled` comes before it. What the attack takes by name is then an array
+  with a row for each image.
 
   Raises:
     ValueError: `most` is no integer of 1 or more.
@@ -172,10 +180,10 @@ def microbatch(attack: Attack, most: int | None) -> Attack:
     return attack
   check_count(most, "most", 1)
 
-  def run(keys: Keys, logits_fn: LogitsFn, images: Images, labels: Labels) -> AttackResult:
+  def run(keys: Keys, logits_fn: LogitsFn, images: Images, labels: Labels, **per_image: Array) -> AttackResult:
     check_batch(images, labels)
-    on_few = lambda keys, images, labels: attack(keys, logits_fn, images, labels)
-    results = microbatch_lib.microbatch(on_few, most, per_image_keys(keys, images), images, labels)
+    on_few = lambda keys, images, labels, more: attack(keys, logits_fn, images, labels, **more)
+    results = microbatch_lib.microbatch(on_few, most, per_image_keys(keys, images), images, labels, per_image)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
 
   return run

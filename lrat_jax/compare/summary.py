@@ -290,6 +290,12 @@ def _warning_lines(warnings: Mapping[str, Sequence[str]]) -> list[str]:
   ]
 
 
+# Not where a suite has AutoAttack alone, which is of every kind.
+_DAGGER = (
+  "† is of a kind (loss and norm) that the method trained on. An attack that no method trained on is held out.",
+)
+
+
 def markdown(summary: Mapping[str, Any]) -> str:
   """A summary of `summarise` as a page: accuracies, differences, what the attacks may do, warnings, commands."""
   methods, columns, baseline = summary["methods"], summary["columns"], summary["baseline"]
@@ -297,7 +303,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
   lines = [f"## {summary['title']}", "", *_provenance_lines(summary)]
   lines += [
     f"Accuracy in percent on {summary['n']:,} {summary['split']} images: mean ± standard deviation, {seeds} seed(s).",
-    "† is of a kind (loss and norm) that the method trained on. An attack that no method trained on is held out.",
+    *(_DAGGER if summary["trained_on"] or summary["held_out"] else ()),
     "",
     *_table(
       ["method", *columns, "training, s"],

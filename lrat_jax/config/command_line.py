@@ -15,6 +15,8 @@ from lrat_jax.core.errors import ConfigError
 # Of `methods.METHODS`, whose module takes a while to import.
 METHODS = ("at", "irat", "lrat", "lrat_irat", "max", "softmax", "eat", "trades", "mart")
 MODES = ("train_and_evaluate", "train", "evaluate")
+# What they say is of a file of weights.
+WEIGHTS_FLAGS = ("key", "mean", "std", "preprocessing", "activation", "architecture", "robustbench")
 # An override of a configuration's field: its path, and "=" where a value follows.
 OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)")
 
@@ -23,10 +25,11 @@ class Options(NamedTuple):
   """What was asked for; `config` is None where only help was, `model` where a run's own checkpoint is evaluated.
 
   Attributes:
-    weights: what --key, --mean, --std and --architecture say of the file of --model (`exchange.read`).
+    weights: what WEIGHTS_FLAGS say of the file of --model (`exchange.read`).
     preset: the value of --config, such as "lrat:cifar10".
     arguments: the arguments that determine the result: without where the run lives, and on how many processes.
     track: the services that follow the run (`metric_writers.find`).
+    topology: of TPUs that a dry run is compiled for, as "v5e:4x4".
     profile: a folder for a trace of the run.
     coordinator, num_processes, process_id: how to find the run's other processes (`distributed.join`).
   """
@@ -40,6 +43,7 @@ class Options(NamedTuple):
   arguments: tuple[str, ...] = ()
   track: tuple[str, ...] = ()
   dry_run: bool = False
+  topology: str | None = None
   profile: str | None = None
   coordinator: str | None = None
   num_processes: int | None = None
@@ -48,7 +52,7 @@ class Options(NamedTuple):
 
 # Arguments that say where and how a run goes, not what it computes.
 _PLACE = re.compile(
-  r"--?(workdir|mode|track|profile|no?dry_run|coordinator|num_processes|process_id"
+  r"--?(workdir|mode|track|profile|no?dry_run|topology|coordinator|num_processes|process_id"
   r"|config\.(compilation_cache|data\.(data_dir|loading|placement|workers)))="
 )
 _METHODS_FILE = Path(__file__).with_name("methods.py")
@@ -63,7 +67,8 @@ def joined(arguments: Sequence[str]) -> list[str]:
       result.append(f"{waiting}={argument}")
       waiting = None
     elif re.fullmatch(
-      r"--?(config|workdir|model|mean|std|key|architecture|mode|track|profile|coordinator|num_processes|process_id)",
+      rf"--?(config|workdir|model|{'|'.join(WEIGHTS_FLAGS)}|mode|track|profile|topology|coordinator|num_processes"
+      r"|process_id)",
       argument,
     ):
       waiting = argument
@@ -102,11 +107,10 @@ def check_characters(arguments: Sequence[str]) -> None:
 
 
 def define_weights_flags(values: flags.FlagValues) -> None:
-  """--mean, --std, --key and --architecture, which say how a file of weights is read."""
-  flags.DEFINE_list("mean", None, "per channel", flag_values=values)
-  flags.DEFINE_list("std", None, "per channel", flag_values=values)
-  flags.DEFINE_string("key", None, "of the state_dict", flag_values=values)
-  flags.DEFINE_string("architecture", None, "of networks that the tensors fit", flag_values=values)
+  """WEIGHTS_FLAGS, which say how a file of weights is read."""
+  for name in WEIGHTS_FLAGS:
+    define = flags.DEFINE_list if name in ("mean", "std") else flags.DEFINE_string
+    define(name, None, "of a file of weights", flag_values=values)
 
 
 def _define(arguments: list[str]) -> flags.FlagValues:
@@ -118,6 +122,7 @@ def _define(arguments: list[str]) -> flags.FlagValues:
   flags.DEFINE_string("mode", None, "what to do", flag_values=values)
   flags.DEFINE_list("track", [], "wandb, mlflow", flag_values=values)
   flags.DEFINE_bool("dry_run", False, "says what the run would take", flag_values=values)
+  flags.DEFINE_string("topology", None, "of TPUs to compile for", flag_values=values)
   flags.DEFINE_string("profile", None, "a folder for a trace of the run", flag_values=values)
   flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
   flags.DEFINE_integer("num_processes", None, "of this run", flag_values=values)
@@ -188,12 +193,13 @@ def _numbers(name: str, texts: list[str] | None) -> tuple[float, ...] | None:
     raise ConfigError(f"--{name}={','.join(texts)!r} must be numbers, as 0.4914,0.4822,0.4465.") from None
 
 
-def normalisation(values: flags.FlagValues) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-  """(mean, std) of the flags --mean and --std; None where they are not given. Raises ConfigError."""
-  mean, std = (_numbers(name, values[name].value) for name in ("mean", "std"))
-  if (mean is None) != (std is None):
+def weights(values: flags.FlagValues) -> dict[str, Any]:
+  """What WEIGHTS_FLAGS say, as `exchange.read` takes it; None is nothing. Raises ConfigError."""
+  said = {name: values[name].value for name in WEIGHTS_FLAGS}
+  said |= {name: _numbers(name, said[name]) for name in ("mean", "std")}
+  if (said["mean"] is None) != (said["std"] is None):
     raise ConfigError("--mean and --std go together; give both or neither.")
-  return mean, std
+  return said
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -213,10 +219,11 @@ def parse(arguments: Sequence[str]) -> Options:
   for name in ("track", "dry_run"):
     if values.model is not None and values[name].value:
       raise ConfigError(f"--{name} is for a run of a configuration, not for --model.")
-  mean, std = normalisation(values)
-  weights = {"key": values.key, "mean": mean, "std": std, "architecture": values.architecture}
-  if values.model is None and any(value is not None for value in weights.values()):
-    raise ConfigError("--key, --mean, --std and --architecture are for the file of --model.")
+  if values.topology is not None and not values.dry_run:
+    raise ConfigError(f"--topology={values.topology} is for a rehearsal: give --dry_run too.")
+  said = weights(values)
+  if values.model is None and (given_flags := [f"--{name}" for name in WEIGHTS_FLAGS if said[name] is not None]):
+    raise ConfigError(f"{', '.join(given_flags)}: only of the file of --model, which is not given.")
   config = _load(values)
   for argument in overrides:
     _check_override(config, argument)
@@ -227,11 +234,12 @@ def parse(arguments: Sequence[str]) -> Options:
     values.workdir,
     mode,
     values.model,
-    weights=weights,
+    weights=said,
     preset=next(match[1] for match in map(_CONFIG.fullmatch, reversed(given)) if match),
     arguments=tuple(argument for argument in given if not _PLACE.match(argument)),
     track=tuple(values.track),
     dry_run=values.dry_run,
+    topology=values.topology,
     profile=values.profile,
     coordinator=values.coordinator,
     num_processes=values.num_processes,

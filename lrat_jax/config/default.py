@@ -46,6 +46,14 @@ def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padd
     ),
     crop_padding=crop_padding,  # random crops after padding by so many pixels; 0 is off
     flip=flip,  # random horizontal flips
+    randaugment=dict(
+      num_ops=0,  # Pillow's operations that each image goes through, drawn of 14; 0 is off
+      magnitude=9,  # how strong they are, 0 to 30
+    ),
+    idbh="none",  # none | cifar10_weak | cifar10_strong | svhn: shift, colour or shape, erasing; without crop_padding
+    cutout=0,  # a black square of that side in pixels, anywhere; 0 is off
+    mixup=0.0,  # images as means of two, with shares from Beta(alpha, alpha): alpha; 0 is off
+    cutmix=0.0,  # a box of another image in each, of a size from Beta(alpha, alpha): alpha; 0 is off. Both: either
   )
 
 
@@ -56,6 +64,7 @@ def _model(name: str, mean: tuple[float, ...], std: tuple[float, ...]):
     dtype="auto",  # auto | float32 | bfloat16: in training; auto: bfloat16 on accelerators. Evaluation is in float32
     mean=mean,  # of the training images, for each channel or one for all: subtracted inside the model
     std=std,  # their standard deviations: divided by inside the model
+    preprocessing="mean_std",  # mean_std | none | per_image | minus_one_to_one: by mean and std, or without them
     batch_norm=SYNCHRONISED,  # synchronised | local: statistics of the whole batch, or of each device's share of it
   )
 
@@ -65,6 +74,7 @@ def _optimizer(learning_rate: float, schedule: str, weight_decay: float = 5e-4):
     name="sgd",  # sgd | adamw
     learning_rate=learning_rate,  # the peak
     momentum=0.9,  # SGD's, AdamW's first
+    second_momentum=0.999,  # AdamW's second
     nesterov=False,  # whether the momentum is Nesterov's
     weight_decay=weight_decay,  # that many times the weights: sgd adds it to the gradient, adamw to the step
     decay="all",  # all | kernels: what decays; kernels leaves out biases, norms, tokens and the like
@@ -231,6 +241,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         epsilon_ramp_fraction=preset["epsilon_ramp_fraction"],
         variants=ALL,  # all | sampled: of each image by every attack, or by one drawn for the batch by its robust error
         attack_batch_norm="eval",  # eval | train: which batch-norm statistics the training attacks see
+        label_smoothing=0.0,  # share of each label that is spread over all classes; attacks do not see it; 0 is off
         ema_decay=0.0,  # of the weights that are validated and evaluated; 0 is off
         init_from="",  # fine-tuning: weights to begin with, of a workdir, .pt, .safetensors or directory; empty is none
         init_head="loaded",  # loaded | new: whether the last layer is from there too, or begins anew
@@ -269,6 +280,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         split="test",  # test | validation | train: what is evaluated; choose on validation, report on test, once
         num_images=0,  # evaluates the first so many images of the split; 0 is all
         num_sanity_examples=64,  # images for the checks of whether a robust accuracy is too high; 0 is off
+        attack_dtype="float32",  # float32 | bfloat16: what the network computes in under attack; verdicts are float32's
         save_images=False,  # whether every adversarial is written, a file for each attack
         robustbench=False,  # whether RobustBench's model JSON is written; needs the suite "autoattack"
         references="",  # a JSON file {attack: best known accuracy}, to be shares of; empty is none

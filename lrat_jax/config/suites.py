@@ -38,6 +38,10 @@ Suite = dict[str, dict[str, Any]]
 
 
 NORMS = ("linf", "l2", "l1")
+# The field of an entry that names the model on which its attack is made, in place of the one that is evaluated.
+SURROGATE = "surrogate"
+# Radii of LPIPS by a model's own features; the paper trains with 0.5.
+_LPIPS = ("0.25", "0.5", "1")
 
 
 def iterated(budget: Budget, norm: str, num_steps: int, **arguments: Any) -> dict[str, Any]:
@@ -93,6 +97,20 @@ def _unforeseen(budget: Budget) -> Suite:
   }
 
 
+def _lpips(budget: Budget) -> Suite:
+  """Balls in the distance that the model's own features measure; the same for every data set."""
+  entry = dict(name="lpips", num_steps=40, num_rounds=5)
+  return {f"lpips@{level}": dict(entry, epsilon=epsilon) for level, epsilon in enumerate(_LPIPS, 1)}
+
+
+def _transfer(budget: Budget) -> Suite:
+  """An attack made on another model, which `surrogate` must name: momentum, steps of a tenth of the ball's width."""
+  epsilon = budget["linf"][0]
+  fine = dict(budget, linf=(epsilon, _times(epsilon, 0.1)))
+  options = dict(random_start="none", gradient_transform="momentum")
+  return {"transfer": iterated(fine, "linf", 20, name="pgd", loss="ce", surrogate="", **options)}
+
+
 def _corruptions(budget: Budget) -> Suite:
   """The fifteen kinds that a mean corruption accuracy is of, at all severities; the same for every data set."""
   severities = range(1, corruptions.SEVERITIES + 1)
@@ -145,6 +163,8 @@ SUITES: dict[str, Callable[[Budget], Suite]] = {
   "unforeseen": _unforeseen,
   "multirobustbench": _multirobustbench,
   "corruptions": _corruptions,
+  "lpips": _lpips,
+  "transfer": _transfer,
   "union": lambda budget: {f"apgd_{norm}": _autoattack(budget, "apgd", norm) for norm in NORMS},
   "full": _full,
   "full_apgd": functools.partial(_full, name="apgd", version="apgd"),  # where four attacks would take too long
@@ -158,6 +178,8 @@ def kinds(entry: Mapping[str, Any]) -> set[tuple[str, str]]:
   Two attacks of one kind differ in steps and radius alone, so training on the one is training on the other. One of the
   user's own is a kind of its own.
   """
+  if entry.get(SURROGATE):  # training follows the gradients of the model itself
+    return set()
   if user_code.is_name(entry["name"]):
     return {(entry["name"], entry.get("norm", "linf"))}
   losses = {"cw": "cw", "fgsm": "ce", "pgd": "ce", "apgd": "ce", "msd": "ce", "unforeseen": "ce"}
@@ -171,6 +193,8 @@ def ball(entry: Mapping[str, Any]) -> str:
   """What an entry's epsilon is measured in: a norm, or of an attack on a latent its kind, as each has its own ball."""
   if entry["name"] == "unforeseen":
     return entry["kind"]
+  if entry["name"] == "lpips":
+    return "lpips"
   own = is_autoattack(entry) or user_code.is_name(entry["name"])
   return entry.get("norm") or ("linf" if own else registry.defaults(entry["name"]).get("norm", "linf"))
 
@@ -194,6 +218,16 @@ def is_autoattack(entry: Mapping[str, Any]) -> bool:
 def is_corruption(entry: Mapping[str, Any]) -> bool:
   """Whether an entry of a suite is a common corruption, which `data.corruptions` may hold ready."""
   return entry.get("name") == "corruption"
+
+
+def takes_features(entry: Mapping[str, Any]) -> bool:
+  """Whether an entry's attack needs the features of the model that it attacks."""
+  return entry.get("name") == "lpips"
+
+
+def without_surrogate(entry: Mapping[str, Any]) -> dict[str, Any]:
+  """An entry of a suite as `attacks.from_config` takes it: the model that it is made on is no field of an attack."""
+  return {field: value for field, value in entry.items() if field != SURROGATE}
 
 
 def is_whole(entry: Mapping[str, Any]) -> bool:
@@ -282,6 +316,9 @@ def cost(entry: Mapping[str, Any], num_classes: int = 10) -> Cost:
     case "hop_skip_jump":
       counts = (given["initial_num_evals"] * math.sqrt(step + 1) for step in range(steps))
       return Cost(queries=sum(min(int(count), given["max_num_evals"]) for count in counts))
+    case "lpips":
+      rounds = steps * given["num_rounds"]
+      return Cost(rounds, queries=rounds)
     case "square":
       return Cost(queries=given["num_queries"])
     case "spatial":
@@ -300,6 +337,8 @@ def threat(entry: Mapping[str, Any]) -> str:
   words += [f"{norm} {radius}" for norm, radius in entry.get("radii", {}).items()]
   if user_code.is_name(entry["name"]):  # whose fields mean what its author says
     return ", ".join(words + [f"{k} {v}" for k, v in entry.items() if k not in ("name", "norm", "epsilon")])
+  if entry.get(SURROGATE):
+    words.append(f"made on {entry[SURROGATE]}")
   if "severity" in entry:
     return f"{entry['kind']}, severity {entry['severity']}"
   if "step_size" in entry:

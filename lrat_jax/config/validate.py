@@ -1,6 +1,7 @@
 """Whether a configuration makes sense, before anything is built or written. One clear line if it does not."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -21,6 +22,12 @@ _LARGEST = 1e6
 _MOST = 10**9
 _LARGEST_BATCH = 2**20
 _LARGEST_IMAGE = 2**14
+# Of RandAugment, one after another; each is compiled anew.
+_MOST_OPERATIONS = 10
+# With 1 no class would be the likeliest.
+_MOST_SMOOTHING = 0.99
+# Of Beta distributions that are drawn from, with a margin to where draws in float32 fail.
+_ALPHAS = 1e-3, 1e3
 
 # Groups whose members are attacks, by names that also name files.
 _ATTACK_GROUPS = ("train_attacks", "eval.suite")
@@ -122,9 +129,15 @@ def _check_kind(config: ConfigDict, group: str, kinds: Collection[str]) -> None:
       raise ValueError(f"kind={name!r} is unknown; {choices}.")
 
 
+def _entry(config: ConfigDict, path: str) -> dict[str, Any]:
+  """The fields of an attack, without those that are its suite's."""
+  entry = _field(config, path).to_dict()
+  return suites.without_surrogate(entry) if path.startswith("eval.suite.") else entry
+
+
 def _user_attacks(config: ConfigDict, paths: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
   """The attacks that are the user's own, as (path, fields)."""
-  entries = ((path, _field(config, path).to_dict()) for path in paths)
+  entries = ((path, _entry(config, path)) for path in paths)
   return ((path, entry) for path, entry in entries if user_code.is_name(entry.get("name")))
 
 
@@ -136,14 +149,17 @@ def _find_user_attacks(config: ConfigDict) -> None:
       attacks.from_config(entry)
 
 
+def _model_options(config: ConfigDict) -> dict[str, Any]:
+  return {name: config.model[name] for name in models.OPTIONS}
+
+
 def _try_user_code(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
   """Tries what a configuration names of the user's functions, as the run will. Raises ConfigError."""
   model, num_variants = config.model, len(config_lib.variant_names(config))
   options = {name: config.local_weights[name] for name in ("total", "minimum_natural", "slope", "bias")}
   if user_code.is_name(model.name):
     with _errors_of("model"):
-      fields = {"activation": model.activation, "mean": model.mean, "std": model.std}
-      validate_user_code.check_model(model.name, fields, image_shape, num_classes)
+      validate_user_code.check_model(model.name, _model_options(config), image_shape, num_classes)
   if user_code.is_name(name := config.local_weights.kind):
     with _errors_of("local_weights", "kind"):
       validate_user_code.check_local(name, options, num_variants)
@@ -177,11 +193,19 @@ def _check_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tuple[
           attacks.from_config(_field(config, path))  # any kind that there is a file of, on images of any size
           traced = []
         else:
-          traced = [attacks.from_config(_field(config, path))]
+          traced = [_traced_attack(config, path)]
         for attack in traced:
           jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
     except (TypeError, AttributeError) as error:  # only a file can give an attack values of other types
       raise ConfigError(f"config.{path} holds a value of the wrong type: {error}") from None
+
+
+def _traced_attack(config: ConfigDict, path: str) -> attacks.Attack:
+  """The attack at a path; in a suite features have a stand-in."""
+  entry = _entry(config, path)
+  attack = attacks.from_config(entry)
+  has_features = path.startswith("eval.suite.") and suites.takes_features(entry)
+  return functools.partial(attack, features_fn=lambda images: [images]) if has_features else attack
 
 
 def _is_read(config: ConfigDict, entry: ConfigDict) -> bool:
@@ -209,8 +233,25 @@ def check_corruptions(config: ConfigDict, corrupted: data.CorruptedImages | None
 
 def _check_momentum(config: ConfigDict) -> None:
   _range(config, "optimizer.momentum", 0, 1)
-  if config.optimizer.name == "adamw" and config.optimizer.momentum == 1:
-    raise ConfigError("config.optimizer.momentum=1.0: AdamW divides by 1 minus its powers; take less than 1.")
+  _range(config, "optimizer.second_momentum", 0, 1)
+  for name in ("momentum", "second_momentum"):
+    if config.optimizer.name == "adamw" and config.optimizer[name] == 1:
+      raise ConfigError(f"config.optimizer.{name}=1.0: AdamW divides by 1 minus its powers; take less than 1.")
+
+
+def _check_augmentation(config: ConfigDict) -> None:
+  _range(config, "data.randaugment.num_ops", 0, _MOST_OPERATIONS)
+  _range(config, "data.randaugment.magnitude", 0, data.MAX_MAGNITUDE)
+  _choice(config, "data.idbh", ("none", *data.IDBH))
+  if config.data.idbh != "none" and config.data.crop_padding:
+    raise ConfigError(
+      f"config.data.idbh={config.data.idbh!r} has crops of its own; take data.crop_padding=0 with it, not "
+      f"{config.data.crop_padding}."
+    )
+  _range(config, "train.label_smoothing", 0, _MOST_SMOOTHING)
+  for path in ("data.mixup", "data.cutmix"):
+    if _field(config, path):
+      _range(config, path, *_ALPHAS)
 
 
 def _check_loading(config: ConfigDict) -> None:
@@ -252,6 +293,7 @@ def check(config: ConfigDict) -> None:
     _range(config, path, 1, _MOST)
   for path in (
     "data.crop_padding",
+    "data.cutout",
     "data.train_size",
     "eval.num_images",
     "eval.num_sanity_examples",
@@ -276,6 +318,7 @@ def check(config: ConfigDict) -> None:
       f"config.data.extra.fraction={config.data.extra.fraction} of {size} images leaves a source without any."
     )
   _range(config, "beta", 0)
+  _check_augmentation(config)
   _range(config, "awp.gamma", 0, 1)
   _range(config, "logit_pairing.weight", 0)
   if config.logit_pairing.weight:
@@ -299,10 +342,9 @@ def check(config: ConfigDict) -> None:
     _range(config, f"{path}.slope", 0)
     _range(config, f"{path}.bias", -_LARGEST)
   _choice(config, "model.dtype", ("auto", *models.DTYPES))
+  _choice(config, "eval.attack_dtype", models.DTYPES)
   with _errors_of("model"):
-    models.create(
-      config.model.name, 2, activation=config.model.activation, mean=config.model.mean, std=config.model.std
-    )
+    models.create(config.model.name, 2, **_model_options(config))
   if not config.compilation_cache:
     raise ConfigError("config.compilation_cache='' names no folder; it is auto, off or a folder.")
   if "clean" in config.eval.suite:
@@ -327,7 +369,7 @@ def check_for_data(
   `extra` is how many images the extra source has, where there is one.
   """
   channels, given = image_shape[-1], len(config.model.mean)
-  if given not in (1, channels):
+  if config.model.preprocessing == "mean_std" and given not in (1, channels):
     raise ConfigError(f"config.model.mean={config.model.mean} has {given} entries, the images {channels} channels.")
   if config.data.batch_size > num_train:
     raise ConfigError(f"config.data.batch_size={config.data.batch_size} is more than the {num_train} training images.")
@@ -341,6 +383,9 @@ def check_for_data(
     raise ConfigError(
       f"config.data.crop_padding={config.data.crop_padding} is more than the side of images {image_shape}."
     )
+  fields = {"data.randaugment.num_ops": 0, "data.idbh": "none"}
+  for path in (path for path, off in fields.items() if _field(config, path) != off and channels not in (1, 3)):
+    raise ConfigError(f"config.{path}={_field(config, path)!r} is for images of 1 or 3 channels, not of {channels}.")
   _check_attacks(config, _attack_paths(config), image_shape, num_classes)
   _try_user_code(config, image_shape, num_classes)
 

@@ -121,7 +121,7 @@ def check_model(name: str, fields: Mapping[str, Any], image_shape: tuple[int, ..
   """Traces an own model, from its initial variables to logits with and without `train`.
 
   Args:
-    fields: its activation, mean and std, as `models.create` takes them.
+    fields: `models.OPTIONS`.
 
   Raises:
     UserCodeError: it fails, keeps variables that a run would lose, or returns no logits [batch, classes].

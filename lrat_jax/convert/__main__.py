@@ -1,21 +1,24 @@
 """Carries models from PyTorch's files to ours and back: the same numbers under the names that people's networks use.
 
   python -m lrat_jax.convert weights.pt weights.safetensors --mean=0.4914,0.4822,0.4465 --std=0.2471,0.2435,0.2616
+  python -m lrat_jax.convert weights.pt weights.safetensors --robustbench=Wang2023Better_WRN-28-10
   python -m lrat_jax.convert runs/at_cifar10_seed0 at.safetensors          a run's best checkpoint
-  python -m lrat_jax.convert runs/at_cifar10_seed0 at --robustbench=entry.json
+  python -m lrat_jax.convert runs/at_cifar10_seed0 at --robustbench_entry=entry.json
 
   SOURCE                 .pt, .pth, .th, .safetensors, a directory with model.safetensors and config.json, or a workdir
   DESTINATION            NAME.safetensors, or a directory that gets model.safetensors and config.json
-  --mean=M,M,M --std=S,S,S   of the images in [0, 1] that the network was trained on, or one number for all channels;
-                         if not given: what SOURCE says; --mean=0 --std=1 where it takes images as they are
-  --key=NAME             which of several state_dicts in a .pt file
+  --mean=M,M,M --std=S,S,S   of the images in [0, 1] that the network was trained on, or one number for all channels
+  --preprocessing=NAME   instead: none where it takes images in [0, 1] as they are; per_image where each image is
+                         standardised by itself; minus_one_to_one for 2 x - 1
+  --activation=NAME      relu, silu, gelu or gelu_tanh
   --architecture=NAME    which of several networks that the tensors fit
-  --robustbench=FILE     also writes the model's entry for RobustBench, from a workdir that suite=autoattack evaluated
+  --robustbench=NAME     says all four: an entry of RobustBench, NAME or DATASET/THREAT_MODEL/NAME
+  --key=NAME             which of several state_dicts in a .pt file
+  --robustbench_entry=FILE   also writes the model's entry for RobustBench, from a workdir evaluated by suite=autoattack
 
-Known: ResNet-18 and WideResNet as TRADES, RobustBench and Rice et al. name their layers, PreActResNet-18 as Rice et
-al., ConvNeXt, ViT, XCiT and Swin as timm, and the CNN of lrat_jax. PyTorch loads the result by
-load_state_dict(safetensors.torch.load_file(DESTINATION)),
-and `python -m lrat_jax.main --model=DESTINATION` evaluates it.
+Known: the networks of docs/models.md. A SOURCE that does not say how its network takes images is refused until a flag
+says it; buffers of mean and std beside the tensors say it, and so do files written here. PyTorch loads the result by
+load_state_dict(safetensors.torch.load_file(DESTINATION)); `python -m lrat_jax.main --model=DESTINATION` evaluates it.
 Exit codes: 0 done, 2 bad input, 4 a file could not be written.
 """
 
@@ -33,21 +36,18 @@ BAD_INPUT, FILES_FAILED = 2, 4
 
 
 class Options(NamedTuple):
-  """What was asked for."""
+  """What was asked for: `weights` as `exchange.read` takes it, and where RobustBench's entry goes."""
 
   source: Path
   destination: Path
-  mean: tuple[float, ...] | None
-  std: tuple[float, ...] | None
-  key: str | None
-  architecture: str | None
-  robustbench: Path | None
+  weights: dict[str, Any]
+  entry: Path | None
 
 
 def _flags() -> flags.FlagValues:
   values = flags.FlagValues()
   command_line.define_weights_flags(values)
-  flags.DEFINE_string("robustbench", None, "a JSON file to write", flag_values=values)
+  flags.DEFINE_string("robustbench_entry", None, "a JSON file to write", flag_values=values)
   flags.DEFINE_bool("help", False, "shows help", short_name="h", flag_values=values)
   return values
 
@@ -64,14 +64,14 @@ def parse(arguments: Sequence[str]) -> Options | None:
     return None
   if len(rest) != 2:
     raise ConfigError(f"SOURCE and DESTINATION are needed, {len(rest)} given; python -m lrat_jax.convert --help.")
-  mean, std = command_line.normalisation(values)
+  weights = command_line.weights(values)
   source, destination = (Path(text) for text in rest)
   if destination.suffix not in ("", ".safetensors") and not destination.is_dir():
     raise ConfigError(f"{destination} must be NAME.safetensors, or a directory, whose name has no dot.")
   if (destination / "checkpoints").exists():
     raise ConfigError(f"{destination} holds a training run; give another DESTINATION.")
-  robustbench = None if values.robustbench is None else Path(values.robustbench)
-  return Options(source, destination, mean, std, values.key, values.architecture, robustbench)
+  entry = None if values.robustbench_entry is None else Path(values.robustbench_entry)
+  return Options(source, destination, weights, entry)
 
 
 def _robustbench(workdir: Path) -> dict[str, Any]:
@@ -81,16 +81,18 @@ def _robustbench(workdir: Path) -> dict[str, Any]:
 
   path = workdir / "results.json"
   if not path.exists():
-    raise ConfigError(f"--robustbench: {path} is not there; evaluate the model by suite=autoattack first.")
+    raise ConfigError(f"--robustbench_entry: {path} is not there; evaluate the model by suite=autoattack first.")
   results = files.read_json(path)
   try:
     architecture = results.get("architecture") or results["config"]["model"]["name"]
     dataset = results["dataset"].partition(":")[2] or results["dataset"]
     return results_lib.robustbench_entry(results, dataset=dataset, architecture=architecture)
   except ValueError as error:
-    raise ConfigError(f"--robustbench: {path}: {error}") from None
+    raise ConfigError(f"--robustbench_entry: {path}: {error}") from None
   except (KeyError, TypeError, AttributeError) as error:
-    raise ConfigError(f"--robustbench: {path} holds no whole results ({type(error).__name__}: {error}).") from None
+    raise ConfigError(
+      f"--robustbench_entry: {path} holds no whole results ({type(error).__name__}: {error})."
+    ) from None
 
 
 def run(options: Options) -> None:
@@ -103,14 +105,13 @@ def run(options: Options) -> None:
 
   console = Console()
   say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
-  entry = None if options.robustbench is None else _robustbench(options.source)
-  names = ("mean", "std", "key", "architecture")
-  stored = exchange.read(options.source, **{name: getattr(options, name) for name in names})
+  entry = None if options.entry is None else _robustbench(options.source)
+  stored = exchange.read(options.source, **options.weights)
   say(stored.summary())
   model = stored.build()
   exchange.save(options.destination, model.module, model.variables, **stored.metadata)
   if entry is not None:
-    results_lib.write_json(options.robustbench, entry)
+    results_lib.write_json(options.entry, entry)
   count = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
   say(f"{count:,} parameters are in {options.destination}.")
 

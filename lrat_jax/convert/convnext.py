@@ -1,4 +1,4 @@
-"""ConvNeXt by the names of timm, and its ConvStem by those of Singh et al. and RobustBench."""
+"""ConvNeXt by the names of timm, and its ConvStem by those of Singh et al. and RobustBench, with MeanSparse too."""
 
 import functools
 import re
@@ -32,6 +32,9 @@ def _convnext(network: ConvNeXt, parameters: Mapping[str, Any]) -> Iterator[Entr
     yield from tensors.layer_norm(f"{name}.norm", path, "LayerNorm_0")
     yield from tensors.mlp(f"{name}.mlp", path)
     yield from tensors.parameter(f"{name}.gamma", path, "LayerScale_0", "scale")
+    if network.mean_sparse:
+      yield from tensors.mean_sparse(f"{name}.mlp.act.0", path, "Mlp_0", "MeanSparse_0")
+      yield from tensors.mean_sparse(f"{name}.drop_path.1", path, "MeanSparse_0")
   yield from tensors.layer_norm("head.norm", "LayerNorm_0")
   yield from tensors.dense("head.fc", "Dense_0")
 
@@ -51,10 +54,11 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
   convstem = count(prefix + "stem.stem.{}.weight", step=3)
   stem = f"{prefix}stem.stem.0.weight" if convstem else f"{prefix}stem.0.weight"
   patch = convnext.PATCH if convstem else size(stem, 2, 4)
+  is_sparse = f"{prefix}stages.0.blocks.0.drop_path.1.running_mean" in shapes
   side = patch * 2 ** (len(depths) - 1)
   return Recognised(
     prefix,
-    convnext.name_of(depths, widths, patch, convstem),
+    convnext.name_of(depths, widths, patch, convstem, mean_sparse=is_sparse),
     num_classes=size(f"{prefix}head.fc.weight", 0, 2),
     channels=size(stem, 1, 4),
     image_size=(side, side),

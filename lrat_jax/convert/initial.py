@@ -4,8 +4,11 @@ The network has to be the run's own, its input normalisation included. Its last 
 as many, or begins anew where the configuration says so.
 """
 
+import collections
 import contextlib
 import hashlib
+import itertools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,27 +67,48 @@ def _of_run(workdir: Path, config: ConfigDict) -> tuple[dict[str, np.ndarray], d
     raise WeightsError(f"{workdir}: config.json and checkpoint do not fit ({type(error).__name__}: {error}).") from None
 
 
+def _said(config: ConfigDict) -> list[dict[str, Any]]:
+  """What the configuration says that a file may leave open: of its input, its network and its activation."""
+  model = config.model
+  by_numbers = model.preprocessing == "mean_std"
+  inputs = {"mean": model.mean, "std": model.std} if by_numbers else {"preprocessing": model.preprocessing}
+  network = loop.create_model(config, 2, "float32").network
+  activation = {"activation": network.activation} if hasattr(network, "activation") else {}
+  return [inputs, activation, {"architecture": model.name}]
+
+
 def _read_file(source: str, config: ConfigDict) -> exchange.Stored:
-  """A file of weights; what it does not say of its network and input is the configuration's word."""
-  normalised, named = {"mean": config.model.mean, "std": config.model.std}, {"architecture": config.model.name}
-  for options in ({}, normalised, named, normalised | named):
-    with contextlib.suppress(WeightsError):
-      return exchange.read(source, **options)
-  return exchange.read(source, **normalised)  # for what it says is wrong
+  """A file of weights. What it says of itself stands; what it leaves open is the configuration's word."""
+  said = _said(config)
+  for count in range(len(said) + 1):
+    for words in itertools.combinations(said, count):
+      with contextlib.suppress(WeightsError):
+        return exchange.read(source, **dict(collections.ChainMap(*words)))
+  inputs, activation, _ = said
+  return exchange.read(source, **inputs, **activation)  # for what it says is wrong
 
 
 def _of_file(source: str, config: ConfigDict) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """A file's variables, and the network that it is of."""
   stored = _read_file(source, config)
   module, variables = stored.build()
+  ours = loop.create_model(config, stored.recognised.num_classes, "float32")
+  if module.preprocessing != ours.preprocessing:
+    raise WeightsError(f"{source} has preprocessing={module.preprocessing!r}, config.model {ours.preprocessing!r}.")
   for name in ("mean", "std"):
-    theirs, ours = getattr(stored, name), getattr(config.model, name)
-    sizes = {1, stored.recognised.channels}
-    if not {len(theirs), len(ours)} <= sizes or np.abs(np.subtract(theirs, ours)).max() > _CLOSE:
-      raise WeightsError(f"{source} has the {name} {theirs}, config.model.{name} is {tuple(ours)}; take the file's.")
-  theirs, ours = module.network, loop.create_model(config, stored.recognised.num_classes, "float32").network
-  if type(theirs) is not type(ours) or theirs != ours.clone(axis_name=theirs.axis_name):
-    raise WeightsError(f"{source} is of the network {stored.recognised.name}, config.model.name={config.model.name!r}.")
+    one, two = (np.asarray(getattr(side, name)) for side in (module, ours))
+    agree = one.size == two.size or 1 in (one.size, two.size)
+    if ours.preprocessing == "mean_std" and not (agree and np.abs(one - two).max() <= _CLOSE):
+      raise WeightsError(
+        f"{source} has the {name} {getattr(module, name)}, config.model.{name} is {getattr(ours, name)}."
+      )
+  theirs, network = module.network, ours.network
+  if type(theirs) is not type(network) or theirs != network.clone(axis_name=theirs.axis_name):
+    found = stored.recognised
+    raise WeightsError(
+      f"{source} is of the network {found.name} with activation={found.activation!r}, config.model has "
+      f"name={config.model.name!r} and activation={config.model.activation!r}."
+    )
   return leaf_names(variables), {"architecture": stored.recognised.name}
 
 
@@ -101,11 +125,13 @@ def read(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...]) -> 
   """
   source, new_head = config.train.init_from, config.train.init_head == "new"
   where = f"config.train.init_from={source!r}"
-  path = Path(source).expanduser()
+  path = Path(os.path.expanduser(source))  # noqa: PTH111 (of a user that is not there it is left as it is)
   try:
     found, about = _of_run(path, config) if (path / "checkpoints").is_dir() else _of_file(source, config)
   except WeightsError as error:
     raise ConfigError(f"{where}: {error}") from None
+  except OSError as error:  # a name that is too long, or a folder that may not be looked into
+    raise ConfigError(f"{where}: {error.strerror}.") from None
   expected = _shapes(config, num_classes, image_shape)
   other = _shapes(config, num_classes + 1, image_shape)
   head = {name for name, shape in expected.items() if other[name] != shape}

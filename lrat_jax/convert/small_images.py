@@ -1,26 +1,27 @@
 """The networks for small images, by the names that are in use for their tensors.
 
-ResNet-18 and WideResNet are named as TRADES defines them, which RobustBench and Rice et al. share; PreActResNet-18 as
-Rice et al.; our CNN as a plain `nn.Sequential` of convolutions, ReLUs, Flatten and linear layers.
+ResNets and WideResNet are named as TRADES defines them, as do RobustBench, Rice et al. and the robustness library;
+PreActResNets as Rice et al. and Wong et al.; our CNN as a plain `nn.Sequential` of convolutions, ReLUs, Flatten and
+linear layers.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flax import linen as nn
 
 from lrat_jax.convert import tensors
-from lrat_jax.convert.tensors import Entry, Recognised, Shape
+from lrat_jax.convert.tensors import Entry, Recognised, Shape, UnknownNetworkError
 from lrat_jax.models.cnn import CNN
-from lrat_jax.models.preact_resnet import PreActResNet
+from lrat_jax.models.preact_resnet import PreActResNet, WongPreActResNet
 from lrat_jax.models.resnet import ResNet
-from lrat_jax.models.wide_resnet import WideResNet
+from lrat_jax.models.wide_resnet import RobustWideResNet, WideResNet, name_of
 
 # Our CNN's layers in its nn.Sequential; a ReLU follows each but the last, Flatten stands before the first linear.
 _CNN_CONVS, _CNN_HIDDEN, _CNN_HEAD = ("0", "2", "4", "6"), "9", "11"
 # One tensor of each kind of network, behind whatever a wrapper put before its name.
-_ANCHOR = re.compile(r"((?:.+\.)?)(layer1\.0\.conv1|block1\.layer\.0\.conv1|11)\.weight")
+_ANCHOR = re.compile(r"((?:.+\.)?)(layer1\.0\.conv1|block1\.layer\.0\.conv1|blocks\.0\.layer\.0\.conv1|11)\.weight")
 
 
 def _pre_activation(name: str, shortcut: str, path: str, parameters: Mapping[str, Any]) -> Iterator[Entry]:
@@ -31,35 +32,43 @@ def _pre_activation(name: str, shortcut: str, path: str, parameters: Mapping[str
     yield from tensors.conv(f"{name}.{shortcut}", path, "Conv_1")
 
 
-def _blocks(counts: Iterable[int]) -> Iterator[tuple[int, int, int]]:
-  """(stage from 1, block in it, block in all) of every block."""
-  pairs = ((stage, block) for stage, count in enumerate(counts, 1) for block in range(count))
-  return ((stage, block, index) for index, (stage, block) in enumerate(pairs))
-
-
-def _resnet(network: ResNet, parameters: Mapping[str, Any]) -> Iterator[Entry]:
+def resnet(
+  network: ResNet, parameters: Mapping[str, Any], shortcut: str = "shortcut", head: str = "linear"
+) -> Iterator[Entry]:
+  """A ResNet's tensors; torchvision has its own names for shortcuts and for the last layer."""
   yield from tensors.conv_norm("conv1", "bn1", "ConvNorm_0")
-  for stage, block, index in _blocks(network.blocks):
-    name, path = f"layer{stage}.{block}", f"BasicBlock_{index}"
-    yield from tensors.conv_norm(f"{name}.conv1", f"{name}.bn1", path, "ConvNorm_0")
-    yield from tensors.conv_norm(f"{name}.conv2", f"{name}.bn2", path, "ConvNorm_1")
-    if "ConvNorm_2" in parameters[path]:
-      yield from tensors.conv_norm(f"{name}.shortcut.0", f"{name}.shortcut.1", path, "ConvNorm_2")
-  yield from tensors.weights("linear", ("Dense_0",), tensors.DENSE, bias=True)
+  count = 3 if network.bottleneck else 2
+  for stage, block, index in tensors.blocks(network.blocks):
+    name, path = f"layer{stage}.{block}", f"{'Bottleneck' if network.bottleneck else 'BasicBlock'}_{index}"
+    for number in range(count):
+      yield from tensors.conv_norm(f"{name}.conv{number + 1}", f"{name}.bn{number + 1}", path, f"ConvNorm_{number}")
+    if f"ConvNorm_{count}" in parameters[path]:
+      yield from tensors.conv_norm(f"{name}.{shortcut}.0", f"{name}.{shortcut}.1", path, f"ConvNorm_{count}")
+  yield from tensors.weights(head, ("Dense_0",), tensors.DENSE, bias=True)
 
 
 def _preact_resnet(network: PreActResNet, parameters: Mapping[str, Any]) -> Iterator[Entry]:
   yield from tensors.conv("conv1", "Conv_0")
-  for stage, block, index in _blocks(network.blocks):
+  for stage, block, index in tensors.blocks(network.blocks):
     yield from _pre_activation(f"layer{stage}.{block}", "shortcut.0", f"PreActivationBlock_{index}", parameters)
-  yield from tensors.norm("bn", "BatchNorm_0")
+  if network.final_norm:
+    yield from tensors.norm("bn", "BatchNorm_0")
   yield from tensors.weights("linear", ("Dense_0",), tensors.DENSE, bias=True)
 
 
 def _wide_resnet(network: WideResNet, parameters: Mapping[str, Any]) -> Iterator[Entry]:
   yield from tensors.conv("conv1", "Conv_0")
-  for group, block, index in _blocks([(network.depth - 4) // 6] * 3):
+  for group, block, index in tensors.blocks([(network.depth - 4) // 6] * 3):
     name = f"block{group}.layer.{block}"
+    yield from _pre_activation(name, "convShortcut", f"PreActivationBlock_{index}", parameters)
+  yield from tensors.norm("bn1", "BatchNorm_0")
+  yield from tensors.weights("fc", ("Dense_0",), tensors.DENSE, bias=True)
+
+
+def _robust_wide_resnet(network: RobustWideResNet, parameters: Mapping[str, Any]) -> Iterator[Entry]:
+  yield from tensors.conv("stem_conv", "Conv_0")
+  for group, block, index in tensors.blocks(count for count, _ in network.sizes):
+    name = f"blocks.{group - 1}.layer.{block}"
     yield from _pre_activation(name, "convShortcut", f"PreActivationBlock_{index}", parameters)
   yield from tensors.norm("bn1", "BatchNorm_0")
   yield from tensors.weights("fc", ("Dense_0",), tensors.DENSE, bias=True)
@@ -74,20 +83,50 @@ def _cnn(network: CNN, parameters: Mapping[str, Any]) -> Iterator[Entry]:
 
 NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {
   CNN: _cnn,
-  ResNet: _resnet,
+  ResNet: resnet,
   PreActResNet: _preact_resnet,
+  WongPreActResNet: _preact_resnet,
   WideResNet: _wide_resnet,
+  RobustWideResNet: _robust_wide_resnet,
 }
+
+
+def resnet_depth(shapes: Mapping[str, Shape], prefix: str) -> tuple[str, bool]:
+  """(depth, whether its blocks are bottlenecks) of a ResNet with or without pre-activation."""
+  counts = [tensors.count(shapes, f"{prefix}layer{stage}.{{}}.conv1.weight") for stage in range(1, 5)]
+  bottleneck = f"{prefix}layer1.0.conv3.weight" in shapes
+  return tensors.depth(counts, bottleneck), bottleneck
+
+
+def _robust_wide_resnet_name(shapes: Mapping[str, Shape], prefix: str) -> str:
+  names = [f"{prefix}blocks.{group}.layer.{{}}.conv1.weight" for group in range(3)]
+  channels = (tensors.size(shapes, name.replace("{}", "0"), 0, 4) for name in names)
+  groups = tuple(zip((tensors.count(shapes, name) for name in names), channels, strict=True))
+  return name_of("robust_", tensors.size(shapes, f"{prefix}stem_conv.weight", 0, 4), groups)
+
+
+def _renamed(shapes: Mapping[str, Shape], prefix: str) -> dict[str, str]:
+  """Our names for what Huang et al.'s second code (arXiv:2212.11005) calls otherwise; empty for their first."""
+  own = [name.removeprefix(prefix) for name in shapes]
+  norms = {name: name.replace("norm1.", "bn1.", 1) for name in own if name.startswith("norm1.")}
+  return norms | {name: name.replace("shortcut.0", "convShortcut") for name in own if ".shortcut.0." in name}
 
 
 def _stages(shapes: Mapping[str, Shape], prefix: str) -> tuple[str, str]:
   """(name for `models.create`, name of its last layer) of a network in stages."""
   stem = tensors.size(shapes, f"{prefix}conv1.weight", 0, 4)
   if f"{prefix}block1.layer.0.conv1.weight" in shapes:
-    depth = 4 + 6 * sum(f"{prefix}block1.layer.{block}.conv1.weight" in shapes for block in range(len(shapes)))
+    layers = 4 + 6 * tensors.count(shapes, f"{prefix}block1.layer.{{}}.conv1.weight")
     width = tensors.size(shapes, f"{prefix}block1.layer.0.conv1.weight", 0, 4) // 16
-    return f"wide_resnet_{depth}_{width}", f"{prefix}fc"
-  family = "resnet18" if f"{prefix}bn1.weight" in shapes else "preact_resnet18"
+    return f"wide_resnet_{layers}_{width}", f"{prefix}fc"
+  depth, bottleneck = resnet_depth(shapes, prefix)
+  family = "resnet" if f"{prefix}bn1.weight" in shapes else "preact_resnet"
+  if family == "preact_resnet":
+    if bottleneck:
+      raise UnknownNetworkError("pre-activation ResNets of bottlenecks are not known here.")
+    if f"{prefix}bn.weight" not in shapes:  # both go together in the definitions that have these names
+      family = "wong_preact_resnet"
+  family += depth
   return family if stem == 64 else f"{family}_{stem}", f"{prefix}linear"
 
 
@@ -96,15 +135,20 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
   prefixes = {match[1]: match[2] for name in shapes if (match := _ANCHOR.fullmatch(name))}
   if not prefixes:
     return None
-  prefix = min(prefixes, key=len)
+  prefix, renamed = min(prefixes, key=len), {}
   if prefixes[prefix] == _CNN_HEAD:
     stem, head = f"{prefix}{_CNN_CONVS[0]}", f"{prefix}{_CNN_HEAD}"
     width = tensors.size(shapes, f"{stem}.weight", 0, 4)
     name = "cnn" if width == 32 else f"cnn_{width}"
     places = tensors.size(shapes, f"{prefix}{_CNN_HIDDEN}.weight", 1, 2) // (2 * width)
     image_size = (4, 4 * max(1, places))  # two strides of 2
+  elif prefixes[prefix].startswith("blocks"):
+    name, image_size = _robust_wide_resnet_name(shapes, prefix), (8, 8)
+    stem, head, renamed = f"{prefix}stem_conv", f"{prefix}fc", _renamed(shapes, prefix)
   else:
     name, head = _stages(shapes, prefix)
     stem, image_size = f"{prefix}conv1", (8, 8)
   num_classes, channels = tensors.size(shapes, f"{head}.weight", 0, 2), tensors.size(shapes, f"{stem}.weight", 1, 4)
-  return Recognised(prefix, name, num_classes, channels, image_size)
+  # In the definitions that name tensors so, ReLU is written into the layers; but for the one whose names differ.
+  activation = None if renamed else "relu"
+  return Recognised(prefix, name, num_classes, channels, image_size, activation=activation, renamed=renamed)

@@ -45,11 +45,15 @@ def _timm(network: Swin) -> Iterator[Entry]:
   for index, name in enumerate(names):
     path, attention = f"Block_{index}", (f"Block_{index}", "WindowAttention_0")
     yield from tensors.parameter(f"{name}.attn.relative_position_bias_table", *attention, "bias_table")
-    yield from tensors.dense(f"{name}.attn.qkv", *attention, "SelfAttention_0", "Dense_0")
-    yield from tensors.dense(f"{name}.attn.proj", *attention, "SelfAttention_0", "Dense_1")
+    yield from tensors.attention(f"{name}.attn", *attention)
     for number in (1, 2):
       yield from tensors.layer_norm(f"{name}.norm{number}", path, f"LayerNorm_{number - 1}")
-      yield from tensors.dense(f"{name}.mlp.fc{number}", path, "Mlp_0", f"Dense_{number - 1}")
+    yield from tensors.mlp(f"{name}.mlp", path)
+    if network.mean_sparse:
+      yield from tensors.mean_sparse(f"{name}.meansparse1", path, "MeanSparse_0")
+      yield from tensors.mean_sparse(f"{name}.mlp.meansparse1", path, "Mlp_0", "MeanSparse_0")
+      yield from tensors.mean_sparse(f"{name}.mlp.meansparse2", path, "MeanSparse_1")
+      yield from tensors.mean_sparse(f"{name}.meansparse2", path, "MeanSparse_2")
   yield from tensors.layer_norm("norm", "LayerNorm_1")
   yield from tensors.dense("head.fc", "Dense_0")
 
@@ -75,7 +79,8 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
   stem = f"{prefix}patch_embed.proj.weight"
   width, patch = size(stem, 0, 4), size(stem, 2, 4)
   is_original = f"{prefix}head.weight" in shapes
-  name_of = functools.partial(swin.name_of, depths, width, patch, max(windows))
+  is_sparse = f"{prefix}layers.0.blocks.0.meansparse1.running_mean" in shapes
+  name_of = functools.partial(swin.name_of, depths, width, patch, max(windows), mean_sparse=is_sparse)
   found = Recognised(
     prefix,
     name_of(),
@@ -88,7 +93,7 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
     return found
   names = [name.removeprefix(prefix) for name in shapes]
   return found._replace(
-    renamed={name: _newer(name) for name in names}, others=(found._replace(name=name_of(swin.MIMIR_EPSILON)),)
+    renamed={name: _newer(name) for name in names}, others=(found._replace(name=name_of(epsilon=swin.MIMIR_EPSILON)),)
   )
 
 

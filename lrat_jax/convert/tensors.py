@@ -1,11 +1,13 @@
 """One tensor of a PyTorch state_dict: its name there, its place in our variables, and how one becomes the other."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+
+from lrat_jax.models.resnet import BLOCKS
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
@@ -95,6 +97,11 @@ def norm(name: str, *path: str) -> Iterator[Entry]:
     yield Entry(f"{name}.{theirs}", (collection, "network", *path, ours), SAME)
 
 
+def mean_sparse(name: str, *path: str) -> Iterator[Entry]:
+  for theirs, ours in (("running_mean", "mean"), ("running_var", "var"), ("threshold", "threshold")):
+    yield Entry(f"{name}.{theirs}", ("batch_stats", "network", *path, ours), SAME)
+
+
 def dense(name: str, *path: str) -> Iterator[Entry]:
   return weights(name, path, DENSE, bias=True)
 
@@ -143,9 +150,24 @@ def size(shapes: Mapping[str, Shape], name: str, axis: int, dimensions: int) -> 
   return shape[axis]
 
 
+def blocks(counts: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+  """(stage from 1, block in it, block in all) of every block of a network in stages."""
+  pairs = ((stage, block) for stage, count in enumerate(counts, 1) for block in range(count))
+  return ((stage, block, index) for index, (stage, block) in enumerate(pairs))
+
+
+def depth(counts: Sequence[int], bottleneck: bool = False) -> str:
+  """The depth of a ResNet by the blocks of its stages. Raises UnknownNetworkError where it is none of He et al.'s."""
+  layers = 3 if bottleneck else 2
+  for text, published in BLOCKS.items():
+    if tuple(counts) == published and 2 + layers * sum(counts) == int(text):
+      return text
+  raise UnknownNetworkError(f"stages of {list(counts)} blocks of {layers} convolutions are no ResNet known here.")
+
+
 def count(shapes: Mapping[str, Shape], name: str, step: int = 1) -> int:
   """How many tensors there are whose `name`, such as "blocks.{}.weight", goes on by a step from 0 without a gap."""
-  return next(index for index in itertools.count() if name.format(index * step) not in shapes)
+  return next(index for index in itertools.count() if name.replace("{}", str(index * step)) not in shapes)
 
 
 def first(names: Iterable[str], count: int = 4) -> str:

@@ -11,10 +11,10 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from lrat_jax.convert import convnext, small_images, swin, vit, xcit
+from lrat_jax.convert import convnext, deepmind, small_images, swin, torchvision_resnets, vit, xcit
 from lrat_jax.convert.tensors import Entry, Recognised, Shape, UnknownNetworkError, first
 
-_FAMILIES = (small_images, convnext, swin, vit, xcit)
+_FAMILIES = (deepmind, torchvision_resnets, small_images, convnext, swin, vit, xcit)
 _NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {
   network: entries for family in _FAMILIES for network, entries in family.NETWORKS.items()
 }
@@ -42,9 +42,9 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised:
     if found := family.recognise(shapes):
       return found
   raise UnknownNetworkError(
-    f"{first(shapes)} are no network known here: ResNet-18, PreActResNet-18 or WideResNet as TRADES, RobustBench "
-    "and Rice et al. name their layers, ConvNeXt, ViT, XCiT or Swin as timm does, or the CNN of lrat_jax. Any other "
-    "is evaluated as a function, --model=package.module:function."
+    f"{first(shapes)} are no network known here: ResNet, PreActResNet-18 or WideResNet as TRADES, RobustBench, Rice et "
+    "al., Wong et al. and DeepMind name their layers, torchvision's ResNets, ConvNeXt, ViT, XCiT or Swin as timm does, "
+    "or the CNN of lrat_jax. Any other is evaluated as a function, --model=package.module:function."
   )
 
 
@@ -55,7 +55,7 @@ def state_dict(network: nn.Module, variables: Mapping[str, Any]) -> dict[str, np
   """
   ours = traverse_util.flatten_dict(variables)
   named = ((entry.name, entry.form.to_torch(np.asarray(ours[entry.path]))) for entry in entries(network, variables))
-  return {name: np.ascontiguousarray(array) for name, array in named}
+  return {name: np.asarray(array, order="C") for name, array in named}  # which leaves a number a number
 
 
 def variables(network: nn.Module, like: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -20,11 +20,6 @@ _PATCHES = {
 }
 
 
-def _mlp(name: str, path: str) -> Iterator[Entry]:
-  for index in range(2):
-    yield from tensors.dense(f"{name}.mlp.fc{index + 1}", path, "Mlp_0", f"Dense_{index}")
-
-
 def _block(name: str, path: str) -> Iterator[Entry]:
   # timm counts attention, MLP and local interaction; they run in another order.
   for index, number in enumerate((1, 3, 2)):
@@ -38,7 +33,7 @@ def _block(name: str, path: str) -> Iterator[Entry]:
   for index in range(2):
     yield from tensors.weights(f"{name}.local_mp.conv{index + 1}", (*local, f"Conv_{index}"), tensors.KERNEL, bias=True)
   yield from tensors.norm(f"{name}.local_mp.bn", *local, "BatchNorm_0")
-  yield from _mlp(name, path)
+  yield from tensors.mlp(f"{name}.mlp", path)
 
 
 def _class_block(name: str, path: str) -> Iterator[Entry]:
@@ -47,7 +42,7 @@ def _class_block(name: str, path: str) -> Iterator[Entry]:
     yield from tensors.parameter(f"{name}.gamma{index + 1}", path, f"LayerScale_{index}", "scale")
   for index, layer in enumerate(("q", "k", "v", "proj")):
     yield from tensors.dense(f"{name}.attn.{layer}", path, "ClassAttention_0", f"Dense_{index}")
-  yield from _mlp(name, path)
+  yield from tensors.mlp(f"{name}.mlp", path)
 
 
 def _xcit(network: XCiT, parameters: Mapping[str, Any]) -> Iterator[Entry]:

@@ -4,7 +4,7 @@ They are annotations alone: nothing is checked as a program runs, where attacks 
 `jaxtyping.jaxtyped(typechecker=...)` around a function checks its calls.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from jaxtyping import Bool, Float, Integer, Key, Real, UInt8
 
 Images = Float[Array, "batch height width channel"]  # in [0, 1]
 Labels = Integer[Array, "batch"]  # in [0, classes)
+Distributions = Float[Array, "batch classes"]  # of labels: each row sums to 1
+# The true classes, or how likely each class is to be the true one.
+AnyLabels = Labels | Distributions
 Logits = Float[Array, "batch classes"]
 PerImage = Float[Array, "batch"]
 Answers = Bool[Array, "batch"]
@@ -25,6 +28,8 @@ Keys = KeyPerImage | OneKey
 Scalar = float | int | Real[Array, ""]
 Rank = int | Integer[Array, ""]
 LogitsFn = Callable[..., Logits]  # of images, and for a random model of a key for each
+Activations = Float[Array, "batch height width channel"]  # of one layer, whose sizes are its own
+FeaturesFn = Callable[[Images], Sequence[Activations]]
 # In host memory, or brought there.
 HostImages = Float[np.ndarray, "batch height width channel"] | Images
 HostPixels = UInt8[np.ndarray, "batch height width channel"] | HostImages  # bytes too

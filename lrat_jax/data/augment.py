@@ -1,4 +1,4 @@
-"""What happens to images on the device: to floats in [0, 1], random crops and flips with a key per image."""
+"""What happens to images on the device: to floats in [0, 1], and augmentation with a key per image."""
 
 from typing import TypeVar
 
@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from lrat_jax.data import policies
 
 AnyArray = TypeVar("AnyArray", np.ndarray, Array)
 
@@ -15,17 +17,34 @@ def to_float(images: AnyArray) -> AnyArray:
   return images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images
 
 
-def augment(keys: Array, images: Array, *, crop_padding: int, flip: bool) -> Array:
-  """Random crops after padding with zeros by `crop_padding` pixels, and horizontal flips with probability 1/2.
+# An image's key is split for its crop and its flip; with these numbers folded in, it makes the other draws.
+_RANDAUGMENT, _IDBH, _CUTOUT = 2, 3, 4
+
+
+def augment(
+  keys: Array,
+  images: Array,
+  *,
+  crop_padding: int,
+  flip: bool,
+  randaugment: tuple[int, int] = (0, 0),
+  idbh: str = "none",
+  cutout: int = 0,
+) -> Array:
+  """Augments each image by itself, in this order: crop, flip, RandAugment, IDBH, Cutout.
 
   Args:
     keys: typed keys [batch], one per image.
-    images: float [batch, h, w, c].
-    crop_padding: 0 for no crops.
-    flip: whether to flip.
+    images: float [batch, h, w, c] in [0, 1].
+    crop_padding: random crops after padding with zeros by so many pixels; 0 for none.
+    flip: whether to flip horizontally with probability 1/2.
+    randaugment: number of operations, 0 for none, and magnitude (`policies.randaugment`).
+    idbh: "none", or a version of `policies.idbh`.
+    cutout: Cutout (DeVries & Taylor, arXiv:1708.04552): the side in pixels of a black square, whose middle is anywhere
+      in the image; 0 for none.
 
   Returns:
-    float [batch, h, w, c].
+    float [batch, h, w, c] in [0, 1].
   """
 
   def one(key: Array, image: Array) -> Array:
@@ -36,6 +55,24 @@ def augment(keys: Array, images: Array, *, crop_padding: int, flip: bool) -> Arr
       image = jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
     if flip:
       image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
+    if randaugment[0]:
+      fields = {"num_ops": randaugment[0], "magnitude": randaugment[1]}
+      image = policies.randaugment(jax.random.fold_in(key, _RANDAUGMENT), image, **fields)
+    if idbh != "none":
+      image = policies.idbh(jax.random.fold_in(key, _IDBH), image, version=idbh)
+    if cutout:
+      image = _cut_out(jax.random.fold_in(key, _CUTOUT), image, cutout)
     return image
 
-  return jax.vmap(one)(keys, images) if crop_padding or flip else images
+  untouched = not (crop_padding or flip or randaugment[0] or cutout) and idbh == "none"
+  return images if untouched else jax.vmap(one)(keys, images)
+
+
+def _cut_out(key: Array, image: Array, side: int) -> Array:
+  """Black from side // 2 pixels before the middle on, for `side` pixels, as far as that is in the image."""
+  box = jnp.ones(image.shape[:2], bool)
+  for axis, length in enumerate(image.shape[:2]):
+    start = jax.random.randint(jax.random.fold_in(key, axis), (), 0, length) - side // 2
+    places = jnp.arange(length)
+    box &= jnp.expand_dims((places >= start) & (places < start + side), 1 - axis)
+  return jnp.where(box[..., None], 0.0, image)

@@ -57,15 +57,20 @@ class Mixture(NamedTuple):
   def take(self, rows: np.ndarray, moment: Moment | None = None) -> Split:
     """Rows of both, those from `len(primary.labels)` on of the extra one, in the primary's type of images.
 
-    Labels are float32 [k, classes] where the extra ones are. `moment` is as of `Split.take`.
+    Labels are float32 [k, classes] where those of either are. `moment` is as of `Split.take`.
     """
     count = len(self.primary.labels)
     is_extra = rows >= count
     own, other = self.primary.take(rows[~is_extra], moment), self.extra.take(rows[is_extra] - count)
     images = other.images if own.images.dtype == np.uint8 else to_float(np.asarray(other.images))
-    labels = own.labels if other.labels.ndim == 1 else np.eye(other.labels.shape[1], dtype=np.float32)[own.labels]
-    parts = (own.images, images), (labels, other.labels), (own.indices, other.indices)
+    parts = (own.images, images), _alike(own.labels, other.labels), (own.indices, other.indices)
     return Split(*(_merged(is_extra, *part) for part in parts))
+
+
+def _alike(*labels: np.ndarray) -> list[np.ndarray]:
+  """Labels of two sources, as distributions where those of either are."""
+  classes = [array.shape[1] for array in labels if array.ndim == 2]
+  return [array if array.ndim == 2 or not classes else np.eye(classes[0], dtype=np.float32)[array] for array in labels]
 
 
 def _merged(is_extra: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -47,8 +47,8 @@ def _check_inflation(claimed: int, stored: int) -> None:
     raise DataError(f"{stored:,} bytes claim to hold arrays of {claimed:,}; if they do, store them uncompressed.")
 
 
-def _read_header(info: zipfile.ZipInfo, file: IO[bytes]) -> tuple[tuple[int, ...], str, np.dtype]:
-  """Shape, order and type of the array whose member begins in `file`, which is left where the numbers begin."""
+def _read_header(info: zipfile.ZipInfo, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+  """Shape, whether the first axis runs fastest, and type of an array; `file` is left where its numbers begin."""
   version = np.lib.format.read_magic(file)
   if version not in _NPY_HEADERS:
     raise DataError(f"{info.filename} is of version {version} of the npy format; it must be one of {[*_NPY_HEADERS]}.")
@@ -59,7 +59,7 @@ def _read_header(info: zipfile.ZipInfo, file: IO[bytes]) -> tuple[tuple[int, ...
   header = file.tell() - start + np.lib.format.MAGIC_LEN
   if (needed := math.prod(shape) * dtype.itemsize) != (there := info.file_size - header):
     raise DataError(f"{info.filename} holds {there:,} bytes where its header, {dtype} {shape}, says {needed:,}.")
-  return shape, "F" if fortran_order else "C", dtype
+  return shape, fortran_order, dtype
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
@@ -67,8 +67,8 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
   if info.compress_type not in _COMPRESSIONS or info.flag_bits & _ENCRYPTED:
     raise DataError(f"{info.filename} is encrypted or compressed in a way that np.savez does not use.")
   with archive.open(info) as file:
-    shape, order, dtype = _read_header(info, file)
-    return np.frombuffer(file.read(), dtype).reshape(shape, order=order)
+    shape, fortran_order, dtype = _read_header(info, file)
+    return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran_order else "C")
 
 
 def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
@@ -80,8 +80,8 @@ def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
     if magic != _LOCAL_MAGIC:
       raise DataError(f"{info.filename} does not begin where the archive says; it is damaged.")
     file.seek(name_size + extra_size, 1)
-    shape, order, dtype = _read_header(info, file)
-    return np.memmap(path, dtype, "r", offset=file.tell(), shape=shape, order=order)
+    shape, fortran_order, dtype = _read_header(info, file)
+    return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran_order else "C")
 
 
 def _members(archive: zipfile.ZipFile, choices: Sequence[Sequence[str]]) -> list[zipfile.ZipInfo]:

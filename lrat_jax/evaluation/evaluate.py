@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from lrat_jax import attacks, data, reweighting
+from lrat_jax import attacks, data, models, reweighting
 from lrat_jax.attacks import eval_state, losses, threat_model
 from lrat_jax.config import suites
 from lrat_jax.core import microbatch, sharding
@@ -25,7 +26,9 @@ from lrat_jax.evaluation import examples as examples_lib
 from lrat_jax.evaluation import suite_warnings
 
 Evaluator = Callable[[Variables, data.Split, Array], dict[str, np.ndarray]]
-EvaluateBatch = Callable[[Partial, Array, dict[str, Array]], dict[str, Array]]
+# The model, and behind it the one that is attacked, where that is another.
+Models = tuple[Partial, ...]
+EvaluateBatch = Callable[[Models, Array, dict[str, Array]], dict[str, Array]]
 Arrays = dict[str, np.ndarray]
 
 CLEAN = "clean"
@@ -56,6 +59,7 @@ class _Job(NamedTuple):
   """What stays the same through a suite."""
 
   logits_fn: Partial
+  attacked_fn: Partial  # what attacks know of the model: the same, unless it is attacked in another type
   split: data.Split
   key: Array
   batch_size: int
@@ -64,10 +68,16 @@ class _Job(NamedTuple):
   keep_images: bool
   microbatch_size: int | None
   corrupted: data.CorruptedImages | None
+  surrogates: Mapping[str, Partial]
   evaluate_read: EvaluateBatch  # of images that are read, compiled once for all
   on_stage: Callable[[str, attacks.StageSummary], None]
   on_progress: Callable[[str, int, int], None]
   on_kept: Callable[[], None]
+
+  def asked(self, name: str) -> Models:
+    """The models of an attack: the one that predicts, and the one that is attacked where that is another."""
+    attacked = self.surrogates.get(name, self.attacked_fn)
+    return (self.logits_fn,) if attacked is self.logits_fn else (self.logits_fn, attacked)
 
   def is_read(self, entry: Mapping[str, Any]) -> bool:
     """Whether what an entry of the suite finds is read from files."""
@@ -82,18 +92,19 @@ class _Job(NamedTuple):
     )
 
 
-def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> EvaluateBatch:
-  """(logits_fn, key, batch) -> logits, predictions, vulnerabilities, distances and images [batch, ...] under an attack.
+def batch_program(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> EvaluateBatch:
+  """(asked, key, batch) -> logits, predictions, vulnerabilities, distances and images [batch, ...] under an attack.
 
   A batch may hold what is "found" already. An image that the attack left NaN is evaluated as it was, and "lost"
   [batch]. Logits that are not finite predict none.
   """
 
-  def evaluate_shard(logits_fn: Partial, key: Array, batch: dict[str, Array]) -> dict[str, Array]:
+  def evaluate_shard(asked: Models, key: Array, batch: dict[str, Array]) -> dict[str, Array]:
+    logits_fn, attacked = asked[0], asked[-1]
     originals, labels = data.to_float(batch["images"]), batch["labels"]
     found = data.to_float(batch.get("found", batch["images"]))
     if attack is not None:
-      found = attack(attacks.example_keys(key, batch["indices"]), logits_fn, originals, labels).images
+      found = attack(attacks.example_keys(key, batch["indices"]), attacked, originals, labels).images
     lost = ~threat_model.finite(found)
     images = jnp.where(lost[:, None, None, None], originals, found)
     logits = logits_fn(images)
@@ -111,28 +122,20 @@ def _compile(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> EvaluateBa
   return sharding.jit(sharding.shard_map(evaluate_shard, mesh, specs, sharding.BATCHED), mesh)
 
 
-def apply_function(model: nn.Module) -> Callable[[Variables, Array], Array]:
-  """(variables, images) -> logits of a Flax module in evaluation mode; `Partial` of it and variables is a logits_fn.
-
-  Jitted, for those who call it from outside: layer by layer each operation would be compiled on its own.
-  """
-  return jax.jit(functools.partial(model.apply, train=False))
-
-
 def make_evaluator(model: nn.Module, attack: attacks.Attack | None, batch_size: int, mesh: Mesh) -> Evaluator:
   """A function (variables, split, key) -> {"correct" [n] bool, "vulnerabilities" [n] float} under one attack.
 
   `attack` None evaluates the clean images. An image's attack depends on its index under `key` alone, so batch size and
   device count change nothing; the last batch is padded and masked. Compiled once, for every call.
   """
-  evaluate_batch, apply = _compile(attack, "linf", mesh), apply_function(model)
+  evaluate_batch, apply = batch_program(attack, "linf", mesh), models.applied(model)
 
   def evaluate(variables: Variables, split: data.Split, key: Array) -> Arrays:
     results, kept = [], ("predictions", "vulnerabilities")
     key, logits_fn = sharding.replicate(mesh, key), Partial(apply, variables)
     for batch in data.eval_batches(split, batch_size):
       batch = sharding.shard_batch(mesh, batch)
-      result = evaluate_batch(logits_fn, key, batch)
+      result = evaluate_batch((logits_fn,), key, batch)
       results.append((*(result[name] for name in kept), batch["mask"]))
     predictions, vulnerabilities, mask = (np.concatenate(x) for x in zip(*sharding.fetch(results), strict=True))
     return {"correct": predictions[mask] == split.labels, "vulnerabilities": vulnerabilities[mask]}
@@ -145,11 +148,11 @@ def _clean(job: _Job, split: data.Split, check: Callable[..., None]) -> tuple[Ar
 
   `check` is shown each batch's logits and labels, and the number of its first image.
   """
-  evaluate_batch = _compile(None, "linf", job.mesh)
+  evaluate_batch = batch_program(None, "linf", job.mesh)
   pieces, digest = [], hashlib.sha256()
   for first, batch in zip(itertools.count(0, job.batch_size), data.eval_batches(split, job.batch_size), strict=False):
     batch = sharding.shard_batch(job.mesh, batch)
-    result = evaluate_batch(job.logits_fn, job.key, batch)
+    result = evaluate_batch((job.logits_fn,), job.key, batch)
     kept = {name: result[name] for name in ("logits", "predictions", "vulnerabilities")}
     piece, mask = sharding.fetch((kept, batch["mask"]))
     piece = {name: array[mask] for name, array in piece.items()}
@@ -164,12 +167,17 @@ def _joined(pieces: list[Arrays]) -> Arrays:
 
 
 def _run_batch(
-  job: _Job, evaluate_batch: EvaluateBatch, batch: dict[str, Any], first: int, clean_correct: np.ndarray
+  job: _Job,
+  asked: Models,
+  evaluate_batch: EvaluateBatch,
+  batch: dict[str, Any],
+  first: int,
+  clean_correct: np.ndarray,
 ) -> Arrays:
   """One batch of one attack, with the adversarials that are to be kept and their rows of the split."""
   start = time.perf_counter()
   batch = sharding.shard_batch(job.mesh, batch)
-  result, mask, labels = sharding.fetch((evaluate_batch(job.logits_fn, job.key, batch), batch["mask"], batch["labels"]))
+  result, mask, labels = sharding.fetch((evaluate_batch(asked, job.key, batch), batch["mask"], batch["labels"]))
   piece = {name: result[name][mask] for name in ("predictions", "vulnerabilities", "distances", "lost")}
   fallen = clean_correct[first : first + len(piece["predictions"])] & (piece["predictions"] != labels[mask])
   kept = np.arange(len(fallen)) if job.keep_images else examples_lib.most_vulnerable(piece["vulnerabilities"], fallen)
@@ -190,19 +198,32 @@ def _run_attack(job: _Job, name: str, entry: Mapping[str, Any], clean_correct: n
       size = microbatch.halved(size or job.batch_size // job.mesh.size, job.mesh, error)
 
 
+def _build_attack(entry: Mapping[str, Any]) -> attacks.Attack:
+  """The attack of an entry; one that takes features gets those of the model that it attacks."""
+  attack = attacks.from_config(suites.without_surrogate(entry))
+  if not suites.takes_features(entry):
+    return attack
+
+  def run(keys: Array, logits_fn: Partial, images: Array, labels: Array) -> attacks.AttackResult:
+    return attack(keys, logits_fn, images, labels, features_fn=models.features_of(logits_fn))
+
+  return run
+
+
 def _attack_split(
   job: _Job, name: str, entry: Mapping[str, Any], clean_correct: np.ndarray, microbatch_size: int | None
 ) -> Arrays:
   is_read = job.is_read(entry)
-  attack = None if is_read else attacks.microbatch(attacks.from_config(entry), microbatch_size)
-  evaluate_batch = job.evaluate_read if is_read else _compile(attack, entry.get("norm") or "l2", job.mesh)
+  attack = None if is_read else attacks.microbatch(_build_attack(entry), microbatch_size)
+  evaluate_batch = job.evaluate_read if is_read else batch_program(attack, entry.get("norm") or "l2", job.mesh)
+  asked = job.asked(name)
   pieces, store = [], job.store()
   for index, batch in enumerate(data.eval_batches(job.split, job.batch_size)):
     piece = store.load(f"{name}-{index}")
     if piece is None:
       if is_read:
         batch["found"] = job.corrupted.read(entry["kind"], entry["severity"], batch["indices"])
-      piece = _run_batch(job, evaluate_batch, batch, index * job.batch_size, clean_correct)
+      piece = _run_batch(job, asked, evaluate_batch, batch, index * job.batch_size, clean_correct)
       store.save(f"{name}-{index}", piece)
     pieces.append(piece)
     job.on_progress(name, min((index + 1) * job.batch_size, len(job.split.labels)), len(job.split.labels))
@@ -218,7 +239,7 @@ def _run_autoattack(
   split = job.split.in_memory()  # it comes back to images in any order, and keeps what it finds beside them
   try:
     report = attacks.autoattack(
-      job.key, job.logits_fn, split.images, split.labels,
+      job.key, job.attacked_fn, split.images, split.labels,
       batch_size=job.batch_size,
       chunk_size=job.microbatch_size,
       devices=list(job.mesh.devices.flat),
@@ -237,7 +258,10 @@ def _run_autoattack(
     kept = examples_lib.most_vulnerable(evaluated["vulnerabilities"], report.broken_by > 0)
     images = report.adversarials[np.searchsorted(report.fallen, kept)]
   seconds = sum(summary.seconds for summary in report.per_attack) or time.perf_counter() - start
-  result = {"correct": report.robust, "distances": report.distances, "rows": kept, "images": images}
+  # Where the attacked model is another, what broke that one need not break the model.
+  same = job.attacked_fn is job.logits_fn
+  correct = report.robust if same else evaluated["predictions"] == split.labels
+  result = {"correct": correct, "distances": report.distances, "rows": kept, "images": images}
   return evaluated | result | {"seconds": np.array([seconds])}, report
 
 
@@ -252,16 +276,27 @@ def _with_fallen(job: _Job, clean: Arrays, report: attacks.AutoAttackReport) -> 
   return evaluated
 
 
+def _digest(arrays: Any) -> str:
+  """Of the content of a tree of arrays."""
+  digest = hashlib.sha256()
+  for array in jax.tree.leaves(sharding.fetch(arrays)):
+    digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+  return digest.hexdigest()
+
+
 def _fingerprint(job: _Job, suite: suites.Suite, seed: int, predictions: str) -> dict[str, str]:
   """What a suite's pieces depend on, by the names under which a store tells that it has changed."""
   read = {entry["kind"] for entry in suite.values() if job.is_read(entry)}
   versions = (
     {"files of config.data.corruptions": str([job.corrupted.version(kind) for kind in sorted(read)])} if read else {}
   )
+  if job.attacked_fn is not job.logits_fn:
+    versions["type of the attacked network (config.eval.attack_dtype)"] = "another"
   return versions | {
     "images or labels": job.split.fingerprint(),
     "predictions of the model": predictions,
     "attacks (config.eval.suite)": str(sorted((name, sorted(entry.items())) for name, entry in suite.items())),
+    **({"surrogate models": _digest(job.surrogates)} if job.surrogates else {}),
     "seed": str(seed),
     "batch size or device": f"{job.batch_size} on {job.mesh.devices.flat[0].device_kind}",
     "choice of images to save": str(job.keep_images),
@@ -284,6 +319,19 @@ def _union(per_example: Arrays, names: list[str]) -> Arrays:
   return {"robust": broken_by == -1, "broken_by": broken_by, "stages": np.array([CLEAN, *names])}
 
 
+def _check_models(job: _Job, suite: suites.Suite) -> None:
+  """Refuses surrogates that are not there, and a model without the features of an attack. Raises EvaluationError."""
+  for name, entry in suite.items():
+    if entry.get(suites.SURROGATE) and name not in job.surrogates:
+      raise EvaluationError(f"{name}: surrogate={entry[suites.SURROGATE]!r} is a model that was not loaded.")
+    if suites.takes_features(entry):
+      images = jax.ShapeDtypeStruct((1, *job.split.images.shape[1:]), jnp.float32)
+      try:
+        jax.eval_shape(models.features_of(job.asked(name)[-1]), images)
+      except ValueError as error:
+        raise EvaluationError(f"{name}: {error}") from None
+
+
 def run_suite(
   logits_fn: Callable[[Array], Array],
   split: data.Split,
@@ -297,6 +345,8 @@ def run_suite(
   microbatch_size: int | None = None,
   directory: Path | None = None,
   corrupted: data.CorruptedImages | None = None,
+  attacked_fn: Callable[[Array], Array] | None = None,
+  surrogates: Mapping[str, Callable[[Array], Array]] = MappingProxyType({}),
   on_attack: Callable[[str, float, float], None] = lambda name, accuracy, seconds: None,
   on_stage: Callable[[str, attacks.StageSummary], None] = lambda name, summary: None,
   on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
@@ -310,7 +360,8 @@ def run_suite(
   Args:
     logits_fn: images -> logits. Wrap parameters as `jax.tree_util.Partial(apply, variables)`, or they are compiled in.
     suite: name -> an attack's configuration, as `attacks.from_config` takes it, or {"name": "autoattack", "norm",
-      "epsilon", "version", "attacks_to_run", "overrides"} for `attacks.autoattack`.
+      "epsilon", "version", "attacks_to_run", "overrides"} for `attacks.autoattack`. "lpips" gets the features of the
+      model, which must be a `Partial` of `models.applied`.
     num_sanity_examples: how many images `sanity_checks.run_sanity_checks` looks at; 0 is none.
     keep_images: whether all adversarials are returned.
     microbatch_size: how many images an attack takes at once on one device (`models.microbatch_size`); None is a
@@ -318,6 +369,10 @@ def run_suite(
     directory: keeps finished batches, so that the same call goes on where it was stopped. A batch taken from there
       counts the seconds that it took then.
     corrupted: where the suite's corruptions are read from; None computes them. The split must be of the test split.
+    attacked_fn: what the attacks know of the model, as the same network in bfloat16; None is `logits_fn`, which gives
+      every verdict, and is what sanity checks look at.
+    surrogates: by name of an attack, the logits_fn of another model, on which it is made. What it found is evaluated on
+      `logits_fn`. AutoAttack and corruptions take none.
     on_attack: told each attack's name, robust accuracy and seconds as it ends ("clean" first).
     on_stage: told AutoAttack's name and each stage's summary as it ends.
     on_progress: told after each batch the attack's name, for AutoAttack with its stage's, how many images were attacked
@@ -338,13 +393,28 @@ def run_suite(
     ConfigError: a device has no memory for `batch_size` images.
   """
   entries = {name: dict(entry) for name, entry in suite.items()}
-  partial = logits_fn if isinstance(logits_fn, Partial) else Partial(microbatch.any_batch_size(logits_fn))
-  partial, key = sharding.replicate(mesh, (partial, jax.random.key(seed)))
+  as_partial = lambda found: found if isinstance(found, Partial) else Partial(microbatch.any_batch_size(found))
+  others = {name: as_partial(other) for name, other in surrogates.items()}
+  partial, others, key = sharding.replicate(mesh, (as_partial(logits_fn), others, jax.random.key(seed)))
+  attacked = partial if attacked_fn is None else sharding.replicate(mesh, as_partial(attacked_fn))
   told = on_stage, on_progress, on_kept
-  evaluate_read = _compile(None, "l2", mesh)
+  evaluate_read = batch_program(None, "l2", mesh)
   job = _Job(
-    partial, split, key, batch_size, mesh, directory, keep_images, microbatch_size, corrupted, evaluate_read, *told
+    partial,
+    attacked,
+    split,
+    key,
+    batch_size,
+    mesh,
+    directory,
+    keep_images,
+    microbatch_size,
+    corrupted,
+    others,
+    evaluate_read,
+    *told,
   )
+  _check_models(job, entries)
   with sharding.memory_for("config.eval.batch_size", batch_size, mesh):
     return _run(job, entries, seed, num_sanity_examples, on_attack)
 
@@ -373,7 +443,8 @@ def _run(job: _Job, suite: suites.Suite, seed: int, num_sanity_examples: int, on
     with jax.profiler.TraceAnnotation(name):
       if suites.is_autoattack(entry):
         result, reports[name] = _run_autoattack(job, name, entry, clean)
-        per_example |= {f"broken_by/{name}": reports[name].broken_by, f"stages/{name}": np.array(reports[name].stages)}
+        broken_by = np.where(result["correct"], -1, np.maximum(reports[name].broken_by, 0))
+        per_example |= {f"broken_by/{name}": broken_by, f"stages/{name}": np.array(reports[name].stages)}
       else:
         result = _run_attack(job, name, entry, clean_correct)
     per_example |= _columns(name, result, clean_correct)

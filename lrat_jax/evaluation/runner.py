@@ -2,8 +2,9 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,10 @@ def evaluate(
   console: Console,
   *,
   about: dict[str, Any],
+  attacked_fn: Callable[[Array], Array] | None = None,
   stop: Callable[[], bool] = lambda: False,
   microbatch_size: int | None = None,
+  surrogates: Mapping[str, Callable[[Array], Array]] = MappingProxyType({}),
   draw: Draw | None = None,
 ) -> dict[str, Any]:
   """Runs config.eval's suite on its split: table, results.json, timings.json, per_example.npz, pictures.
@@ -74,8 +77,9 @@ def evaluate(
 
   Args:
     about: "name" and whatever else belongs in the results, as the whole configuration where it made the model.
+    attacked_fn: as of `evaluate.run_suite`.
     stop: asked after every batch, on every process; where it returns True, the call ends, to go on there later.
-    microbatch_size: as of `evaluate.run_suite`.
+    microbatch_size, surrogates: as of `evaluate.run_suite`.
     draw: makes the plots, from the folder, the name, the split and what was found.
 
   Returns: the content of results.json.
@@ -111,6 +115,8 @@ def evaluate(
         microbatch_size=microbatch_size,
         directory=progress,
         corrupted=dataset.corrupted,
+        attacked_fn=attacked_fn,
+        surrogates=surrogates,
         on_kept=check_stop,
         on_attack=lambda name, accuracy, seconds: say(f"{name}: {100 * accuracy:.2f} % in {seconds_text(seconds)}"),
         on_stage=lambda name, stage: say(f"  {name} {stage_text(stage)}"),

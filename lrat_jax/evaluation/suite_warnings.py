@@ -1,6 +1,6 @@
 """Warnings about the result of a suite: the attacks' own warnings, and the checks on a few of its images."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,16 @@ def prediction_warnings(per_example: Mapping[str, np.ndarray], lost: Mapping[str
   return lines
 
 
+def in_a_norm(suite: suites.Suite, reports: Collection[str]) -> list[str]:
+  """The attacks of a suite that have a radius in a norm: first AutoAttack, of which there are reports, and L∞ of each.
+
+  The checks compare attacks with PGD, which has one step size and in L1 one sparsity: it is at its best in L∞.
+  """
+  balls = {name: suites.ball(entry).lower() for name, entry in suite.items() if "epsilon" in entry}
+  names = [name for name, ball in balls.items() if ball in suites.NORMS]
+  return sorted(names, key=lambda name: (name not in reports, balls[name] != "linf"))
+
+
 def warnings(
   logits_fn: Partial, split: data.Split, suite: suites.Suite, reports: Mapping[str, attacks.AutoAttackReport]
 ) -> list[str]:
@@ -51,11 +61,11 @@ def warnings(
   Args:
     logits_fn: images -> logits, on one device.
     split: the first images of those that were evaluated, to look at; may be none.
-    suite: the checks attack with the norm and radius of its first AutoAttack, or of its first attack that has one.
+    suite: the checks attack with the norm and radius of the first of `in_a_norm`.
     reports: what AutoAttack returned, by its name in the suite.
   """
   lines = [f"{name}: {line}" for name, report in reports.items() for line in report.warnings]
-  names = [*reports, *(name for name, entry in suite.items() if "epsilon" in entry and entry["name"] != "unforeseen")]
+  names = in_a_norm(suite, reports)
   if names and not any("apgd-t" in report.stages for report in reports.values()):
     lines.append("APGD-T is not among the attacks, nor AutoAttack: robust accuracies may be many points too high.")
   if not names or not len(split.labels):

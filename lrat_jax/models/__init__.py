@@ -1,6 +1,31 @@
 """Classifiers by name, and models that the user brings."""
 
 from lrat_jax.models.layers import ACTIVATIONS
-from lrat_jax.models.networks import DTYPES, NAMES, Classifier, create, microbatch_size
+from lrat_jax.models.networks import (
+  DTYPES,
+  NAMES,
+  OPTIONS,
+  PREPROCESSING,
+  Applied,
+  Classifier,
+  applied,
+  create,
+  features,
+  features_of,
+  microbatch_size,
+)
 
-__all__ = ["ACTIVATIONS", "DTYPES", "NAMES", "Classifier", "create", "microbatch_size"]
+__all__ = [
+  "ACTIVATIONS",
+  "DTYPES",
+  "NAMES",
+  "OPTIONS",
+  "PREPROCESSING",
+  "Applied",
+  "Classifier",
+  "applied",
+  "create",
+  "features",
+  "features_of",
+  "microbatch_size",
+]

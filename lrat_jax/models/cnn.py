@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import ACTIVATIONS, Conv
+from lrat_jax.models.layers import ACTIVATIONS, FEATURES, Conv
 
 
 class CNN(nn.Module):
@@ -30,6 +30,7 @@ class CNN(nn.Module):
     x = images
     for features, stride in ((1, 1), (1, 2), (2, 1), (2, 2)):
       x = activate(conv(features * self.width, (3, 3), (stride, stride), padding=1)(x))
+      self.sow(*FEATURES, x)
     x = x.reshape(x.shape[0], -1)
     x = activate(nn.Dense(4 * self.width, dtype=self.dtype)(x))
     return nn.Dense(self.num_classes, dtype=self.dtype)(x)

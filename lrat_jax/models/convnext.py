@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from lrat_jax.models.mean_sparse import MeanSparse
 from lrat_jax.models.transformer_layers import BiasedConv, ConvStem, Dense, LayerNorm, LayerScale, Mlp
 
 # Blocks of each stage and their channels.
@@ -17,8 +18,13 @@ SIZES = {
   "large": ((3, 3, 27, 3), (192, 384, 768, 1536)),
 }
 _NUMBERS = r"[1-9]\d{0,3}(?:-[1-9]\d{0,3})*"
-SPELLING = rf"convnext_(?:({'|'.join(SIZES)})|({_NUMBERS})_({_NUMBERS}))(?:_patch([1-9]\d?)|_convstem([23]?))?"
-NAMES = ("convnext_SIZE", "convnext_SIZE_convstem", "convnext_DEPTHS_WIDTHS", "convnext_DEPTHS_WIDTHS_patchSIZE")
+SPELLING = (
+  rf"convnext_(?:({'|'.join(SIZES)})|({_NUMBERS})_({_NUMBERS}))(?:_patch([1-9]\d?)|_convstem([23]?))?(_mean_sparse)?"
+)
+NAMES = (
+  "convnext_SIZE", "convnext_SIZE_convstem", "convnext_DEPTHS_WIDTHS", "convnext_DEPTHS_WIDTHS_patchSIZE",
+  "convnext_..._mean_sparse",
+)  # fmt: skip
 PATCH = 4
 
 
@@ -28,17 +34,22 @@ def convstem_layers(size: str | None) -> int:
 
 
 class ConvNeXtBlock(nn.Module):
-  """A 7x7 convolution of each channel by itself, and a layer-normed MLP over the channels of each place."""
+  """A 7x7 convolution of each channel by itself, and a layer-normed MLP over the channels of each place.
+
+  `mean_sparse` puts a MeanSparse before the MLP's activation and at the end of the branch.
+  """
 
   dtype: Any
   activation: str
+  mean_sparse: bool
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     channels, init = x.shape[-1], nn.initializers.normal(0.02)
     y = nn.Conv(channels, (7, 7), padding=3, feature_group_count=channels, kernel_init=init, dtype=self.dtype)(x)
-    y = Mlp(4 * channels, self.dtype, self.activation)(LayerNorm(dtype=self.dtype)(y))
-    return x + LayerScale(1e-6, self.dtype)(y)
+    y = Mlp(4 * channels, self.dtype, self.activation, self.mean_sparse)(LayerNorm(dtype=self.dtype)(y))
+    y = LayerScale(1e-6, self.dtype)(y)
+    return x + (MeanSparse()(y) if self.mean_sparse else y)
 
 
 class PatchStem(nn.Module):
@@ -73,6 +84,7 @@ class ConvNeXt(nn.Module):
     depths, widths: blocks of each stage and their channels.
     patch: side of the stem's patches.
     convstem: convolutions of a ConvStem, 2 or 3, in the place of the patches; 0 for none. Its stride is 4.
+    mean_sparse: as Amini et al. have it (see ConvNeXtBlock).
     axis_name: taken by every model; here nothing is averaged over the batch.
   """
 
@@ -84,6 +96,7 @@ class ConvNeXt(nn.Module):
   dtype: Any = jnp.float32
   axis_name: str | None = None
   activation: str = "gelu"
+  mean_sparse: bool = False
 
   def _stem(self) -> nn.Module:
     width = self.widths[0]
@@ -103,27 +116,32 @@ class ConvNeXt(nn.Module):
       if stage > 0:
         x = Downsample(features, self.dtype)(x)
       for _ in range(depth):
-        x = ConvNeXtBlock(self.dtype, self.activation)(x)
+        x = ConvNeXtBlock(self.dtype, self.activation, self.mean_sparse)(x)
     x = LayerNorm(dtype=self.dtype)(jnp.mean(x, axis=(1, 2)))
     return Dense(self.num_classes, dtype=self.dtype)(x)
 
 
 def from_name(match: re.Match, **options: Any) -> ConvNeXt:
   """The network of a name that SPELLING matches. Raises ValueError where its numbers fit no network."""
-  size, depths, widths, patch, convstem = match.groups()
+  size, depths, widths, patch, convstem, sparse = match.groups()
   depths, widths = SIZES[size] if size else (tuple(map(int, text.split("-"))) for text in (depths, widths))
   if len(depths) != len(widths):
     raise ValueError(f"name={match[0]!r}: DEPTHS and WIDTHS of convnext_DEPTHS_WIDTHS must be as many.")
   if convstem is not None and widths[0] % 4:
     raise ValueError(f"name={match[0]!r}: a ConvStem needs a first width that 4 divides.")
   layers = 0 if convstem is None else int(convstem or convstem_layers(size))
+  options["mean_sparse"] = sparse is not None
   return ConvNeXt(depths=depths, widths=widths, patch=int(patch or PATCH), convstem=layers, **options)
 
 
-def name_of(depths: tuple[int, ...], widths: tuple[int, ...], patch: int, convstem: int) -> str:
+def name_of(
+  depths: tuple[int, ...], widths: tuple[int, ...], patch: int, convstem: int, mean_sparse: bool = False
+) -> str:
   """The inverse of `from_name`."""
   size = next((size for size, numbers in SIZES.items() if numbers == (depths, widths)), None)
   name = f"convnext_{size or '_'.join('-'.join(map(str, numbers)) for numbers in (depths, widths))}"
   if convstem:
-    return f"{name}_convstem{'' if convstem == convstem_layers(size) else convstem}"
-  return name if patch == PATCH else f"{name}_patch{patch}"
+    name += f"_convstem{'' if convstem == convstem_layers(size) else convstem}"
+  elif patch != PATCH:
+    name += f"_patch{patch}"
+  return f"{name}_mean_sparse" if mean_sparse else name

@@ -1,4 +1,4 @@
-"""The layers of the networks: a convolution, batch norm, both as one, and activations by name."""
+"""The layers of convolutional networks: convolution, batch norm, both as one, squeeze and excitation; activations."""
 
 import functools
 from collections.abc import Callable
@@ -42,6 +42,19 @@ Conv = functools.partial(
 # PyTorch's batch norm in the terms of Flax: momentum 0.1 there is 0.9 here, epsilon is the same.
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
+# What a network sows its stages' outputs as, for who asks for them (`networks.features`); else nothing is kept.
+FEATURES = ("intermediates", "features")
+
+
+def padding(size: int, stride: int = 1, same: bool = False) -> tuple[tuple[int, int], tuple[int, int]]:
+  """How a square convolution is padded to keep the size that its stride leaves, (before, after) for height and width.
+
+  PyTorch pads all sides alike. With `same` it is TensorFlow's and Haiku's "SAME" of images with even sides, whose 3x3
+  convolutions of stride 2 meet nothing before the first row and column.
+  """
+  total = max(size - stride, 0) if same else 2 * (size // 2)
+  return ((total // 2, total - total // 2),) * 2
+
 
 class ConvNorm(nn.Module):
   """A square convolution without bias, padded to keep the size that its stride leaves, and batch norm after it.
@@ -56,12 +69,12 @@ class ConvNorm(nn.Module):
   stride: int = 1
   dtype: Any = jnp.float32
   axis_name: str | None = None
+  same_padding: bool = False
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    reach = self.size // 2
-    strides, padding = (self.stride, self.stride), ((reach, reach), (reach, reach))
-    conv = Conv(self.features, (self.size, self.size), strides, padding=padding, dtype=self.dtype)
+    strides, pads = (self.stride, self.stride), padding(self.size, self.stride, self.same_padding)
+    conv = Conv(self.features, (self.size, self.size), strides, padding=pads, dtype=self.dtype)
     norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
     if train or self.is_initializing():
       return norm(conv(x))
@@ -69,4 +82,19 @@ class ConvNorm(nn.Module):
     scale = weights["scale"] * jax.lax.rsqrt(running["var"] + norm.epsilon)
     kernel = conv.variables["params"]["kernel"] * scale
     bias = weights["bias"] - running["mean"] * scale
-    return conv2d(x.astype(self.dtype), kernel.astype(self.dtype), strides, padding) + bias.astype(self.dtype)
+    return conv2d(x.astype(self.dtype), kernel.astype(self.dtype), strides, pads) + bias.astype(self.dtype)
+
+
+class SqueezeExcitation(nn.Module):
+  """Channels scaled by what a small network says of all channels' means (Hu et al., arXiv:1709.01507).
+
+  A quarter of the channels and ReLU between its two layers.
+  """
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    means = jnp.mean(x, axis=(1, 2), keepdims=True)
+    squeezed = nn.relu(nn.Dense(round(x.shape[-1] / 4), dtype=self.dtype)(means))
+    return x * nn.sigmoid(nn.Dense(x.shape[-1], dtype=self.dtype)(squeezed))

@@ -1,22 +1,30 @@
 """Classifiers by name, with the normalisation of their input inside: images in [0, 1] -> float32 logits."""
 
+import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
+from jax.tree_util import Partial
 
 from lrat_jax.core import user_code
-from lrat_jax.core.typing import Images, Logits
-from lrat_jax.models import convnext, swin, vit, xcit
+from lrat_jax.core.typing import FeaturesFn, Images, Logits, LogitsFn, Variables
+from lrat_jax.models import convnext, swin, vit, wide_resnet, xcit
 from lrat_jax.models.cnn import CNN
-from lrat_jax.models.layers import ACTIVATIONS
-from lrat_jax.models.preact_resnet import PreActResNet
-from lrat_jax.models.resnet import ResNet
-from lrat_jax.models.wide_resnet import WideResNet
+from lrat_jax.models.layers import ACTIVATIONS, FEATURES
+from lrat_jax.models.preact_resnet import DMPreActResNet, PreActResNet, WongPreActResNet
+from lrat_jax.models.resnet import BLOCKS, ResNet, TorchvisionResNet
 
 DTYPES = ("float32", "bfloat16")
+# What becomes of images in [0, 1] before the network.
+PREPROCESSING = ("mean_std", "none", "per_image", "minus_one_to_one")
+# What `create` takes by the names of a configuration's fields.
+OPTIONS = ("activation", "mean", "std", "preprocessing")
 # Pixels of input whose activations stay in a CPU core's cache through the whole of the small network. Other networks'
 # kernels would be read once more for every few images, and they lose by it.
 _CNN_PIXELS_AT_ONCE = 8 * 28 * 28
@@ -24,46 +32,80 @@ _CNN_PIXELS_AT_ONCE = 8 * 28 * 28
 _FEW = 32
 NAMES = (
   "cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "preact_resnet18", "preact_resnet18_WIDTH",
-  "wide_resnet_DEPTH_WIDTH", *convnext.NAMES, *swin.NAMES, *vit.NAMES, *xcit.NAMES,
+  "dm_preact_resnet18", "wong_preact_resnet18", "resnet50", "imagenet_resnet50", "imagenet_wide_resnet50_2",
+  *wide_resnet.NAMES, *convnext.NAMES, *swin.NAMES, *vit.NAMES, *xcit.NAMES,
 )  # fmt: skip
 
 
+def standardised(images: Images) -> Images:
+  """Each image less its mean and divided by its standard deviation, both over all its pixels and channels.
+
+  As MMA training has it (Ding et al., arXiv:1812.02637): of N numbers in an image the deviation is divided by N - 1,
+  and at least 1 / sqrt(N), so that an image of one colour becomes zeros.
+  """
+  wide = images.astype(jnp.promote_types(images.dtype, jnp.float32))
+  axes, count = tuple(range(1, images.ndim)), images[0].size
+  centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
+  variance = jnp.sum(centred**2, axis=axes, keepdims=True) / (count - 1)
+  return (centred * jax.lax.rsqrt(jnp.maximum(variance, 1 / count))).astype(images.dtype)
+
+
 class Classifier(nn.Module):
-  """A network behind its input normalisation, with float32 logits whatever the network computes in.
+  """A network behind the preprocessing of its input, with float32 logits whatever the network computes in.
 
   `module.apply(variables, images, train=False) -> logits`: images float [batch, h, w, c] in [0, 1], logits float32
   [batch, classes].
+
+  Attributes:
+    mean, std: for each channel or one for all; of the preprocessing "mean_std" alone.
+    preprocessing: one of PREPROCESSING, as `create` explains them.
   """
 
   network: nn.Module
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  preprocessing: str = "mean_std"
 
   def __call__(self, images: Images, train: bool = False) -> Logits:
-    normalised = (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
-    return self.network(normalised, train).astype(jnp.float32)
+    return self.network(self._preprocessed(images), train).astype(jnp.float32)
+
+  def _preprocessed(self, images: Images) -> Images:
+    if self.preprocessing == "none":
+      return images
+    if self.preprocessing == "per_image":
+      return standardised(images)
+    if self.preprocessing == "minus_one_to_one":
+      return 2 * images - 1
+    return (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
 
 
 def _cnn(match: re.Match, **options: Any) -> nn.Module:
   return CNN(width=int(match[1] or 32), **options)
 
 
-def _resnet18(match: re.Match, **options: Any) -> nn.Module:
-  return (PreActResNet if match[1] else ResNet)(width=int(match[2] or 64), **options)
+def _preact_resnet(match: re.Match, **options: Any) -> nn.Module:
+  family = {"": PreActResNet, "wong_": WongPreActResNet, "dm_": DMPreActResNet}[match[1]]
+  return family(blocks=BLOCKS[match[2]], width=int(match[3] or 64), **options)
 
 
-def _wide_resnet(match: re.Match, **options: Any) -> nn.Module:
-  depth = int(match[1])
-  if depth < 10 or (depth - 4) % 6:
-    raise ValueError(f"name={match[0]!r}: the depth of a WideResNet is 6 n + 4 with n >= 1, such as 28 or 34.")
-  return WideResNet(depth=depth, width=int(match[2]), **options)
+def _resnet(match: re.Match, **options: Any) -> nn.Module:
+  family = TorchvisionResNet if match[1] else ResNet
+  options |= {"blocks": BLOCKS[match[2]], "bottleneck": int(match[2]) >= 50, "width": int(match[3] or 64)}
+  return family(**options)
+
+
+def _imagenet_wide_resnet(match: re.Match, **options: Any) -> nn.Module:
+  options |= {"blocks": BLOCKS[match[1]], "bottleneck": True, "widening": int(match[2]), "width": int(match[3] or 64)}
+  return TorchvisionResNet(**options)
 
 
 # How the names of a family are spelled, and what makes a network of one.
 _FAMILIES: dict[str, Callable[..., nn.Module]] = {
   r"cnn(?:_([1-9]\d{0,3}))?": _cnn,
-  r"(preact_)?resnet18(?:_([1-9]\d{0,3}))?": _resnet18,
-  r"wide_resnet_(\d{1,3})_([1-9]\d{0,2})": _wide_resnet,
+  r"(imagenet_)?resnet(18|34|50|101|152)(?:_([1-9]\d{0,3}))?": _resnet,
+  r"(|wong_|dm_)preact_resnet(18|34)(?:_([1-9]\d{0,3}))?": _preact_resnet,
+  wide_resnet.SPELLING: wide_resnet.from_name,
+  r"imagenet_wide_resnet(50|101)_([1-9])(?:_([1-9]\d{0,3}))?": _imagenet_wide_resnet,
   convnext.SPELLING: convnext.from_name,
   swin.SPELLING: swin.from_name,
   vit.SPELLING: vit.from_name,
@@ -90,6 +132,55 @@ def _user_network(name: str, *, num_classes: int, **options: Any) -> nn.Module:
   return network
 
 
+def features(model: nn.Module, variables: Variables, images: Images) -> list[Array]:
+  """The activations [batch, h, w, c] that a classifier's network sows as "features": here the outputs of its stages.
+
+  Raises:
+    ValueError: the network sows none, as one of the user's may.
+  """
+  collection, name = FEATURES
+  _, found = model.apply(variables, images, train=False, mutable=[collection])
+  layers = found.get(collection, {}).get("network", {}).get(name, ())
+  if not layers:
+    raise ValueError(f"the network gives no features; its module must sow its stages' outputs in {FEATURES}.")
+  return list(layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Applied:
+  """A classifier in evaluation mode as a function of (variables, images), both of whose attributes are jitted.
+
+  Attributes:
+    logits: what it returns when it is called.
+    features: the same arguments -> activations, as `features` gives them.
+  """
+
+  logits: Callable[[Variables, Images], Logits]
+  features: Callable[[Variables, Images], list[Array]]
+
+  def __call__(self, variables: Variables, images: Images) -> Logits:
+    return self.logits(variables, images)
+
+
+def applied(model: nn.Module) -> Applied:
+  """(variables, images) -> logits of a Flax module in evaluation mode; `Partial` of it and variables is a logits_fn.
+
+  Jitted, for those who call it from outside: layer by layer each operation would be compiled on its own.
+  """
+  return Applied(jax.jit(functools.partial(model.apply, train=False)), jax.jit(functools.partial(features, model)))
+
+
+def features_of(logits_fn: LogitsFn) -> FeaturesFn:
+  """Images -> the activations of the model that a logits_fn asks, as a `Partial` of `applied`.
+
+  Raises:
+    ValueError: it is any other function, of which nothing but the logits is known.
+  """
+  if not isinstance(logits_fn, Partial) or not isinstance(logits_fn.func, Applied):
+    raise ValueError("the model gives logits and no features; those of a configuration or of a file of weights do.")
+  return functools.partial(logits_fn.func.features, *logits_fn.args)
+
+
 def microbatch_size(name: str, height: int, width: int, *, platform: str) -> int | None:
   """How many images of a size an attack takes at the highest rate; None for all, which is so but for "cnn" on CPU.
 
@@ -107,26 +198,29 @@ def create(
   dtype: str = "float32",
   mean: Sequence[float] = (0.0,),
   std: Sequence[float] = (1.0,),
+  preprocessing: str = "mean_std",
   activation: str = "auto",
   axis_name: str | None = None,
 ) -> Classifier:
   """A Flax classifier by name.
 
   Args:
-    name: "cnn", "resnet18", "preact_resnet18", "wide_resnet_DEPTH_WIDTH" ("wide_resnet_34_10"); "cnn_8" and
-      "resnet18_16" are narrow ones; "convnext_tiny", "vit_small_16" and the others of `NAMES`.
-      "package.module:function" is the user's own: (num_classes, *, dtype, axis_name) -> a Flax Linen module of
-      (normalised images, train) -> logits, with no variables but params and batch_stats. Its module is imported.
+    name: "cnn", "resnet18", "preact_resnet18", "wide_resnet_DEPTH_WIDTH" ("wide_resnet_34_10") and others of NAMES;
+      "cnn_8" and "resnet18_16" are narrow ones. "package.module:function" is the user's own: (num_classes, *, dtype,
+      axis_name) -> a Flax Linen module of (normalised images, train) -> logits, with no variables but params and
+      batch_stats. Its module is imported.
     num_classes: 2 or more.
     dtype: what the network computes in, "float32" or "bfloat16"; parameters and logits are float32 always.
     mean, std: per channel (or one for all) of the training images, subtracted and divided by inside the model.
+    preprocessing: what happens to images in [0, 1] inside the model: "mean_std"; "none"; "per_image", each by its own
+      mean and deviation (`standardised`); or "minus_one_to_one", 2 x - 1. The last three use no mean and std.
     activation: "relu", "silu" (swish), "gelu", "gelu_tanh", or "auto": the one that the network was published with. A
       function of the user's is given it where it is not "auto".
     axis_name: mesh axis over which batch norm averages in train mode; None for one device.
 
   Raises:
-    ValueError: an unknown name, dtype or activation, a function of the user's that is not there or fails, fewer than
-      two classes, or a mean or standard deviation that cannot normalise.
+    ValueError: an unknown name, dtype, preprocessing or activation, a function of the user's that is not there or
+      fails, fewer than two classes, or a mean or standard deviation that cannot normalise.
   """
   if num_classes < 2:
     raise ValueError(f"num_classes={num_classes} must be 2 or more.")
@@ -136,8 +230,12 @@ def create(
     raise ValueError(
       f"mean={tuple(mean)} and std={tuple(std)} must be as many, none beyond 1e6, every std above 0 (1e-6 at least)."
     )
+  if preprocessing not in PREPROCESSING:
+    raise ValueError(f"preprocessing={preprocessing!r} is unknown; choose from {list(PREPROCESSING)}.")
   if activation not in ("auto", *ACTIVATIONS):
     raise ValueError(f"activation={activation!r} is unknown; choose from {['auto', *ACTIVATIONS]}.")
   options = {} if activation == "auto" else {"activation": activation}
   network = _network(name, num_classes=num_classes, dtype=jnp.dtype(dtype), axis_name=axis_name, **options)
-  return Classifier(network, tuple(mean), tuple(std))
+  if preprocessing != "mean_std":
+    mean, std = (0.0,), (1.0,)
+  return Classifier(network, tuple(mean), tuple(std), preprocessing)

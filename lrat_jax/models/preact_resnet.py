@@ -1,4 +1,8 @@
-"""Pre-activation ResNet-18 for 32x32 images (He et al., arXiv:1603.05027), as Rice et al. define it."""
+"""Pre-activation ResNets for 32x32 images (He et al., arXiv:1603.05027).
+
+As Rice et al. (arXiv:2002.11569), Wong et al. (arXiv:2001.03994) and DeepMind (Gowal et al., arXiv:2010.03593) define
+them: they differ in where a shortcut begins, in its convolution, in padding, and in what ends the stages.
+"""
 
 from typing import Any
 
@@ -6,12 +10,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import ACTIVATIONS, BatchNorm, Conv
+from lrat_jax.models.layers import ACTIVATIONS, FEATURES, BatchNorm, Conv
 from lrat_jax.models.wide_resnet import PreActivationBlock
 
 
 class PreActResNet(nn.Module):
-  """Stages of width, 2, 4 and 8 times it; the stem keeps the resolution, batch norm and activation end the stages."""
+  """Stages of width, 2, 4 and 8 times it; the stem keeps the resolution, batch norm and activation end the stages.
+
+  Attributes:
+    same_padding, shortcut_size, shortcut_of_input: of the blocks.
+    final_norm: whether batch norm and activation end the stages; if not, a sum does.
+  """
 
   num_classes: int
   blocks: tuple[int, ...] = (2, 2, 2, 2)
@@ -19,15 +28,39 @@ class PreActResNet(nn.Module):
   dtype: Any = jnp.float32
   axis_name: str | None = None
   activation: str = "relu"
+  same_padding: bool = False
+  shortcut_size: int = 1
+  shortcut_of_input: bool = False
+  final_norm: bool = True
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
     x = Conv(self.width, (3, 3), padding=1, dtype=self.dtype)(images)
+    shortcut = (self.same_padding, self.shortcut_size, self.shortcut_of_input)
     for stage, num_blocks in enumerate(self.blocks):
       for block in range(num_blocks):
         stride = 2 if stage > 0 and block == 0 else 1
         features = self.width * 2**stage
-        x = PreActivationBlock(features, stride, self.dtype, self.axis_name, self.activation)(x, train)
-    norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
-    activated = ACTIVATIONS[self.activation](norm(x))
-    return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(activated, axis=(1, 2)))
+        layer = PreActivationBlock(features, stride, self.dtype, self.axis_name, self.activation, *shortcut)
+        x = layer(x, train)
+      self.sow(*FEATURES, x)
+    if self.final_norm:
+      norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
+      x = ACTIVATIONS[self.activation](norm(x))
+    return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(x, axis=(1, 2)))
+
+
+class WongPreActResNet(PreActResNet):
+  """Wong et al.'s: shortcuts of a block's input, and nothing after the last sum."""
+
+  shortcut_of_input: bool = True
+  final_norm: bool = False
+
+
+class DMPreActResNet(PreActResNet):
+  """DeepMind's: SiLU, Haiku's padding, and shortcuts by 3x3 convolutions of a block's input."""
+
+  activation: str = "silu"
+  same_padding: bool = True
+  shortcut_size: int = 3
+  shortcut_of_input: bool = True

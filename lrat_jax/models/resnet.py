@@ -1,4 +1,4 @@
-"""ResNet-18 for 32x32 images, the network of most tables in this field (He et al., arXiv:1512.03385)."""
+"""ResNets (He et al., arXiv:1512.03385): those for 32x32 images, of most tables in this field, and torchvision's."""
 
 import functools
 from typing import Any
@@ -7,7 +7,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import ACTIVATIONS, ConvNorm
+from lrat_jax.models.layers import ACTIVATIONS, FEATURES, ConvNorm
+
+# Blocks in each stage, by depth (table 1 of the paper); from 50 on they are bottlenecks.
+BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 
 
 class BasicBlock(nn.Module):
@@ -30,8 +33,35 @@ class BasicBlock(nn.Module):
     return activate(x + y)
 
 
+class Bottleneck(nn.Module):
+  """Convolutions 1x1, 3x3 and 1x1 and a shortcut; `inner` channels between them, and the stride in the second."""
+
+  features: int
+  inner: int
+  stride: int
+  dtype: Any
+  axis_name: str | None
+  activation: str = "relu"
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    activate = ACTIVATIONS[self.activation]
+    layer = functools.partial(ConvNorm, dtype=self.dtype, axis_name=self.axis_name)
+    y = activate(layer(self.inner, 1)(x, train))
+    y = activate(layer(self.inner, 3, self.stride)(y, train))
+    y = layer(self.features, 1)(y, train)
+    if self.stride != 1 or x.shape[-1] != self.features:
+      x = layer(self.features, 1, self.stride)(x, train)
+    return activate(x + y)
+
+
 class ResNet(nn.Module):
-  """Stages of width, 2, 4 and 8 times it; the stem keeps the resolution (3x3, stride 1, no pooling)."""
+  """Stages of width, 2, 4 and 8 times it, four times as many channels behind bottlenecks.
+
+  Attributes:
+    bottleneck: whether blocks are bottlenecks, with `widening` times the stage's channels inside.
+    large_stem: 7x7 convolution of stride 2 and max pooling, for images of 224x224. Otherwise 3x3, at full resolution.
+  """
 
   num_classes: int
   blocks: tuple[int, ...] = (2, 2, 2, 2)
@@ -39,13 +69,29 @@ class ResNet(nn.Module):
   dtype: Any = jnp.float32
   axis_name: str | None = None
   activation: str = "relu"
+  bottleneck: bool = False
+  widening: int = 1
+  large_stem: bool = False
+
+  def _block(self, stage: int, stride: int) -> nn.Module:
+    width, options = self.width * 2**stage, (stride, self.dtype, self.axis_name, self.activation)
+    return Bottleneck(4 * width, self.widening * width, *options) if self.bottleneck else BasicBlock(width, *options)
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
-    x = ConvNorm(self.width, dtype=self.dtype, axis_name=self.axis_name)(images, train)
+    size, stride = (7, 2) if self.large_stem else (3, 1)
+    x = ConvNorm(self.width, size, stride, self.dtype, self.axis_name)(images, train)
     x = ACTIVATIONS[self.activation](x)
+    if self.large_stem:
+      x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
     for stage, num_blocks in enumerate(self.blocks):
       for block in range(num_blocks):
-        stride = 2 if stage > 0 and block == 0 else 1
-        x = BasicBlock(self.width * 2**stage, stride, self.dtype, self.axis_name, self.activation)(x, train)
+        x = self._block(stage, 2 if stage > 0 and block == 0 else 1)(x, train)
+      self.sow(*FEATURES, x)
     return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(x, axis=(1, 2)))
+
+
+class TorchvisionResNet(ResNet):
+  """torchvision's, for ImageNet."""
+
+  large_stem: bool = True

@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
+from lrat_jax.models.mean_sparse import MeanSparse
 from lrat_jax.models.transformer_layers import BiasedConv, Dense, LayerNorm, Mlp, SelfAttention
 
 # Blocks of each stage, and channels of the first.
@@ -21,9 +22,9 @@ SIZES = {
 }
 SPELLING = (
   rf"swin_(?:({'|'.join(SIZES)})|([1-9]\d?(?:-[1-9]\d?)*)_([1-9]\d{{0,3}})_patch([1-9]\d?))"
-  r"_window([1-9]\d?)(_eps1e-6)?"
+  r"_window([1-9]\d?)(_eps1e-6)?(_mean_sparse)?"
 )
-NAMES = ("swin_SIZE_windowSIDE", "swin_DEPTHS_WIDTH_patchSIDE_windowSIDE", "swin_..._eps1e-6")
+NAMES = ("swin_SIZE_windowSIDE", "swin_DEPTHS_WIDTH_patchSIDE_windowSIDE", "swin_..._eps1e-6", "swin_..._mean_sparse")
 _PATCH, _HEAD_CHANNELS = 4, 32
 # Of layer norm, in timm and in MIMIR (Xu et al., arXiv:2312.04960).
 _EPSILON, MIMIR_EPSILON = 1e-5, 1e-6
@@ -94,19 +95,25 @@ class WindowAttention(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention inside windows and an MLP, each with layer norm before it and a shortcut around it."""
+  """Attention inside windows and an MLP, each with layer norm before it and a shortcut around it.
+
+  `mean_sparse` puts a MeanSparse after each sum, at the end of the MLP and before its activation.
+  """
 
   window: int
   shifted: bool
   epsilon: float
   dtype: Any
   activation: str
+  mean_sparse: bool
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     norm = lambda x: LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
-    x = x + WindowAttention(self.window, self.shifted, self.dtype)(norm(x))
-    return x + Mlp(4 * x.shape[-1], self.dtype, self.activation)(norm(x))
+    sparse = lambda x: MeanSparse()(x) if self.mean_sparse else x
+    x = sparse(x + WindowAttention(self.window, self.shifted, self.dtype)(norm(x)))
+    y = Mlp(4 * x.shape[-1], self.dtype, self.activation, self.mean_sparse)(norm(x))
+    return sparse(x + sparse(y))
 
 
 class Merging(nn.Module):
@@ -135,6 +142,7 @@ class Swin(nn.Module):
     width: channels of the first stage, 32 for each head of attention.
     patch, window: sides in pixels and in patches.
     epsilon: of layer norm.
+    mean_sparse: as Amini et al. have it (see Block).
     axis_name: taken by every model; here nothing is averaged over the batch.
   """
 
@@ -147,6 +155,7 @@ class Swin(nn.Module):
   dtype: Any = jnp.float32
   axis_name: str | None = None
   activation: str = "gelu"
+  mean_sparse: bool = False
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
@@ -160,23 +169,32 @@ class Swin(nn.Module):
       if stage > 0:
         x = Merging(self.epsilon, self.dtype)(x)
       for block in range(depth):
-        x = Block(self.window, block % 2 == 1, self.epsilon, self.dtype, self.activation)(x)
+        x = Block(self.window, block % 2 == 1, self.epsilon, self.dtype, self.activation, self.mean_sparse)(x)
     return Dense(self.num_classes, dtype=self.dtype)(jnp.mean(norm(x), axis=(1, 2)))
 
 
 def from_name(match: re.Match, **options: Any) -> Swin:
   """The network of a name that SPELLING matches. Raises ValueError where its numbers fit no network."""
-  size, depths, width, patch, window, mimir = match.groups()
+  size, depths, width, patch, window, mimir, sparse = match.groups()
   depths, width = SIZES[size] if size else (tuple(map(int, depths.split("-"))), int(width))
   if width % _HEAD_CHANNELS:
     raise ValueError(f"name={match[0]!r}: WIDTH of swin_DEPTHS_WIDTH_... must be a multiple of {_HEAD_CHANNELS}.")
-  epsilon = MIMIR_EPSILON if mimir else _EPSILON
-  return Swin(depths=depths, width=width, patch=int(patch or _PATCH), window=int(window), epsilon=epsilon, **options)
+  return Swin(
+    depths=depths,
+    width=width,
+    patch=int(patch or _PATCH),
+    window=int(window),
+    epsilon=MIMIR_EPSILON if mimir else _EPSILON,
+    mean_sparse=sparse is not None,
+    **options,
+  )
 
 
-def name_of(depths: tuple[int, ...], width: int, patch: int, window: int, epsilon: float = _EPSILON) -> str:
+def name_of(
+  depths: tuple[int, ...], width: int, patch: int, window: int, epsilon: float = _EPSILON, mean_sparse: bool = False
+) -> str:
   """The inverse of `from_name`."""
   size = next((size for size, known in SIZES.items() if (*known, patch) == (depths, width, _PATCH)), None)
   blocks = "-".join(map(str, depths))
   name = f"swin_{size or f'{blocks}_{width}_patch{patch}'}_window{window}"
-  return name if epsilon == _EPSILON else f"{name}_eps1e-6"
+  return name + ("" if epsilon == _EPSILON else "_eps1e-6") + ("_mean_sparse" if mean_sparse else "")

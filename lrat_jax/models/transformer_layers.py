@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.models.layers import ACTIVATIONS, Conv
+from lrat_jax.models.mean_sparse import MeanSparse
 
 gelu = functools.partial(nn.gelu, approximate=False)
 
@@ -39,16 +40,21 @@ class LayerScale(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Two dense layers with an activation between them: [..., channels] -> hidden -> [..., channels]."""
+  """Two dense layers with an activation between them: [..., channels] -> hidden -> [..., channels].
+
+  `mean_sparse` puts a MeanSparse before the activation.
+  """
 
   hidden: int
   dtype: Any = jnp.float32
   activation: str = "gelu"
+  mean_sparse: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    hidden = ACTIVATIONS[self.activation](Dense(self.hidden, dtype=self.dtype)(x))
-    return Dense(x.shape[-1], dtype=self.dtype)(hidden)
+    hidden = Dense(self.hidden, dtype=self.dtype)(x)
+    hidden = MeanSparse()(hidden) if self.mean_sparse else hidden
+    return Dense(x.shape[-1], dtype=self.dtype)(ACTIVATIONS[self.activation](hidden))
 
 
 def split_heads(x: Array, parts: int, num_heads: int) -> list[Array]:

@@ -1,5 +1,6 @@
 """A model that the user brings: a Python object found by its name, and whether it behaves as a classifier does."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from jax.tree_util import Partial
 
 from lrat_jax.core import microbatch, user_code
 from lrat_jax.core.user_code import reason
+from lrat_jax.models.networks import Applied
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 
@@ -86,7 +88,10 @@ def checked(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int
     UserModelError: it fails, cannot be compiled, or returns no finite floats [n, num_classes].
   """
   if isinstance(logits_fn, Partial):  # whose parameters stay arguments of what is compiled
-    guarded: LogitsFn = Partial(_guarded(name, logits_fn.func, num_classes), *logits_fn.args, **logits_fn.keywords)
+    watched: Any = _guarded(name, logits_fn.func, num_classes)
+    if isinstance(logits_fn.func, Applied):
+      watched = dataclasses.replace(logits_fn.func, logits=watched)
+    guarded: LogitsFn = Partial(watched, *logits_fn.args, **logits_fn.keywords)
   else:
     guarded = _guarded(name, logits_fn, num_classes)
   try:

@@ -118,7 +118,7 @@ class ClassAttention(nn.Module):
 class ClassBlock(nn.Module):
   """Class attention and an MLP for the class token (Touvron et al., arXiv:2103.17239); see `norm_all` of XCiT.
 
-  As in XCiT's own code, the other tokens are normalised on the way and added to themselves.
+  As in the code of the paper, the other tokens are normalised on the way and added to themselves.
   """
 
   num_heads: int

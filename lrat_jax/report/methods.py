@@ -163,4 +163,4 @@ def evaluated(methods: Sequence[MethodRuns]) -> list[EvaluatedRun]:
 
 def summarise(found: Sequence[EvaluatedRun]) -> Mapping[str, Any]:
   """`summary.summarise` of them."""
-  return types.MappingProxyType(summary.summarise(found, "report"))
+  return types.MappingProxyType(summary.summarise(found, "All methods"))

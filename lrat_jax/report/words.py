@@ -30,6 +30,7 @@ _ATTACKS = {
   "spatial": "The worst of a grid of rotations and shifts.",
   "corruption": "A fixed change such as blur, noise or JPEG, which no attacker chose.",
   "unforeseen": "Gradient steps on what moves, recolours or covers an image, such as a flow of its pixels.",
+  "lpips": "Gradient steps among images that the model's own layers hardly tell apart.",
   "autoattack": "A fixed ensemble of attacks (APGD-CE, APGD-T, FAB-T, Square), the usual standard.",
 }
 _TERMS = {

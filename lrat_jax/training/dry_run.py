@@ -47,7 +47,9 @@ def _layers(model: Any, variables: Any, image_shape: tuple[int, ...]) -> list[tu
   def trace(variables: Any, images: Array) -> Array:
     logits, found = model.apply(variables, images, capture_intermediates=True, mutable=["intermediates"])
     for name, layer in found["intermediates"]["network"].items():
-      if name != "__call__" and "__call__" in layer:  # a layer may be used by another method alone
+      if (
+        name != "__call__" and isinstance(layer, dict) and "__call__" in layer
+      ):  # a layer may be used by another method alone
         output = jax.tree.leaves(layer["__call__"])[0]
         rows.append((name, "x".join(map(str, output.shape[1:])), _size(parameters.get(name, {}))))
     return logits
@@ -129,9 +131,10 @@ def describe(experiment: loop.Experiment, console: Console) -> None:
   _describe_steps(experiment, say)
   costs = _phases(experiment)
   for cost in costs:
-    active = ", ".join(name.replace("_", " ") for name, on in cost.phase._asdict().items() if on) or "plain"
     text = f"{seconds_text(cost.compiling)} to compile, {1000 * cost.step:,.0f} ms a step"
-    say("phase", f"{cost.epochs} epochs {active}: {text}, {decimal(cost.memory)} on each device")
+    say(
+      "phase", f"{cost.epochs} epochs {step_lib.phase_text(cost.phase)}: {text}, {decimal(cost.memory)} on each device"
+    )
   state_bytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
   most, limit = max(cost.memory for cost in costs), (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
   of = f" of {decimal(limit)}" if limit else ""

@@ -61,7 +61,14 @@ class Experiment(NamedTuple):
 
   def logits_fn(self, state: step_lib.TrainState) -> Partial:
     """Images -> logits, of the weights of a state that are evaluated."""
-    return Partial(evaluate.apply_function(self.eval_model), state.eval_variables)
+    return Partial(models.applied(self.eval_model), state.eval_variables)
+
+  def attacked_fn(self, state: step_lib.TrainState) -> Partial | None:
+    """The same as it computes under attack, where that is in another type."""
+    if (dtype := self.config.eval.attack_dtype) == "float32":
+      return None
+    model = create_model(self.config, self.dataset.num_classes, dtype)
+    return Partial(models.applied(model), state.eval_variables)
 
   def initial_state(self, arrays: Mapping[str, Any] = MappingProxyType({})) -> step_lib.TrainState:
     """The state before the first step, whole on every device; `arrays` takes the place of variables by their names."""
@@ -90,15 +97,22 @@ def create_model(config: ConfigDict, num_classes: int, dtype: str) -> models.Cla
     config.model.name,
     num_classes,
     dtype=dtype,
-    activation=config.model.activation,
-    mean=config.model.mean,
-    std=config.model.std,
     axis_name=None if config.model.batch_norm == LOCAL else sharding.AXIS,
+    **{name: config.model[name] for name in models.OPTIONS},
   )
 
 
 def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
-  """Model, optimiser and lengths for a checked configuration."""
+  """Model, optimiser and lengths for a checked configuration.
+
+  Where labels are distributions, those of training may stay so; what is evaluated has its true classes.
+  """
+  dataset = dataset._replace(
+    train=data.for_training(dataset.train),
+    validation=data.for_evaluation(dataset.validation),
+    test=data.for_evaluation(dataset.test),
+    extra=None if dataset.extra is None else data.for_training(dataset.extra),
+  )
   create = functools.partial(create_model, config, dataset.num_classes)
   model = create(compute_type(config.model.dtype, mesh))
   # Attacks are weaker in bfloat16, and its verdicts are not float32's: an evaluation would find too much robustness.

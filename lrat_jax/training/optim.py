@@ -49,8 +49,8 @@ def create(config: ConfigDict, total_steps: int) -> optax.GradientTransformation
   """The optimiser of `config.optimizer`.
 
   "sgd" adds weight decay to the gradient before the momentum, as PyTorch's SGD does. "adamw" (Loshchilov & Hutter,
-  arXiv:1711.05101) adds it to the step, times the learning rate, as PyTorch's AdamW does; its first momentum is
-  `momentum`, the second 0.999. A gradient is clipped before either.
+  arXiv:1711.05101) adds it to the step, times the learning rate, as PyTorch's AdamW does; its momenta are
+  `momentum` and `second_momentum`. A gradient is clipped before either.
 
   Raises ValueError, with the choices, for an unknown name.
   """
@@ -61,9 +61,8 @@ def create(config: ConfigDict, total_steps: int) -> optax.GradientTransformation
       optax.sgd(rate, momentum=config.momentum, nesterov=config.nesterov),
     ]
   elif config.name == "adamw":
-    steps = [
-      optax.adamw(rate, b1=config.momentum, weight_decay=config.weight_decay, mask=mask, nesterov=config.nesterov)
-    ]
+    momenta = {"b1": config.momentum, "b2": config.second_momentum, "nesterov": config.nesterov}
+    steps = [optax.adamw(rate, weight_decay=config.weight_decay, mask=mask, **momenta)]
   else:
     raise ValueError(f"optimizer.name={config.name!r} is unknown; choose from {list(OPTIMIZERS)}.")
   clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []

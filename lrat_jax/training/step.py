@@ -18,6 +18,7 @@ from lrat_jax.config.default import LOCAL, SAMPLED
 from lrat_jax.core import sharding, user_code
 from lrat_jax.core.typing import Variables
 from lrat_jax.training import awp
+from lrat_jax.training import inputs as inputs_lib
 from lrat_jax.training import variants as variants_lib
 
 # Streams of random keys under the seed; numbers are never reused, so that old runs keep their noise.
@@ -71,6 +72,7 @@ class StepOutput(NamedTuple):
 
   `natural_correct` comes free where natural images are in the loss (its forward, in train mode). Where they are not, it
   is a sample, the first eighth of each device's images in eval mode: a forward of all would be a tenth of a PGD-5 step.
+  `labels` are the true classes; of an image that was mixed from two, that of the one with the larger share.
   `surviving_fractions` is kappa / K. `gradient_norm` is that before clipping.
   """
 
@@ -102,6 +104,12 @@ def phase_at(config: ConfigDict, epoch: int) -> Phase:
     use_global_weights=config.global_weights.kind != "none" and done >= config.global_weights.begin_fraction,
     use_awp=config.awp.gamma > 0 and done >= config.awp.begin_fraction,
   )
+
+
+def phase_text(phase: Phase) -> str:
+  """What is on in a phase, in words."""
+  on = [name.removeprefix("use_").replace("_", " ") for name, active in phase._asdict().items() if active]
+  return ", ".join(on) or "plain"
 
 
 def needs_natural(config: ConfigDict, phase: Phase) -> bool:
@@ -193,17 +201,20 @@ def _step(
   batch: data.loader.Batch,
 ) -> tuple[TrainState, StepOutput]:
   """What one device does with its shard of the batch."""
-  labels, indices = batch["labels"], batch["indices"]
+  indices = batch["indices"]
   # Every gradient below is this device's own; exactly one mean over devices joins them.
   variables = state.variables
   keys = attacks.example_keys(jax.random.fold_in(root_keys["augment"], state.step), indices)
-  images = data.to_float(batch["images"])
-  images = data.augment(keys, images, crop_padding=config.data.crop_padding, flip=config.data.flip)
   model_logits = logits_fn(model, variables, config.train.attack_batch_norm)
+  num_classes = lambda: jax.eval_shape(model_logits, data.to_float(batch["images"])).shape[-1]
+  images, labels = inputs_lib.prepare(config, keys, batch, num_classes)
+  classes = attacks.losses.true_classes(labels)
   drawn = None if state.sampling is None else variants_lib.draw(root_keys["sampling"], state.step, state.sampling)
   variants, surviving_fractions = variants_lib.attack(
     config, platform, root_keys["attack"], state.step, total_steps, drawn, model_logits, images, labels, indices
   )
+  if config.train.label_smoothing:  # for the loss alone: the attack does not see it, as in Wang et al.'s code
+    labels = data.smooth(labels, config.train.label_smoothing, num_classes())
   batch_size, num_variants = variants.shape[:2]
   adversarial_images = variants.reshape(-1, *images.shape[1:])
   natural_in_loss = needs_natural(config, phase)
@@ -213,10 +224,10 @@ def _step(
     logits, updated = model.apply({**variables, "params": params}, inputs, train=True, mutable=["batch_stats"])
     natural = logits[:batch_size] if natural_in_loss else None
     adversarial = logits[-batch_size * num_variants :].reshape(batch_size, num_variants, -1)
-    vulnerabilities = reweighting.vulnerability(adversarial, labels[:, None].repeat(num_variants, axis=1))
+    vulnerabilities = reweighting.vulnerability(adversarial, classes[:, None].repeat(num_variants, axis=1))
     weights = _weights(config, phase, vulnerabilities, surviving_fractions)
     pair_losses = objectives.pair_losses(config.objective, natural, adversarial, labels, *weights[:2], beta=config.beta)
-    loss = jnp.mean(weights[2] * pair_losses) + _pairing(config, adversarial, labels)
+    loss = jnp.mean(weights[2] * pair_losses) + _pairing(config, adversarial, classes)
     return loss, (natural, vulnerabilities, weights, updated.get("batch_stats", {}))
 
   at = _gradient_point(config, phase, state, variables["params"], loss_fn)
@@ -238,8 +249,8 @@ def _step(
     parameter_norm=optax.tree.norm(new_variables["params"]),
     drawn=jnp.zeros((), jnp.int32) if drawn is None else drawn,
     indices=indices,
-    labels=labels,
-    natural_correct=jnp.argmax(natural_logits, axis=-1) == labels[: len(natural_logits)],
+    labels=classes,
+    natural_correct=jnp.argmax(natural_logits, axis=-1) == classes[: len(natural_logits)],
     adversarial_correct=adversarial_correct,
     vulnerabilities=vulnerabilities,
     surviving_fractions=surviving_fractions,
@@ -268,21 +279,23 @@ def _moving_average(config: ConfigDict, state: TrainState, variables: Variables)
   return optax.incremental_update(variables, state.ema, 1.0 - decay)
 
 
-def make_train_step(
+def train_step_program(
   config: ConfigDict,
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   total_steps: int,
   mesh: Mesh,
   phase: Phase,
-) -> functools.partial[tuple[TrainState, StepOutput]]:
-  """The compiled step of one phase: (state, batch) -> (state, StepOutput).
+) -> jax.stages.Wrapped:
+  """The jitted step of one phase: (root keys, state, batch) -> (state, StepOutput).
 
-  The state is whole on every device and its buffers are given up to the new one; the batch {"images" [b, h, w, c],
-  "labels" [b], "indices" [b]} and the per-image outputs are split over the mesh. A step holds one mean over devices for
-  loss and gradient (two with AWP), and those of batch norm and of global weights where they are on. The attack loop
-  holds none, but with `train.attack_batch_norm` "train" those of batch norm at every step of it. With
-  `model.batch_norm` "local" batch norm has none of its own: its running averages go into the one of the gradient.
+  The seed enters by `root_keys`, so that one compiled program serves every seed. The state is whole on every device and
+  its buffers are given up to the new one; the batch {"images" [b, h, w, c], "labels" [b] or [b, classes], "indices"
+  [b]} and the per-image outputs are split over the mesh. A step holds one mean over devices for loss and gradient (two
+  with AWP), those of batch norm and of global weights where they are on, and with MixUp or CutMix one image sent from
+  each device to the next. The attack loop holds none, but with `train.attack_batch_norm` "train" those of batch norm at
+  every step of it. With `model.batch_norm` "local" batch norm has none of its own: its running averages go into the one
+  of the gradient.
   """
   per_image: dict[str, Any] = {name: sharding.BATCHED for name in StepOutput._fields}
   of_the_batch = ("loss", "gradient_norm", "parameter_norm", "drawn")
@@ -295,7 +308,23 @@ def make_train_step(
       StepOutput(**per_image | dict.fromkeys(of_the_batch, sharding.REPLICATED)),
     ),
   )
-  # The seed enters as an argument, so that one compiled program serves every seed.
+  return cast(jax.stages.Wrapped, sharding.jit(sharded, mesh, donate_argnums=1))
+
+
+def root_keys(config: ConfigDict) -> dict[str, Array]:
+  """The keys of the streams of randomness that a step uses."""
   streams = ("augment", "attack", *(("sampling",) if config.train.variants == SAMPLED else ()))
-  root_keys = sharding.replicate(mesh, {stream: stream_key(config.seed, stream) for stream in streams})
-  return functools.partial(sharding.jit(sharded, mesh, donate_argnums=1), root_keys)
+  return {stream: stream_key(config.seed, stream) for stream in streams}
+
+
+def make_train_step(
+  config: ConfigDict,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  total_steps: int,
+  mesh: Mesh,
+  phase: Phase,
+) -> functools.partial[tuple[TrainState, StepOutput]]:
+  """The compiled step of one phase under the config's seed: (state, batch) -> (state, StepOutput)."""
+  program = train_step_program(config, model, optimizer, total_steps, mesh, phase)
+  return functools.partial(program, sharding.replicate(mesh, root_keys(config)))

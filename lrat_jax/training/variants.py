@@ -76,6 +76,9 @@ def attack(
 ) -> tuple[Array, Array]:
   """The variants [b, m, h, w, c] of every image, and the share of iterates [b, m] that the model survived.
 
+  Labels are int [b], or float [b, classes]: distributions, which the cross-entropy of an attack goes by. What an attack
+  has to change is the true class, and all other losses go by that one.
+
   Where an attack is drawn, m is 1 and that one alone runs. All are in one program, since the draw hangs on the state,
   which stays on the devices: for a program of each the host would have to wait for every step.
   """
@@ -88,10 +91,13 @@ def attack(
   if eval_mode:
     microbatch_size = models.microbatch_size(config.model.name, *images.shape[1:3], platform=platform)
 
+  classes = attacks.losses.true_classes(labels)
+
   def run(j: int, entry: ConfigDict) -> tuple[Array, Array]:
     attack = attacks.scaled(attacks.from_config(entry), ramp)
     variant_keys = jax.vmap(lambda key: jax.random.fold_in(key, j))(keys)
-    result = attacks.microbatch(attack, microbatch_size)(variant_keys, model_logits, images, labels)
+    soft = {"label_distributions": labels} if labels.ndim == 2 and attacks.takes_distributions(attack) else {}
+    result = attacks.microbatch(attack, microbatch_size)(variant_keys, model_logits, images, classes, **soft)
     return result.images, result.surviving_steps / max(attack.keywords.get("num_steps", 1), 1)
 
   runs = [functools.partial(run, j, entry) for j, entry in enumerate(config.train_attacks.values())]

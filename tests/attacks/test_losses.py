@@ -18,6 +18,36 @@ def test_cross_entropy_is_minus_log_probability():
   np.testing.assert_allclose(losses.cross_entropy(LOGITS, LABELS), expected, rtol=1e-6)
 
 
+def test_cross_entropy_goes_by_distributions():
+  q = np.array([[0.7, 0.1, 0.1, 0.1], [0.0, 0.5, 0.5, 0.0], [0.25, 0.25, 0.25, 0.25]], np.float32)
+  expected = -(q * scipy.special.log_softmax(LOGITS, axis=1)).sum(axis=1)
+  np.testing.assert_allclose(losses.cross_entropy(LOGITS, jnp.asarray(q)), expected, rtol=1e-6)
+  gradient = jax.grad(lambda z: losses.cross_entropy(z, jnp.asarray(q)).sum())(jnp.asarray(LOGITS))
+  np.testing.assert_allclose(gradient, scipy.special.softmax(LOGITS, axis=1) - q, atol=1e-6)
+  assert losses.true_classes(jnp.asarray(q)).tolist() == [0, 1, 0]
+  assert losses.true_classes(LABELS) is LABELS
+  with pytest.raises(ValueError, match=r"labels are distributions of shape \(3, 5\), the logits have shape \(3, 4\)"):
+    losses.cross_entropy(LOGITS, jnp.ones((3, 5)) / 5)
+
+
+def test_a_one_hot_distribution_is_its_class_to_the_bit():
+  logits = 5 * jax.random.normal(jax.random.key(0), (64, 10))
+  labels = jnp.arange(64) % 10
+  found = [
+    jax.jit(jax.value_and_grad(lambda z, q=q: jnp.sum(jnp.sin(losses.cross_entropy(z, q)))))(logits)
+    for q in (labels, jax.nn.one_hot(labels, 10))
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_distributions_may_share_nothing_with_a_class_that_is_left_out():
+  logits, q = jnp.array([[1.0, 0.0, -jnp.inf], [0.0, 2.0, -jnp.inf]]), jnp.array([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])
+  few = losses.cross_entropy(logits[:, :2], q[:, :2])
+  np.testing.assert_allclose(losses.cross_entropy(logits, q), few, rtol=1e-6)
+  assert np.isfinite(jax.grad(lambda z: losses.cross_entropy(z, q).sum())(logits)).all()
+  assert jnp.isposinf(losses.cross_entropy(logits, jnp.array([[0.5, 0.0, 0.5], [0.0, 0.5, 0.5]]))).all()
+
+
 def test_margin_is_best_other_minus_true():
   np.testing.assert_allclose(losses.margin(LOGITS, LABELS), [0.5 - 2.0, 3.0 - 0.2, 4.0 - 3.0], rtol=1e-6)
 

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from lrat_jax.attacks import registry
 from lrat_jax.core import sharding
+from tests.helpers import features
 
 COUNT = 64
 WEAK, STRONG = 0.3, 1.0
@@ -51,6 +52,7 @@ FIELDS = {
   },
   "spatial": _spatial,
   "unforeseen": lambda strength: {"kind": "elastic", "epsilon": 0.3 * strength, "num_steps": 5},
+  "lpips": lambda strength: {"epsilon": 0.4 * strength, "features_fn": features, "num_steps": 5, "num_rounds": 3},
   "corruption": lambda strength: {"kind": "contrast", "severity": round(1 + 4 * strength)},
 }  # fmt: skip
 # Attacks whose weakest setting changes images too.

@@ -9,6 +9,7 @@ import pytest
 
 from lrat_jax import attacks
 from lrat_jax.attacks import registry
+from tests.helpers import features
 
 PGD = {"name": "pgd", "norm": "linf", "epsilon": "8/255", "step_size": "2/255", "num_steps": 3}
 
@@ -105,9 +106,10 @@ FEW_STEPS = {
   "spatial": {"num_rotations": 2, "num_translations": 2},
   "corruption": {"kind": "contrast", "severity": 5},
   "unforeseen": {"kind": "stadv", "epsilon": 0.1, "num_steps": 3},
+  "lpips": {"epsilon": 0.3, "features_fn": features, "num_steps": 3, "num_rounds": 2},
   "msd": {"radii": {"linf": 0.2, "l1": 3.0}, "step_sizes": {"linf": 0.1, "l1": 1.0}, "num_steps": 3},
 }
-IN_A_BALL = sorted(set(FEW_STEPS) - {"spatial", "corruption", "unforeseen", "msd"})
+IN_A_BALL = sorted(set(FEW_STEPS) - {"spatial", "corruption", "unforeseen", "msd", "lpips"})
 
 
 @pytest.mark.slow

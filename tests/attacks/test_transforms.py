@@ -115,6 +115,19 @@ def test_names_from_a_configuration_are_the_chain_in_their_order(keys, images, l
   np.testing.assert_array_equal(attack(keys, cnn_logits, images, labels).images, direct.images)
 
 
+def test_points_and_gradients_go_through_a_chain_in_its_order(keys, images):
+  twice = transforms.IDENTITY._replace(
+    inputs=lambda keys, points, state, step_size: 2 * points, update=lambda gradient, state: (2 * gradient, state)
+  )
+  plus_1 = transforms.IDENTITY._replace(
+    inputs=lambda keys, points, state, step_size: points + 1, update=lambda gradient, state: (gradient + 1, state)
+  )
+  chained = transforms.chain(twice, plus_1)
+  state = chained.init(images)
+  np.testing.assert_array_equal(chained.inputs(keys, images, state, 0.0), 2 * images + 1)
+  np.testing.assert_array_equal(chained.update(images, state)[0], 2 * images + 1)
+
+
 def test_draws_differ_from_step_to_step_and_between_parts_of_a_chain(images):
   seen = []
   watch = transforms.IDENTITY._replace(

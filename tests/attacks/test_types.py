@@ -11,6 +11,7 @@ import pytest
 import lrat_jax
 from lrat_jax import attacks
 from lrat_jax.attacks import registry
+from tests.helpers import features
 
 # Numbers that float32 holds exactly, so that they are the same of every kind.
 BALLS = {"linf": 0.125, "l2": 0.5, "l1": 3.0}
@@ -40,6 +41,7 @@ OTHERS = {
   },
   "spsa": {"epsilon": 0.125, "num_steps": 2, "num_samples": 3},
   "spatial": {"num_rotations": 2, "num_translations": 2},
+  "lpips": {"epsilon": 0.25, "features_fn": features, "num_steps": 2, "num_rounds": 2},
   **{f"unforeseen {kind}": {"kind": kind, "epsilon": 0.125, "num_steps": 2} for kind in attacks.latents.KINDS},
   **{f"corruption {kind}": {"kind": kind, "severity": 3} for kind in attacks.corruptions.STANDARD},
 }

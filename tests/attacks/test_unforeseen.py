@@ -1,7 +1,6 @@
 """Attacks on what an image is made of: what holds for every kind, the decoders of the references, and the balls."""
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +8,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from benchmarks.attack_references.latent import decoder_inputs
+from benchmarks.attack_references import latent_decoders
 from lrat_jax import attacks
 from lrat_jax.attacks import _colours, _jpeg, _overlays, _warps, latents
 from lrat_jax.core import sharding
 
-# What `python -m benchmarks.attack_references.latent --write=FILE --peers=DIR` wrote: each ninth pixel of the
-# reference's image for the inputs of `decoder_inputs`.
-REFERENCE = Path(__file__).parent / "unforeseen_reference.npz"
+STRIDE = latent_decoders.STRIDE
 # Of an untrained network on noise: from little to much.
 STRENGTHS = {
   "stadv": (0.01, 0.5), "elastic": (0.05, 2.0), "recolor": (0.01, 0.5), "jpeg_linf": (0.05, 4.0),
@@ -144,16 +141,16 @@ def test_a_latent_of_0_is_the_image_and_has_a_gradient(kind, shape):
 
 @pytest.mark.parametrize("name", ["stadv", "elastic", "recolor", "jpeg_linf", "hsv", "pixel", "fog", "glitch"])
 def test_decoders_are_those_of_the_references(name):
-  image, latent = decoder_inputs()[name]
-  found = np.clip(latents.KINDS[name].decode(jnp.asarray(image), jnp.asarray(latent), None), 0, 1)[::9, ::9]
+  image, latent = latent_decoders.decoder_inputs()[name]
+  found = np.clip(latents.KINDS[name].decode(jnp.asarray(image), jnp.asarray(latent), None), 0, 1)[::STRIDE, ::STRIDE]
   # ReColorAdv's matrices there and back, of four digits each, are not quite inverse.
-  np.testing.assert_allclose(found, np.load(REFERENCE)[name], atol=1e-4 if name == "recolor" else 1e-5)
-  assert np.abs(found - image[::9, ::9]).max() > 0.01
+  np.testing.assert_allclose(found, np.load(latent_decoders.GOLDEN)[name], atol=1e-4 if name == "recolor" else 1e-5)
+  assert np.abs(found - image[::STRIDE, ::STRIDE]).max() > 0.01
 
 
 def test_the_kernel_of_gabor_noise_is_that_of_the_reference():
-  found = _overlays.gabor_kernel(0.5 / np.pi, 4.0, 23)[::9, ::9]
-  np.testing.assert_allclose(found, np.load(REFERENCE)["gabor"], atol=1e-5)
+  found = _overlays.gabor_kernel(0.5 / np.pi, 4.0, 23)[::STRIDE, ::STRIDE]
+  np.testing.assert_allclose(found, np.load(latent_decoders.GOLDEN)["gabor"], atol=1e-5)
 
 
 def test_colours_return_from_other_spaces():

@@ -140,6 +140,10 @@ WRONG = {
   "targets": (
     3, "cats", [0, 1, 2, 0], LABELS[:2], LABELS.astype(float), LABELS, LABELS + CLASSES, LABELS - CLASSES, {},
   ),
+  "label_distributions": (
+    3, "cats", [[1.0, 0.0]], LABELS, np.eye(CLASSES)[:2], np.eye(CLASSES, dtype=int)[LABELS],
+    np.full((4, CLASSES), 0.5), np.full((4, CLASSES), np.nan), {},
+  ),
   "gradient_transform": ("momentun", 3, {}, ["momentum", "none"], [None], np.zeros(2), lambda x: x, object()),
   "devices": ((), [], 3, "cpu", [0], [None], jax.devices()[0]),
   "example_indices": (3, "first", LABELS[:2], LABELS.astype(float), LABELS[:, None], object(), [[0], [1, 2]]),

@@ -105,8 +105,16 @@ def test_a_wrong_argument_is_named(argument):
     ("train.epochs", 0, r"config.train.epochs=0 is outside \[1, 1e\+09\]"),
     ("train.ema_decay", 1.0, "config.train.ema_decay=1.0 is outside"),
     ("train.epsilon_ramp_fraction", 1.5, r"config.train.epsilon_ramp_fraction=1.5 is outside \[0, 1\]"),
+    ("eval.attack_dtype", "float16", r"config.eval.attack_dtype='float16' is unknown; choose from"),
     ("data.extra.fraction", 1.5, r"config.data.extra.fraction=1.5 is outside \[0, 1\]"),
     ("data.batch_size", -4, "config.data.batch_size=-4 is outside"),
+    ("data.cutout", -1, "config.data.cutout=-1 is outside"),
+    ("data.mixup", -1.0, r"config.data.mixup=-1.0 is outside \[0.001, 1000\]"),
+    ("data.cutmix", 1e-30, r"config.data.cutmix=1e-30 is outside \[0.001, 1000\]"),
+    ("data.randaugment.num_ops", 11, r"config.data.randaugment.num_ops=11 is outside \[0, 10\]"),
+    ("data.randaugment.magnitude", 31, r"config.data.randaugment.magnitude=31 is outside \[0, 30\]"),
+    ("data.idbh", "strong", r"config.data.idbh='strong' is unknown; choose from \['cifar10_strong', 'cifar10_weak', "),
+    ("train.label_smoothing", 1.5, r"config.train.label_smoothing=1.5 is outside \[0, 0.99\]"),
     ("local_weights.total", 0.0, r"config.local_weights.total=0.0 is outside \(0, 1e\+06\]"),
     ("local_weights.minimum_natural", 2.0, r"config.local_weights.minimum_natural=2.0 is outside \[0, 1\]"),
     ("local_weights.slope", -1.0, "config.local_weights.slope=-1.0 is outside"),
@@ -114,6 +122,7 @@ def test_a_wrong_argument_is_named(argument):
     ("optimizer.boundary_fractions", (0.7, 0.2), "config.optimizer.boundary_fractions=.* must be rising shares"),
     ("model.name", "vgg", "config.model.name='vgg' is no model; choose from"),
     ("model.activation", "swish", r"config.model.activation='swish' is unknown; choose from \['auto', 'relu', 'silu'"),
+    ("model.preprocessing", "zca", r"config.model.preprocessing='zca' is unknown; choose from \['mean_std', 'none', "),
     ("model.dtype", "float16", "config.model.dtype='float16' is unknown"),
     ("train_attacks.pgd.epsilon", "-1/255", "config.train_attacks.pgd.epsilon=-0.00392157 is outside"),
     ("train_attacks.pgd.epsilon", "1.5", r"config.train_attacks.pgd.epsilon=1.5 is outside \[0, 1\]"),
@@ -185,6 +194,18 @@ def test_attacks_there_must_be(path):
     (config if path == "train_attacks" else config.eval)[path.split(".")[-1]] = {}
   with pytest.raises(ConfigError, match=f"config.{path}=.* must be a group of one attack or more"):
     validate.check_form(config)
+
+
+def test_idbh_takes_no_other_crops_and_operations_of_colour_no_other_channels():
+  with pytest.raises(
+    ConfigError, match="config.data.idbh='svhn' has crops of its own; take data.crop_padding=0 with it"
+  ):
+    validate.check(make_config(data__idbh="svhn", data__crop_padding=1))
+  for field, value in (("data.idbh", "svhn"), ("data.randaugment.num_ops", 2)):
+    config = make_config(**{field.replace(".", "__"): value})
+    validate.check_for_data(config, (8, 8, 3), 10, 1000)
+    with pytest.raises(ConfigError, match=f"config.{field}={value!r} is for images of 1 or 3 channels, not of 4"):
+      validate.check_for_data(config, (8, 8, 4), 10, 1000)
 
 
 def test_batches_must_split_over_the_devices():

@@ -24,7 +24,7 @@ def test_every_suite_makes_sense_on_every_data_set(suite, preset):
   validate.check_for_data(config, shape, 10, 50_000)
   radius = suites.radius(config.train_attacks.pgd)
   linf = [suites.radius(e) for e in config.eval.suite.values() if e.get("norm") == "linf"]
-  assert (linf and radius in linf) or suite == "corruptions"  # which have none
+  assert (linf and radius in linf) or suite in ("corruptions", "lpips")  # which have none
   assert set(linf) <= {radius} or suite == "multirobustbench"
   assert all(suites.threat(entry) for entry in config.eval.suite.values())
   assert config.name == f"at_{preset}"  # another evaluation is of the same run
@@ -40,6 +40,7 @@ def test_what_is_in_the_suites():
   assert {"apgd", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "contrast"} < names["unforeseen"]
   assert set(latents.KINDS) < names["unforeseen"]
   families = ("apgd_linf", "apgd_l2", "apgd_l1", "stadv", "elastic", "recolor", "jpeg_linf", "jpeg_l1")
+  assert names["lpips"] == {"lpips@1", "lpips@2", "lpips@3"} and names["transfer"] == {"transfer"}
   assert names["multirobustbench"] == {f"{name}@{level}" for name in families for level in range(1, 6)}
 
 
@@ -67,6 +68,9 @@ def test_attacks_of_one_kind_differ_in_steps_and_radius_alone():
   moved = {"name": "unforeseen", "kind": "stadv", "epsilon": 0.05}
   assert suites.kinds(moved) == suites.kinds(moved | {"epsilon": 0.1, "num_steps": 3}) == {("ce", "stadv")}
   assert suites.kinds(moved | {"kind": "elastic"}) != suites.kinds(moved)
+  transferred = {"name": "pgd", "epsilon": 0.05, "surrogate": "other.pt"}
+  assert suites.kinds(transferred) == set()  # training follows the gradients of the model itself
+  assert suites.ball({"name": "lpips", "epsilon": 0.5}) == "lpips"
   assert suites.ball(moved) == "stadv" and suites.ball({"name": "pgd", "norm": "l2"}) == "l2"
 
 
@@ -103,6 +107,7 @@ def test_an_autoattack_that_cannot_run_is_named(entry, message):
   ("argument", "field", "value", "message"),
   [
     ("digits,suite=apgd", "eval.suite.apgd.epsilon", "3", r"config.eval.suite.apgd.epsilon=3 is outside"),
+    ("digits,suite=lpips", "eval.suite.lpips@1.epsilon", "-1", r"config.eval.suite.lpips@1.epsilon=-1 is outside"),
     ("digits", "eval.num_images", -1, "config.eval.num_images=-1 is outside"),
     ("digits", "eval.num_sanity_examples", -1, "config.eval.num_sanity_examples=-1 is outside"),
     ("digits", "eval.robustbench", True, "config.eval.robustbench=True needs AutoAttack's standard version"),
@@ -134,6 +139,8 @@ def test_threats_are_told_as_they_were_given():
   assert (
     suites.threat({"name": "unforeseen", "kind": "stadv", "epsilon": "0.05", "num_steps": 20}) == "stadv 0.05, 20 steps"
   )
+  assert suites.threat(pgd | {"surrogate": "w.pt"}) == "linf 8/255, made on w.pt, 20 steps of 2/255"
+  assert suites.threat({"name": "lpips", "epsilon": "0.5", "num_steps": 40}) == "lpips 0.5, 40 steps"
   assert suites.radius(pgd) == 8 / 255 and suites.radius({"name": "spatial"}) is None
 
 
@@ -163,6 +170,7 @@ def test_what_an_attack_costs_is_what_the_documentation_says():
     ({"name": "hop_skip_jump", "num_steps": 3, "initial_num_evals": 100, "max_num_evals": 150}, (0, 100 + 141 + 150)),
     ({"name": "spsa", "num_steps": 10, "num_samples": 64}, (0, 1290)),
     ({"name": "square"}, (0, 5000)),
+    ({"name": "lpips", "num_steps": 10, "num_rounds": 3}, (30, 30)),
     ({"name": "spatial", "num_rotations": 3, "num_translations": 2}, (0, 12)),
     ({"name": "corruption", "kind": "jpeg_compression"}, (0, 0)),
     ({"name": "unforeseen", "kind": "stadv", "num_restarts": 2}, (40, 0)),

@@ -23,7 +23,7 @@ def _check(config):
   validate.check_corruptions(config, data.corrupted_for(config.data, LABELS, INDICES, SHAPE))
 
 
-@pytest.mark.parametrize("kind", ["fog", "spatter"])
+@pytest.mark.parametrize("kind", ["fog", "rain"])
 def test_any_kind_that_has_a_file_serves(tmp_path, kind):
   write(tmp_path)
   _check(_config(tmp_path, kind=kind))
@@ -32,7 +32,7 @@ def test_any_kind_that_has_a_file_serves(tmp_path, kind):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"kind": "snow"}, r"config.data.corruptions='.*' holds no snow.npy; its kinds are \['fog', 'spatter'\]"),
+    ({"kind": "snow"}, r"config.data.corruptions='.*' holds no snow.npy; its kinds are \['fog', 'rain'\]"),
     ({"severity": 6}, r"config.eval.suite.it.severity=6 is outside \[1, 5\]"),
     ({"severity": 1.5}, r"config.eval.suite.it.severity=1.5 must be an integer"),
     ({"split": "validation"}, "config.eval.split='validation': config.data.corruptions is of the test split alone"),
@@ -46,5 +46,5 @@ def test_what_cannot_be_read_is_refused(tmp_path, changes, message):
 
 
 def test_without_files_a_kind_must_be_one_that_is_computed():
-  with pytest.raises(ConfigError, match="config.eval.suite.it.kind='spatter' is unknown; choose from"):
-    validate.check(_config("", kind="spatter"))
+  with pytest.raises(ConfigError, match="config.eval.suite.it.kind='rain' is unknown; choose from"):
+    validate.check(_config("", kind="rain"))

@@ -36,7 +36,7 @@ def test_the_users_normalisation_goes_before_the_files_and_stays_with_the_model(
   assert convert.main(arguments) == 0
   assert "normalised, mean -0.5 0.5 0.25 and std 0.5 2 1, as given" in capsys.readouterr().out
   described = json.loads((tmp_path / "b" / "config.json").read_text())
-  about = {"architecture": "cnn_4", "num_classes": 7, "channels": 3, "activation": "relu"}
+  about = {"architecture": "cnn_4", "num_classes": 7, "channels": 3, "activation": "relu", "preprocessing": "mean_std"}
   assert described == about | {"mean": list(mean), "std": list(std)}
   expected = definitions.logits(definitions.Normalised(network, mean, std), images)
   assert convert.main([str(tmp_path / "b"), str(tmp_path / "c.safetensors")]) == 0
@@ -54,7 +54,7 @@ def test_the_users_normalisation_goes_before_the_files_and_stays_with_the_model(
     (["a.pt", "b", "--mean=0.5"], "--mean and --std go together"),
     (["a.pt", "b", "--mean=x", "--std=1"], "--mean='x' must be numbers"),
     (["a.pt", "b", "--means=1"], "Unknown command line flag 'means'"),
-    (["a.pt", "b", "--robustbench=e.json"], "a.pt/results.json is not there"),
+    (["a.pt", "b", "--robustbench_entry=e.json"], "a.pt/results.json is not there"),
     (["a\0.pt", "b"], "holds a null character"),
   ],
 )
@@ -99,9 +99,28 @@ def test_a_run_goes_out_and_is_evaluated_the_same_from_there(run, tmp_path, caps
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
+def test_a_file_may_be_attacked_in_bfloat16_and_its_verdict_is_float32s(run, tmp_path, capsys):
+  workdir, arguments = run
+  assert convert.main([str(workdir), str(tmp_path / "mine.safetensors")]) == 0
+  evaluation = [argument for argument in arguments if ".train" not in argument]
+  evaluation += [f"--model={tmp_path}/mine.safetensors", f"--workdir={tmp_path}/evaluated"]
+  assert main.main([*evaluation, "--config.eval.attack_dtype=bfloat16"]) == 0
+  results, expected = (
+    json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "evaluated", workdir)
+  )
+  assert results["dtypes"] == {"attacks": "bfloat16", "verdict": "float32"}
+  assert expected["dtypes"] == {"attacks": "float32", "verdict": "float32"}
+  assert results["clean"] == expected["clean"]
+  capsys.readouterr()
+  model = "--model=examples.plain_function:logits_fn"
+  assert main.main([*evaluation[:-2], model, "--config.eval.attack_dtype=bfloat16", f"--workdir={tmp_path}/f"]) == 2
+  assert "config.eval.attack_dtype='bfloat16' is for a file of weights" in capsys.readouterr().err
+
+
 def test_a_evaluation_becomes_an_entry_of_robustbench(run, tmp_path, capsys):
   workdir, _ = run
-  line = _fail(capsys, workdir, tmp_path / "a.safetensors", f"--robustbench={tmp_path}/entry.json")
+  line = _fail(capsys, workdir, tmp_path / "a.safetensors", f"--robustbench_entry={tmp_path}/entry.json")
   assert "results hold no standard AutoAttack" in line and not list(tmp_path.iterdir())
   results = json.loads((workdir / "results.json").read_text())
   entry = {"name": "autoattack", "norm": "linf", "epsilon": "0.2", "version": "standard"}
@@ -113,7 +132,7 @@ def test_a_evaluation_becomes_an_entry_of_robustbench(run, tmp_path, capsys):
   assert written["autoattack_acc"] == "25.00" and written["architecture"] == "cnn_4" and written["dataset"] == "digits"
   del results["config"]
   (folder / "results.json").write_text(json.dumps(results))
-  assert "holds no whole results" in _fail(capsys, folder, tmp_path / "a", f"--robustbench={tmp_path}/entry.json")
+  assert "holds no whole results" in _fail(capsys, folder, tmp_path / "a", f"--robustbench_entry={tmp_path}/entry.json")
 
 
 def test_a_run_without_a_checkpoint_or_with_a_damaged_one_is_one_line(run, tmp_path, capsys):
@@ -205,8 +224,10 @@ def test_one_of_several_state_dicts_is_evaluated_by_key(run, tmp_path, capsys):
   assert main.main([*command, "--mean=0", "--std=1"]) == 2
   assert "several state_dicts; choose one by --key from ['ema', 'raw']" in capsys.readouterr().err
   assert main.main([*command, "--key=ema"]) == 2
-  assert "does not say how its network normalises images" in capsys.readouterr().err
+  assert "does not say how its network takes images" in capsys.readouterr().err
+  assert main.main([*command, "--key=ema", "--preprocessing=zca"]) == 2
+  assert "preprocessing='zca' is unknown; choose from ['none', " in capsys.readouterr().err
   assert main.main([*command, "--key=ema", "--mean=0.3", "--std=0.4"]) == 0
   assert "mean 0.3 and std 0.4, as given" in capsys.readouterr().out
-  assert main.main([*run[1], "--key=ema"]) == 2
-  assert "--key, --mean, --std and --architecture are for the file of --model" in capsys.readouterr().err
+  assert main.main([*run[1], "--key=ema", "--preprocessing=none"]) == 2
+  assert "--key, --preprocessing: only of the file of --model, which is not given" in capsys.readouterr().err

@@ -78,10 +78,28 @@ def test_the_last_layer_begins_anew_where_that_is_asked_for(stored):
   ("name", "classes", "fields", "message"),
   [
     ("a.safetensors", 10, {}, "config.train.init_head='loaded': .*a.safetensors is of 4 classes, the data of 10; with"),
-    ("a.safetensors", 4, {"model__name": "cnn_8"}, "is of the network cnn_4, config.model.name='cnn_8'"),
-    ("a.safetensors", 4, {"model__mean": (0.5,)}, r"has the mean \(0.305,\), config.model.mean is \(0.5,\); take the"),
-    ("a.safetensors", 4, {"model__name": "tests.user_functions:linear"}, "is of the network cnn_4, config.model.name"),
+    (
+      "a.safetensors",
+      4,
+      {"model__name": "cnn_8"},
+      "is of the network cnn_4 with activation='relu', config.model has name='cnn_8'",
+    ),
+    ("a.safetensors", 4, {"model__mean": (0.5,)}, r"has the mean \(0.305,\), config.model.mean is \(0.5,\)"),
+    (
+      "a.safetensors",
+      4,
+      {"model__preprocessing": "per_image"},
+      "has preprocessing='mean_std', config.model 'per_image'",
+    ),
+    (
+      "a.safetensors",
+      4,
+      {"model__activation": "silu"},
+      "of the network cnn_4 with activation='relu', .* and activation='silu'",
+    ),
+    ("a.safetensors", 4, {"model__name": "tests.user_functions:linear"}, "is of the network cnn_4 with"),
     ("none.pt", 4, {}, "config.train.init_from='.*none.pt': .*none.pt cannot be read"),
+    ("n" * 300, 4, {}, "config.train.init_from='.*nnn': File name too long"),
     ("none", 4, {}, "config.train.init_from='.*none': .*none is none of .pt"),
   ],
 )

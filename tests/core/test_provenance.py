@@ -46,7 +46,7 @@ def test_a_workdir_of_a_later_version_is_refused(tmp_path):
 def test_weights_of_a_workdir_of_an_earlier_version_are_not_converted(tmp_path, monkeypatch):
   (tmp_path / "checkpoints").mkdir()
   (tmp_path / "config.json").write_text(json.dumps(OLD_CONFIG))
-  monkeypatch.setattr(exchange, "_best_checkpoint", lambda workdir: (1, {}))
+  monkeypatch.setattr(exchange, "best_checkpoint", lambda workdir: (1, {}))
   with pytest.raises(exchange.WeightsError, match="written by an earlier version"):
     exchange.read(tmp_path)
 

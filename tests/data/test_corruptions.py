@@ -15,7 +15,7 @@ INDICES = np.array([1, 2, 4, 5, 8, 9, 20], np.int32)  # as of a test split that 
 SHAPE = (4, 5, 3)
 
 
-def write(folder, labels=LABELS, kinds=("fog", "spatter"), places=None):
+def write(folder, labels=LABELS, kinds=("fog", "rain"), places=None):
   """Files of which each image is filled with 10 * severity + its place in the published order."""
   places = np.arange(len(labels)) if places is None else places
   published = np.empty_like(labels)
@@ -29,8 +29,8 @@ def write(folder, labels=LABELS, kinds=("fog", "spatter"), places=None):
 
 def test_copies_are_those_of_the_images_asked_for(tmp_path):
   corrupted = data.open_corrupted(write(tmp_path), LABELS, INDICES, SHAPE)
-  assert corrupted.kinds == ("fog", "spatter")
-  found = corrupted.read("spatter", 4, np.array([9, 1]))
+  assert corrupted.kinds == ("fog", "rain")
+  found = corrupted.read("rain", 4, np.array([9, 1]))
   assert found.shape == (2, *SHAPE) and found.dtype == np.uint8 and found[:, 0, 0, 0].tolist() == [45, 40]
 
 
@@ -54,7 +54,7 @@ def test_files_are_mapped_and_not_loaded(tmp_path, monkeypatch):
 def test_a_changed_file_has_another_version(tmp_path):
   corrupted = data.open_corrupted(write(tmp_path), LABELS, INDICES, SHAPE)
   before = corrupted.version("fog")
-  assert before == corrupted.version("fog") != corrupted.version("spatter")
+  assert before == corrupted.version("fog") != corrupted.version("rain")
   np.save(tmp_path / "fog.npy", np.zeros((1, *SHAPE), np.uint8))
   assert corrupted.version("fog") != before
 
@@ -84,7 +84,7 @@ def test_what_is_missing_is_named_with_what_is_there(tmp_path):
   with pytest.raises(data.DataError, match=r"holds no labels.npy, only \[\]"):
     data.open_corrupted(str(tmp_path), LABELS, INDICES, SHAPE)
   corrupted = data.open_corrupted(write(tmp_path), LABELS, INDICES, SHAPE)
-  with pytest.raises(data.DataError, match=r"holds no snow.npy; its kinds are \['fog', 'spatter'\]"):
+  with pytest.raises(data.DataError, match=r"holds no snow.npy; its kinds are \['fog', 'rain'\]"):
     corrupted.check("snow")
 
 

@@ -71,6 +71,12 @@ def test_distributions_make_distributions_of_all_labels():
     np.testing.assert_array_equal(label, expected.astype(np.float32))
 
 
+def test_the_primarys_labels_may_be_distributions_alone():
+  soft = PRIMARY._replace(labels=_extra(40, classes=4).labels)
+  labels = data.Mixture(soft, _extra(), 0.5).take(np.array([3, 41])).labels
+  np.testing.assert_array_equal(labels, [soft.labels[3], np.eye(4)[MIXTURE.extra.labels[1]]])
+
+
 def test_processes_divide_the_batches_of_one(monkeypatch):
   whole = _batches(data.train_batches(MIXTURE, 16, seed=0), 12)
   halves = []

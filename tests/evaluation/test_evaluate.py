@@ -37,7 +37,7 @@ def variables(model):
 
 def run_suite(model, variables, suite=SUITE, batch_size=8, num_devices=1, seed=3, split=SPLIT, **options):
   """(summary, per_example)."""
-  logits_fn = Partial(evaluate.apply_function(model), variables)
+  logits_fn = Partial(models.applied(model), variables)
   mesh = sharding.make_mesh(num_devices)
   return evaluate.run_suite(logits_fn, split, suite, batch_size=batch_size, mesh=mesh, seed=seed, **options)[:2]
 
@@ -60,9 +60,52 @@ def test_batch_size_and_devices_change_nothing(model, variables, results, batch_
       np.testing.assert_allclose(per_example[name], expected, atol=1e-4)
 
 
+def test_an_attack_is_made_on_its_surrogate_and_evaluated_on_the_model(model, variables, results):
+  other = jax.jit(model.init)(jax.random.key(1), SPLIT.images[:1])
+  surrogate = Partial(models.applied(model), other)
+  suite = SUITE | {"transfer": SUITE["pgd"] | {"surrogate": "other.pt"}}
+  summary, per_example = run_suite(model, variables, suite, surrogates={"transfer": surrogate})
+  assert summary["robust"]["pgd"] == results[0]["robust"]["pgd"] < summary["robust"]["transfer"]
+  keys = attacks.example_keys(jax.random.key(3), SPLIT.indices)
+  attack = attacks.transfer(attacks.from_config(SUITE["pgd"]), surrogate)
+  found = attack(keys, Partial(models.applied(model), variables), SPLIT.images, SPLIT.labels)
+  np.testing.assert_array_equal(per_example["robust/transfer"], per_example["clean_correct"] & ~found.success)
+  with pytest.raises(evaluate.EvaluationError, match=r"transfer: surrogate='other.pt' is a model that was not loaded"):
+    run_suite(model, variables, suite)
+
+
+def test_another_surrogate_is_another_evaluation(model, variables, tmp_path):
+  suite = {"transfer": SUITE["fgsm"] | {"surrogate": "other.pt"}}
+  surrogate = Partial(models.applied(model), variables)
+  run_suite(model, variables, suite, surrogates={"transfer": surrogate}, directory=tmp_path)
+  other = Partial(models.applied(model), jax.tree.map(lambda x: 1.01 * x, variables))
+  with pytest.raises(evaluate.EvaluationError, match="surrogate models"):
+    run_suite(model, variables, suite, surrogates={"transfer": other}, directory=tmp_path)
+
+
+LPIPS = {"lpips": {"name": "lpips", "epsilon": "0.2", "num_steps": 5, "num_rounds": 2}}
+
+
+def test_lpips_is_measured_by_the_model_itself(model, variables):
+  logits_fn = Partial(models.applied(model), variables)
+  summary, per_example = run_suite(model, variables, LPIPS)
+  keys = attacks.example_keys(jax.random.key(3), SPLIT.indices)
+  found = attacks.from_config(LPIPS["lpips"])(
+    keys, logits_fn, SPLIT.images, SPLIT.labels, features_fn=models.features_of(logits_fn)
+  )
+  np.testing.assert_array_equal(per_example["robust/lpips"], per_example["clean_correct"] & ~found.success)
+  assert summary["robust"]["lpips"] < summary["clean"]
+
+
+def test_a_model_without_features_is_named():
+  logits_fn = lambda images: images.reshape(len(images), 4, -1).mean(axis=-1)
+  with pytest.raises(evaluate.EvaluationError, match="lpips: the model gives logits and no features"):
+    evaluate.run_suite(logits_fn, SPLIT, LPIPS, batch_size=8, mesh=sharding.make_mesh(1), seed=0)
+
+
 def _watched(model, variables, suite):
   """(summary, per_example) of attacks on two images at a time, and how many the model was asked for at once."""
-  seen, apply = set(), evaluate.apply_function(model)
+  seen, apply = set(), models.applied(model)
   logits_fn = Partial(lambda variables, images: seen.add(len(images)) or apply(variables, images), variables)
   options = {"batch_size": 8, "mesh": sharding.make_mesh(1), "seed": 3, "microbatch_size": 2}
   return *evaluate.run_suite(logits_fn, SPLIT, suite, **options)[:2], seen
@@ -84,7 +127,7 @@ def test_autoattack_may_take_few_images_at_a_time(model, variables):
 
 
 def test_attacks_take_half_as_many_images_as_often_as_memory_is_too_small(monkeypatch, model, variables, results):
-  compiled, tried = evaluate._compile, []
+  compiled, tried = evaluate.batch_program, []
 
   def compile_for_a_small_device(attack, *rest):
     evaluate_batch = compiled(attack, *rest)
@@ -97,7 +140,7 @@ def test_attacks_take_half_as_many_images_as_often_as_memory_is_too_small(monkey
 
   take = attacks.microbatch
   monkeypatch.setattr(attacks, "microbatch", lambda attack, most: tried.append(most or 8) or take(attack, most))
-  monkeypatch.setattr(evaluate, "_compile", compile_for_a_small_device)
+  monkeypatch.setattr(evaluate, "batch_program", compile_for_a_small_device)
   with pytest.raises(ConfigError, match="config.eval.batch_size=8 is too large for the memory of"):
     run_suite(model, variables, {"fgsm": SUITE["fgsm"]})
   monkeypatch.setattr(microbatch, "_NEVER_HALVED", ())
@@ -115,6 +158,26 @@ def test_images_that_stream_change_nothing(model, variables):
   assert one[0]["robust"] == other[0]["robust"] and one[0]["warnings"] == other[0]["warnings"]
   for name, expected in one[1].items():
     np.testing.assert_array_equal(other[1][name], expected)
+
+
+def test_a_verdict_is_the_models_whatever_is_attacked(model, variables):
+  """Attacks that see another model: the model says what it makes of what they find, after AutoAttack too."""
+  suite = {"pgd": SUITE["pgd"], "aa": {"name": "autoattack", "epsilon": "0.05", "attacks_to_run": ["apgd-ce"]}}
+  logits_fn = Partial(models.applied(model), variables)
+  wrong = Partial(lambda variables, images: -models.applied(model)(variables, images), variables)
+  options = {"batch_size": 8, "mesh": sharding.make_mesh(1), "seed": 3, "keep_images": True}
+  found = evaluate.run_suite(logits_fn, SPLIT, suite, attacked_fn=wrong, **options)
+  for name in suite:
+    predictions = jnp.argmax(logits_fn(jnp.asarray(found.images[name])), axis=-1)
+    np.testing.assert_array_equal(found.per_example[f"prediction/{name}"], predictions)
+    right = (predictions == SPLIT.labels) & found.per_example["clean_correct"]
+    np.testing.assert_array_equal(found.per_example[f"robust/{name}"], right)
+  np.testing.assert_array_equal(
+    found.per_example["broken_by/aa"] < 0, found.per_example["prediction/aa"] == SPLIT.labels
+  )
+  same = evaluate.run_suite(logits_fn, SPLIT, suite, **options)
+  assert found.summary["robust"]["pgd"] > same.summary["robust"]["pgd"]  # PGD climbed the wrong way
+  assert found.summary["clean"] == same.summary["clean"]
 
 
 def test_progress_is_told_after_every_batch(model, variables):

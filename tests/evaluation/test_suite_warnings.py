@@ -28,6 +28,15 @@ def test_without_apgd_t_a_suite_with_a_radius_is_warned_of(names):
   assert not _lines({"stadv": {"name": "unforeseen", "kind": "stadv", "epsilon": "0.05"}})  # a radius of no norm
 
 
+def test_the_checks_attack_as_autoattack_does_and_in_linf_where_they_can():
+  entry = lambda name, norm: {"name": name, "norm": norm, "epsilon": "0.1"}
+  suite = {"l1": entry("autoattack", "l1"), "linf": entry("autoattack", "Linf"), "pgd": entry("pgd", "linf")}
+  suite |= {"fog": {"name": "corruption", "kind": "fog", "severity": 1}, "own": {"name": "lpips", "epsilon": "0.5"}}
+  assert suite_warnings.in_a_norm(suite, ["l1", "linf"]) == ["linf", "l1", "pgd"]
+  assert suite_warnings.in_a_norm(suite, ["l1"]) == ["l1", "linf", "pgd"]
+  assert suite_warnings.in_a_norm({"own": suite["own"]}, []) == []
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
 def test_no_run_on_record_has_an_all_clear_beside_a_number_that_is_too_high(path):
   """PGD-20's number three points or more above what APGD-CE + APGD-T leave never stands without a line."""

@@ -80,7 +80,7 @@ def assert_can_be_built(config):
   total_steps = config.train.epochs * (1100 // config.data.batch_size)
   rates = optim.schedule(config.optimizer, total_steps)
   assert all(np.isfinite(rates(step)) for step in (0, total_steps // 2, total_steps - 1))
-  fields = {field: config.model[field] for field in ("activation", "mean", "std")}
+  fields = {field: config.model[field] for field in models.OPTIONS}
   model = models.create(config.model.name, 10, **fields)
   jax.eval_shape(model.init, jax.random.key(config.seed), jax.ShapeDtypeStruct((1, *SHAPE), np.float32))
   assert all(np.float32(deviation) > 0 for deviation in config.model.std)

@@ -8,4 +8,4 @@ from tests.launch.stubs import Stage
 @pytest.fixture
 def stage(tmp_path):
   """A folder with stand-ins for what tpu_vm.sh calls."""
-  return Stage(tmp_path, "gcloud git tar")
+  return Stage(tmp_path, "gcloud git tar python")

@@ -43,8 +43,10 @@ def test_a_script_stops_at_the_first_error(name):
 
 def test_help_names_every_variable():
   done = subprocess.run(["bash", LAUNCH / "tpu_vm.sh", "help"], capture_output=True, text=True, check=True)
-  names = "TPU_NAME ZONE PROJECT ACCELERATOR_TYPE RUNTIME_VERSION PROVISION CREATE_FLAGS SHARE WORKDIR REPO REF RESULTS"
-  names += " POLL_SECONDS MAX_FAILURES MAX_CRASHES AFTER"
+  names = (
+    "TPU_NAME ZONE PROJECT ACCELERATOR_TYPE TOPOLOGY RUNTIME_VERSION PROVISION CREATE_FLAGS SHARE WORKDIR REPO REF"
+  )
+  names += " RESULTS POLL_SECONDS MAX_FAILURES MAX_CRASHES AFTER"
   assert [line.split()[0] for line in done.stdout.splitlines() if line[2:3].isupper()] == names.split()
   assert "set -euo" not in done.stdout
 

@@ -18,8 +18,8 @@ GIT = [("git rev-parse", [(0, "c0ffee")]), ("git status", [(0, "")])]
 # What the workers say: first nothing runs there, then the run has ended.
 JOB = ("ssh worker.sh state", [(0, "job=absent\njob=absent"), (0, "job=exit 0\njob=exit 0")])
 COMMANDS = [
-  ["create"], ["setup"], ["run", *ARGUMENTS], ["watch", *ARGUMENTS], ["status"], ["logs"], ["stop"], ["fetch"],
-  ["fetch", "--checkpoints"], ["delete"],
+  ["rehearse", *ARGUMENTS], ["create"], ["setup"], ["run", *ARGUMENTS], ["watch", *ARGUMENTS], ["status"], ["logs"],
+  ["stop"], ["fetch"], ["fetch", "--checkpoints"], ["delete"],
 ]  # fmt: skip
 
 
@@ -75,6 +75,21 @@ def test_the_image_fits_the_type(stage, kind, image):
   assert "--runtime-version=own" in run(stage, "create", ACCELERATOR_TYPE=kind, RUNTIME_VERSION="own").calls[0]
 
 
+@pytest.mark.parametrize(
+  ("kind", "topology"), [("v5litepod-8", "v5e:2x4"), ("v6e-256", "v6e:16x16"), ("v5p-128", "v5p:4x4x4")]
+)
+def test_a_rehearsal_is_for_the_type_and_needs_no_gcloud(stage, kind, topology):
+  done = run(stage, "rehearse", *ARGUMENTS, ACCELERATOR_TYPE=kind, TPU_NAME=None, ZONE=None)
+  assert done.calls == [["python", "-m", "lrat_jax.main", *ARGUMENTS, "--dry_run", f"--topology={topology}"]]
+  done = run(stage, "rehearse", *ARGUMENTS, ACCELERATOR_TYPE=kind, TOPOLOGY="v5e:1x4")
+  assert done.calls[0][-1] == "--topology=v5e:1x4"
+
+
+def test_a_rehearsal_of_an_unknown_type_asks_for_its_grid(stage):
+  done = run(stage, "rehearse", *ARGUMENTS, ACCELERATOR_TYPE="v4-8")
+  assert done.code == 2 and "TOPOLOGY is missing" in done.errors and not done.calls
+
+
 def test_setup_sends_the_commit_that_was_chosen(stage):
   done = run(stage, "setup", answers=GIT, REF="v1.0")
   archive = f"{stage.home}/.cache/lrat_jax/pod.tar.gz"
@@ -119,7 +134,7 @@ def test_a_failure_of_gcloud_is_the_script_s(stage):
 @pytest.mark.parametrize(
   ("command", "variables", "message"),
   [
-    ([], {}, "'' is unknown; choose from create, setup"),
+    ([], {}, "'' is unknown; choose from rehearse, create"),
     (["destroy"], {}, "'destroy' is unknown"),
     (["create"], {"TPU_NAME": None}, "TPU_NAME is missing"),
     (["create"], {"ZONE": ""}, "ZONE is missing"),

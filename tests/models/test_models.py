@@ -6,10 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from lrat_jax import models
+from lrat_jax.models import networks
 
-SMALL = ["cnn_4", "resnet18_4", "preact_resnet18_4", "wide_resnet_10_1"]
+SMALL = [
+  "cnn_4", "resnet18_4", "preact_resnet18_4", "wide_resnet_10_1", "dm_wide_resnet_10_1", "dm_preact_resnet18_4",
+  "wong_preact_resnet18_4", "imagenet_resnet18_4", "ra_wide_resnet_6_2x8_1x12_1x20",
+  "robust_wide_resnet_16_1x20_2x24_1x12",
+]  # fmt: skip
 WITH_LAYER_NORM = ["convnext_1-1_8-12_patch2", "vit_2_16_2_4"]
 
 
@@ -27,10 +33,29 @@ def _shapes(name, image_shape=(32, 32, 3), num_classes=10):
     ("preact_resnet18", 11_172_170),
     ("wide_resnet_28_10", 36_479_194),
     ("wide_resnet_34_10", 46_160_474),
+    ("dm_wide_resnet_28_10", 36_479_194),
+    ("dm_preact_resnet18", 12_548_426),
+    ("resnet50", 23_520_842),
   ],
 )
 def test_parameter_counts_are_the_published_ones(name, count):
   assert sum(p.size for p in jax.tree.leaves(_shapes(name)["params"])) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("name", "count"),
+  # As torchvision counts them.
+  [
+    ("imagenet_resnet18", 11_689_512),
+    ("imagenet_resnet34", 21_797_672),
+    ("imagenet_resnet50", 25_557_032),
+    ("imagenet_wide_resnet50_2", 68_883_240),
+  ],
+)
+def test_parameter_counts_on_imagenet_are_torchvisions(name, count):
+  shapes = _shapes(name, (64, 64, 3), 1000)
+  assert sum(p.size for p in jax.tree.leaves(shapes["params"])) == count
 
 
 @pytest.mark.slow
@@ -76,15 +101,16 @@ def test_normalisation_is_inside():
 @pytest.mark.parametrize("name", SMALL)
 def test_an_activation_replaces_every_other(name, monkeypatch):
   images, calls = jnp.full((1, 8, 8, 3), 0.3), []
-  own, relu, silu = (models.create(name, 5, activation=activation) for activation in ("auto", "relu", "silu"))
-  assert own == relu
-  for name in ("relu", "silu"):
-    monkeypatch.setitem(models.ACTIVATIONS, name, lambda x, name=name: calls.append(name) or x)
+  relu, silu = (models.create(name, 5, activation=activation) for activation in ("relu", "silu"))
+  assert models.create(name, 5) == (silu if name.startswith(("dm_", "ra_")) else relu)
+  for kind in ("relu", "silu"):
+    monkeypatch.setitem(models.ACTIVATIONS, kind, lambda x, kind=kind: calls.append(kind) or x)
   for model in (relu, silu):
     jax.eval_shape(model.init, jax.random.key(0), images)
   half = len(calls) // 2
   assert calls == ["relu"] * half + ["silu"] * half and half >= 5
-  assert "relu" not in str(jax.make_jaxpr(silu.init)(jax.random.key(0), images))
+  # RaWRN's squeeze and excitation keep theirs.
+  assert name.startswith("ra_") or "relu" not in str(jax.make_jaxpr(silu.init)(jax.random.key(0), images))
 
 
 def test_activations_are_those_of_their_names():
@@ -101,6 +127,9 @@ def test_activations_are_those_of_their_names():
   ("arguments", "message"),
   [
     ({"name": "vgg"}, "name='vgg' is no model; choose from"),
+    ({"name": "wide_resnet_10_1_mean_sparse"}, "those that begin with dm_ or ra_ can have MeanSparse"),
+    ({"name": "ra_wide_resnet_28_10"}, "is no WideResNet; choose from"),
+    ({"name": "wide_resnet_16_1x2_1x2_1x2"}, "is no WideResNet; choose from"),
     ({"name": "wide_resnet_30_10"}, r"depth of a WideResNet is 6 n \+ 4"),
     ({"num_classes": 1}, "num_classes=1 must be 2 or more"),
     ({"dtype": "float16"}, r"dtype='float16' is unknown; choose from \['float32', 'bfloat16'\]"),
@@ -127,3 +156,39 @@ def test_the_small_network_is_attacked_on_as_many_images_as_a_core_caches():
 
 def test_on_accelerators_all_images_are_attacked_at_once():
   assert models.microbatch_size("cnn", 28, 28, platform="gpu") is None
+
+
+def test_each_image_is_standardised_by_itself_and_one_of_one_colour_has_finite_gradients():
+  images = np.random.default_rng(0).uniform(size=(3, 4, 5, 3)).astype(np.float32)
+  images[2] = 0.25
+  found = np.asarray(networks.standardised(jnp.asarray(images)))
+  for image, standard in zip(images[:2], found[:2], strict=True):
+    np.testing.assert_allclose(standard, (image - image.mean()) / image.std(ddof=1), atol=1e-5)
+  np.testing.assert_array_equal(found[2], 0)
+  faint = 0.5 + 1e-3 * images[:1]  # whose deviation is below the least
+  np.testing.assert_allclose(networks.standardised(faint), (faint - faint.mean()) * 60**0.5, atol=1e-5)
+  gradient = jax.grad(lambda x: jnp.sum(networks.standardised(x) ** 3))(jnp.asarray(images))
+  assert jnp.isfinite(gradient).all() and jnp.abs(gradient[0]).max() > 0
+  half = networks.standardised(jnp.asarray(images, jnp.bfloat16))
+  assert half.dtype == jnp.bfloat16
+  np.testing.assert_allclose(half.astype(jnp.float32)[:2], found[:2], atol=0.05)
+
+
+@pytest.mark.parametrize(
+  ("preprocessing", "expected"), [("none", 0.75), ("minus_one_to_one", 0.5), ("mean_std", 1.0), ("per_image", 0.0)]
+)
+def test_preprocessing_is_inside(preprocessing, expected):
+  model = models.create("cnn_4", 5, mean=(0.5,), std=(0.25,), preprocessing=preprocessing)
+  found = model.clone(network=_Identity()).apply({}, jnp.full((2, 8, 8, 3), 0.75))
+  np.testing.assert_array_equal(found, np.float32(expected))
+  assert preprocessing == "mean_std" or (model.mean, model.std) == ((0.0,), (1.0,))
+
+
+class _Identity(nn.Module):
+  def __call__(self, images, train):
+    return images
+
+
+def test_unknown_preprocessing_is_one_line():
+  with pytest.raises(ValueError, match=r"preprocessing='zca' is unknown; choose from \['mean_std', 'none', "):
+    models.create("cnn", 10, preprocessing="zca")

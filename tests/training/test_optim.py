@@ -66,14 +66,15 @@ def _updates(params, gradients, **fields):
 
 def test_adamw_is_pytorchs():
   """p -= lr wd p; m, v moving averages of g and g^2, corrected by 1 - beta^t; p -= lr m / (sqrt(v) + 1e-8)."""
-  fields = {"name": "adamw", "schedule": "constant", "learning_rate": 0.01, "momentum": 0.8, "weight_decay": 0.05}
+  fields = {"name": "adamw", "schedule": "constant", "learning_rate": 0.01, "momentum": 0.8}
+  fields |= {"second_momentum": 0.99, "weight_decay": 0.05}
   config = make_config(**{f"optimizer__{name}": value for name, value in fields.items()}).optimizer
   optimizer = optim.create(config, 10)
   p, m, v, ours = 1.0, 0.0, 0.0, jnp.array(1.0)
   state = optimizer.init(ours)
   for t, g in enumerate((0.5, -0.2, 0.3), start=1):
-    m, v = 0.8 * m + 0.2 * g, 0.999 * v + 0.001 * g**2
-    p -= 0.01 * 0.05 * p + 0.01 * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    m, v = 0.8 * m + 0.2 * g, 0.99 * v + 0.01 * g**2
+    p -= 0.01 * 0.05 * p + 0.01 * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8)
     updates, state = optimizer.update(jnp.array(g), state, ours)
     ours += updates
   assert float(ours) == pytest.approx(p, rel=1e-6)

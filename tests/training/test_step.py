@@ -8,9 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import hlo
 from lrat_jax import attacks, data, models, reweighting
-from lrat_jax.core import sharding
+from lrat_jax.core import hlo, sharding
 from lrat_jax.training import step as step_lib
 from tests.helpers import make_config, make_experiment, to_numpy
 

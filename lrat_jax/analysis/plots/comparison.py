@@ -44,7 +44,7 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
     if shown:
       reach = np.abs(found[:, 1:] - found[:, :1]).T
       below.errorbar([places[c] for c in shown], found[:, 0], yerr=reach, elinewidth=1, **style)
-  above.set(ylabel="accuracy (%)", ylim=(0, 102))
+  above.set(ylabel="accuracy (%)", ylim=(-2, 102))  # room for a marker at 0
   below.set(ylabel=textwrap.fill(f"difference to {summary['baseline']} (points)", 40), xticks=range(len(columns)))
   group = {name: kind.replace("_", " ") for kind in ("trained_on", "held_out") for name in summary[kind]}
   below.set_xticklabels(

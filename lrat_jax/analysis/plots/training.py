@@ -81,12 +81,15 @@ def plot_training_compared(methods: Mapping[str, Sequence[Sequence[Row]]]) -> Fi
   return figure
 
 
-def _band(axis: Axes, epochs: np.ndarray, quantiles: np.ndarray, colour: str, label: str) -> None:
-  """Quantiles [e, 5] over the epochs: the median as a line, the middle 50 % and 90 % as bands."""
+def _band(
+  axis: Axes, epochs: np.ndarray, quantiles: np.ndarray, colour: str, label: str, *, widest: bool = True
+) -> None:
+  """Quantiles [e, 5] over the epochs: the median as a line, the middle 50 % as a band, and 90 % if `widest`."""
   low, lower, median, upper, high = quantiles.T
   axis.plot(epochs, median, color=colour, label=label, marker="o" if len(epochs) == 1 else None)
   axis.fill_between(epochs, lower, upper, color=colour, alpha=0.25, linewidth=0)
-  axis.fill_between(epochs, low, high, color=colour, alpha=0.10, linewidth=0)
+  if widest:
+    axis.fill_between(epochs, low, high, color=colour, alpha=0.10, linewidth=0)
 
 
 def _bars(axis: Axes, names: Sequence[str] | np.ndarray, quantiles: np.ndarray, colours: Sequence[str]) -> None:
@@ -108,13 +111,16 @@ def _present(column: np.ndarray) -> np.ndarray:
 def plot_weight_distributions(history: WeightHistory, name: str) -> Figure:
   """Local weights, global weights and vulnerabilities over the epochs, and their distributions in the last one.
 
-  Lines are medians, bands the middle 50 % and 90 % of the sampled training instances.
+  Lines are medians, bands the middle 50 % and 90 % of the sampled training instances. With several training attacks
+  bands are the middle 50 % alone, and distributions outlines, so that they do not hide one another.
 
   Args:
     history: of `inspection.weight_history`.
     name: the run's, for the title.
   """
-  title = f"{name}: sampled training instances (lines: medians; bands: the middle 50 % and 90 %)"
+  several = len(history.variants) > 1
+  bands = "the middle 50 %" if several else "the middle 50 % and 90 %"
+  title = f"{name}: sampled training instances (lines: medians; bands: {bands})"
   figure, axes = panels(title, 3, 2, 3.2)
   epochs = history.epochs + 1
   fields_of = {
@@ -130,8 +136,10 @@ def plot_weight_distributions(history: WeightHistory, name: str) -> Figure:
     colours = COLOURS[1:] if column == 2 else COLOURS
     for index, (label, field) in enumerate(fields.items()):
       colour = colours[index % len(colours)]
-      _band(axes[0, column], epochs, inspection.quantiles(inspection.values(history, field)), colour, label)
-      axes[1, column].hist(last[label], low + (high - low) * _BINS, color=colour, alpha=0.55, label=label)
+      quantiles = inspection.quantiles(inspection.values(history, field))
+      _band(axes[0, column], epochs, quantiles, colour, label, widest=not several)
+      shape = {"histtype": "step", "linewidth": 1.5} if several else {"alpha": 0.55}
+      axes[1, column].hist(last[label], low + (high - low) * _BINS, color=colour, label=label, **shape)
     if column < 2:
       axes[0, column].set_ylim(bottom=0)
     axes[0, column].set(title=title, xlabel="epoch")

@@ -8,7 +8,7 @@ from jax import Array
 
 from lrat_jax.attacks import losses
 from lrat_jax.attacks._entry import AttackResult, entry, finished
-from lrat_jax.attacks.corruptions import _blur, _digital, _noise, _weather
+from lrat_jax.attacks.corruptions import _blur, _digital, _noise, _spatter, _weather
 from lrat_jax.core.arguments import check_choice
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn
 
@@ -45,6 +45,16 @@ KINDS: dict[str, tuple[Callable[..., Array], tuple]] = {
   "jpeg_compression": (_digital.jpeg_compression, (80, 65, 58, 50, 40)),
   # Beside the fifteen that are averaged.
   "speckle_noise": (_noise.speckle_noise, (0.06, 0.1, 0.12, 0.16, 0.2)),
+  "spatter": (
+    _spatter.spatter,
+    (
+      (0.62, 0.1, 0.7, 0.7, 0.5, False),
+      (0.65, 0.1, 0.8, 0.7, 0.5, False),
+      (0.65, 0.3, 1, 0.69, 0.5, False),
+      (0.65, 0.1, 0.7, 0.69, 0.6, True),
+      (0.65, 0.1, 0.5, 0.68, 0.6, True),
+    ),
+  ),
   "gaussian_blur": (_blur.gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
   "saturate": (_digital.saturate, ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))),
 }

@@ -1,0 +1,42 @@
+"""Debenedetti et al. 2022, "A light recipe to train robust vision transformers" (arXiv:2209.07399): ImageNet.
+
+  python -m lrat_jax.main --config=configs/recipes/debenedetti2022.py --config.data.source=npz:imagenet224.npz
+
+Needs ImageNet as an npz of uint8 images 224x224 (train_images and so on; 193 GB, which a host holds in memory), and
+several accelerators; `--dry_run` estimates memory and time on the machine at hand. RobustBench's entry
+Debenedetti2022Light_XCiT-S12: 72.34 % clean, 41.78 % under AutoAttack, L-infinity 4/255. It was not run here at full
+size.
+
+Constants are those of the paper's code. What differs here: flips are the only augmentation (there also random crops of
+another scale, and colours), and there is no drop path.
+"""
+
+from lrat_jax.config import methods
+
+EPSILON = "4/255"
+
+
+def get_config(arg=None):
+  """The configuration; `arg` names a suite in place of AutoAttack, "suite=apgd"."""
+  config = methods.at(f"cifar10,pgd,{arg or 'suite=autoattack'}")
+  config.name = "debenedetti2022"
+  config.model.name = "xcit_small_12_p16"
+  config.model.mean, config.model.std = (0.0,), (1.0,)  # images go in as they are
+  config.data.source = "npz:imagenet224.npz"
+  config.data.batch_size = 512
+  config.data.validation_size = 5000
+  config.data.crop_padding = 0
+  config.train.epochs = 110
+  config.train.epsilon_ramp_fraction = 10 / 110
+  config.train.label_smoothing = 0.1
+  config.train_attacks.pgd.update(epsilon=EPSILON, step_size="6/255", num_steps=1)
+  config.validation_attack.update(epsilon=EPSILON, step_size="1/255")
+  for entry in config.eval.suite.values():
+    entry.epsilon = EPSILON
+  config.optimizer.name = "adamw"
+  config.optimizer.learning_rate = 5e-4
+  config.optimizer.weight_decay = 0.5
+  config.optimizer.decay = "kernels"
+  config.optimizer.schedule = "cosine"
+  config.optimizer.warmup = 10 / 110
+  return config

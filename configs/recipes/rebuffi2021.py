@@ -1,0 +1,36 @@
+"""Rebuffi et al. 2021, "Fixing data augmentation to improve adversarial robustness" (arXiv:2103.01946): TRADES, CutMix.
+
+  python -m lrat_jax.main --config=configs/recipes/rebuffi2021.py --config.data.data_dir=DIR
+
+Needs CIFAR-10, the DDPM images that DeepMind publishes (cifar10_ddpm.npz, 1M, in EDM's layout), and several
+accelerators; `--dry_run` estimates memory and time on the machine at hand. RobustBench's entry
+Rebuffi2021Fixing_28_10_cutmix_ddpm: 87.33 % clean, 60.75 % under AutoAttack, L-infinity 8/255. It was not run here at
+full size.
+
+Constants are those of DeepMind's published code. What differs here: the attack is PGD-10 of step 2/255 on the
+divergence, theirs follows Adam; running averages of batch norm see the natural images too; smoothing of the DDPM
+images' labels by 0.1 has to be in the file (labels as distributions).
+"""
+
+from lrat_jax.config import methods
+
+
+def get_config(arg=None):
+  """The configuration; `arg` names a suite in place of AutoAttack, "suite=apgd"."""
+  config = methods.trades(f"cifar10,{arg or 'suite=autoattack'}")
+  config.name = "rebuffi2021"
+  config.model.name = "dm_wide_resnet_28_10"
+  config.model.batch_norm = "local"
+  config.data.extra.source = "npz:cifar10_ddpm.npz"
+  config.data.extra.fraction = 0.7
+  config.data.batch_size = 1024
+  config.data.validation_size = 1024
+  config.data.cutmix = 1.0
+  config.train.epochs = 400
+  config.train.ema_decay = 0.995
+  config.train.attack_batch_norm = "train"
+  config.optimizer.learning_rate = 0.4  # 0.1 for each 256 images
+  config.optimizer.schedule = "cosine"
+  config.optimizer.warmup = 10 / 400
+  config.optimizer.nesterov = True
+  return config

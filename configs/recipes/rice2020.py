@@ -1,0 +1,20 @@
+"""Rice et al. 2020, "Overfitting in adversarially robust deep learning" (arXiv:2002.11569): PGD-10 and early stopping.
+
+  python -m lrat_jax.main --config=configs/recipes/rice2020.py --config.data.data_dir=DIR
+
+Needs CIFAR-10 and an accelerator; `--dry_run` estimates memory and time on the machine at hand. RobustBench's entry
+Rice2020Overfitting (WRN-34-20): 85.34 % clean, 53.42 % under AutoAttack, L-infinity 8/255. It was not run here at full
+size. The best epoch by PGD-10 on validation images is what is evaluated, as in the paper.
+"""
+
+from lrat_jax.config import methods
+
+
+def get_config(arg=None):
+  """The configuration; `arg` names a suite in place of AutoAttack, "suite=apgd"."""
+  config = methods.at(f"cifar10,{arg or 'suite=autoattack'}")
+  config.name = "rice2020"
+  config.model.name = "wide_resnet_34_20"
+  config.train.epochs = 200  # the rate falls after 100 and 150
+  config.train.attack_batch_norm = "train"  # the attack sees the batch's own statistics
+  return config

@@ -1,0 +1,89 @@
+"""The recipes of configs/recipes: what they say of themselves, that they are configurations, and that they train."""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lrat_jax import main, models
+from lrat_jax.config import validate
+
+ROOT = Path(__file__).parent.parent.parent
+RECIPES = {path.stem: path for path in sorted((ROOT / "configs" / "recipes").glob("*.py"))}
+# RobustBench's clean accuracy and AutoAttack's, millions of parameters, and a narrow network of the same kind.
+PUBLISHED = {
+  "rice2020": ("85.34", "53.42", 184.5, "wide_resnet_10_1"),
+  "rebuffi2021": ("87.33", "60.75", 36.5, "dm_wide_resnet_10_1"),
+  "wang2023": ("92.44", "67.31", 36.5, "dm_wide_resnet_10_1"),
+  "debenedetti2022": ("72.34", "41.78", 26.3, "xcit_1_8_2_p16"),
+  "singh2023": ("72.72", "49.46", 28.6, "convnext_1-1_4-8"),
+}
+
+
+def _config(name):
+  spec = importlib.util.spec_from_file_location(name, RECIPES[name])
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+def test_there_is_a_test_of_every_recipe():
+  assert set(RECIPES) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_what_it_is_and_makes_sense(name):
+  text = " ".join(ast.get_docstring(ast.parse(RECIPES[name].read_text())).split())
+  assert re.search(r"arXiv:\d{4}\.\d{5}\)", text) and f"--config=configs/recipes/{name}.py" in text
+  assert "Needs " in text and "It was not run here at full size." in text
+  for accuracy in PUBLISHED[name][:2]:
+    assert f"{accuracy} %" in text
+  config = _config(name)
+  assert config.name == name and list(config.eval.suite) == ["autoattack"]
+  validate.check(config)
+  validate.check_form(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipes_network_is_of_the_published_size(name):
+  config, imagenet = _config(name), name in ("debenedetti2022", "singh2023")
+  model = models.create(config.model.name, 1000 if imagenet else 10)
+  images = jax.ShapeDtypeStruct((1, *((224, 224, 3) if imagenet else (32, 32, 3))), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+  millions = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(params)) / 1e6
+  assert millions == pytest.approx(PUBLISHED[name][2], abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+  """A folder with a few images in the place of CIFAR-10 and ImageNet, and some of a generator."""
+  folder, random = tmp_path_factory.mktemp("stand_in"), np.random.default_rng(0)
+  draw = lambda count: random.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
+  labels = lambda count: np.arange(count) % 10
+  splits = {f"{split}_images": draw(count) for split, count in (("train", 64), ("test", 16))}
+  splits |= {f"{split}_labels": labels(count) for split, count in (("train", 64), ("test", 16))}
+  np.savez(folder / "data.npz", **splits)
+  np.savez(folder / "extra.npz", image=draw(40), label=labels(40))
+  return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_on_a_stand_in(name, stand_in, tmp_path, monkeypatch, capsys):
+  """Its dry run, which takes a few steps, with a narrow network on images of 32x32 pixels."""
+  monkeypatch.chdir(tmp_path)
+  fields = {"data.source": f"npz:{stand_in}/data.npz", "model.name": PUBLISHED[name][3]}
+  fields |= {"data.batch_size": 16, "data.validation_size": 16, "eval.batch_size": 16}
+  if _config(name).data.extra.source:
+    fields["data.extra.source"] = f"npz:{stand_in}/extra.npz"
+  arguments = [f"--config.{field}={value}" for field, value in fields.items()]
+  assert main.main([f"--config={RECIPES[name]}", *arguments, "--dry_run"]) == 0, capsys.readouterr().err
+  said = capsys.readouterr().out
+  assert f"run         {name}, seed 0; a dry run" in said and "of training" in said
+  assert ("40 images, 11 in every batch" in said) == ("data.extra.source" in fields)
