@@ -22,7 +22,7 @@ from lrat_jax.config import suites, validate
 from lrat_jax.config.command_line import Options, expand_home, reason
 from lrat_jax.convert import exchange, initial
 from lrat_jax.core import distributed, malloc, preemption, sharding, topologies
-from lrat_jax.core.errors import ConfigError
+from lrat_jax.core.errors import ConfigError, CorruptFileError
 from lrat_jax.evaluation import runner
 from lrat_jax.models import user_model
 from lrat_jax.training import dry_run, loop, metric_writers, rehearsal
@@ -62,8 +62,10 @@ def _load_dataset(config: ConfigDict, workdir: Path, trains: bool) -> tuple[data
   return dataset._replace(num_classes=about["num_classes"], corrupted=corrupted), about
 
 
-def _describe_extra(dataset: data.Dataset, console: Console) -> None:
-  """Says of an extra source that it is held in memory, where it is."""
+def _describe_loading(dataset: data.Dataset, console: Console) -> None:
+  """Says where the images are, where that was chosen; and of an extra source that it is held in memory, where it is."""
+  if dataset.loading:
+    console.print(dataset.loading, highlight=False, markup=False, soft_wrap=True)
   if dataset.extra is not None and not isinstance(dataset.extra.images, np.memmap):
     console.print(
       f"note: the images of config.data.extra.source are compressed, so all {decimal(dataset.extra.nbytes)} are held "
@@ -84,7 +86,7 @@ def _load_data(
   """
   same = f"{workdir} {json.dumps(workdir_lib.portable(config), sort_keys=True)}"
   dataset, about = distributed.run_on_all_processes("data", lambda: _load_dataset(config, workdir, trains), same)
-  _describe_extra(dataset, console)
+  _describe_loading(dataset, console)
   _keep_compiled(config.compilation_cache, workdir)
   batch_sizes = (config.data.batch_size, config.eval.batch_size) if trains else (config.eval.batch_size,)
   if slow := sharding.use_cpu_cores(*batch_sizes, num_processes=distributed.place().count):
@@ -306,13 +308,22 @@ def _profiled(folder: str | None) -> contextlib.AbstractContextManager:
   return jax.profiler.trace(folder, profiler_options=without_python)
 
 
+@contextlib.contextmanager
+def _damage_of(config: ConfigDict) -> Iterator[None]:
+  """Names the data where a record that is read as it is needed is damaged, which one process alone may see."""
+  try:
+    yield
+  except data.DataError as error:
+    raise CorruptFileError(f"config.data.source={config.data.source!r}: {error}") from None
+
+
 def run(options: Options, console: Console, stop: Callable[[], bool] = lambda: False) -> None:
   """Does what was asked for; `stop` is as of `main`. Raises ConfigError for bad input, and what `main` exits by."""
   distributed.join(options.coordinator, options.num_processes, options.process_id)
   console.quiet = console.quiet or not distributed.is_primary()
   name = options.config.name if options.model is None else exchange.label(options.model)
   workdir = Path(options.workdir or f"runs/{name}_seed{options.config.seed}")
-  with preemption.Watch(stop) as watch, _profiled(options.profile):
+  with preemption.Watch(stop) as watch, _profiled(options.profile), _damage_of(options.config):
     (_run_config if options.model is None else _evaluate_model)(options, workdir, console, watch)
   if options.dry_run:
     return

@@ -329,7 +329,7 @@ def evaluate(
   entries = _suite(workdir, experiment.config, suite)
   _, state = loop.load_best(experiment, workdir)
   chosen = experiment.dataset.split(split)
-  chosen = chosen.take(np.arange(min(num_images or len(chosen.labels), len(chosen.labels))))
+  chosen = chosen.select(np.arange(min(num_images or len(chosen.labels), len(chosen.labels))))
   # A run may be looked at on other devices than it was evaluated on; the size of batches changes no result.
   devices = experiment.mesh.size
   batch_size = -(-experiment.config.eval.batch_size // devices) * devices

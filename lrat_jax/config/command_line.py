@@ -53,7 +53,7 @@ class Options(NamedTuple):
 # Arguments that say where and how a run goes, not what it computes.
 _PLACE = re.compile(
   r"--?(workdir|mode|track|profile|no?dry_run|topology|coordinator|num_processes|process_id"
-  r"|config\.(compilation_cache|data\.(data_dir|placement)))="
+  r"|config\.(compilation_cache|data\.(data_dir|loading|placement|workers)))="
 )
 _METHODS_FILE = Path(__file__).with_name("methods.py")
 _CONFIG = re.compile(r"--?config=(.*)", re.DOTALL)

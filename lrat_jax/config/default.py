@@ -29,10 +29,14 @@ HEADS = ("loaded", "new")
 
 def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padding: int = 0, flip: bool = False):
   return dict(
-    source=source,  # digits | tfds:NAME | npz:PATH | idx:DIR | images:DIR | package.module:function
+    source=source,  # digits | tfds:NAME | npz:PATH | npy:DIR | idx:DIR | images:DIR | package.module:function
     data_dir="",  # where TFDS keeps its data sets; empty is TFDS's own default
     corruptions="",  # CIFAR-10-C's files or the like, which the suite's corruptions are read from; empty computes them
     batch_size=batch_size,  # of all devices and hosts together
+    loading="auto",  # auto | memory | stream: images are held in memory, or read for each batch; auto says which
+    workers=0,  # threads that read and decode images; 0 is one for each core, up to 16
+    image_size=0,  # pictures are brought to squares of so many pixels: shorter side resized, centre cropped; 0 is off
+    random_resized_crop=0.0,  # training crops at random, at least this share of a picture's area, as 0.08; 0 is off
     placement="auto",  # auto | device | host: where training images wait; auto is the device if they fit in a quarter
     validation_size=validation_size,  # images held out of the training split
     train_size=0,  # trains on so many of the rest, the same for every seed; 0 is all

@@ -21,6 +21,7 @@ from lrat_jax.core.errors import ConfigError
 _LARGEST = 1e6
 _MOST = 10**9
 _LARGEST_BATCH = 2**20
+_LARGEST_IMAGE = 2**14
 # Of RandAugment, one after another; each is compiled anew.
 _MOST_OPERATIONS = 10
 # With 1 no class would be the likeliest.
@@ -253,6 +254,22 @@ def _check_augmentation(config: ConfigDict) -> None:
       _range(config, path, *_ALPHAS)
 
 
+def _check_loading(config: ConfigDict) -> None:
+  _range(config, "data.workers", 0, 1024)
+  _range(config, "data.image_size", 0, _LARGEST_IMAGE)
+  _range(config, "data.random_resized_crop", 0, 1)
+  loading, placement = config.data.loading, config.data.placement
+  if loading == "stream" and placement == "device":
+    raise ConfigError("config.data.placement='device': images cannot wait there with data.loading=stream.")
+  if not config.data.random_resized_crop:
+    return
+  where = f"config.data.random_resized_crop={config.data.random_resized_crop}"
+  if not config.data.image_size:
+    raise ConfigError(f"{where} needs config.data.image_size, the size of the crops.")
+  if loading == "memory" or placement == "device":
+    raise ConfigError(f"{where} reads each picture anew: it needs loading=stream or auto, and placement=host or auto.")
+
+
 def check(config: ConfigDict) -> None:
   """Refuses values that no run can use. Raises ConfigError naming the field, the value and the choices."""
   _choice(config, "objective", objectives.OBJECTIVES)
@@ -262,6 +279,8 @@ def check(config: ConfigDict) -> None:
   _choice(config, "optimizer.decay", config_lib.DECAYS)
   _choice(config, "optimizer.schedule", config_lib.SCHEDULES)
   _choice(config, "data.placement", data.PLACEMENTS)
+  _choice(config, "data.loading", data.LOADINGS)
+  _check_loading(config)
   _choice(config, "eval.split", data.SPLITS)
   _choice(config, "train.attack_batch_norm", ("eval", "train"))
   _choice(config, "train.init_head", config_lib.HEADS)

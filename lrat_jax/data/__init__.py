@@ -10,9 +10,11 @@ from lrat_jax.data.placement import PLACEMENTS, make_device_put
 from lrat_jax.data.policies import IDBH, MAX_MAGNITUDE
 from lrat_jax.data.sources import DataError, is_users, load
 from lrat_jax.data.splits import SPLITS, Dataset, Split
+from lrat_jax.data.streams import LOADINGS, Loading, Stream
 
 __all__ = [
   "IDBH",
+  "LOADINGS",
   "MAX_MAGNITUDE",
   "PLACEMENTS",
   "SEVERITIES",
@@ -20,8 +22,10 @@ __all__ = [
   "CorruptedImages",
   "DataError",
   "Dataset",
+  "Loading",
   "Mixture",
   "Split",
+  "Stream",
   "as_distributions",
   "augment",
   "corrupted_for",

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrat_jax.data.npz_idx import DataError, reason
+from lrat_jax.data import npz_idx
+from lrat_jax.data.npz_idx import DataError
 from lrat_jax.data.tfds import original_places
 
 SEVERITIES = 5
@@ -62,9 +63,9 @@ class CorruptedImages(NamedTuple):
 def _map(path: Path, where: str) -> np.ndarray:
   """The array of an npy file, of which nothing is read yet."""
   try:
-    return np.lib.format.open_memmap(path, mode="r")
-  except (OSError, ValueError, EOFError) as error:  # also what is cut short, or holds Python objects
-    raise DataError(f"{where}: {path.name} cannot be read: {reason(error)}") from None
+    return npz_idx.map_npy(path)
+  except DataError as error:
+    raise DataError(f"{where}: {error}") from None
 
 
 def _check_labels(labels: np.ndarray, places: np.ndarray, expected: np.ndarray, where: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from lrat_jax.core import sharding
 from lrat_jax.data.mixtures import Mixture, num_extra
 from lrat_jax.data.splits import Split
+from lrat_jax.data.streams import Moment
 
 Batch = dict[str, Any]
 
@@ -46,16 +47,17 @@ def _mixed_order(mixture: Mixture, batch_size: int, seeds: tuple[int, int]) -> g
 
 
 def train_batches(
-  split: Split | Mixture, batch_size: int, seed: int, place: Callable[[np.ndarray], Batch] | None = None
+  split: Split | Mixture, batch_size: int, seed: int, place: Callable[[np.ndarray, Moment], Batch] | None = None
 ) -> grain.DatasetIterator:
   """Endless shuffled batches {"images", "labels", "indices"} of this process's rows, every epoch in another order.
 
   Every batch of a mixture has the same number of extra images, at the same places.
 
-  `place` makes a batch of its row numbers; by default it stays on the host. It runs in a thread of its own, two batches
-  ahead. The iterator's `get_state` and `set_state` continue with the very next batch.
+  `place` makes a batch of its row numbers and its moment (seed, step); by default it stays on the host. It runs in a
+  thread of its own, two batches ahead, and where images are streamed in two. The iterator's `get_state` and `set_state`
+  continue with the very next batch.
   """
-  place = place or (lambda chosen: split.take(chosen)._asdict())
+  place = place or (lambda chosen, moment: split.take(chosen, moment)._asdict())
   rows = sharding.process_rows(batch_size)
   # Grain adds the epoch to the seed: seeds 0 and 1 themselves would share all but one of their orders.
   first, second = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
@@ -63,16 +65,23 @@ def train_batches(
     order = _mixed_order(split, batch_size, (first, second))
   else:
     order = _order(len(split.labels), batch_size, first).repeat()
-  # Grain's own reading threads would only hand on numbers; the thread that is worth having makes batches of them.
-  batches = order.to_iter_dataset(grain.ReadOptions(num_threads=0)).map(lambda numbers: place(numbers[rows]))
-  return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2))
+  batches = order.map_with_index(lambda step, numbers: place(numbers[rows], (seed, step)))
+  return iter(grain.experimental.ThreadPrefetchIterDataset(_read(batches, split), prefetch_buffer_size=2))
+
+
+def _read(batches: grain.MapDataset, split: Split | Mixture) -> grain.IterDataset:
+  """The batches in order; of a stream one is read while another ends, and what is in memory is gathered when due."""
+  options = grain.ReadOptions(num_threads=2 if split.is_streamed else 0, prefetch_buffer_size=2)
+  return batches.to_iter_dataset(options)
 
 
 def eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
   """The split in order, once; the last batch is padded with its first image and says so in "mask" [rows] bool."""
-  count = len(split.labels)
-  for start in range(0, count, batch_size):
+  count, local = len(split.labels), sharding.process_rows(batch_size)
+
+  def batch(start: int) -> Batch:
     rows = np.arange(start, start + batch_size)
     mask = rows < count
-    local = sharding.process_rows(batch_size)
-    yield split.take(np.where(mask, rows, start)[local])._asdict() | {"mask": mask[local]}
+    return split.take(np.where(mask, rows, start)[local])._asdict() | {"mask": mask[local]}
+
+  return iter(_read(grain.MapDataset.range(0, count, batch_size).map(batch), split))

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrat_jax.data import npz_idx, sources
+from lrat_jax.data import found, npz_idx, sources
 from lrat_jax.data.augment import to_float
 from lrat_jax.data.npz_idx import DataError
 from lrat_jax.data.splits import Dataset, Split
+from lrat_jax.data.streams import Loading, Moment
 
 _NAMES = ("image", "label")
 # How far the probabilities of a label may be from a sum of 1; they may be stored as float16.
@@ -49,14 +50,18 @@ class Mixture(NamedTuple):
     ends = np.arange(batch_size + 1) * num_extra(self.fraction, batch_size) // batch_size
     return ends[1:] > ends[:-1]
 
-  def take(self, rows: np.ndarray) -> Split:
+  @property
+  def is_streamed(self) -> bool:
+    return self.primary.is_streamed
+
+  def take(self, rows: np.ndarray, moment: Moment | None = None) -> Split:
     """Rows of both, those from `len(primary.labels)` on of the extra one, in the primary's type of images.
 
-    Labels are float32 [k, classes] where those of either are.
+    Labels are float32 [k, classes] where those of either are. `moment` is as of `Split.take`.
     """
     count = len(self.primary.labels)
     is_extra = rows >= count
-    own, other = self.primary.take(rows[~is_extra]), self.extra.take(rows[is_extra] - count)
+    own, other = self.primary.take(rows[~is_extra], moment), self.extra.take(rows[is_extra] - count)
     images = other.images if own.images.dtype == np.uint8 else to_float(np.asarray(other.images))
     parts = (own.images, images), _alike(own.labels, other.labels), (own.indices, other.indices)
     return Split(*(_merged(is_extra, *part) for part in parts))
@@ -82,7 +87,7 @@ def num_extra(fraction: float, batch_size: int) -> int:
 def _as_labels(labels: np.ndarray, count: int, num_classes: int, where: str) -> np.ndarray:
   """int32 [n], or float32 [n, num_classes] of distributions."""
   if not np.issubdtype(labels.dtype, np.floating):
-    return sources.check_labels(labels, count, num_classes, where)
+    return found.check_labels(labels, count, num_classes, where)
   if labels.shape != (count, num_classes):
     raise DataError(
       f"{where} is {labels.dtype} {labels.shape}; distributions over the classes are {(count, num_classes)}."
@@ -112,7 +117,7 @@ def open_extra(source: str, first_index: int, image_shape: tuple[int, ...], num_
   if kind != "npz" or not path:
     raise DataError(f"{where} is unknown; it is npz:PATH.")
   try:
-    images, labels = npz_idx.map_npz(Path(os.path.expanduser(path)), _NAMES)  # noqa: PTH111 (no such user: left as it is)
+    images, labels = npz_idx.map_npz(Path(os.path.expanduser(path)), [_NAMES])  # noqa: PTH111 (no such user: left as it is)
   except DataError as error:
     raise DataError(f"{where}: {error}") from None
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != image_shape:
@@ -137,7 +142,9 @@ def load_for(config: Mapping[str, Any], *, trains: bool = True) -> Dataset:
   The extra images' indices begin beyond the largest of the training and validation images.
   """
   sizes = {name: config[name] for name in ("validation_size", "train_size")}
-  dataset = sources.load(config["source"], data_dir=config["data_dir"], trains=trains, **sizes)
+  fields = {name: config[name] for name in ("image_size", "random_resized_crop", "workers")}
+  loading = Loading(config["loading"], **fields, on_devices=config["placement"] == "device")
+  dataset = sources.load(config["source"], data_dir=config["data_dir"], trains=trains, loading=loading, **sizes)
   source = config["extra"]["source"]
   if not trains or not source or dataset.num_classes is None:
     return dataset

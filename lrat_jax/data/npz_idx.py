@@ -118,9 +118,9 @@ def read_npz(path: Path, choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
     raise DataError(f"it cannot be read: {reason(error)}") from None
 
 
-def _map_npz(path: Path, names: Sequence[str]) -> list[np.ndarray]:
+def _map_npz(path: Path, choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
   with zipfile.ZipFile(path) as archive:
-    wanted = _members(archive, [names])
+    wanted = _members(archive, choices)
     is_stored = [info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & _ENCRYPTED for info in wanted]
     whole = [info for info, stored in zip(wanted, is_stored, strict=True) if not stored]
     _check_inflation(sum(info.file_size for info in whole), path.stat().st_size)
@@ -130,18 +130,30 @@ def _map_npz(path: Path, names: Sequence[str]) -> list[np.ndarray]:
     ]
 
 
-def map_npz(path: Path, names: Sequence[str]) -> list[np.ndarray]:
-  """Arrays of an npz by their names, as `np.memmap` where they are not compressed; others are read whole.
+def map_npz(path: Path, choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
+  """The arrays that `read_npz` reads, as `np.memmap` where they are not compressed; others are read whole.
 
   Raises:
     DataError: as `read_npz` does; but checksums of what is mapped are not compared.
   """
   try:
-    return _map_npz(path, names)
+    return _map_npz(path, choices)
   except DataError:
     raise
   except Exception as error:  # as of `read_npz`
     raise DataError(f"it cannot be read: {reason(error)}") from None
+
+
+def map_npy(path: Path) -> np.ndarray:
+  """The array of an npy file as `np.memmap`, of which nothing is read yet.
+
+  Raises:
+    DataError: a file that is not there, is cut short, or holds Python objects.
+  """
+  try:
+    return np.lib.format.open_memmap(path, mode="r")
+  except (OSError, ValueError, EOFError) as error:
+    raise DataError(f"{path.name} cannot be read: {reason(error)}") from None
 
 
 def _read_idx(path: Path, file: BinaryIO) -> np.ndarray:

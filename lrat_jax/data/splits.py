@@ -1,4 +1,4 @@
-"""What a data set is: splits of images and labels, held in memory or mapped from a file."""
+"""What a data set is: splits of images and labels, held in memory or read as they are asked for."""
 
 import hashlib
 from typing import NamedTuple
@@ -6,17 +6,21 @@ from typing import NamedTuple
 import numpy as np
 
 from lrat_jax.data.corruptions import CorruptedImages
+from lrat_jax.data.streams import Moment, Stream
 
 SPLITS = ("test", "validation", "train")
-# So many images of an extra source tell it from others; there may be tens of millions.
+# So many images tell a large data set from others, held in memory or streamed; a smaller one is compared whole.
 _SAMPLE = 1024
+_LARGE = 2**28
+# How many are read at once.
+_CHUNK = 256
 
 
 class Split(NamedTuple):
   """Images of one split.
 
   Attributes:
-    images: uint8 [n, h, w, c] in 0..255, or float32 in [0, 1].
+    images: uint8 [n, h, w, c] in 0..255, or float32 in [0, 1]; a `Stream` reads them as they are asked for.
     labels: int32 [n]; of an extra source also float32 [n, classes], distributions over the classes.
     indices: int32 [n], each image's index in the source's own split: its name in every result.
   """
@@ -25,22 +29,42 @@ class Split(NamedTuple):
   labels: np.ndarray
   indices: np.ndarray
 
-  def take(self, rows: np.ndarray) -> "Split":
-    return Split(self.images[rows], self.labels[rows], self.indices[rows])
+  def take(self, rows: np.ndarray, moment: Moment | None = None) -> "Split":
+    """Some rows, in memory. Of a stream with random crops those of a moment of training, or without one the centres."""
+    images = self.images.read(rows, moment) if isinstance(self.images, Stream) else self.images[rows]
+    return Split(images, self.labels[rows], self.indices[rows])
+
+  def select(self, rows: np.ndarray) -> "Split":
+    """Some rows; of a stream they are not read yet."""
+    images = self.images.select(rows) if isinstance(self.images, Stream) else self.images[rows]
+    return Split(images, self.labels[rows], self.indices[rows])
+
+  def in_memory(self) -> "Split":
+    """The same, with nothing left to read."""
+    return self._replace(images=np.asarray(self.images))
+
+  @property
+  def is_streamed(self) -> bool:
+    return isinstance(self.images, Stream)
 
   @property
   def nbytes(self) -> int:
-    """What the images take."""
+    """What the images take, or would take in memory."""
     return self.images.nbytes
 
   def fingerprint(self, most: int | None = None) -> str:
     """Shape and type of the images, and a digest of all: "uint8 [500, 8, 8, 1] sha256:0123456789abcdef".
 
-    With `most`, of so many images spread evenly, where there are more, and of all labels and indices.
+    With `most`, and where the images take more than 256 MiB, of a sample of them, spread evenly, and of all labels and
+    indices.
     """
     count, digest = len(self.labels), hashlib.sha256()
-    images = self.images if most is None or count <= most else self.images[np.linspace(0, count - 1, most).astype(int)]
-    for array in (images, self.labels, self.indices):
+    if most is None and self.nbytes > _LARGE:
+      most = _SAMPLE
+    rows = np.arange(count) if most is None or count <= most else np.linspace(0, count - 1, most).astype(int)
+    for start in range(0, len(rows), _CHUNK):
+      digest.update(np.ascontiguousarray(self.images[rows[start : start + _CHUNK]]).tobytes())
+    for array in (self.labels, self.indices):
       digest.update(np.ascontiguousarray(array).tobytes())
     return f"{self.images.dtype} {list(self.images.shape)} sha256:{digest.hexdigest()[:16]}"
 
@@ -51,6 +75,7 @@ class Dataset(NamedTuple):
   Attributes:
     corrupted: copies of the test split.
     extra: images that are trained on beside those of `train`, with indices beyond theirs; None without.
+    loading: whether images are streamed and why, a line; empty where there was nothing to choose.
   """
 
   train: Split
@@ -59,6 +84,7 @@ class Dataset(NamedTuple):
   num_classes: int | None
   corrupted: CorruptedImages | None = None
   extra: Split | None = None
+  loading: str = ""
 
   def split(self, name: str) -> Split:
     """One of `SPLITS`."""

@@ -236,7 +236,7 @@ def _run_autoattack(
 ) -> tuple[Arrays, attacks.AutoAttackReport]:
   """AutoAttack on the split, in the form of any other attack's result, and its report."""
   start = time.perf_counter()
-  split = job.split
+  split = job.split.in_memory()  # it comes back to images in any order, and keeps what it finds beside them
   try:
     report = attacks.autoattack(
       job.key, job.attacked_fn, split.images, split.labels,
@@ -269,7 +269,7 @@ def _with_fallen(job: _Job, clean: Arrays, report: attacks.AutoAttackReport) -> 
   """What the model says of every image as AutoAttack left it; `clean` is what it says of the clean images."""
   if not len(report.fallen):
     return clean
-  fallen, _ = _clean(job, job.split.take(report.fallen)._replace(images=report.adversarials), lambda *_: None)
+  fallen, _ = _clean(job, job.split.select(report.fallen)._replace(images=report.adversarials), lambda *_: None)
   evaluated = {name: array.copy() for name, array in clean.items()}
   for name, array in fallen.items():
     evaluated[name][report.fallen] = array
@@ -293,7 +293,7 @@ def _fingerprint(job: _Job, suite: suites.Suite, seed: int, predictions: str) ->
   if job.attacked_fn is not job.logits_fn:
     versions["type of the attacked network (config.eval.attack_dtype)"] = "another"
   return versions | {
-    "images or labels": _digest(job.split),
+    "images or labels": job.split.fingerprint(),
     "predictions of the model": predictions,
     "attacks (config.eval.suite)": str(sorted((name, sorted(entry.items())) for name, entry in suite.items())),
     **({"surrogate models": _digest(job.surrogates)} if job.surrogates else {}),
@@ -430,6 +430,8 @@ def _run(job: _Job, suite: suites.Suite, seed: int, num_sanity_examples: int, on
   try:
     clean, digest = _clean(job, job.split, attacks.check_logits)
     job.store().open(_fingerprint(job, suite, seed, digest))
+  except data.DataError:  # of a record that is damaged, not of the model
+    raise
   except ValueError as error:
     raise EvaluationError(str(error)) from None
   clean_correct = clean["predictions"] == job.split.labels

@@ -166,18 +166,18 @@ def test_a_damaged_archive_is_refused(tmp_path):
   whole = path.read_bytes()
   path.write_bytes(b"\0" * 4 + whole[4:])
   with pytest.raises(data.DataError, match=r"image.npy does not begin where the archive says"):
-    npz_idx.map_npz(path, ("image", "label"))
+    npz_idx.map_npz(path, [("image", "label")])
   path.write_bytes(whole.replace(b"(6, 8, 8, 1)", b"(9, 8, 8, 1)"))
   with pytest.raises(
     data.DataError, match=r"image.npy holds 384 bytes where its header, uint8 \(9, 8, 8, 1\), says 576"
   ):
-    npz_idx.map_npz(path, ("image", "label"))
+    npz_idx.map_npz(path, [("image", "label")])
   with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("image.npy", "w") as file:
     np.lib.format.write_array(file, np.zeros(2**28, np.uint8))
   with pytest.raises(data.DataError, match="it needs the arrays"):
-    npz_idx.map_npz(path, ("image", "label"))
+    npz_idx.map_npz(path, [("image", "label")])
   with pytest.raises(data.DataError, match="bytes claim to hold arrays of 268,435,584"):
-    npz_idx.map_npz(path, ("image",))
+    npz_idx.map_npz(path, [("image",)])
 
 
 def test_the_extra_images_indices_are_beyond_the_primarys(tmp_path):

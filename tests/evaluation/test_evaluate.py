@@ -13,6 +13,7 @@ from lrat_jax import attacks, data, models
 from lrat_jax.attacks import AttackResult
 from lrat_jax.core import microbatch, sharding
 from lrat_jax.core.errors import ConfigError
+from lrat_jax.data import streams
 from lrat_jax.evaluation import evaluate
 from lrat_jax.evaluation import results as results_lib
 from tests.helpers import make_split
@@ -34,11 +35,11 @@ def variables(model):
   return jax.jit(model.init)(jax.random.key(0), SPLIT.images[:1])
 
 
-def run_suite(model, variables, suite=SUITE, batch_size=8, num_devices=1, seed=3, **options):
+def run_suite(model, variables, suite=SUITE, batch_size=8, num_devices=1, seed=3, split=SPLIT, **options):
   """(summary, per_example)."""
   logits_fn = Partial(models.applied(model), variables)
   mesh = sharding.make_mesh(num_devices)
-  return evaluate.run_suite(logits_fn, SPLIT, suite, batch_size=batch_size, mesh=mesh, seed=seed, **options)[:2]
+  return evaluate.run_suite(logits_fn, split, suite, batch_size=batch_size, mesh=mesh, seed=seed, **options)[:2]
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,17 @@ def test_attacks_take_half_as_many_images_as_often_as_memory_is_too_small(monkey
   tried.clear()
   summary, _ = run_suite(model, variables)
   assert tried == [8, 4, 2] * 2 and summary["robust"] == results[0]["robust"]
+
+
+def test_images_that_stream_change_nothing(model, variables):
+  images = np.round(255 * SPLIT.images).astype(np.uint8)
+  held = SPLIT._replace(images=images)
+  streamed = SPLIT._replace(images=streams.stream_of(streams.MappedRecords(images)))
+  suite = SUITE | {"aa": {"name": "autoattack", "epsilon": "0.05", "attacks_to_run": ["apgd-ce"]}}
+  one, other = (run_suite(model, variables, suite, split=split, num_sanity_examples=4) for split in (held, streamed))
+  assert one[0]["robust"] == other[0]["robust"] and one[0]["warnings"] == other[0]["warnings"]
+  for name, expected in one[1].items():
+    np.testing.assert_array_equal(other[1][name], expected)
 
 
 def test_a_verdict_is_the_models_whatever_is_attacked(model, variables):

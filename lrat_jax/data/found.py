@@ -1,0 +1,96 @@
+"""What every source finds, checked: images and labels of right shapes, types and ranges, in two splits that agree."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lrat_jax.core.arguments import ROUNDING, warn_of_layout
+from lrat_jax.data.npz_idx import DataError
+from lrat_jax.data.splits import Split
+from lrat_jax.data.streams import Decision
+
+# What int32 holds.
+_MOST_LABELS = 2**31 - 1
+
+# Images, which may be a `Stream`, and labels.
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+class Found(NamedTuple):
+  """What a source holds.
+
+  Attributes:
+    train: None where it was not asked for.
+    num_classes: None if unknown.
+    decision: whether its images are streamed.
+  """
+
+  train: Split | None
+  test: Split
+  num_classes: int | None
+  decision: Decision = Decision()
+
+
+def as_images(images: np.ndarray, where: str) -> np.ndarray:
+  """[n, h, w] or [n, h, w, c] as uint8, or as float32 in [0, 1]."""
+  if images.ndim == 3:
+    images = images[..., None]
+  if images.ndim != 4 or 0 in images.shape:
+    raise DataError(f"{where} has shape {images.shape}; images are [n, h, w] or [n, h, w, c], none of them 0.")
+  warn_of_layout(images.shape)
+  if images.dtype == np.uint8:
+    return images
+  if not np.issubdtype(images.dtype, np.floating):
+    raise DataError(f"{where} is {images.dtype}; images are uint8 in 0..255 or floats in [0, 1].")
+  low, high = float(images.min()), float(images.max())
+  if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also where one is NaN
+    raise DataError(f"{where} holds floats from {low:.8g} to {high:.8g}; float images are in [0, 1].")
+  return np.clip(images.astype(np.float32), 0, 1)
+
+
+def check_labels(labels: np.ndarray, count: int, num_classes: int | None, where: str) -> np.ndarray:
+  """int32 [count] of integers [count] or [count, 1] in 0..num_classes - 1. Raises DataError, which names `where`."""
+  if labels.ndim == 2 and labels.shape[1] == 1:
+    labels = labels[:, 0]
+  if labels.shape != (count,):
+    raise DataError(f"{where} has shape {labels.shape} where there are {count} images.")
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise DataError(f"{where} is {labels.dtype}; labels are integers.")
+  top = num_classes - 1 if num_classes is not None else min(int(labels.max()), _MOST_LABELS)
+  if labels.min() < 0 or labels.max() > top:
+    raise DataError(f"{where} holds labels from {labels.min()} to {labels.max()}; the classes are 0..{max(top, 0)}.")
+  return labels.astype(np.int32)
+
+
+def split_of(arrays: Arrays, num_classes: int | None, where: str) -> Split:
+  images, labels = arrays
+  images = as_images(images, f"{where} images")
+  labels = check_labels(labels, len(images), num_classes, f"{where} labels")
+  return Split(images, labels, np.arange(len(images), dtype=np.int32))
+
+
+def train_and_test(
+  train: Arrays | None, test: Arrays, num_classes: int | None, where: str, decision: Decision
+) -> Found:
+  """Checked splits of arrays (images, labels).
+
+  Without a class count, the training labels say how many there are. Without training arrays only the model can say it.
+  """
+  if train is None:
+    return Found(None, split_of(test, num_classes, f"{where}: test"), num_classes, decision)
+  checked = split_of(train, num_classes, f"{where}: training")
+  most = int(checked.labels.max())
+  if num_classes is None and most >= len(checked.labels):
+    raise DataError(
+      f"{where}: training labels reach {most} in {len(checked.labels)} images; classes are numbered from 0."
+    )
+  num_classes = num_classes or most + 1
+  if num_classes < 2:
+    raise DataError(f"{where}: training labels hold one class; a classifier needs two or more.")
+  tested = split_of(test, num_classes, f"{where}: test")
+  if checked.images.shape[1:] != tested.images.shape[1:]:
+    raise DataError(
+      f"{where}: training images are {checked.images.shape[1:]}, test images {tested.images.shape[1:]}; "
+      "they must agree."
+    )
+  return Found(checked, tested, num_classes, decision)

@@ -1,0 +1,188 @@
+"""Images that are read as they are asked for, in place of an array in memory, and the choice between the two."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol, cast
+
+import grain
+import numpy as np
+from rich.filesize import decimal
+
+from lrat_jax.core import sharding
+from lrat_jax.data.npz_idx import DataError
+
+LOADINGS = ("auto", "memory", "stream")
+# What "auto" gives of the host's memory to decoded images; a split is copied once while it is cut.
+_SHARE = 0.25
+# Decoding releases Python's lock, the rest of a record's way does not: more threads than this wait for one another.
+_MOST_WORKERS = 16
+# So many records make one element of Grain's, which costs as much as a small picture; so many of those wait at most.
+_TOGETHER, _AHEAD = 8, 128
+_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+# (seed, step) of a training batch, which random crops are drawn from.
+Moment = tuple[int, int]
+
+
+class Records(Protocol):
+  """Images in files, by their numbers from 0."""
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """(n, h, w, c)."""
+
+  def read(self, numbers: np.ndarray, moment: Moment | None = None) -> np.ndarray:
+    """uint8 [k, h, w, c]; where images are cropped at random, as at a moment of training, or without one the centre."""
+
+
+class Stream:
+  """uint8 [n, h, w, c] that is read where rows are asked for; it stands for the array of images in a `Split`.
+
+  Args:
+    records: what it reads.
+    numbers: int [n], which of the records it is, in its order; all by default.
+  """
+
+  dtype = np.dtype(np.uint8)
+  ndim = 4
+
+  def __init__(self, records: Records, numbers: np.ndarray | None = None):
+    self._records = records
+    self._numbers = np.arange(records.shape[0]) if numbers is None else numbers
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return (len(self._numbers), *self._records.shape[1:])
+
+  @property
+  def size(self) -> int:
+    return int(np.prod(self.shape, dtype=np.int64))
+
+  @property
+  def nbytes(self) -> int:
+    """What it would take in memory."""
+    return self.size
+
+  def select(self, rows: np.ndarray) -> "Stream":
+    """Some rows, of which nothing is read yet."""
+    return Stream(self._records, self._numbers[rows])
+
+  def read(self, rows: np.ndarray | slice, moment: Moment | None = None) -> np.ndarray:
+    """uint8 [k, h, w, c], as `Records.read` says."""
+    return self._records.read(self._numbers[rows], moment)
+
+  def __len__(self) -> int:
+    return len(self._numbers)
+
+  def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
+    if isinstance(rows, int | np.integer):
+      return self.read(np.array([rows]))[0]
+    return self.read(rows)
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    return self[:].astype(dtype or self.dtype, copy=False)
+
+
+def stream_of(records: Records) -> np.ndarray:
+  """All of some records, as what a `Split` takes for an array of images."""
+  return cast(np.ndarray, Stream(records))
+
+
+class MappedRecords(NamedTuple):
+  """An array that is mapped from its file: uint8 [n, h, w, c]."""
+
+  images: np.ndarray
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.images.shape
+
+  def read(self, numbers: np.ndarray, moment: Moment | None = None) -> np.ndarray:
+    return self.images[numbers]
+
+
+def for_each(count: int, action: Callable[[int], None], workers: int = 0) -> None:
+  """`action` of every number below `count`, in threads; the first error ends it.
+
+  Args:
+    workers: how many threads; 0 is one for each core that this process may use, up to 16.
+  """
+  if not count:
+    return
+  threads = workers or min(sharding.num_cores(), _MOST_WORKERS)
+  together = max(1, min(_TOGETHER, count // (4 * threads)))
+
+  def act(first: int) -> int:
+    for number in range(first, min(first + together, count)):
+      action(number)
+    return first  # Grain takes None for an element that was filtered out
+
+  pieces = grain.MapDataset.range(0, count, together).map(act)
+  options = grain.ReadOptions(num_threads=min(threads, len(pieces)), prefetch_buffer_size=min(len(pieces), _AHEAD))
+  with contextlib.closing(iter(pieces.to_iter_dataset(options))) as done:
+    for _ in done:
+      pass
+
+
+def host_memory() -> int:
+  """Bytes of memory that this host has, or that its container may use."""
+  limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+  for name in _MEMORY_LIMITS:
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+      limits.append(int(Path(name).read_text()))
+  return min(limits)
+
+
+class Decision(NamedTuple):
+  """Whether images are streamed, and why: a line, empty where there was nothing to choose."""
+
+  streams: bool = False
+  line: str = ""
+
+
+class Loading(NamedTuple):
+  """How images become arrays: fields of a configuration's `data`.
+
+  Attributes:
+    kind: one of `LOADINGS`; "auto" keeps in memory what takes a quarter of the host's at the most.
+    image_size: the side of squares that pictures are brought to; 0 leaves them as they are.
+    random_resized_crop: the smallest share of a picture that a crop in training may be; 0 is off.
+    workers: threads that read and decode, as of `for_each`.
+    on_devices: whether training images are to wait on the devices, which a stream cannot.
+  """
+
+  kind: str = "memory"
+  image_size: int = 0
+  random_resized_crop: float = 0.0
+  workers: int = 0
+  on_devices: bool = False
+
+  def decide(self, nbytes: int, obstacle: str = "") -> Decision:
+    """Whether images of so many bytes are streamed.
+
+    Args:
+      obstacle: why they cannot be, for a sentence that begins with "they".
+
+    Raises:
+      DataError: they have to be, and cannot.
+    """
+    if self.kind == "stream" and obstacle:
+      raise DataError(f"data.loading='stream': its images cannot be streamed; they {obstacle}.")
+    if self.kind != "auto":
+      return Decision(self.kind == "stream")
+    size, memory = f"{decimal(nbytes)} of images", decimal(host_memory())
+    if self.random_resized_crop:
+      return Decision(True, f"{size} are streamed (data.loading=auto), as data.random_resized_crop needs them.")
+    if self.on_devices:
+      return Decision(False, f"{size} are held in memory (data.loading=auto), for data.placement=device.")
+    if nbytes <= _SHARE * host_memory():
+      return Decision(False, f"{size} are held in memory (data.loading=auto: up to a quarter of the host's {memory}).")
+    if obstacle:
+      return Decision(False, f"{size} are held in memory of {memory} (data.loading=auto), since they {obstacle}.")
+    return Decision(True, f"{size} are streamed (data.loading=auto: more than a quarter of the host's {memory}).")
+
+
+# As data sets are loaded unless asked otherwise.
+IN_MEMORY = Loading()
