@@ -106,7 +106,7 @@ def test_a_dry_run_says_what_the_run_would_take_and_leaves_nothing(tmp_path, mon
     "pgd: linf 0.2, 2 steps of 0.05",
     "5 gradients and 0 queries of an image at most",
     "1 epochs plain: ",
-    "1 epochs use local weights, use global weights: ",
+    "1 epochs local weights, global weights: ",
   ):
     assert words in said, said
   kernels = 9 * (4 + 16 + 32 + 64) + 32 * 16 + 16 * 10

@@ -213,13 +213,11 @@ def read(source: str | Path, *, key: str | None = None, **said: Any) -> Stored:
   Args:
     source: .pt, .pth, .safetensors, a directory with model.safetensors and config.json, or a run's workdir.
     key: which of several state_dicts in a .pt file.
-    said: of the network, each None or left out where there is nothing to say (`identity.Said`):
-      mean, std: of the images in [0, 1], per channel or one for all.
-      preprocessing: instead, "none" where images in [0, 1] go in as they are, "per_image" or "minus_one_to_one", as
-        `models.create` explains them.
-      activation: as `models.create` takes it.
-      architecture: the network's name, where the tensors fit several.
-      robustbench: an entry of RobustBench that says all of it: "Wang2023Better_WRN-28-10", "cifar10/L2/Ding2020MMA".
+    said: of the network, each None or left out where there is nothing to say (`identity.Said`). mean, std: of the
+      images in [0, 1], per channel or one for all; preprocessing: instead, "none" where images in [0, 1] go in as they
+      are, "per_image" or "minus_one_to_one", as `models.create` explains them; activation: as `models.create` takes it;
+      architecture: the network's name, where the tensors fit several; robustbench: an entry of RobustBench that says
+      all of it, such as "Wang2023Better_WRN-28-10" or "cifar10/L2/Ding2020MMA".
 
   Raises:
     WeightsError: it cannot be read, is no network known here, is not what is said, or something that changes its logits

@@ -36,6 +36,7 @@ ATTACKS = {
   attacks.msd: {"radii": {"linf": 0.1}, "step_sizes": {"linf": 0.1}, "num_steps": 1},
   attacks.spatial: {"num_rotations": 1, "num_translations": 1},
   attacks.corruption: {"kind": "contrast", "severity": 1},
+  attacks.lpips: BALL | {"num_steps": 1, "features_fn": lambda images: [images]},
   attacks.unforeseen: {"kind": "stadv", "epsilon": 0.1, "num_steps": 1},
 }
 LOSSES = (losses.cross_entropy, losses.margin, losses.cw, losses.dlr, losses.is_correct)
