@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from lrat_jax import data, models
-from lrat_jax.analysis import plots
 from lrat_jax.config import suites, validate
 from lrat_jax.config.command_line import Options, expand_home, reason
 from lrat_jax.convert import exchange, initial
@@ -30,6 +29,19 @@ from lrat_jax.training import workdir as workdir_lib
 
 # Programs that took longer to compile are kept. JAX's own second leaves out half of a small network's.
 _WORTH_KEEPING_S = 0.1
+
+
+# Matplotlib takes a second to import, and what draws is a thread beside the compiler.
+def _draw_run(*of: Any) -> None:
+  from lrat_jax.analysis import plots
+
+  plots.draw_run(*of)
+
+
+def _draw_evaluation(*of: Any) -> None:
+  from lrat_jax.analysis import plots
+
+  plots.draw_evaluation(*of)
 
 
 def _asked(options: Options) -> dict[str, Any]:
@@ -134,7 +146,7 @@ def _evaluate_checkpoint(
 
   def draw(*of: Any) -> None:
     drawn()  # Matplotlib is for one thread at a time
-    plots.draw_evaluation(*of)
+    _draw_evaluation(*of)
 
   step, state = loop.load_best(experiment, workdir, console)
   console.print(f"Evaluating the checkpoint of step {step}, the best in validation.")
@@ -214,7 +226,7 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
         stop=stop,
         microbatch_size=microbatch_size,
         surrogates=surrogates,
-        draw=plots.draw_evaluation,
+        draw=_draw_evaluation,
         about=about,
         attacked_fn=stored.build(dtype).logits_fn if stored and dtype != "float32" else None,
       )
@@ -293,7 +305,7 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
     if mode != "evaluate":
       loop.train(experiment, workdir, console, stop, writers, begin)
     draws = mode != "evaluate" and distributed.is_primary()
-    with _drawing(functools.partial(plots.draw_run, workdir, config.name, dataset.train) if draws else None) as drawn:
+    with _drawing(functools.partial(_draw_run, workdir, config.name, dataset.train) if draws else None) as drawn:
       if mode != "train":
         results = _evaluate_checkpoint(experiment, surrogates, asked, workdir, console, stop, drawn)
         metric_writers.write_results(writers, results)
