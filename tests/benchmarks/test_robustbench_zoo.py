@@ -53,6 +53,8 @@ def entries(monkeypatch, tmp_path):
   """As `zoo` finds them in a folder with RobustBench, which imports something that is not there."""
   package = tmp_path / "robustbench" / "model_zoo"
   package.mkdir(parents=True)
+  for folder in (package.parent, package):  # one that is installed would go before a folder without
+    (folder / "__init__.py").touch()
   (package / "models.py").write_text(
     "from autoattack.state import EvaluationState\nfrom zoo_entries import model_dicts\n"
   )
