@@ -270,6 +270,25 @@ def _check_loading(config: ConfigDict) -> None:
     raise ConfigError(f"{where} reads each picture anew: it needs loading=stream or auto, and placement=host or auto.")
 
 
+def _check_mixture(config: ConfigDict) -> None:
+  """Every batch has images of both sources."""
+  _range(config, "data.extra.fraction", 0, 1)
+  fraction, size = config.data.extra.fraction, config.data.batch_size
+  if config.data.extra.source and not 0 < data.num_extra(fraction, size) < size:
+    raise ConfigError(f"config.data.extra.fraction={fraction} of {size} images leaves a source without any.")
+
+
+def _check_logit_pairing(config: ConfigDict) -> None:
+  _range(config, "logit_pairing.weight", 0)
+  if config.logit_pairing.weight:
+    _choice(config, "logit_pairing.attack", list(config.train_attacks))
+    if len(config_lib.variant_names(config)) < 2:
+      raise ConfigError(
+        f"config.logit_pairing.weight={config.logit_pairing.weight} compares the variants of a pair, of which there is "
+        "one; name more training attacks, with train.variants=all."
+      )
+
+
 def check(config: ConfigDict) -> None:
   """Refuses values that no run can use. Raises ConfigError naming the field, the value and the choices."""
   _choice(config, "objective", objectives.OBJECTIVES)
@@ -309,25 +328,11 @@ def check(config: ConfigDict) -> None:
   ):
     _range(config, path, 0, 1)
   _range(config, "train.ema_decay", 0, 0.999999)
-  _range(config, "data.extra.fraction", 0, 1)
-  if (
-    config.data.extra.source
-    and not 0 < data.num_extra(config.data.extra.fraction, size := config.data.batch_size) < size
-  ):
-    raise ConfigError(
-      f"config.data.extra.fraction={config.data.extra.fraction} of {size} images leaves a source without any."
-    )
+  _check_mixture(config)
   _range(config, "beta", 0)
   _check_augmentation(config)
   _range(config, "awp.gamma", 0, 1)
-  _range(config, "logit_pairing.weight", 0)
-  if config.logit_pairing.weight:
-    _choice(config, "logit_pairing.attack", list(config.train_attacks))
-    if len(config_lib.variant_names(config)) < 2:
-      raise ConfigError(
-        f"config.logit_pairing.weight={config.logit_pairing.weight} compares the variants of a pair, of which there is "
-        "one; name more training attacks, with train.variants=all."
-      )
+  _check_logit_pairing(config)
   _range(config, "optimizer.learning_rate", 0)
   _range(config, "optimizer.weight_decay", 0)
   _range(config, "optimizer.clip_norm", 0)
