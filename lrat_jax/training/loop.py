@@ -26,7 +26,7 @@ from lrat_jax.core.text import seconds_text
 from lrat_jax.core.typing import Variables
 from lrat_jax.evaluation import evaluate
 from lrat_jax.training import checkpoints as checkpoints_lib
-from lrat_jax.training import metric_writers, metrics, optim
+from lrat_jax.training import metric_writers, metrics, optim, phases
 from lrat_jax.training import step as step_lib
 
 
@@ -211,7 +211,7 @@ class _Loop:
   def _run_epoch(self, epoch: int, show: Callable[[str], None]) -> bool:
     """Trains to the end of an epoch, or to the step after which the run was asked to stop; whether it was."""
     config, experiment = self._config, self._experiment
-    phase = step_lib.phase_at(config, epoch)
+    phase = phases.phase_at(config, epoch)
     take_step = self._compiled(phase)
     end = (epoch + 1) * experiment.steps_per_epoch
     start_time, start_step = time.perf_counter(), self.step

@@ -10,12 +10,12 @@ import pytest
 
 from lrat_jax import data
 from lrat_jax.core import sharding
-from lrat_jax.training import loop
+from lrat_jax.training import loop, phases
 from lrat_jax.training import step as step_lib
 from tests.helpers import make_config, make_experiment, to_numpy
 
-PHASE = step_lib.Phase(use_local_weights=True, use_global_weights=True)
-PLAIN = step_lib.Phase(use_local_weights=False, use_global_weights=False)
+PHASE = phases.Phase(use_local_weights=True, use_global_weights=True)
+PLAIN = phases.Phase(use_local_weights=False, use_global_weights=False)
 FIELDS = {
   "data__batch_size": 16,
   "model__name": "cnn_2",
