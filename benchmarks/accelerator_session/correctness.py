@@ -32,7 +32,7 @@ _WAYS = (("float32", "float32", "highest"), ("float32, default", "float32", None
 
 
 def _mesh(device: jax.Device) -> Mesh:
-  return sharding.mesh_of([device], sharding.AXIS)
+  return sharding.mesh_over([device])
 
 
 def _experiment(session: Session, device: jax.Device, method: str = "lrat") -> loop.Experiment:

@@ -306,6 +306,8 @@ def check(config: ConfigDict) -> None:
   _choice(config, "model.batch_norm", (config_lib.SYNCHRONISED, config_lib.LOCAL))
   _choice(config, "train.variants", (config_lib.ALL, config_lib.SAMPLED))
   _range(config, "seed", 0, 2**32 - 1)
+  _range(config, "mesh.model_devices", 1, _MOST)
+  _range(config, "mesh.shard_above", 0, _MOST)
   for path in ("data.batch_size", "eval.batch_size"):
     _range(config, path, 1, _LARGEST_BATCH)
   for path in ("train.epochs", "train.log_every_steps", "train.checkpoint_every_steps", "data.validation_size"):

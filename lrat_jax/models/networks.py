@@ -13,7 +13,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from lrat_jax.core import user_code
-from lrat_jax.core.typing import FeaturesFn, Images, Logits, LogitsFn, Variables
+from lrat_jax.core.typing import AxisName, FeaturesFn, Images, Logits, LogitsFn, Variables
 from lrat_jax.models import convnext, swin, vit, wide_resnet, xcit
 from lrat_jax.models.cnn import CNN
 from lrat_jax.models.layers import ACTIVATIONS, FEATURES
@@ -200,7 +200,7 @@ def create(
   std: Sequence[float] = (1.0,),
   preprocessing: str = "mean_std",
   activation: str = "auto",
-  axis_name: str | None = None,
+  axis_name: AxisName | None = None,
 ) -> Classifier:
   """A Flax classifier by name.
 
@@ -216,7 +216,7 @@ def create(
       mean and deviation (`standardised`); or "minus_one_to_one", 2 x - 1. The last three use no mean and std.
     activation: "relu", "silu" (swish), "gelu", "gelu_tanh", or "auto": the one that the network was published with. A
       function of the user's is given it where it is not "auto".
-    axis_name: mesh axis over which batch norm averages in train mode; None for one device.
+    axis_name: mesh axis, or axes, over which batch norm averages in train mode; None for one device.
 
   Raises:
     ValueError: an unknown name, dtype, preprocessing or activation, a function of the user's that is not there or

@@ -18,6 +18,7 @@ from rich.table import Table
 from lrat_jax import data
 from lrat_jax.config import default as config_lib
 from lrat_jax.config import suites
+from lrat_jax.core import fsdp
 from lrat_jax.core.text import seconds_text
 from lrat_jax.training import loop, phases
 from lrat_jax.training import step as step_lib
@@ -133,7 +134,7 @@ def describe(experiment: loop.Experiment, console: Console) -> None:
   for cost in costs:
     text = f"{seconds_text(cost.compiling)} to compile, {1000 * cost.step:,.0f} ms a step"
     say("phase", f"{cost.epochs} epochs {phases.phase_text(cost.phase)}: {text}, {decimal(cost.memory)} on each device")
-  state_bytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+  state_bytes = fsdp.bytes_per_device(experiment.abstract_state())
   most, limit = max(cost.memory for cost in costs), (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
   of = f" of {decimal(limit)}" if limit else ""
   say("memory", f"{decimal(state_bytes)} of state, {decimal(most)}{of} on each device in a step")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from lrat_jax import attacks, data, objectives, reweighting
 from lrat_jax.config.default import LOCAL
-from lrat_jax.core import sharding, user_code
+from lrat_jax.core import fsdp, sharding, user_code
 from lrat_jax.core.typing import Variables
 from lrat_jax.training import awp
 from lrat_jax.training.phases import Phase, needs_natural
@@ -50,7 +50,7 @@ class Joined(NamedTuple):
 
   Attributes:
     loss: float [], of the global batch.
-    gradients: like the parameters, of that loss.
+    gradients: like the parameters, of that loss; of those that are split over devices, this one's part.
     batch_stats: batch norm's running averages after the batch.
     per_image: of this device's shard.
   """
@@ -76,6 +76,7 @@ def joined(
   shard: Shard,
   attack: Callable[[Shard], tuple[Array, Array]],
   num_classes: Callable[[], int],
+  specs: Any,
 ) -> Joined:
   """The gradient of a phase's loss on the global batch, from each device's shard of it.
 
@@ -84,6 +85,7 @@ def joined(
   Args:
     attack: makes the variants [b, m, h, w, c] of a shard and says what share of iterates [b, m] the model survived.
     num_classes: asked for it only where labels are smoothed.
+    specs: by parameter, which part of its gradient each device gets (`fsdp.specs`).
   """
   # Every gradient below is this device's own; exactly one mean over devices joins them.
   images, labels, _ = shard
@@ -110,9 +112,10 @@ def joined(
   (loss, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(at)
   natural_logits, vulnerabilities, weights, batch_stats = aux
   if config.model.batch_norm == LOCAL:  # each device's averages moved its own way, and become their mean
-    loss, gradients, batch_stats = lax.pmean((loss, gradients, batch_stats), sharding.AXIS)
+    own, whole = (loss, gradients, batch_stats), sharding.REPLICATED
+    loss, gradients, batch_stats = fsdp.mean(own, (whole, specs, whole))
   else:
-    loss, gradients = lax.pmean((loss, gradients), sharding.AXIS)
+    loss, gradients = fsdp.mean((loss, gradients), (sharding.REPLICATED, specs))
   if natural_logits is None:
     sampled = -(-batch_size // _NATURAL_SAMPLE)
     natural_logits = logits_fn(model, variables)(images[:sampled])

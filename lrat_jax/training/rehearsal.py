@@ -132,7 +132,8 @@ def programs(experiment: loop.Experiment) -> Iterator[Rehearsed]:
     yield _rehearse(name, config.data.batch_size, step_lib.train_step_program(*make), mesh, keys, state, batch)
   size = config.eval.batch_size
   attack = attacks.microbatch(attacks.from_config(config.validation_attack), experiment.microbatch_size)
-  logits_fn = Partial(models.applied(experiment.model), state.eval_variables)
+  variables = experiment.abstract_state(evaluates=True).eval_variables
+  logits_fn = Partial(models.applied(experiment.model), variables)
   batch = _batch(experiment, size, mask=jax.ShapeDtypeStruct((size,), jnp.bool_))
   key = whole(jax.eval_shape(lambda: jax.random.key(0)))
   program = evaluate.batch_program(attack, "linf", mesh)

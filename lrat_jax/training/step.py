@@ -1,7 +1,7 @@
-"""One training step: prepare, differentiate (`gradients`), descend. Pure, and sharded over the devices' "data" axis."""
+"""One training step: prepare, differentiate (`gradients`), descend. Pure, and sharded over devices."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import flax.struct
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from lrat_jax import attacks, data
 from lrat_jax.config.default import SAMPLED
-from lrat_jax.core import sharding
+from lrat_jax.core import fsdp, sharding
 from lrat_jax.core.typing import Variables
 from lrat_jax.training import gradients
 from lrat_jax.training import inputs as inputs_lib
@@ -27,7 +27,7 @@ _STREAMS = {"init": 0, "augment": 1, "attack": 2, "sampling": 3}
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """What a step changes, whole on every device.
+  """What a step changes; over devices it lies as `state_specs` says, by default whole on every one.
 
   Attributes:
     step: int32 [], steps done.
@@ -75,6 +75,12 @@ class StepOutput(NamedTuple):
   global_weights: Array
 
 
+# How what a step tells lies over the devices.
+_OF_THE_BATCH = ("loss", "gradient_norm", "parameter_norm", "drawn")
+_PLACES: dict[str, Any] = dict.fromkeys(StepOutput._fields, sharding.BATCHED)
+_OUTPUT_SPECS = StepOutput(**_PLACES | dict.fromkeys(_OF_THE_BATCH, sharding.REPLICATED))
+
+
 def stream_key(seed: int, stream: str) -> Array:
   """The root key of one named use of randomness under a seed."""
   return jax.random.fold_in(jax.random.key(seed), _STREAMS[stream])
@@ -95,6 +101,11 @@ def create_state(
   )
 
 
+def state_specs(config: ConfigDict, mesh: Mesh, state: Any) -> Any:
+  """How the arrays of a state lie over a mesh, large ones in parts over its axis "model" (`fsdp.specs`)."""
+  return fsdp.specs(state, mesh, config.mesh.shard_above)
+
+
 def leaf_names(tree: Any) -> dict[str, Any]:
   """A tree's leaves by their names, "params/network/Conv_0/kernel"."""
   leaves = jax.tree.leaves_with_path(tree)
@@ -109,46 +120,98 @@ def begin_with(state: TrainState, arrays: Mapping[str, Any]) -> TrainState:
   return state.replace(variables=variables, ema=None if state.ema is None else jax.tree.map(jnp.copy, variables))
 
 
-def _step(
+class _OnDevice(NamedTuple):
+  """What a device makes of its shard of the batch.
+
+  Attributes:
+    joined: the gradient of the global batch.
+    classes: int [b], the true classes.
+    drawn: int32 [], the number of the attack that was drawn, or None.
+    sampling: the state's after the batch, or None.
+  """
+
+  joined: gradients.Joined
+  classes: Array
+  drawn: Array | None
+  sampling: variants_lib.Sampling | None
+
+
+def _on_device(
   config: ConfigDict,
   model: nn.Module,
-  optimizer: optax.GradientTransformation,
   total_steps: int,
   phase: Phase,
   platform: str,
+  specs: Variables,
+  root_keys: dict[str, Array],
+  step: Array,
+  variables: Variables,
+  sampling: variants_lib.Sampling | None,
+  batch: data.loader.Batch,
+) -> _OnDevice:
+  """The part of a step that is mapped over devices: from a shard of the batch to the gradient of all of it."""
+  variables, indices = fsdp.all_gather(variables, specs), batch["indices"]
+  keys = attacks.example_keys(jax.random.fold_in(root_keys["augment"], step), indices)
+  model_logits = gradients.logits_fn(model, variables, config.train.attack_batch_norm)
+  num_classes = lambda: jax.eval_shape(model_logits, data.to_float(batch["images"])).shape[-1]
+  shard = gradients.Shard(*inputs_lib.prepare(config, keys, batch, num_classes), indices)
+  drawn = None if sampling is None else variants_lib.draw(root_keys["sampling"], step, sampling)
+  attack = functools.partial(
+    variants_lib.attack, config, platform, root_keys["attack"], step, total_steps, drawn, model_logits
+  )
+  joined = gradients.joined(
+    config,
+    model,
+    phase,
+    variables,
+    shard,
+    attack=lambda shard: attack(*shard),
+    num_classes=num_classes,
+    specs=specs["params"],
+  )
+  if sampling is not None:
+    sampling = variants_lib.updated(sampling, drawn, joined.per_image.vulnerabilities <= 0)
+  return _OnDevice(joined, attacks.losses.true_classes(shard.labels), drawn, sampling)
+
+
+def _step(
+  config: ConfigDict,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  on_device: Callable[..., _OnDevice],
   root_keys: dict[str, Array],
   state: TrainState,
   batch: data.loader.Batch,
 ) -> tuple[TrainState, StepOutput]:
-  """What one device does with its shard of the batch."""
-  variables, indices = state.variables, batch["indices"]
-  keys = attacks.example_keys(jax.random.fold_in(root_keys["augment"], state.step), indices)
-  model_logits = gradients.logits_fn(model, variables, config.train.attack_batch_norm)
-  num_classes = lambda: jax.eval_shape(model_logits, data.to_float(batch["images"])).shape[-1]
-  shard = gradients.Shard(*inputs_lib.prepare(config, keys, batch, num_classes), indices)
-  drawn = None if state.sampling is None else variants_lib.draw(root_keys["sampling"], state.step, state.sampling)
-  attack = functools.partial(
-    variants_lib.attack, config, platform, root_keys["attack"], state.step, total_steps, drawn, model_logits
+  """A step on all devices: the gradient, which is mapped over them, and what the optimiser makes of it, which is not.
+
+  So an optimiser may look at all parameters, as clipping does, wherever their parts are.
+  """
+  specs, params = state_specs(config, mesh, state), state.variables["params"]
+  whole: Any = sharding.REPLICATED
+  split: Any = sharding.BATCHED
+  joined_specs = gradients.Joined(whole, specs.variables["params"], whole, per_image=split)
+  mapped = sharding.shard_map(
+    functools.partial(on_device, specs.variables),
+    mesh,
+    in_specs=(whole, whole, specs.variables, whole, split),
+    out_specs=_OnDevice(joined_specs, split, whole, whole),
   )
-  joined = gradients.joined(
-    config, model, phase, variables, shard, attack=lambda shard: attack(*shard), num_classes=num_classes
-  )
-  updates, opt_state = optimizer.update(joined.gradients, state.opt_state, variables["params"])
-  new_variables = {"params": optax.apply_updates(variables["params"], updates), "batch_stats": joined.batch_stats}
-  adversarial_correct = joined.per_image.vulnerabilities <= 0
+  joined, classes, drawn, sampling = mapped(root_keys, state.step, state.variables, state.sampling, batch)
+  updates, opt_state = optimizer.update(joined.gradients, state.opt_state, params)
+  variables = {"params": optax.apply_updates(params, updates), "batch_stats": joined.batch_stats}
   output = StepOutput(
     loss=joined.loss,
     gradient_norm=optax.tree.norm(joined.gradients),
-    parameter_norm=optax.tree.norm(new_variables["params"]),
+    parameter_norm=optax.tree.norm(variables["params"]),
     drawn=jnp.zeros((), jnp.int32) if drawn is None else drawn,
-    indices=indices,
-    labels=attacks.losses.true_classes(shard.labels),
-    adversarial_correct=adversarial_correct,
+    indices=batch["indices"],
+    labels=classes,
+    adversarial_correct=joined.per_image.vulnerabilities <= 0,
     **joined.per_image._asdict(),
   )
-  ema = _moving_average(config, state, new_variables)
-  sampling = None if drawn is None else variants_lib.updated(state.sampling, drawn, adversarial_correct)
-  return TrainState(state.step + 1, new_variables, opt_state, ema, sampling), output
+  state = TrainState(state.step + 1, variables, opt_state, _moving_average(config, state, variables), sampling)
+  return fsdp.constrain(state, mesh, specs), fsdp.constrain(output, mesh, _OUTPUT_SPECS)
 
 
 def _moving_average(config: ConfigDict, state: TrainState, variables: Variables) -> Variables | None:
@@ -169,26 +232,18 @@ def train_step_program(
 ) -> jax.stages.Wrapped:
   """The jitted step of one phase: (root keys, state, batch) -> (state, StepOutput).
 
-  The seed enters by `root_keys`, so that one compiled program serves every seed. The state is whole on every device and
-  its buffers are given up to the new one; the batch {"images" [b, h, w, c], "labels" [b] or [b, classes], "indices"
+  The seed enters by `root_keys`, so that one compiled program serves every seed. The state lies as `state_specs` says
+  and its buffers are given up to the new one; the batch {"images" [b, h, w, c], "labels" [b] or [b, classes], "indices"
   [b]} and the per-image outputs are split over the mesh. A step holds one mean over devices for loss and gradient (two
   with AWP), those of batch norm and of global weights where they are on, and with MixUp or CutMix one image sent from
   each device to the next. The attack loop holds none, but with `train.attack_batch_norm` "train" those of batch norm at
   every step of it. With `model.batch_norm` "local" batch norm has none of its own: its running averages go into the one
-  of the gradient.
+  of the gradient. Where parameters are split, they are gathered at the step's begin, and their gradients scattered
+  instead of being joined everywhere.
   """
-  per_image: dict[str, Any] = {name: sharding.BATCHED for name in StepOutput._fields}
-  of_the_batch = ("loss", "gradient_norm", "parameter_norm", "drawn")
-  sharded = sharding.shard_map(
-    functools.partial(_step, config, model, optimizer, total_steps, phase, sharding.platform(mesh)),
-    mesh,
-    in_specs=(sharding.REPLICATED, sharding.REPLICATED, sharding.BATCHED),
-    out_specs=(
-      sharding.REPLICATED,
-      StepOutput(**per_image | dict.fromkeys(of_the_batch, sharding.REPLICATED)),
-    ),
-  )
-  return cast(jax.stages.Wrapped, sharding.jit(sharded, mesh, donate_argnums=1))
+  on_device = functools.partial(_on_device, config, model, total_steps, phase, sharding.platform(mesh))
+  step = functools.partial(_step, config, optimizer, mesh, on_device)
+  return cast(jax.stages.Wrapped, sharding.jit(step, mesh, donate_argnums=1))
 
 
 def root_keys(config: ConfigDict) -> dict[str, Array]:
