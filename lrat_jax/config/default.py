@@ -245,6 +245,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         epsilon_ramp_fraction=preset["epsilon_ramp_fraction"],
         variants=ALL,  # all | sampled: of each image by every attack, or by one drawn for the batch by its robust error
         attack_batch_norm="eval",  # eval | train: which batch-norm statistics the training attacks see
+        microbatches=1,  # parts in which a device goes through its share of a batch: less memory, batch norm by part
         label_smoothing=0.0,  # share of each label that is spread over all classes; attacks do not see it; 0 is off
         ema_decay=0.0,  # of the weights that are validated and evaluated; 0 is off
         init_from="",  # fine-tuning: weights to begin with, of a workdir, .pt, .safetensors or directory; empty is none

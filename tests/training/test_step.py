@@ -45,9 +45,9 @@ def _step(experiment, phase):
   return step_lib.make_train_step(*arguments)
 
 
-def _lowered(experiment, phase):
+def _lowered(experiment, phase, size=16):
   step = _step(experiment, phase)
-  return step.func.lower(*step.args, experiment.initial_state(), _batch(experiment, 0))
+  return step.func.lower(*step.args, experiment.initial_state(), _batch(experiment, 0, size))
 
 
 def _batch(experiment, number, size=16):
