@@ -72,7 +72,10 @@ class Experiment(NamedTuple):
 
   def initial_state(self, arrays: Mapping[str, Any] = MappingProxyType({})) -> step_lib.TrainState:
     """The state before the first step, laid over the devices; `arrays` takes the place of variables by their names."""
-    state = step_lib.begin_with(self._create_state(), arrays)
+    # Where devices share a state, one alone may have no room for it; the host has.
+    home = jax.local_devices(backend="cpu")[0] if self.mesh.shape[sharding.MODEL] > 1 else None
+    with jax.default_device(home):
+      state = step_lib.begin_with(self._create_state(), arrays)
     return sharding.put(state, self.mesh, step_lib.state_specs(self.config, self.mesh, state))
 
   def abstract_state(self, *, evaluates: bool = False) -> step_lib.TrainState:

@@ -349,6 +349,14 @@ def test_a_step_with_statistics_per_device_holds_one_collective():
 
 
 @pytest.mark.slow
+def test_a_resnet_18_holds_one_collective_where_it_held_one_for_each_layer_and_pass():
+  fields = {"model__name": "resnet18_2"}
+  # The means and variances of its 20 batch norms come together, forward and backward;
+  assert _collectives(**fields) == {"all-reduce": 35}
+  assert _collectives(**fields, model__batch_norm="local") == {"all-reduce": 1}
+
+
+@pytest.mark.slow
 def test_statistics_per_device_are_of_each_devices_images_and_their_averages_the_mean():
   """On two devices the running averages are those that two runs on one device have of the halves, in the mean."""
   fields = {"model__name": "wide_resnet_10_1", "model__batch_norm": "local", "train_attacks__pgd__epsilon": "0"}
