@@ -56,8 +56,8 @@ def _tilings(x: Array) -> tuple[_Tiling, _Tiling]:
 
 def _combine(coefficients: np.ndarray, terms) -> Array:
   """The sum of coefficients times terms; most coefficients are 0, 1 or -1, and every row has one that is not 0."""
-  scaled = [term if c == 1 else float(c) * term for c, term in zip(coefficients, terms, strict=True) if c]
-  return functools.reduce(jnp.add, scaled)
+  scaled = [term if c == 1 else lax.mul(term, float(c)) for c, term in zip(coefficients, terms, strict=True) if c]
+  return functools.reduce(lax.add, scaled)
 
 
 def _spread(x: Array, axis: int, matrix: np.ndarray, step: int, count: int) -> Array:
