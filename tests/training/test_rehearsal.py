@@ -114,7 +114,7 @@ def test_what_cannot_be_rehearsed_is_one_line(monkeypatch, tmp_path, capsys, arg
 
 
 def test_a_batch_that_the_topology_cannot_share_is_refused(monkeypatch, tmp_path, capsys):
-  monkeypatch.setattr(topologies, "described_mesh", lambda name: sharding.make_mesh(2))
+  monkeypatch.setattr(topologies, "described_mesh", lambda name, model_devices: sharding.make_mesh(2))
   arguments = ["--config.data.batch_size=33", "--dry_run", "--topology=v5e:2x4", f"--workdir={tmp_path / 'run'}"]
   assert main.main([*ARGUMENTS, *arguments]) == 2
   assert "config.data.batch_size=33" in capsys.readouterr().err
