@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.convolutions.conv2d import conv2d
+from lrat_jax.models.mean_sparse import MeanSparse
 
 
 def _for_flax(
@@ -29,6 +30,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "gelu": functools.partial(nn.gelu, approximate=False),
   "gelu_tanh": nn.gelu,
 }
+
+
+def activation(name: str, mean_sparse: bool = False) -> Callable[[Array], Array]:
+  """An activation by its name, behind a MeanSparse of its own each time that it is called if `mean_sparse` says so.
+
+  That is a submodule of the module whose compact method calls it.
+  """
+  return (lambda x: ACTIVATIONS[name](MeanSparse()(x))) if mean_sparse else ACTIVATIONS[name]
 
 
 # He et al. 2015, by the outputs' fan, as the PyTorch definitions of these networks have it.

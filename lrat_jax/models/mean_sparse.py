@@ -8,6 +8,7 @@ from jax import Array
 class MeanSparse(nn.Module):
   """What lies within `threshold` standard deviations of its channel's mean becomes that mean; there the gradient is 0.
 
+  It stands before activations (section 3.3 of the paper), and where the published networks have it besides.
   Mean, variance and threshold are those of a trained network that was made sparse; nothing here moves them. They begin
   at 0, which changes no value.
   """

@@ -3,9 +3,20 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import traverse_util
 
+from lrat_jax import models
 from lrat_jax.models.mean_sparse import MeanSparse
 
+# Networks, and how many activations are in each; blocks with pre-activation, Swin's and ConvNeXt's have MeanSparse at
+# their ends too.
+ACTIVATIONS = {
+  "resnet18_4": (17, 0), "resnet50_4": (49, 0), "preact_resnet18_4": (17, 8), "wong_preact_resnet18_4": (16, 8),
+  "wide_resnet_10_1": (7, 3), "ra_wide_resnet_6_2x8_1x12_1x20": (9, 4), "convnext_1-1_8-12_patch2": (2, 2),
+  "convnext_1-1_8-12_convstem": (4, 2), "vit_2_16_2_4": (2, 0), "vit_2_16_2_4_convstem": (4, 0),
+  "xcit_1_16_2_p4": (7, 0), "swin_1-1_32_patch1_window4": (2, 6),
+}  # fmt: skip
 VALUES = jnp.array([[0.0, 0.9, 1.1, -3.0], [2.0, 1.0, 3.2, 0.0]]).T  # two channels
 
 
@@ -29,3 +40,37 @@ def test_without_a_threshold_nothing_changes():
 def test_the_gradient_is_0_where_values_became_the_mean():
   gradient = jax.grad(lambda x: jnp.sum(_apply(x, 0.55)))(VALUES)
   np.testing.assert_array_equal(gradient, np.array([[0, 0, 1, 1], [0, 0, 1, 1]]).T)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_it_stands_before_every_activation_and_changes_nothing_at_first(name, monkeypatch):
+  images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
+  sparse, plain = (models.create(name, 5, mean_sparse=mean_sparse) for mean_sparse in (True, False))
+  assert sparse == models.create(f"{name}_mean_sparse", 5) != plain
+  order, kind = [], plain.network.activation
+  monkeypatch.setitem(models.ACTIVATIONS, kind, lambda x: order.append("activation") or jax.nn.relu(x))
+  call = MeanSparse.__call__
+  monkeypatch.setattr(MeanSparse, "__call__", lambda self, x: order.append("sparse") or call(self, x))
+  variables = jax.eval_shape(sparse.init, jax.random.key(0), images)
+  activations, ends = ACTIVATIONS[name]
+  assert order.count("activation") == activations and order.count("sparse") == activations + ends
+  before = [order[at - 1] for at, what in enumerate(order) if what == "activation"]
+  assert before == ["sparse"] * activations
+  paths = traverse_util.flatten_dict(variables["batch_stats"])
+  assert sum(path[-1] == "threshold" for path in paths) == activations + ends
+
+
+@pytest.mark.parametrize("name", [pytest.param("wide_resnet_10_1", marks=pytest.mark.slow), "vit_1_16_2_4"])
+def test_a_threshold_changes_logits_and_none_changes_nothing(name):
+  images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
+  sparse, plain = (models.create(name, 5, mean_sparse=mean_sparse) for mean_sparse in (True, False))
+  variables = jax.jit(sparse.init)(jax.random.key(0), images)
+  expected = jax.jit(plain.init)(jax.random.key(0), images)
+  for path, leaf in traverse_util.flatten_dict(expected["params"]).items():
+    np.testing.assert_array_equal(traverse_util.flatten_dict(variables["params"])[path], leaf)
+  logits = jax.jit(sparse.apply)(variables, images)
+  np.testing.assert_array_equal(logits, jax.jit(plain.apply)(expected, images))
+  far = {"threshold": 0.5, "var": 1.0}
+  reach = lambda path, leaf: jnp.full_like(leaf, far[path[-1].key]) if path[-1].key in far else leaf
+  stats = jax.tree_util.tree_map_with_path(reach, variables["batch_stats"])
+  assert jnp.abs(sparse.apply(variables | {"batch_stats": stats}, images) - logits).max() > 1e-3
