@@ -18,7 +18,7 @@ def as_distributions(labels: AnyLabels, num_classes: int) -> Distributions:
 def smooth(labels: AnyLabels, smoothing: float, num_classes: int) -> AnyLabels:
   """(1 - s) q + s / classes, label smoothing (Szegedy et al., arXiv:1512.00567, section 7); with s = 0 as they are.
 
-  Some code for adversarial training (Wang et al., arXiv:2302.04638) shares s out among the wrong classes alone: its s
+  Some code for adversarial training (Pang et al., arXiv:2202.10103) shares s out among the wrong classes alone: its s
   is s * classes / (classes - 1) here.
   """
   if not smoothing:
