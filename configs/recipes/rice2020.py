@@ -22,5 +22,6 @@ def get_config(arg=None):
   config.name = "rice2020"
   config.model.name = "wide_resnet_34_20"
   config.train.epochs = 200  # the rate falls after 100 and 150
+  config.validation_attack.step_size = "2/255"
   config.train.attack_batch_norm = "train"  # the attack sees the batch's own statistics
   return config
