@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from lrat_jax.models.layers import FEATURES
 from lrat_jax.models.mean_sparse import MeanSparse
 from lrat_jax.models.transformer_layers import BiasedConv, ConvStem, Dense, LayerNorm, LayerScale, Mlp
 
@@ -112,6 +113,7 @@ class ConvNeXt(nn.Module):
         x = Downsample(features, self.dtype)(x)
       for _ in range(depth):
         x = ConvNeXtBlock(self.dtype, self.activation, self.mean_sparse)(x)
+      self.sow(*FEATURES, x)
     x = LayerNorm(dtype=self.dtype)(jnp.mean(x, axis=(1, 2)))
     return Dense(self.num_classes, dtype=self.dtype)(x)
 

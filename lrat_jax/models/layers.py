@@ -55,6 +55,11 @@ BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 FEATURES = ("intermediates", "features")
 
 
+def stage_ends(depth: int) -> frozenset[int]:
+  """After how many of `depth` blocks that are all alike a stage ends, of four; of each block where there are fewer."""
+  return frozenset(max(depth * stage // 4, 1) for stage in range(1, 5))
+
+
 def padding(size: int, stride: int = 1, same: bool = False) -> tuple[tuple[int, int], tuple[int, int]]:
   """How a square convolution is padded to keep the size that its stride leaves, (before, after) for height and width.
 

@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
+from lrat_jax.models.layers import FEATURES
 from lrat_jax.models.mean_sparse import MeanSparse
 from lrat_jax.models.transformer_layers import BiasedConv, Dense, LayerNorm, Mlp, SelfAttention
 
@@ -170,6 +171,7 @@ class Swin(nn.Module):
         x = Merging(self.epsilon, self.dtype)(x)
       for block in range(depth):
         x = Block(self.window, block % 2 == 1, self.epsilon, self.dtype, self.activation, self.mean_sparse)(x)
+      self.sow(*FEATURES, x)
     return Dense(self.num_classes, dtype=self.dtype)(jnp.mean(norm(x), axis=(1, 2)))
 
 

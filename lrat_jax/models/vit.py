@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from lrat_jax.models.layers import FEATURES, stage_ends
 from lrat_jax.models.transformer_layers import BiasedConv, ConvStem, Dense, LayerNorm, Mlp, SelfAttention, torch_init
 
 
@@ -100,8 +101,12 @@ class VisionTransformer(nn.Module):
     token = jnp.broadcast_to(token.astype(self.dtype), (batch, 1, self.width))
     x = jnp.concatenate([token, patches], axis=1)
     x = x + self._positions(x.shape[1], height, width)
-    for _ in range(self.depth):
+    for block in range(1, self.depth + 1):
       x = Block(self.num_heads, self.dtype, self.activation, self.mean_sparse)(x)
+      if block == self.depth:  # of which the class token alone goes on
+        self.sow(*FEATURES, x[:, None, :1])
+      elif block in stage_ends(self.depth):
+        self.sow(*FEATURES, x[:, 1:].reshape(batch, height // self.patch, width // self.patch, self.width))
     x = LayerNorm(dtype=self.dtype)(x[:, 0])  # of the class token alone: the others go nowhere
     return Dense(self.num_classes, dtype=self.dtype)(x)
 

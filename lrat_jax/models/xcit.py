@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import BatchNorm, ConvNorm, activation
+from lrat_jax.models.layers import FEATURES, BatchNorm, ConvNorm, activation, stage_ends
 from lrat_jax.models.transformer_layers import Dense, LayerNorm, LayerScale, Mlp, split_heads
 
 # By the pixels on a side of a patch, the strides of the stem's convolutions.
@@ -176,8 +176,10 @@ class XCiT(nn.Module):
       x = ConvNorm(features, stride=stride, dtype=self.dtype, axis_name=self.axis_name)(x, train)
     positions = fourier_positions(*x.shape[1:3])
     x += Dense(self.width, dtype=self.dtype, name="positions")(positions)
-    for _ in range(self.depth):
+    for block in range(1, self.depth + 1):
       x = Block(self.num_heads, self.layer_scale, self.dtype, self.axis_name, *activations)(x, train)
+      if block in stage_ends(self.depth):
+        self.sow(*FEATURES, x)
     token = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
     token = jnp.broadcast_to(token.astype(self.dtype), (len(x), 1, self.width))
     x = jnp.concatenate([token, x.reshape(len(x), -1, self.width)], axis=1)
