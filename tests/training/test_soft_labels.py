@@ -12,19 +12,11 @@ from lrat_jax import data
 from lrat_jax.core import sharding
 from lrat_jax.training import loop
 from lrat_jax.training import step as step_lib
-from tests.helpers import make_config, make_experiment, to_numpy
+from tests.helpers import STEP, make_config, make_experiment, to_numpy
 
 PHASE = step_lib.Phase(use_local_weights=True, use_global_weights=True)
 PLAIN = step_lib.Phase(use_local_weights=False, use_global_weights=False)
-FIELDS = {
-  "data__batch_size": 16,
-  "model__name": "cnn_2",
-  "train_attacks__pgd__num_steps": 2,
-  "train__epsilon_ramp_fraction": 0.0,
-  "optimizer__schedule": "constant",
-  "local_weights__kind": "lrat",
-  "global_weights__kind": "mail",
-}
+FIELDS = STEP | {"global_weights__kind": "mail"}
 
 
 @functools.cache
