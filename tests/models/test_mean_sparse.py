@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import traverse_util
 
 from lrat_jax import models
+from lrat_jax.models import layers
 from lrat_jax.models.mean_sparse import MeanSparse
 
 # Networks, and how many activations are in each; blocks with pre-activation, Swin's and ConvNeXt's have MeanSparse at
@@ -40,6 +42,66 @@ def test_without_a_threshold_nothing_changes():
 def test_the_gradient_is_0_where_values_became_the_mean():
   gradient = jax.grad(lambda x: jnp.sum(_apply(x, 0.55)))(VALUES)
   np.testing.assert_array_equal(gradient, np.array([[0, 0, 1, 1], [0, 0, 1, 1]]).T)
+
+
+class Hidden(nn.Module):
+  """One hidden layer behind a MeanSparse."""
+
+  mean_sparse: bool = True
+
+  @nn.compact
+  def __call__(self, images, train=False):
+    hidden = nn.Dense(6)(images.reshape(len(images), -1))
+    return nn.Dense(5)(layers.activation("relu", self.mean_sparse)(hidden))
+
+
+def test_a_network_is_fitted_to_what_reaches_its_activations_before_it_is_sparse():
+  model, images = models.Classifier(Hidden(), (0.0,), (1.0,)), jax.random.uniform(jax.random.key(0), (12, 4, 4, 1))
+  plain = models.Classifier(Hidden(False), (0.0,), (1.0,))
+  trained = plain.init(jax.random.key(1), images)
+  batches = [images[:6], images[6:]]
+  fitted = models.fit_mean_sparse(model, trained, batches, 0.5)
+  again = models.fit_mean_sparse(model, fitted, batches, 0.25)
+  layer = trained["params"]["network"]["Dense_0"]
+  hidden = np.asarray(images.reshape(2, 6, -1) @ layer["kernel"] + layer["bias"])
+  found = fitted["batch_stats"]["network"]["MeanSparse_0"]
+  np.testing.assert_allclose(found["mean"], hidden.mean(axis=(0, 1)), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(found["var"], hidden.var(axis=1, ddof=1).mean(axis=0), rtol=1e-5)
+  assert (found["threshold"], again["batch_stats"]["network"]["MeanSparse_0"]["threshold"]) == (0.5, 0.25)
+  for name in ("mean", "var"):
+    np.testing.assert_array_equal(again["batch_stats"]["network"]["MeanSparse_0"][name], found[name])
+  near = np.abs(hidden - np.asarray(found["mean"])) < 0.5 * np.sqrt(found["var"])
+  head = trained["params"]["network"]["Dense_1"]
+  expected = np.maximum(np.where(near, found["mean"], hidden), 0) @ head["kernel"] + head["bias"]
+  np.testing.assert_allclose(model.apply(fitted, images), expected.reshape(12, -1), rtol=1e-4, atol=1e-5)
+  assert near.any() and not near.all()
+
+
+def test_batch_norms_averages_are_kept_as_it_is_fitted():
+  images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 3))
+  sparse, plain = (models.create("wide_resnet_10_1", 5, mean_sparse=of) for of in (True, False))
+  trained = jax.jit(plain.init)(jax.random.key(1), images)
+  trained["batch_stats"] = jax.tree.map(lambda leaf: leaf + 0.5, trained["batch_stats"])
+  fitted = models.fit_mean_sparse(sparse, trained, [images], 0.0)
+  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+  assert shapes(fitted) == shapes(jax.eval_shape(sparse.init, jax.random.key(0), images))
+  np.testing.assert_array_equal(jax.jit(sparse.apply)(fitted, images), jax.jit(plain.apply)(trained, images))
+  variances = [leaf for path, leaf in traverse_util.flatten_dict(fitted["batch_stats"]).items() if "Mean" in path[-2]]
+  assert len(variances) == 30 and all(np.all(np.isfinite(leaf)) for leaf in variances)
+
+
+def test_what_cannot_be_fitted_is_refused_in_one_line():
+  images = jnp.zeros((2, 4, 4, 1))
+  model, plain = (models.Classifier(Hidden(of), (0.0,), (1.0,)) for of in (True, False))
+  variables = plain.init(jax.random.key(0), images)
+  for of, batches, threshold, message in (
+    (model, [images], -0.1, "threshold=-0.1 must be 0 or more"),
+    (model, [images], float("nan"), "threshold=nan must be 0 or more"),
+    (model, [], 0.1, "batches is empty"),
+    (plain, [images], 0.1, "the network has no MeanSparse"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      models.fit_mean_sparse(of, variables, batches, threshold)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
