@@ -1,10 +1,11 @@
-"""What the gradients of our own convolutions share: images a few at a time, and the way back to a kernel."""
+"""What the gradients of our own convolutions share: what they need, images a few at a time, the way to a kernel."""
 
 import math
 from collections.abc import Callable, Sequence
 
 import jax
 from jax import Array
+from jax.custom_derivatives import CustomVJPPrimal
 
 from lrat_jax.core import microbatch as microbatch_lib
 
@@ -25,6 +26,14 @@ def microbatch(function: Callable[..., Array], images: Sequence[Array], per_imag
   """
   fitting = max(_CACHED // per_image, 1) if math.prod(kernel) <= _LARGEST_KERNEL else len(images[0])
   return microbatch_lib.microbatch(function, fitting, *images)
+
+
+def kept(x: CustomVJPPrimal, kernel: CustomVJPPrimal) -> tuple[Array, Array]:
+  """What the gradients of a convolution need: (images, kernel).
+
+  Where none is taken by the kernel, as under an attack, no image is kept, [0, h, w, c]: there is half as much to trace.
+  """
+  return x.value if kernel.perturbed else x.value[:0], kernel.value
 
 
 def pull_back(function: Callable[[Array], Array], kernel: Array, cotangent: Array) -> Array:

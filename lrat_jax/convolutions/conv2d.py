@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lrat_jax.convolutions import dense, winograd
-from lrat_jax.convolutions.cache import microbatch, pull_back
+from lrat_jax.convolutions.cache import kept, microbatch, pull_back
 
 # Under so many channels on either side, winograd's transforms cost more than the products that they save: in tiles of
 # 4 x 4 outputs, and in those of 2 x 2 that the smallest images get (there, more than they cost to compile).
@@ -70,7 +70,7 @@ def _folded_gradient(x: Array, kernel: Array, strides: _Strides, padding: _Paddi
 
 
 def _forward(x, kernel, strides, padding):
-  return _folded_gradient(x, kernel, strides, padding), (x, kernel)
+  return _folded_gradient(x.value, kernel.value, strides, padding), kept(x, kernel)
 
 
 def _backward(strides, padding, residuals, cotangent):
@@ -87,12 +87,14 @@ def _backward(strides, padding, residuals, cotangent):
   def kernel_gradient(x, cotangent):
     return jnp.einsum("tnhwc,nhwk->tck", jnp.stack(_taps(x, (height, width), strides, padding)), cotangent)
 
-  grad_x = microbatch(input_gradient, [cotangent], taps_of_image, kernel.shape).reshape(x.shape)
+  grad_x = microbatch(input_gradient, [cotangent], taps_of_image, kernel.shape).reshape(-1, *x.shape[1:])
+  if not len(x):
+    return grad_x, None
   grad_taps = jnp.sum(microbatch(kernel_gradient, [x, cotangent], taps_of_image, kernel.shape), axis=0)
   return grad_x, pull_back(lambda kernel: kernel.reshape(grad_taps.shape), kernel, grad_taps)
 
 
-_folded_gradient.defvjp(_forward, _backward)
+_folded_gradient.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def on_cpu(x: Array, kernel: Array, strides: _Strides, padding: _Padding) -> Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lrat_jax.convolutions.cache import microbatch, pull_back
+from lrat_jax.convolutions.cache import kept, microbatch, pull_back
 
 # Where the polynomials of the tiles are evaluated, besides at infinity (Cook and Toom): small numbers lose few digits.
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 1.0, -1.0, 0.5, -2.0)}
@@ -56,8 +56,8 @@ def _tilings(x: Array) -> tuple[_Tiling, _Tiling]:
 
 def _combine(coefficients: np.ndarray, terms) -> Array:
   """The sum of coefficients times terms; most coefficients are 0, 1 or -1, and every row has one that is not 0."""
-  scaled = [term if c == 1 else float(c) * term for c, term in zip(coefficients, terms, strict=True) if c]
-  return functools.reduce(jnp.add, scaled)
+  scaled = [term if c == 1 else lax.mul(term, float(c)) for c, term in zip(coefficients, terms, strict=True) if c]
+  return functools.reduce(lax.add, scaled)
 
 
 def _spread(x: Array, axis: int, matrix: np.ndarray, step: int, count: int) -> Array:
@@ -144,7 +144,7 @@ def conv3x3(x: Array, kernel: Array) -> Array:
 
 
 def _residuals(x, kernel):
-  return _forward(x, kernel), (x, kernel)
+  return _forward(x.value, kernel.value), kept(x, kernel)
 
 
 def _tiles_of_cotangents(cotangent: Array) -> Array:
@@ -176,8 +176,11 @@ def _backward(residuals, cotangent):
   x, kernel = residuals
   transform = functools.partial(_transformed_kernel, tiling=_tilings(x)[0])
   grad_x = _microbatch(functools.partial(_input_gradient_of, transform(kernel)), kernel, cotangent)
+  grad_x = grad_x.reshape(-1, *x.shape[1:])
+  if not len(x):
+    return grad_x, None
   grad_transformed = jnp.sum(_microbatch(_kernel_gradient_of, kernel, x, cotangent), axis=0)
-  return grad_x.reshape(x.shape), pull_back(transform, kernel, grad_transformed)
+  return grad_x, pull_back(transform, kernel, grad_transformed)
 
 
-conv3x3.defvjp(_residuals, _backward)
+conv3x3.defvjp(_residuals, _backward, symbolic_zeros=True)
