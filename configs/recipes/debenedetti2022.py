@@ -2,7 +2,7 @@
 
   python -m lrat_jax.main --config=configs/recipes/debenedetti2022.py --config.data.data_dir=DIR
 
-Needs ImageNet as TFDS prepares it (imagenet2012), from which pictures are read batch by batch, and several
+Needs ImageNet as TFDS prepares it (imagenet2012, array_record), whose pictures are read batch by batch, and several
 accelerators; `--dry_run` estimates memory and time on the machine at hand. RobustBench's entry
 Debenedetti2022Light_XCiT-S12: 72.34 % clean, 41.78 % under AutoAttack, L-infinity 4/255. It was not run here at full
 size.

@@ -3,17 +3,16 @@
   python -m lrat_jax.main --config=configs/recipes/singh2023.py --config.data.data_dir=DIR \\
     --config.train.init_from=convnext_t_cvst_clean.pt
 
-Needs ImageNet as TFDS prepares it (imagenet2012), from which pictures are read batch by batch, the clean weights that
-the paper begins with, and several accelerators; `--dry_run` estimates memory and time on the machine at hand.
-RobustBench's entry Singh2023Revisiting_ConvNeXt-T-ConvStem: 72.72 % clean, 49.46 % under AutoAttack, L-infinity 4/255.
-It was not run here at full size.
+Needs ImageNet as TFDS prepares it (imagenet2012, array_record), whose pictures are read batch by batch, the clean
+weights that the paper begins with, and several accelerators; `--dry_run` estimates memory and time on the machine at
+hand. RobustBench's entry Singh2023Revisiting_ConvNeXt-T-ConvStem: 72.72 % clean, 49.46 % under AutoAttack, L-infinity
+4/255. It was not run here at full size.
 
 Constants are those of github.com/nmndeep/revisiting-at (run_train.sh on 8 GPUs). What differs here: no random erasing
 (there of a quarter of the images); RandAugment draws from Pillow's operations at magnitude 9, there from timm's and at
 magnitudes around 9; APGD starts at random in the ball, there at the image; MixUp and CutMix draw a share for each
 image, there for the batch; gains of layer norm and of layer scale do not decay; the moving average begins with a
-smaller decay. The best
-epoch is chosen by PGD-10, there none is.
+smaller decay. The best epoch is chosen by PGD-10, there none is.
 """
 
 from lrat_jax.config import methods
