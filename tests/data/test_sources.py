@@ -172,6 +172,12 @@ def test_training_labels_may_be_distributions_and_test_labels_are_their_classes(
   assert dataset.test.labels.dtype == np.int32
 
 
+def test_what_rounding_left_of_a_sum_of_1_is_shared_out(tmp_path):
+  labels = np.full((12, 3), [0.4, 0.4, 0.2]) * np.linspace(0.9985, 1.0015, 12)[:, None]
+  found = data.load(_npz(tmp_path, train_labels=labels), validation_size=3).train.labels
+  np.testing.assert_allclose(found, np.full((9, 3), [0.4, 0.4, 0.2]), rtol=1e-6)
+
+
 def test_a_cut_npz_is_named(tmp_path):
   path = tmp_path / "cut.npz"
   np.savez(path, **_arrays())
