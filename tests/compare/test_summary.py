@@ -174,6 +174,7 @@ def test_many_attacks_go_on_in_rows(runs):
   means = [value for above in panels[::2] for value in above.containers[0].lines[0].get_ydata(orig=False)]
   np.testing.assert_allclose(means, [100 * method["mean"][column] for column in columns])
   assert len({axis.get_xlim() for axis in panels}) == 1
+  assert [text.get_text() for text in figure.legends[0].get_texts()] == ["at"]
 
 
 def test_with_one_seed_the_interval_is_that_of_the_mean_over_images():
