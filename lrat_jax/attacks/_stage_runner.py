@@ -112,7 +112,7 @@ def _lower_stage(job: Job, stage: Stage, plan: microbatch.Layout) -> jax.stages.
     broken = jnp.zeros_like(outside) if result.broken_gradients is None else result.broken_gradients > 0
     return {"images": found, "outside": outside, "broken": broken}
 
-  return microbatch.lower(plan, on_chunk, shared(job, 0, 0), job.rows(np.arange(1)))
+  return microbatch.lower(plan, on_chunk, _like_shared(job), job.rows(np.arange(1)))
 
 
 def _lower_verdict(job: Job, plan: microbatch.Layout) -> jax.stages.Lowered:
@@ -127,7 +127,7 @@ def _lower_verdict(job: Job, plan: microbatch.Layout) -> jax.stages.Lowered:
     keys = example_keys(key, indices)
     return {"logits": logits_fn(images, keys), "right": _majority(logits_fn, keys, images, labels)}
 
-  return microbatch.lower(plan, on_chunk, shared(job, 0, 0), job.rows(np.arange(1)))
+  return microbatch.lower(plan, on_chunk, _like_shared(job), job.rows(np.arange(1)))
 
 
 class Programs:
@@ -174,6 +174,11 @@ def shared(job: Job, number: int, round_: int) -> tuple[Partial, Array, Array]:
   """
   key = jax.random.fold_in(jax.random.fold_in(job.key, number), round_)
   return microbatch.replicate(job.plan, (job.logits_fn, key, jnp.int32(round_ + 1)))
+
+
+def _like_shared(job: Job) -> tuple[Partial, Array, Array]:
+  """What `shared` is like, for tracing; nothing waits for a key to be folded."""
+  return microbatch.replicate(job.plan, (job.logits_fn, job.key, np.int32(1)))
 
 
 def _shared_by(job: Job, number: int, round_: int, stage: Stage) -> tuple[Any, Any]:
