@@ -117,7 +117,7 @@ def test_it_stands_before_every_activation_and_changes_nothing_at_first(name, mo
   activations, ends = ACTIVATIONS[name]
   assert order.count("activation") == activations and order.count("sparse") == activations + ends
   before = [order[at - 1] for at, what in enumerate(order) if what == "activation"]
-  assert before == ["sparse"] * activations
+  assert before == ["sparse"] * activations and order[0] == "sparse"
   paths = traverse_util.flatten_dict(variables["batch_stats"])
   assert sum(path[-1] == "threshold" for path in paths) == activations + ends
 
