@@ -22,7 +22,7 @@ from lrat_jax import attacks, data, models
 from lrat_jax.config import default as config_lib
 from lrat_jax.core import malloc, sharding
 from lrat_jax.models import layers
-from lrat_jax.training import loop
+from lrat_jax.training import loop, phases
 from lrat_jax.training import step as step_lib
 
 # Image shape and global batch of the networks that the figures are quoted for.
@@ -163,7 +163,7 @@ def lrat_experiment(name: str, mesh) -> loop.Experiment:
 
 def lrat_step(experiment: loop.Experiment):
   """The compiled step, a call that takes one step, the variables at the start, and the batch on the devices."""
-  phase = step_lib.Phase(use_local_weights=True, use_global_weights=False)
+  phase = phases.Phase(use_local_weights=True, use_global_weights=False)
   step = step_lib.make_train_step(
     experiment.config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh, phase
   )

@@ -13,7 +13,7 @@ class Network(nn.Module):
 
   num_classes: int
   dtype: Any  # the type it computes in: float32, or bfloat16 on accelerators
-  axis_name: str | None  # of the devices, over which batch norm averages in training
+  axis_name: str | tuple[str, ...] | None  # of the devices, over which batch norm averages in training
 
   @nn.compact
   def __call__(self, images, train=False):

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lrat_jax.attacks.losses import cross_entropy, is_correct, kl, true_classes
-from lrat_jax.core.typing import AnyLabels, Labels, Logits, PerImage, PerVariant, VariantLogits
+from lrat_jax.core.typing import AnyLabels, AxisName, Labels, Logits, PerImage, PerVariant, VariantLogits
 
 # (logits of the member [batch, classes], natural logits or None, labels, beta) -> losses [batch], in nats
 MemberLoss = Callable[[Array, Array | None, Array, float], Array]
@@ -99,7 +99,7 @@ def pair_losses(
 
 
 def logit_pairing(
-  adversarial_logits: VariantLogits, labels: Labels, source: int, *, axis_name: str | None = None
+  adversarial_logits: VariantLogits, labels: Labels, source: int, *, axis_name: AxisName | None = None
 ) -> PerImage:
   """What the predictions on the other variants diverge from those on one, where that one is classified correctly.
 
@@ -111,7 +111,7 @@ def logit_pairing(
     adversarial_logits: float [batch, m, classes], m of 2 or more.
     labels: int [batch].
     source: q, the number of a variant.
-    axis_name: mesh axis over which the batch is sharded, so that the device count changes nothing; None for one device.
+    axis_name: mesh axes over which the batch is sharded, so that the device count changes nothing; None for one device.
 
   Returns:
     float [batch] in nats, whose mean over the global batch is the paper's loss.

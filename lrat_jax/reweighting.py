@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Integer
 
+from lrat_jax.core.typing import AxisName
+
 PerPair = Float[Array, "batch"]
 PerVariant = Float[Array, "batch variants"]
 _AnyLogits = Float[Array, "*any classes"]
@@ -145,7 +147,7 @@ def global_weights(
   surviving_fractions: PerVariant,
   slope: float = 1.0,
   bias: float = 0.0,
-  axis_name: str | None = None,
+  axis_name: AxisName | None = None,
 ) -> PerPair:
   """Weights across instances (IRAT): one per pair, with mean 1 over the global batch.
 
@@ -160,7 +162,7 @@ def global_weights(
     vulnerabilities: float [batch, m] in [-1, 1].
     surviving_fractions: float [batch, m] in [0, 1], kappa / K.
     slope, bias: of `increasing_weight`, which says what the two papers' own constants are; a function takes none.
-    axis_name: mesh axis over which the batch is sharded, so that the device count changes nothing; None for one device.
+    axis_name: mesh axes over which the batch is sharded, so that the device count changes nothing; None for one device.
 
   Returns:
     float [batch], no gradient. Raises ValueError, with the choices, for an unknown kind.

@@ -100,10 +100,11 @@ def _load_data(
   dataset, about = distributed.run_on_all_processes("data", lambda: _load_dataset(config, workdir, trains), same)
   _describe_loading(dataset, console)
   _keep_compiled(config.compilation_cache, workdir)
+  split = config.mesh.model_devices
   batch_sizes = (config.data.batch_size, config.eval.batch_size) if trains else (config.eval.batch_size,)
-  if slow := sharding.use_cpu_cores(*batch_sizes, num_processes=distributed.place().count):
+  if slow := sharding.use_cpu_cores(*batch_sizes, num_processes=distributed.place().count, model_devices=split):
     console.print(f"note: {slow}", highlight=False, soft_wrap=True)
-  mesh = topologies.described_mesh(topology) if topology else sharding.make_mesh()
+  mesh = topologies.described_mesh(topology, split) if topology else sharding.make_mesh(model_devices=split)
   if sharding.platform(mesh) == "cpu":
     malloc.disable_malloc_trim()
   validate.check_for_devices(config, mesh.size, trains=trains)

@@ -52,9 +52,9 @@ def make_split(count, shape=(8, 8, 1), num_classes=4, seed=0):
 
 
 def make_experiment(config, num_devices=1, shape=(8, 8, 1), count=64):
-  """An `Experiment` on `make_split` images over the first devices."""
+  """An `Experiment` on `make_split` images over the first devices, which share the state as the config says."""
   dataset = data.Dataset(make_split(count, shape), make_split(20, shape, seed=1), make_split(21, shape, seed=2), 4)
-  return loop.build(config, dataset, sharding.make_mesh(num_devices))
+  return loop.build(config, dataset, sharding.make_mesh(num_devices, config.mesh.model_devices))
 
 
 def features(images):

@@ -2,11 +2,13 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from lrat_jax.training.checkpoints import Checkpoints
@@ -33,6 +35,21 @@ def start(workdir, *more, devices=2, cwd=ROOT, arguments=ARGUMENTS, **environmen
     stderr=subprocess.PIPE,
     text=True,
   )
+
+
+def free_port():
+  with socket.socket() as server:
+    server.bind(("localhost", 0))
+    return server.getsockname()[1]
+
+
+def start_together(workdirs, *more, devices, **options):
+  """One run of as many processes as workdirs are given, on CPU collectives."""
+  others = [f"--coordinator=localhost:{free_port()}", f"--num_processes={len(workdirs)}"]
+  return [
+    start(workdir, *more, *others, f"--process_id={index}", devices=devices, **options)
+    for index, workdir in enumerate(workdirs)
+  ]
 
 
 def end(process):
@@ -78,3 +95,12 @@ def outcome(workdir):
     with np.load(path) as arrays:
       weights[path.name] = dict(arrays)
   return step, state, rows, weights
+
+
+def assert_trained_alike(workdir, other, steps=34):
+  """Equal parameters and weights to float32's tolerance."""
+  (step, state, _, weights), (step_other, state_other, _, weights_other) = (outcome(path) for path in (workdir, other))
+  assert step == step_other == steps
+  numbers = lambda tree: jax.tree.map(lambda leaf: leaf if leaf.dtype.kind in "biuf" else np.zeros(0), tree)
+  for one, two in ((state, state_other), (weights, weights_other)):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5), numbers(one), numbers(two))

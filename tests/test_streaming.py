@@ -1,5 +1,8 @@
 """Whole runs from streams: equal to the bit to those from memory, and to those that nobody killed; damage is a line."""
 
+import functools
+import signal
+
 import jax
 import numpy as np
 import PIL.Image
@@ -74,3 +77,22 @@ def test_a_damaged_picture_ends_a_run_in_a_line(folder, tmp_path):
   assert code == 2 and errors.count("\n") == 1
   assert errors.startswith(f"error: config.data.source='images:{folder}': record ")
   assert f": {path} cannot be read: " in errors
+
+
+def test_processes_that_share_the_state_are_killed_and_go_on_as_one(folder, tmp_path):
+  """Two processes of two devices, on a mesh of 2 x 2; then one process of four."""
+  shared = ("--config.mesh.model_devices=2", "--config.mesh.shard_above=100", "--config.data.loading=stream")
+  arguments = _arguments(folder, *shared, "--config.train.ema_decay=0.9", "--mode=train")
+  start = functools.partial(programs.start_together, devices=2, arguments=arguments)
+  ended = [programs.end(process) for process in start([tmp_path / "whole"] * 2)]
+  assert [code for code, *_ in ended] == [0, 0], ended
+  processes = start([tmp_path / "killed"] * 2)
+  programs.wait_for_rows(processes[0], tmp_path / "killed", 6)  # so that the checkpoint before the last is finished
+  for process in processes:
+    process.kill()
+  for process in processes:
+    assert process.communicate() and process.returncode == -signal.SIGKILL
+  said = programs.finish(tmp_path / "killed", devices=4, arguments=arguments)
+  resumed = int(said.split("from step ")[1].split()[0])
+  assert "on 4 cpu device(s)" in said and 0 < resumed < 20
+  programs.assert_trained_alike(tmp_path / "whole", tmp_path / "killed", steps=20)

@@ -16,7 +16,7 @@ from benchmarks.accelerator_session.session import Session
 from lrat_jax import attacks, data, models
 from lrat_jax.config import default as config_lib
 from lrat_jax.core import sharding
-from lrat_jax.training import loop
+from lrat_jax.training import loop, phases
 from lrat_jax.training import step as step_lib
 
 # name -> what `attacks.from_config` takes, at the digits preset's radius.
@@ -32,7 +32,7 @@ _WAYS = (("float32", "float32", "highest"), ("float32, default", "float32", None
 
 
 def _mesh(device: jax.Device) -> Mesh:
-  return sharding.mesh_of([device], sharding.AXIS)
+  return sharding.mesh_over([device])
 
 
 def _experiment(session: Session, device: jax.Device, method: str = "lrat") -> loop.Experiment:
@@ -44,7 +44,7 @@ def _experiment(session: Session, device: jax.Device, method: str = "lrat") -> l
 
 def _steps(experiment: loop.Experiment):
   """(the compiled step, batches that wait on the device)."""
-  phase = step_lib.phase_at(experiment.config, 0)
+  phase = phases.phase_at(experiment.config, 0)
   step = step_lib.make_train_step(
     experiment.config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh, phase
   )

@@ -18,6 +18,7 @@ from lrat_jax.attacks import losses
 from lrat_jax.config import default as config_lib
 from lrat_jax.core import sharding
 from lrat_jax.training import loop as loop_lib
+from lrat_jax.training import phases
 from lrat_jax.training import step as step_lib
 
 METHODS = ("at", "lrat")
@@ -43,7 +44,7 @@ class _Ours:
     self.batches = data.train_batches(split, setting.batch_size, 0, data.make_device_put(split, mesh, "device"))
     self._start = jax.device_get(self.experiment.initial_state())
     self._state = self._fresh()
-    phase = step_lib.phase_at(config, 0)
+    phase = phases.phase_at(config, 0)
     step = step_lib.make_train_step(
       config, self.experiment.model, self.experiment.optimizer, self.experiment.total_steps, mesh, phase
     )

@@ -14,7 +14,7 @@ from lrat_jax import data
 from lrat_jax.config import default as config_lib
 from lrat_jax.core import sharding
 from lrat_jax.core.errors import Preempted
-from lrat_jax.training import loop, metrics
+from lrat_jax.training import loop, metrics, phases
 from lrat_jax.training import step as step_lib
 
 # In this order: where time is short, the last ones are left out. Their fields beside those of adversarial training.
@@ -76,7 +76,7 @@ def _measure(session: Session, dataset: data.Dataset, method: str) -> float:
   experiment = loop.build(config, dataset, sharding.make_mesh(1))
   step = step_lib.make_train_step(
     config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh,
-    step_lib.phase_at(config, 0),
+    phases.phase_at(config, 0),
   )  # fmt: skip
   place = data.make_device_put(dataset.train, experiment.mesh, "device")
   batches = data.train_batches(dataset.train, config.data.batch_size, 0, place)

@@ -234,6 +234,10 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
     dict(
       name="_".join([method, preset_name, *attack_names]),  # of the run, and with the seed of its workdir
       seed=0,  # of all that is random in the run
+      mesh=dict(
+        model_devices=1,  # devices that share each large array of the state (FSDP); 1: each device has all; no result
+        shard_above=2**16,  # entries of an array that is no larger, which each device has whole
+      ),
       compilation_cache="auto",  # auto | off | DIR: where compiled programs are kept; auto is beside the workdir
       data=preset["data"],
       model=preset["model"],
@@ -244,6 +248,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         epsilon_ramp_fraction=preset["epsilon_ramp_fraction"],
         variants=ALL,  # all | sampled: of each image by every attack, or by one drawn for the batch by its robust error
         attack_batch_norm="eval",  # eval | train: which batch-norm statistics the training attacks see
+        microbatches=1,  # parts in which a device goes through its share of a batch: less memory, batch norm by part
         label_smoothing=0.0,  # share of each label that is spread over all classes; attacks do not see it; 0 is off
         ema_decay=0.0,  # of the weights that are validated and evaluated; 0 is off
         init_from="",  # fine-tuning: weights to begin with, of a workdir, .pt, .safetensors or directory; empty is none

@@ -287,6 +287,11 @@ def _check_logit_pairing(config: ConfigDict) -> None:
         f"config.logit_pairing.weight={config.logit_pairing.weight} compares the variants of a pair, of which there is "
         "one; name more training attacks, with train.variants=all."
       )
+    if config.train.microbatches > 1:
+      raise ConfigError(
+        f"config.train.microbatches={config.train.microbatches}: logit pairing counts over the whole batch; take "
+        "train.microbatches=1 with it, or logit_pairing.weight=0."
+      )
 
 
 def check(config: ConfigDict) -> None:
@@ -306,9 +311,17 @@ def check(config: ConfigDict) -> None:
   _choice(config, "model.batch_norm", (config_lib.SYNCHRONISED, config_lib.LOCAL))
   _choice(config, "train.variants", (config_lib.ALL, config_lib.SAMPLED))
   _range(config, "seed", 0, 2**32 - 1)
+  _range(config, "mesh.model_devices", 1, _MOST)
+  _range(config, "mesh.shard_above", 0, _MOST)
   for path in ("data.batch_size", "eval.batch_size"):
     _range(config, path, 1, _LARGEST_BATCH)
-  for path in ("train.epochs", "train.log_every_steps", "train.checkpoint_every_steps", "data.validation_size"):
+  for path in (
+    "train.epochs",
+    "train.microbatches",
+    "train.log_every_steps",
+    "train.checkpoint_every_steps",
+    "data.validation_size",
+  ):
     _range(config, path, 1, _MOST)
   for path in (
     "data.crop_padding",
@@ -407,3 +420,10 @@ def check_for_devices(config: ConfigDict, num_devices: int, *, trains: bool = Tr
   for path in ("data.batch_size", "eval.batch_size") if trains else ("eval.batch_size",):
     if (size := _field(config, path)) % num_devices:
       raise ConfigError(f"config.{path}={size} is not divisible by the {num_devices} devices in use.")
+  share, parts = config.data.batch_size // num_devices, config.train.microbatches
+  if trains and share % parts:
+    divisors = [n for n in range(1, share + 1) if share % n == 0]
+    raise ConfigError(
+      f"config.train.microbatches={parts} does not divide the {share} images of a batch that each device has; choose "
+      f"from {divisors}."
+    )

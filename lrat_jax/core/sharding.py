@@ -1,4 +1,4 @@
-"""Devices: the one-axis mesh, what lies how on it, and the way back to the host."""
+"""Devices: their mesh, what lies how on it, and the way back to the host."""
 
 import contextlib
 import functools
@@ -16,7 +16,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lrat_jax.core.errors import ConfigError
 
-AXIS = "data"
+# The axes of a mesh. A batch is split over both, so a mean over the batch is one over both; what is as large as the
+# parameters is split over the second alone (`core.fsdp`), which has one device unless told otherwise.
+DATA, MODEL = "data", "model"
+AXIS = (DATA, MODEL)
 REPLICATED = PartitionSpec()
 BATCHED = PartitionSpec(AXIS)
 
@@ -29,7 +32,7 @@ def num_cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def use_cpu_cores(*batch_sizes: int, num_processes: int = 1) -> str:
+def use_cpu_cores(*batch_sizes: int, num_processes: int = 1, model_devices: int = 1) -> str:
   """Gives JAX one CPU device per core, as far as all batches split evenly; call it before JAX starts its backend.
 
   Sharding over cores is about twice as fast as XLA's own threads on the networks here. Where the user has said how many
@@ -38,6 +41,7 @@ def use_cpu_cores(*batch_sizes: int, num_processes: int = 1) -> str:
   Args:
     batch_sizes: of all devices together.
     num_processes: of the run; each has a share of every batch, and as many devices as the others.
+    model_devices: that divide the number of all of them, if that can be.
 
   Returns:
     A line for the user where JAX had started with fewer CPU devices, which stay as they are; else "".
@@ -47,7 +51,7 @@ def use_cpu_cores(*batch_sizes: int, num_processes: int = 1) -> str:
   most = num_cores()
   common, smallest = math.gcd(*batch_sizes) // num_processes, min(batch_sizes) // num_processes
   fitting = [d for d in range(1, most + 1) if common % d == 0 and smallest // d >= _MIN_IMAGES_PER_CPU_DEVICE]
-  wanted = max(fitting, default=1)
+  wanted = max((d for d in fitting if d * num_processes % model_devices == 0), default=max(fitting, default=1))
   try:
     jax.config.update("jax_num_cpu_devices", wanted)
   except RuntimeError:  # user code, or a notebook, has used JAX before
@@ -60,9 +64,20 @@ def use_cpu_cores(*batch_sizes: int, num_processes: int = 1) -> str:
   return ""
 
 
-def make_mesh(num_devices: int | None = None) -> Mesh:
-  """A mesh of one axis, "data", over all devices of all hosts, or over the first `num_devices`."""
-  return mesh_of(jax.devices()[:num_devices], AXIS)
+def make_mesh(num_devices: int | None = None, model_devices: int = 1) -> Mesh:
+  """`mesh_over` all devices of all hosts, or the first `num_devices`."""
+  return mesh_over(jax.devices()[:num_devices], model_devices)
+
+
+def mesh_over(devices: Sequence[jax.Device], model_devices: int = 1) -> Mesh:
+  """A mesh of the axes "data" and "model", the second of so many devices that are next to one another.
+
+  Raises:
+    ConfigError: they do not divide the number of devices.
+  """
+  if len(devices) % model_devices:
+    raise ConfigError(f"config.mesh.model_devices={model_devices} does not divide the {len(devices)} devices in use.")
+  return Mesh(np.array(devices).reshape(-1, model_devices), AXIS, axis_types=(AxisType.Auto,) * 2)
 
 
 def platform(mesh: Mesh) -> str:
@@ -142,19 +157,22 @@ def mesh_of(devices: Sequence[jax.Device], axis: str) -> Mesh:
   return Mesh(np.array(devices), (axis,), axis_types=(AxisType.Auto,))
 
 
-def put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
-  """The tree, which every process has whole, laid over a mesh that may be of several processes' devices."""
-  sharding = NamedSharding(mesh, spec)
-  if sharding.is_fully_addressable:
-    return jax.device_put(tree, sharding)
+def put(tree: Any, mesh: Mesh, specs: Any) -> Any:
+  """The tree, which every process has whole, laid over a mesh that may be of several processes' devices.
 
-  def put_leaf(leaf: Any) -> jax.Array:
+  `specs` is one `PartitionSpec` for all arrays, or a tree of them.
+  """
+  shardings = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
+  if all(sharding.is_fully_addressable for sharding in jax.tree.leaves(shardings)):
+    return jax.device_put(tree, shardings)
+
+  def put_leaf(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-      return jax.random.wrap_key_data(put_leaf(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+      return jax.random.wrap_key_data(put_leaf(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
-  return jax.tree.map(put_leaf, tree)
+  return jax.tree.map(put_leaf, tree, jax.tree.broadcast(shardings, tree))
 
 
 def fetch(tree: Any) -> Any:

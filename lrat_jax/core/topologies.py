@@ -45,11 +45,11 @@ LIBTPU = {
 _NAME = re.compile(r"v\d+[a-z]?:\d+x\d+(x\d+)?")
 
 
-def described_mesh(name: str) -> Mesh:
-  """A mesh over the devices of a topology as "v5e:4x4" or "v5p:4x4x4"; no array can be put on them.
+def described_mesh(name: str, model_devices: int = 1) -> Mesh:
+  """`sharding.mesh_over` the devices of a topology as "v5e:4x4" or "v5p:4x4x4"; no array can be put on them.
 
   Raises:
-    ConfigError: a name that libtpu does not know, or no libtpu.
+    ConfigError: a name that libtpu does not know, no libtpu, or other numbers of devices.
   """
   if not _NAME.fullmatch(name):
     raise ConfigError(f"--topology={name!r} is none; write a TPU's generation and its grid, as v5e:4x4 or v5p:4x4x4.")
@@ -61,7 +61,7 @@ def described_mesh(name: str) -> Mesh:
     raise ConfigError(f"--topology={name!r}: {' '.join(str(error).split())[:200]}") from None
   except RuntimeError as error:
     raise ConfigError(f"--topology={name!r} needs libtpu: pip install 'lrat_jax[rehearse]' ({error}).") from None
-  return sharding.mesh_of(devices, sharding.AXIS)
+  return sharding.mesh_over(devices, model_devices)
 
 
 def chip(mesh: Mesh) -> Chip | None:

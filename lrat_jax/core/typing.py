@@ -42,5 +42,7 @@ HostAnswers = Bool[np.ndarray, "batch"]
 # Of pairs: one entry for each adversarial variant.
 PerVariant = Float[Array, "batch variants"]
 VariantLogits = Float[Array, "batch variants classes"]
+# What collectives take: a mesh's axis, or several as one.
+AxisName = str | tuple[str, ...]
 # A Flax module's: params and batch_stats.
 Variables = dict[str, Any]

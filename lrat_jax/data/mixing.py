@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lrat_jax.core.typing import Distributions, Images, KeyPerImage
+from lrat_jax.core.typing import AxisName, Distributions, Images, KeyPerImage
 
 
-def next_rows(rows: Any, axis_name: str) -> Any:
+def next_rows(rows: Any, axis_name: AxisName) -> Any:
   """Row r + 1 of the global batch in the place of each row r, the first after the last: a tree of arrays [b, ...].
 
   The loader shuffles a batch, so the next image is any other of it. Of the ways to choose a partner this is the one

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from lrat_jax.core.typing import AxisName
 from lrat_jax.models.layers import ACTIVATIONS, FEATURES, Conv
 
 
@@ -19,7 +20,7 @@ class CNN(nn.Module):
   num_classes: int
   width: int = 32
   dtype: Any = jnp.float32
-  axis_name: str | None = None  # taken by every model; here nothing is averaged over the batch
+  axis_name: AxisName | None = None  # taken by every model; here nothing is averaged over the batch
   activation: str = "relu"
 
   @nn.compact

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.models.layers import FEATURES
+from lrat_jax.core.typing import AxisName
 from lrat_jax.models.mean_sparse import MeanSparse
 from lrat_jax.models.transformer_layers import BiasedConv, ConvStem, Dense, LayerNorm, LayerScale, Mlp
 
@@ -90,7 +91,7 @@ class ConvNeXt(nn.Module):
   patch: int = PATCH
   convstem: int = 0
   dtype: Any = jnp.float32
-  axis_name: str | None = None
+  axis_name: AxisName | None = None
   activation: str = "gelu"
   mean_sparse: bool = False
 

@@ -11,6 +11,7 @@ from jax import Array
 
 from lrat_jax.convolutions.conv2d import conv2d
 from lrat_jax.models.mean_sparse import MeanSparse
+from lrat_jax.core.typing import AxisName
 
 
 def _for_flax(
@@ -48,8 +49,9 @@ Conv = functools.partial(
   conv_general_dilated=_for_flax,
 )
 
-# PyTorch's batch norm in the terms of Flax: momentum 0.1 there is 0.9 here, epsilon is the same.
-BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+# PyTorch's batch norm in the terms of Flax: momentum 0.1 there is 0.9 here, epsilon is the same. Its `axis_name` may be
+# several, though it is annotated as one.
+BatchNorm: Callable[..., nn.BatchNorm] = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 # What a network sows its stages' outputs as, for who asks for them (`networks.features`); else nothing is kept.
 FEATURES = ("intermediates", "features")
@@ -82,7 +84,7 @@ class ConvNorm(nn.Module):
   size: int = 3
   stride: int = 1
   dtype: Any = jnp.float32
-  axis_name: str | None = None
+  axis_name: AxisName | None = None
   same_padding: bool = False
 
   @nn.compact

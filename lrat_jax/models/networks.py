@@ -13,7 +13,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from lrat_jax.core import user_code
-from lrat_jax.core.typing import FeaturesFn, Images, Logits, LogitsFn, Variables
+from lrat_jax.core.typing import AxisName, FeaturesFn, Images, Logits, LogitsFn, Variables
 from lrat_jax.models import convnext, swin, vit, wide_resnet, xcit
 from lrat_jax.models.cnn import CNN
 from lrat_jax.models.layers import ACTIVATIONS, FEATURES
@@ -215,7 +215,7 @@ def create(
   preprocessing: str = "mean_std",
   activation: str = "auto",
   mean_sparse: bool = False,
-  axis_name: str | None = None,
+  axis_name: AxisName | None = None,
 ) -> Classifier:
   """A Flax classifier by name.
 
@@ -234,7 +234,7 @@ def create(
     mean_sparse: whether MeanSparse (Amini et al., arXiv:2406.05927) stands before each activation, and where the
       published networks have it besides; a name with "_mean_sparse" at its end says the same. As it begins it changes
       nothing.
-    axis_name: mesh axis over which batch norm averages in train mode; None for one device.
+    axis_name: mesh axis, or axes, over which batch norm averages in train mode; None for one device.
 
   Raises:
     ValueError: an unknown name, dtype, preprocessing or activation, a function of the user's that is not there or

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from lrat_jax.core.typing import AxisName
 from lrat_jax.models.layers import FEATURES, BatchNorm, Conv, activation
 from lrat_jax.models.wide_resnet import PreActivationBlock
 
@@ -27,7 +28,7 @@ class PreActResNet(nn.Module):
   blocks: tuple[int, ...] = (2, 2, 2, 2)
   width: int = 64
   dtype: Any = jnp.float32
-  axis_name: str | None = None
+  axis_name: AxisName | None = None
   activation: str = "relu"
   same_padding: bool = False
   shortcut_size: int = 1

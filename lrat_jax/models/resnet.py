@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from lrat_jax.core.typing import AxisName
 from lrat_jax.models.layers import FEATURES, ConvNorm, activation
 
 # Blocks in each stage, by depth (table 1 of the paper); from 50 on they are bottlenecks.
@@ -19,7 +20,7 @@ class BasicBlock(nn.Module):
   features: int
   stride: int
   dtype: Any
-  axis_name: str | None
+  axis_name: AxisName | None
   activation: str = "relu"
   mean_sparse: bool = False
 
@@ -41,7 +42,7 @@ class Bottleneck(nn.Module):
   inner: int
   stride: int
   dtype: Any
-  axis_name: str | None
+  axis_name: AxisName | None
   activation: str = "relu"
   mean_sparse: bool = False
 
@@ -70,7 +71,7 @@ class ResNet(nn.Module):
   blocks: tuple[int, ...] = (2, 2, 2, 2)
   width: int = 64
   dtype: Any = jnp.float32
-  axis_name: str | None = None
+  axis_name: AxisName | None = None
   activation: str = "relu"
   bottleneck: bool = False
   widening: int = 1

@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
+from lrat_jax.core.typing import AxisName
 from lrat_jax.models.layers import FEATURES
 from lrat_jax.models.mean_sparse import MeanSparse
 from lrat_jax.models.transformer_layers import BiasedConv, Dense, LayerNorm, Mlp, SelfAttention
@@ -154,7 +155,7 @@ class Swin(nn.Module):
   window: int = 7
   epsilon: float = _EPSILON
   dtype: Any = jnp.float32
-  axis_name: str | None = None
+  axis_name: AxisName | None = None
   activation: str = "gelu"
   mean_sparse: bool = False
 

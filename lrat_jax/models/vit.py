@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from lrat_jax.core.typing import AxisName
 from lrat_jax.models.layers import FEATURES, stage_ends
 from lrat_jax.models.transformer_layers import BiasedConv, ConvStem, Dense, LayerNorm, Mlp, SelfAttention, torch_init
 
@@ -68,7 +69,7 @@ class VisionTransformer(nn.Module):
   patch: int = 16
   convstem: int = 0
   dtype: Any = jnp.float32
-  axis_name: str | None = None
+  axis_name: AxisName | None = None
   activation: str = "gelu"
   mean_sparse: bool = False
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from lrat_jax.core.typing import AxisName
 from lrat_jax.models.layers import FEATURES, BatchNorm, Conv, ConvNorm, SqueezeExcitation, activation, padding
 from lrat_jax.models.mean_sparse import MeanSparse
 
@@ -40,7 +41,7 @@ class PreActivationBlock(nn.Module):
   features: int
   stride: int
   dtype: Any
-  axis_name: str | None
+  axis_name: AxisName | None
   activation: str = "relu"
   same_padding: bool = False
   shortcut_size: int = 1
@@ -79,7 +80,7 @@ class WideResNet(nn.Module):
   depth: int = 34
   width: int = 10
   dtype: Any = jnp.float32
-  axis_name: str | None = None
+  axis_name: AxisName | None = None
   activation: str = "relu"
   groups: tuple[tuple[int, int], ...] = ()
   stem: int = 16

@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
+from lrat_jax.core.typing import AxisName
 from lrat_jax.models.layers import FEATURES, BatchNorm, ConvNorm, activation, stage_ends
 from lrat_jax.models.transformer_layers import Dense, LayerNorm, LayerScale, Mlp, split_heads
 
@@ -69,7 +70,7 @@ class LocalPatchInteraction(nn.Module):
   """Two 3x3 convolutions of each channel by itself; activation and batch norm between them (section 3.3)."""
 
   dtype: Any
-  axis_name: str | None
+  axis_name: AxisName | None
   activation: str
   mean_sparse: bool
 
@@ -89,7 +90,7 @@ class Block(nn.Module):
   num_heads: int
   layer_scale: float
   dtype: Any
-  axis_name: str | None
+  axis_name: AxisName | None
   activation: str
   mean_sparse: bool
 
@@ -161,7 +162,7 @@ class XCiT(nn.Module):
   layer_scale: float = 1.0
   norm_all: bool = True
   dtype: Any = jnp.float32
-  axis_name: str | None = None
+  axis_name: AxisName | None = None
   activation: str = "gelu"
   mean_sparse: bool = False
 

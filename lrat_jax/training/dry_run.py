@@ -18,8 +18,9 @@ from rich.table import Table
 from lrat_jax import data
 from lrat_jax.config import default as config_lib
 from lrat_jax.config import suites
+from lrat_jax.core import fsdp
 from lrat_jax.core.text import seconds_text
-from lrat_jax.training import loop
+from lrat_jax.training import loop, phases
 from lrat_jax.training import step as step_lib
 
 _TIMED_STEPS = 5
@@ -28,7 +29,7 @@ _TIMED_STEPS = 5
 class _PhaseCost(NamedTuple):
   """What one phase takes: its epochs, seconds to compile and for a step, bytes on a device while it runs."""
 
-  phase: step_lib.Phase
+  phase: phases.Phase
   epochs: int
   compiling: float
   step: float
@@ -61,11 +62,11 @@ def _layers(model: Any, variables: Any, image_shape: tuple[int, ...]) -> list[tu
 def _phases(experiment: loop.Experiment) -> list[_PhaseCost]:
   """Each phase of the training compiled and timed, in the order in which they come."""
   config, mesh = experiment.config, experiment.mesh
-  phases = [step_lib.phase_at(config, epoch) for epoch in range(config.train.epochs)]
+  found = [phases.phase_at(config, epoch) for epoch in range(config.train.epochs)]
   place = data.make_device_put(experiment.training_source, mesh, config.data.placement)
   rows = np.arange(config.data.batch_size // jax.process_count())
   batch, costs = place(rows), []
-  for phase in dict.fromkeys(phases):
+  for phase in dict.fromkeys(found):
     make = (config, experiment.model, experiment.optimizer, experiment.total_steps, mesh, phase)
     step, state, start = step_lib.make_train_step(*make), experiment.initial_state(), time.perf_counter()
     compiled = cast(jax.stages.Wrapped, step.func).lower(*step.args, state, batch).compile()
@@ -78,7 +79,7 @@ def _phases(experiment: loop.Experiment) -> list[_PhaseCost]:
     seconds = (time.perf_counter() - start) / _TIMED_STEPS
     used = compiled.memory_analysis()
     memory = used.argument_size_in_bytes + used.temp_size_in_bytes + used.output_size_in_bytes
-    costs.append(_PhaseCost(phase, phases.count(phase), compiling, seconds, memory - used.alias_size_in_bytes))
+    costs.append(_PhaseCost(phase, found.count(phase), compiling, seconds, memory - used.alias_size_in_bytes))
   return costs
 
 
@@ -87,7 +88,7 @@ def _seconds_of_a_gradient(config: ConfigDict, cost: _PhaseCost) -> float:
   variants = len(config_lib.variant_names(config))
   every = sum(suites.cost(entry).gradients for entry in config.train_attacks.values())
   attacks = every * variants / len(config.train_attacks)
-  natural = step_lib.needs_natural(config, cost.phase)
+  natural = phases.needs_natural(config, cost.phase)
   # The gradient of the weights comes on top of that of the images: half as much again.
   update = 1.5 * (variants + natural) * (1 + cost.phase.use_awp)
   return cost.step / (config.data.batch_size * (attacks + update))
@@ -132,10 +133,8 @@ def describe(experiment: loop.Experiment, console: Console) -> None:
   costs = _phases(experiment)
   for cost in costs:
     text = f"{seconds_text(cost.compiling)} to compile, {1000 * cost.step:,.0f} ms a step"
-    say(
-      "phase", f"{cost.epochs} epochs {step_lib.phase_text(cost.phase)}: {text}, {decimal(cost.memory)} on each device"
-    )
-  state_bytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    say("phase", f"{cost.epochs} epochs {phases.phase_text(cost.phase)}: {text}, {decimal(cost.memory)} on each device")
+  state_bytes = fsdp.bytes_per_device(experiment.abstract_state())
   most, limit = max(cost.memory for cost in costs), (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
   of = f" of {decimal(limit)}" if limit else ""
   say("memory", f"{decimal(state_bytes)} of state, {decimal(most)}{of} on each device in a step")

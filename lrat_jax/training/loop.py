@@ -20,13 +20,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lrat_jax import attacks, data, models
 from lrat_jax.config.default import LOCAL, SAMPLED, variant_names
-from lrat_jax.core import distributed, sharding
+from lrat_jax.core import distributed, fsdp, sharding
 from lrat_jax.core.errors import ConfigError, Preempted
 from lrat_jax.core.text import seconds_text
 from lrat_jax.core.typing import Variables
 from lrat_jax.evaluation import evaluate
 from lrat_jax.training import checkpoints as checkpoints_lib
-from lrat_jax.training import metric_writers, metrics, optim
+from lrat_jax.training import metric_writers, metrics, optim, phases
 from lrat_jax.training import step as step_lib
 
 
@@ -71,14 +71,26 @@ class Experiment(NamedTuple):
     return Partial(models.applied(model), state.eval_variables)
 
   def initial_state(self, arrays: Mapping[str, Any] = MappingProxyType({})) -> step_lib.TrainState:
-    """The state before the first step, whole on every device; `arrays` takes the place of variables by their names."""
-    return sharding.replicate(self.mesh, step_lib.begin_with(self._create_state(), arrays))
+    """The state before the first step, laid over the devices; `arrays` takes the place of variables by their names."""
+    # Where devices share a state, one alone may have no room for it; the host has.
+    home = jax.local_devices(backend="cpu")[0] if self.mesh.shape[sharding.MODEL] > 1 else None
+    with jax.default_device(home):
+      state = step_lib.begin_with(self._create_state(), arrays)
+    return sharding.put(state, self.mesh, step_lib.state_specs(self.config, self.mesh, state))
 
-  def abstract_state(self) -> step_lib.TrainState:
-    """The shapes, types and places of `initial_state`'s arrays; nothing is computed."""
-    place = jax.sharding.NamedSharding(self.mesh, sharding.REPLICATED)
-    to_abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-    return jax.tree.map(to_abstract, jax.eval_shape(self._create_state))
+  def abstract_state(self, *, evaluates: bool = False) -> step_lib.TrainState:
+    """The shapes, types and places of `initial_state`'s arrays; nothing is computed.
+
+    With `evaluates` the variables are whole on every device, as an evaluation needs them.
+    """
+    state = jax.eval_shape(self._create_state)
+    specs = step_lib.state_specs(self.config, self.mesh, state)
+    if evaluates:
+      whole = lambda tree: jax.tree.map(lambda _: sharding.REPLICATED, tree)
+      specs = specs.replace(variables=whole(specs.variables), ema=whole(specs.ema))
+    place = functools.partial(jax.sharding.NamedSharding, self.mesh)
+    to_abstract = lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(spec))
+    return jax.tree.map(to_abstract, state, specs)
 
   def _create_state(self) -> step_lib.TrainState:
     return step_lib.create_state(self.config, self.model, self.optimizer, self.dataset.image_shape)
@@ -211,7 +223,7 @@ class _Loop:
   def _run_epoch(self, epoch: int, show: Callable[[str], None]) -> bool:
     """Trains to the end of an epoch, or to the step after which the run was asked to stop; whether it was."""
     config, experiment = self._config, self._experiment
-    phase = step_lib.phase_at(config, epoch)
+    phase = phases.phase_at(config, epoch)
     take_step = self._compiled(phase)
     end = (epoch + 1) * experiment.steps_per_epoch
     start_time, start_step = time.perf_counter(), self.step
@@ -233,7 +245,7 @@ class _Loop:
       return stopped
     training_seconds = time.perf_counter() - start_time
     with sharding.memory_for("config.eval.batch_size", config.eval.batch_size, experiment.mesh):
-      validation = self._validate(self.state.eval_variables)
+      validation = self._validate(fsdp.whole(self.state.eval_variables, experiment.mesh))
     self._writer.write({"split": "validation", "step": self.step, "epoch": epoch, **validation})
     self._weights.save()
     if due_to_save:
@@ -336,7 +348,7 @@ def train(
 
 
 def load_best(experiment: Experiment, workdir: Path, console: Console | None = None) -> tuple[int, step_lib.TrainState]:
-  """The checkpoint with the best validation in a workdir, (step, state).
+  """The checkpoint with the best validation in a workdir, (step, state); its variables are whole on every device.
 
   One that is damaged is set aside, which the console is told, and the best of the others is taken.
 
@@ -347,5 +359,5 @@ def load_best(experiment: Experiment, workdir: Path, console: Console | None = N
     _quarantine(workdir, console or Console())
     with checkpoints_lib.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
       if (step := saved.best_step()) is not None:
-        return step, saved.restore(step, experiment.abstract_state())[0]
+        return step, saved.restore(step, experiment.abstract_state(evaluates=True))[0]
   raise ConfigError(f"workdir={str(workdir)!r} holds no checkpoint to evaluate; train there first.")

@@ -23,7 +23,7 @@ from lrat_jax import attacks, models
 from lrat_jax.core import hlo, sharding, topologies
 from lrat_jax.core.text import seconds_text
 from lrat_jax.evaluation import evaluate
-from lrat_jax.training import loop
+from lrat_jax.training import loop, phases
 from lrat_jax.training import step as step_lib
 
 
@@ -124,15 +124,16 @@ def programs(experiment: loop.Experiment) -> Iterator[Rehearsed]:
   config, mesh = experiment.config, experiment.mesh
   state = experiment.abstract_state()
   whole = functools.partial(_abstract, mesh=mesh, spec=sharding.REPLICATED)
-  for phase in dict.fromkeys(step_lib.phase_at(config, epoch) for epoch in range(config.train.epochs)):
+  for phase in dict.fromkeys(phases.phase_at(config, epoch) for epoch in range(config.train.epochs)):
     make = (config, experiment.model, experiment.optimizer, experiment.total_steps, mesh, phase)
     keys = whole(jax.eval_shape(lambda: step_lib.root_keys(config)))
     batch = _batch(experiment, config.data.batch_size)
-    name = f"step, {step_lib.phase_text(phase)}"
+    name = f"step, {phases.phase_text(phase)}"
     yield _rehearse(name, config.data.batch_size, step_lib.train_step_program(*make), mesh, keys, state, batch)
   size = config.eval.batch_size
   attack = attacks.microbatch(attacks.from_config(config.validation_attack), experiment.microbatch_size)
-  logits_fn = Partial(models.applied(experiment.model), state.eval_variables)
+  variables = experiment.abstract_state(evaluates=True).eval_variables
+  logits_fn = Partial(models.applied(experiment.model), variables)
   batch = _batch(experiment, size, mask=jax.ShapeDtypeStruct((size,), jnp.bool_))
   key = whole(jax.eval_shape(lambda: jax.random.key(0)))
   program = evaluate.batch_program(attack, "linf", mesh)

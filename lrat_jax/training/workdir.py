@@ -17,7 +17,7 @@ from lrat_jax.core import distributed, files, provenance
 from lrat_jax.core.errors import ConfigError
 
 # Where this machine keeps things: they change no result.
-_MACHINE_FIELDS = ("data.data_dir", "data.loading", "data.placement", "data.workers", "compilation_cache")
+_MACHINE_FIELDS = ("data.data_dir", "data.loading", "data.placement", "data.workers", "compilation_cache", "mesh")
 _LOCK = ".lock"
 # A network's file system may take so long to show on one machine what another wrote.
 _SHARED_WITHIN_S = 30

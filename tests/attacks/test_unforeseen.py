@@ -97,7 +97,8 @@ def test_an_image_has_one_adversarial_whatever_its_batch(attack, size, keys, col
 
 @pytest.mark.slow
 def test_devices_change_nothing(attack, keys, coloured, predictions):
-  specs = {"in_specs": (*3 * (PartitionSpec(sharding.AXIS),), PartitionSpec()), "out_specs": PartitionSpec("data")}
+  split = PartitionSpec(sharding.AXIS)
+  specs = {"in_specs": (split, split, split, PartitionSpec()), "out_specs": split}
   sharded = jax.jit(jax.shard_map(attack, mesh=sharding.make_mesh(2), **specs))
   arguments = keys, coloured, predictions, jnp.float32(STRENGTHS[attack.kind][1] / 4)
   whole, parts = attack(*arguments), sharded(*arguments)

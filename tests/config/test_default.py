@@ -131,6 +131,8 @@ def test_a_wrong_argument_is_named(argument):
     ("eval.suite.pgd20.norm", "l0", "config.eval.suite.pgd20.norm='l0' is unknown; choose from"),
     ("validation_attack.num_steps", -1, "config.validation_attack.num_steps=-1 must be an integer"),
     ("seed", -1, "config.seed=-1 is outside"),
+    ("mesh.model_devices", 0, r"config.mesh.model_devices=0 is outside \[1, 1e\+09\]"),
+    ("mesh.shard_above", -1, r"config.mesh.shard_above=-1 is outside \[0, 1e\+09\]"),
     ("beta", float("inf"), r"config.beta=inf is outside \[0, 1e\+06\]"),
     ("local_weights.bias", float("nan"), "config.local_weights.bias=nan is outside"),
     ("eval.batch_size", 2**21, "config.eval.batch_size=2097152 is outside"),

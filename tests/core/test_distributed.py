@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 
 import jax
 import numpy as np
@@ -20,21 +19,6 @@ AUTOATTACK = [argument for argument in programs.ARGUMENTS if ".suite." not in ar
 AUTOATTACK[0] = AUTOATTACK[0].replace("suite=pgd", "suite=apgd")
 
 
-def _free_port():
-  with socket.socket() as server:
-    server.bind(("localhost", 0))
-    return server.getsockname()[1]
-
-
-def _start_together(workdirs, *more, devices, **options):
-  """One run of as many processes as workdirs are given, on CPU collectives."""
-  others = [f"--coordinator=localhost:{_free_port()}", f"--num_processes={len(workdirs)}"]
-  return [
-    programs.start(workdir, *more, *others, f"--process_id={index}", devices=devices, **options)
-    for index, workdir in enumerate(workdirs)
-  ]
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   """The workdir of a run of one process with four devices that nobody stopped."""
@@ -50,21 +34,11 @@ def stopped_and_resumed(tmp_path_factory):
   Returns the workdir, the two processes' (code, stdout, stderr), and the second run's stdout.
   """
   workdir = tmp_path_factory.mktemp("two") / "run"
-  processes = _start_together([workdir, workdir], "--mode=train", devices=2)
+  processes = programs.start_together([workdir, workdir], "--mode=train", devices=2)
   programs.wait_for_rows(processes[0], workdir, 3)
   processes[1].terminate()
   ended = [programs.end(process) for process in processes]
   return workdir, ended, programs.finish(workdir, "--mode=train", devices=4)
-
-
-def _assert_trained_alike(workdir, other):
-  """Equal parameters and weights to float32's tolerance."""
-  (step, state, _, weights), (step_other, state_other, _, weights_other) = (
-    programs.outcome(path) for path in (workdir, other)
-  )
-  assert step == step_other == 34
-  for one, two in ((state, state_other), (weights, weights_other)):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5), _numbers(one), _numbers(two))
 
 
 def _assert_evaluated_alike(workdir, other):
@@ -76,10 +50,6 @@ def _assert_evaluated_alike(workdir, other):
         assert (arrays[name] == arrays_other[name]).mean() > 0.98, name
 
 
-def _numbers(tree):
-  return jax.tree.map(lambda leaf: leaf if leaf.dtype.kind in "biuf" else np.zeros(0), tree)
-
-
 def test_sigterm_to_one_process_saves_the_same_step_on_all(stopped_and_resumed):
   _, ended, resumed = stopped_and_resumed
   assert [code for code, *_ in ended] == [75, 75]
@@ -89,14 +59,14 @@ def test_sigterm_to_one_process_saves_the_same_step_on_all(stopped_and_resumed):
 
 
 def test_two_processes_then_one_are_the_run_of_one(whole, stopped_and_resumed):
-  _assert_trained_alike(whole, stopped_and_resumed[0])
+  programs.assert_trained_alike(whole, stopped_and_resumed[0])
 
 
 def test_one_process_then_two_are_the_run_of_one(whole, tmp_path):
   programs.kill_after(tmp_path / "run", 4, *SUITE, devices=4)
-  ended = [programs.end(process) for process in _start_together([tmp_path / "run"] * 2, *SUITE, devices=1)]
+  ended = [programs.end(process) for process in programs.start_together([tmp_path / "run"] * 2, *SUITE, devices=1)]
   assert [code for code, *_ in ended] == [0, 0], ended
-  _assert_trained_alike(whole, tmp_path / "run")
+  programs.assert_trained_alike(whole, tmp_path / "run")
   _assert_evaluated_alike(whole, tmp_path / "run")
   rows, others = (programs.outcome(path)[2] for path in (whole, tmp_path / "run"))
   assert [row["step"] for row in others] == [row["step"] for row in rows]  # one process wrote each of them, once
@@ -109,7 +79,7 @@ def test_autoattack_by_two_processes_is_that_of_one(whole, tmp_path):
     shutil.copytree(whole, tmp_path / name)
   options = {"arguments": [*AUTOATTACK, "--config.eval.num_images=100", "--mode=evaluate"]}
   programs.finish(tmp_path / "one", devices=4, **options)
-  ended = [programs.end(process) for process in _start_together([tmp_path / "two"] * 2, devices=1, **options)]
+  ended = [programs.end(process) for process in programs.start_together([tmp_path / "two"] * 2, devices=1, **options)]
   assert [code for code, *_ in ended] == [0, 0], ended
   one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
   assert one.pop("environment")["num_devices"] == 4 and two.pop("environment")["num_devices"] == 2
@@ -130,7 +100,7 @@ def test_what_is_wrong_on_one_process_ends_all_with_its_line(tmp_path):
   images = np.zeros((40, 8, 8, 1), np.uint8)
   arrays = {"train_images": images, "train_labels": np.arange(40) % 4, "test_images": images}
   np.savez(tmp_path / "there" / "data.npz", **arrays, test_labels=np.arange(40) % 4)
-  others = [f"--coordinator=localhost:{_free_port()}", "--num_processes=2", "--config.data.source=npz:data.npz"]
+  others = [f"--coordinator=localhost:{programs.free_port()}", "--num_processes=2", "--config.data.source=npz:data.npz"]
   others += ["--config.data.validation_size=8", "--config.data.batch_size=16"]
   processes = [
     programs.start(tmp_path / "run", *others, f"--process_id={index}", cwd=tmp_path / name)
@@ -143,7 +113,7 @@ def test_what_is_wrong_on_one_process_ends_all_with_its_line(tmp_path):
 
 
 def test_processes_with_different_configurations_are_refused(tmp_path):
-  others = [f"--coordinator=localhost:{_free_port()}", "--num_processes=2"]
+  others = [f"--coordinator=localhost:{programs.free_port()}", "--num_processes=2"]
   processes = [
     programs.start(tmp_path / "run", *others, f"--process_id={index}", f"--config.seed={index}") for index in (0, 1)
   ]
@@ -200,6 +170,6 @@ def test_two_processes_train_on_the_mixture_of_one(tmp_path):
   np.savez(tmp_path / "extra.npz", image=images, label=random.integers(0, 10, 300))
   more = [f"--config.data.extra.source=npz:{tmp_path}/extra.npz", "--config.data.extra.fraction=0.4", "--mode=train"]
   programs.finish(tmp_path / "one", *more, devices=2)
-  ended = [programs.end(process) for process in _start_together([tmp_path / "two"] * 2, *more, devices=1)]
+  ended = [programs.end(process) for process in programs.start_together([tmp_path / "two"] * 2, *more, devices=1)]
   assert [code for code, *_ in ended] == [0, 0], ended
-  _assert_trained_alike(tmp_path / "one", tmp_path / "two")
+  programs.assert_trained_alike(tmp_path / "one", tmp_path / "two")

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from lrat_jax import data
 from lrat_jax.core import sharding
@@ -18,7 +19,7 @@ def test_batches_are_the_hosts_split_over_the_devices(placement):
   expected = data.train_batches(SPLIT, 8, 3)
   for _ in range(7):
     batch, on_host = next(placed), next(expected)
-    assert batch["images"].sharding.spec == sharding.BATCHED and len(batch["images"].addressable_shards) == 4
+    assert batch["images"].sharding.is_equivalent_to(NamedSharding(mesh, sharding.BATCHED), ndim=4)
     jax.tree.map(np.testing.assert_array_equal, sharding.fetch(batch), on_host)
 
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -113,7 +114,7 @@ def test_what_cannot_be_rehearsed_is_one_line(monkeypatch, tmp_path, capsys, arg
 
 
 def test_a_batch_that_the_topology_cannot_share_is_refused(monkeypatch, tmp_path, capsys):
-  monkeypatch.setattr(topologies, "described_mesh", lambda name: sharding.make_mesh(2))
+  monkeypatch.setattr(topologies, "described_mesh", lambda name, model_devices: sharding.make_mesh(2))
   arguments = ["--config.data.batch_size=33", "--dry_run", "--topology=v5e:2x4", f"--workdir={tmp_path / 'run'}"]
   assert main.main([*ARGUMENTS, *arguments]) == 2
   assert "config.data.batch_size=33" in capsys.readouterr().err
@@ -131,14 +132,39 @@ def with_libtpu(tmp_path_factory):
   return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
-@pytest.mark.slow
-def test_the_tpus_compiler_takes_the_step(with_libtpu, tmp_path):
-  arguments = ["--config=lrat:digits", "--config.model.name=resnet18_2", "--config.train.epochs=2"]
-  command = [sys.executable, "-m", "lrat_jax.main", *arguments, "--dry_run", "--topology=v5e:2x4"]
-  done = subprocess.run(command, cwd=tmp_path, env=with_libtpu, capture_output=True, text=True, check=False)
+def _rehearse(environment, folder, *fields):
+  """What a rehearsal for eight chips says: a function from a line's name to the rest of all such lines."""
+  arguments = ["--config.model.name=resnet18_2", *fields, "--dry_run", "--topology=v5e:2x4"]
+  command = [sys.executable, "-m", "lrat_jax.main", *arguments]
+  done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
-  said = lambda name: [text for first, text in lines if first == name]
+  return lambda name: [text for first, text in lines if first == name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("fields", "between"),
+  [
+    ((), "1 all-reduce"),
+    (
+      ("--config.mesh.model_devices=4", "--config.mesh.shard_above=1000"),
+      r"\d+ all-gather, \d+ all-reduce, \d+ reduce-scatter",
+    ),
+  ],
+)
+def test_on_tpus_a_step_with_local_batch_norm_joins_its_gradients_and_nothing_else(
+  with_libtpu, tmp_path, fields, between
+):
+  fields = ("--config=at:digits", "--config.train.epochs=1", "--config.model.batch_norm=local", *fields)
+  step, attack = _rehearse(with_libtpu, tmp_path, *fields)("between")
+  assert re.fullmatch(f"{between}; in loops no collective", step)
+  assert attack == "no collective; in loops no collective"
+
+
+@pytest.mark.slow
+def test_the_tpus_compiler_takes_the_step(with_libtpu, tmp_path):
+  said = _rehearse(with_libtpu, tmp_path, "--config=lrat:digits", "--config.train.epochs=2")
   assert said("devices") == ["8 TPU v5 lite of 17.2 GB"]
   assert [text.partition(":")[0] for text in said("program")] == [
     "step, plain",

@@ -11,12 +11,12 @@ import pytest
 from lrat_jax import data, main
 from lrat_jax.core import sharding
 from lrat_jax.evaluation import runner
-from lrat_jax.training import loop
+from lrat_jax.training import loop, phases
 from lrat_jax.training import step as step_lib
 from tests.helpers import SMALL, STEP, make_config, make_experiment, to_numpy
 
-PHASE = step_lib.Phase(use_local_weights=True, use_global_weights=True)
-PLAIN = step_lib.Phase(use_local_weights=False, use_global_weights=False)
+PHASE = phases.Phase(use_local_weights=True, use_global_weights=True)
+PLAIN = phases.Phase(use_local_weights=False, use_global_weights=False)
 FIELDS = STEP | {"global_weights__kind": "mail"}
 
 

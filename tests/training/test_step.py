@@ -10,13 +10,14 @@ import pytest
 
 from lrat_jax import attacks, data, models, reweighting
 from lrat_jax.core import hlo, sharding
+from lrat_jax.training import gradients, phases
 from lrat_jax.training import step as step_lib
 from tests.helpers import STEP, make_config, make_experiment, to_numpy
 
-LOCAL = step_lib.Phase(use_local_weights=True, use_global_weights=False)
-BOTH = step_lib.Phase(use_local_weights=True, use_global_weights=True)
-PERTURBED = step_lib.Phase(use_local_weights=True, use_global_weights=True, use_awp=True)
-PLAIN = step_lib.Phase(use_local_weights=False, use_global_weights=False)
+LOCAL = phases.Phase(use_local_weights=True, use_global_weights=False)
+BOTH = phases.Phase(use_local_weights=True, use_global_weights=True)
+PERTURBED = phases.Phase(use_local_weights=True, use_global_weights=True, use_awp=True)
+PLAIN = phases.Phase(use_local_weights=False, use_global_weights=False)
 
 FIELDS = STEP | {
   # Weights of a network that knows nothing yet differ on the slope of the curve alone.
@@ -38,9 +39,9 @@ def _step(experiment, phase):
   return step_lib.make_train_step(*arguments)
 
 
-def _lowered(experiment, phase):
+def _lowered(experiment, phase, size=16):
   step = _step(experiment, phase)
-  return step.func.lower(*step.args, experiment.initial_state(), _batch(experiment, 0))
+  return step.func.lower(*step.args, experiment.initial_state(), _batch(experiment, 0, size))
 
 
 def _batch(experiment, number, size=16):
@@ -143,7 +144,7 @@ def test_one_step_equals_the_method_written_out(phase):
 @pytest.mark.parametrize("kind", ["max", "softmax"])
 def test_weights_among_variants_need_no_forward_of_natural_images(kind):
   config = make_config("digits,pgd,cw", **FIELDS | {"local_weights__kind": kind})
-  assert not step_lib.needs_natural(config, BOTH) and not step_lib.needs_natural(config, PLAIN)
+  assert not phases.needs_natural(config, BOTH) and not phases.needs_natural(config, PLAIN)
   _, (output,) = _train(1, LOCAL, steps=1, arg="digits,pgd,cw", local_weights__kind=kind)
   weigh = {
     "max": lambda v: np.where(v == v.max(axis=1, keepdims=True), 1.0, 0.0),
@@ -202,7 +203,7 @@ def test_awp_takes_the_gradient_at_the_perturbed_parameters():
   fields = {"objective": "trades", "beta": 3.0, "awp__gamma": 0.05}
   plain = {"optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0}
   experiment = make_experiment(make_config(**FIELDS | fields | plain))
-  phase = step_lib.Phase(use_local_weights=False, use_global_weights=False, use_awp=True)
+  phase = phases.Phase(use_local_weights=False, use_global_weights=False, use_awp=True)
   state, batch, loss_fn = _written_out(experiment, phase, beta=3.0)
   params, gradient = to_numpy(state.variables["params"]), jax.jit(jax.grad(loss_fn))
 
@@ -286,13 +287,13 @@ def test_attacks_take_few_images_at_a_time_unless_these_share_their_statistics(m
   _, (whole,) = _train(1, BOTH, steps=1, **fields)
   asked, seen = [], set()
   monkeypatch.setattr(models, "microbatch_size", lambda *of, platform: asked.append((*of, platform)) or 2)
-  logits_fn = step_lib.logits_fn
+  logits_fn = gradients.logits_fn
 
   def watched(*arguments):
     seeing = logits_fn(*arguments)
     return lambda images: seen.add(len(images)) or seeing(images)
 
-  monkeypatch.setattr(step_lib, "logits_fn", watched)
+  monkeypatch.setattr(gradients, "logits_fn", watched)
   _, (parts,) = _train(1, BOTH, steps=1, **fields)
   assert seen == {microbatch_size} and set(asked) <= {("wide_resnet_10_1", 8, 8, "cpu")}
   for name, value in parts._asdict().items():
@@ -304,13 +305,11 @@ def test_phases_begin_after_their_share_of_the_epochs():
     train__epochs=10, local_weights__kind="lrat", local_weights__begin_fraction=0.3,
     global_weights__kind="mail", global_weights__begin_fraction=0.75, awp__gamma=0.01, awp__begin_fraction=0.1,
   )  # fmt: skip
-  phases = [step_lib.phase_at(config, epoch) for epoch in range(10)]
-  assert [p.use_local_weights for p in phases] == [False] * 3 + [True] * 7
-  assert [p.use_global_weights for p in phases] == [False] * 8 + [True] * 2
-  assert [p.use_awp for p in phases] == [False] + [True] * 9
-  assert (
-    step_lib.phase_at(make_config(local_weights__begin_fraction=0.0, global_weights__begin_fraction=0.0), 0) == PLAIN
-  )
+  found = [phases.phase_at(config, epoch) for epoch in range(10)]
+  assert [p.use_local_weights for p in found] == [False] * 3 + [True] * 7
+  assert [p.use_global_weights for p in found] == [False] * 8 + [True] * 2
+  assert [p.use_awp for p in found] == [False] + [True] * 9
+  assert phases.phase_at(make_config(local_weights__begin_fraction=0.0, global_weights__begin_fraction=0.0), 0) == PLAIN
 
 
 @pytest.mark.slow
@@ -341,6 +340,14 @@ def test_a_step_with_statistics_per_device_holds_one_collective():
   assert _collectives(model__batch_norm="local") == {"all-reduce": 1}
   assert _collectives(model__batch_norm="local", train__attack_batch_norm="train") == {"all-reduce": 1}
   assert sum(_collectives().values()) > 1
+
+
+@pytest.mark.slow
+def test_a_resnet_18_holds_one_collective_where_it_held_one_for_each_layer_and_pass():
+  fields = {"model__name": "resnet18_2"}
+  # The means and variances of its 20 batch norms come together, forward and backward;
+  assert _collectives(**fields) == {"all-reduce": 35}
+  assert _collectives(**fields, model__batch_norm="local") == {"all-reduce": 1}
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from lrat_jax import attacks
 from lrat_jax.config import methods, validate
 from lrat_jax.core import sharding
 from lrat_jax.core.errors import Preempted
-from lrat_jax.training import checkpoints, metrics, variants
+from lrat_jax.training import checkpoints, metrics, phases, variants
 from lrat_jax.training import loop as loop_lib
 from lrat_jax.training import step as step_lib
 from tests.helpers import SMALL, make_config, make_experiment, to_numpy
@@ -32,7 +32,7 @@ def _make(preset, **fields):
 
 
 def _run(experiment, steps):
-  phase = step_lib.phase_at(experiment.config, experiment.config.train.epochs - 1)
+  phase = phases.phase_at(experiment.config, experiment.config.train.epochs - 1)
   arguments = (experiment.config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh)
   step, state, outputs = step_lib.make_train_step(*arguments, phase), experiment.initial_state(), []
   for number in range(steps):
