@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import FEATURES
 from lrat_jax.core.typing import AxisName
+from lrat_jax.models.layers import FEATURES
 from lrat_jax.models.mean_sparse import MeanSparse
 from lrat_jax.models.transformer_layers import BiasedConv, ConvStem, Dense, LayerNorm, LayerScale, Mlp
 

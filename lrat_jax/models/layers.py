@@ -10,8 +10,8 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.convolutions.conv2d import conv2d
-from lrat_jax.models.mean_sparse import MeanSparse
 from lrat_jax.core.typing import AxisName
+from lrat_jax.models.mean_sparse import MeanSparse
 
 
 def _for_flax(
