@@ -4,6 +4,9 @@ Plain data only: everything is built from it in code. The files in `configs/` ch
 the command line changes more (`--config.train.epochs=5`). Lengths in the image range (`epsilon`, `step_size`) are text,
 so that "8/255" stays what it was given as; shares are of the whole training, in [0, 1]. Where an attack, a model, a
 weighting or a data set is named, "package.module:function" names one of the user's own (examples/custom_config.py).
+
+The default of a field that is added leaves runs as they were and is alike in all presets: workdirs from before it take
+it (`earlier.completed`).
 """
 
 from collections.abc import Iterable
@@ -50,7 +53,7 @@ def _data(
     validation_size=validation_size,  # images held out of the training split
     train_size=0,  # trains on so many of the rest, the same for every seed; 0 is all
     extra=dict(
-      source="",  # npz:PATH, images to train on besides, as a generator's: "image" and "label"; empty is none
+      source="",  # npz:PATH, or npz:PART*.npz: images to train on besides, "image" and "label"; empty is none
       fraction=0.7,  # their share of every batch
     ),
     crop_padding=crop_padding,  # random crops after padding by so many pixels; 0 is off
@@ -74,6 +77,7 @@ def _model(name: str, mean: tuple[float, ...], std: tuple[float, ...]):
     mean=mean,  # of the training images, for each channel or one for all: subtracted inside the model
     std=std,  # their standard deviations: divided by inside the model
     preprocessing="mean_std",  # mean_std | none | per_image | minus_one_to_one: by mean and std, or without them
+    remat=False,  # whether a backward pass computes each block's inside once more: less memory, a third more work
     batch_norm=SYNCHRONISED,  # synchronised | local: statistics of the whole batch, or of each device's share of it
   )
 
@@ -282,6 +286,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         variants=ALL,  # all | sampled: of each image by every attack, or by one drawn for the batch by its robust error
         attack_batch_norm="eval",  # eval | train: which batch-norm statistics the training attacks see
         microbatches=1,  # parts in which a device goes through its share of a batch: less memory, batch norm by part
+        steps_per_call=1,  # steps that run on the devices before Python has its turn; rows, saves and epochs end a call
         label_smoothing=0.0,  # share of each label that is spread over all classes; attacks do not see it; 0 is off
         ema_decay=0.0,  # of the weights that are validated and evaluated; 0 is off
         init_from="",  # fine-tuning: weights to begin with, of a workdir, .pt, .safetensors or directory; empty is none

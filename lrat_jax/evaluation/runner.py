@@ -94,7 +94,7 @@ def evaluate(
 
   suite = config.eval.suite.to_dict()
   references = read_references(config.eval.references, suite)
-  split = dataset.evaluated(config.eval.split, config.eval.num_images)
+  split = data.for_evaluation(dataset.evaluated(config.eval.split, config.eval.num_images))
   workdir = results_folder(workdir, config.eval.split)
   workdir.mkdir(exist_ok=True)
   progress = workdir / PROGRESS

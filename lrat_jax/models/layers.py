@@ -1,6 +1,8 @@
 """The layers of convolutional networks: convolution, batch norm, both as one, squeeze and excitation; activations."""
 
 import functools
+import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ from jax import Array
 
 from lrat_jax.convolutions.conv2d import conv2d
 from lrat_jax.core.typing import AxisName
+from lrat_jax.models.mean_sparse import MeanSparse
 
 
 def _for_flax(
@@ -32,6 +35,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def activation(name: str, mean_sparse: bool = False) -> Callable[[Array], Array]:
+  """An activation by its name, behind a MeanSparse of its own each time that it is called if `mean_sparse` says so.
+
+  That is a submodule of the module whose compact method calls it.
+  """
+  return (lambda x: ACTIVATIONS[name](MeanSparse()(x))) if mean_sparse else ACTIVATIONS[name]
+
+
 # He et al. 2015, by the outputs' fan, as the PyTorch definitions of these networks have it.
 Conv = functools.partial(
   nn.Conv,
@@ -48,6 +59,11 @@ BatchNorm: Callable[..., nn.BatchNorm] = functools.partial(nn.BatchNorm, momentu
 FEATURES = ("intermediates", "features")
 
 
+def stage_ends(depth: int) -> frozenset[int]:
+  """After how many of `depth` blocks that are all alike a stage ends, of four; of each block where there are fewer."""
+  return frozenset(max(depth * stage // 4, 1) for stage in range(1, 5))
+
+
 def padding(size: int, stride: int = 1, same: bool = False) -> tuple[tuple[int, int], tuple[int, int]]:
   """How a square convolution is padded to keep the size that its stride leaves, (before, after) for height and width.
 
@@ -56,6 +72,19 @@ def padding(size: int, stride: int = 1, same: bool = False) -> tuple[tuple[int, 
   """
   total = max(size - stride, 0) if same else 2 * (size // 2)
   return ((total // 2, total - total // 2),) * 2
+
+
+def blocks(block: type[nn.Module], remat: bool) -> Callable[..., nn.Module]:
+  """Makes a network's blocks, named as Flax names them in turn: "BasicBlock_0".
+
+  With `remat` the backward pass keeps a block's input alone, and computes what is inside once more. The parameters and
+  their names are the same.
+  """
+  numbers, name = itertools.count(), block.__name__
+  if remat:
+    takes_train = "train" in inspect.signature(block.__call__).parameters  # after the block itself and its input
+    block = nn.remat(block, static_argnums=(2,) if takes_train else ())
+  return lambda *args, **options: block(*args, **options, name=f"{name}_{next(numbers)}")
 
 
 class ConvNorm(nn.Module):

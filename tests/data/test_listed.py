@@ -13,6 +13,7 @@ from tests.data.test_sources import _png
 from tests.helpers import make_config
 
 FILES = ["n01/ILSVRC2012_val_00000009.JPEG", "n01/ILSVRC2012_val_00000012.JPEG", "n02/ILSVRC2012_val_00000003.JPEG"]
+HELD = Loading()
 TWICE = ["n01/same.JPEG", "n02/same.JPEG"]
 
 
@@ -26,7 +27,7 @@ def folder(tmp_path):
   return tmp_path / "val"
 
 
-def _rows(folder, lines, loading=Loading(), source=None):
+def _rows(folder, lines, loading=HELD, source=None):
   (folder.parent / "list.txt").write_text("\n".join(lines) + "\n")
   source = source or f"images:{folder}"
   config = {"source": source, "data_dir": str(folder.parent)}
