@@ -47,7 +47,7 @@ def _data(
     batch_size=batch_size,  # of all devices and hosts together
     loading="auto",  # auto | memory | stream: images are held in memory, or read for each batch; auto says which
     workers=0,  # threads that read and decode images; 0 is one for each core, up to 16
-    image_size=image_size,  # pictures are brought to squares of so many pixels: shorter side resized, centre cropped; 0 is off
+    image_size=image_size,  # pictures become squares of so many pixels: resized, centre cropped; 0 is off
     random_resized_crop=random_resized_crop,  # training crops: at least this share of a picture, as 0.08; 0 is off
     placement="auto",  # auto | device | host: where training images wait; auto is the device if they fit in a quarter
     validation_size=validation_size,  # images held out of the training split

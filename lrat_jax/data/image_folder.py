@@ -15,7 +15,7 @@ from lrat_jax.data.streams import Loading, stream_of
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 LABELS = "labels.csv"
 TRAIN, TESTS = "train", ("test", "val")
-# What tells the classes of Tiny ImageNet's validation images, and where these are; of its test images nobody tells them.
+# What tells the classes of Tiny ImageNet's validation images, and where these are; those of its test images are secret.
 _ANNOTATIONS, _ANNOTATED = "val_annotations.txt", "images"
 
 # Names of pictures, their labels, and the names of the classes where they have some.

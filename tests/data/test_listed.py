@@ -105,9 +105,9 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
     return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
   def _split_generators(self, _):
-    return {"validation": self._examples([0, 0, 1]), "test": self._examples([-1, -1, -1])}
+    return {"validation": self._generate_examples([0, 0, 1]), "test": self._generate_examples([-1, -1, -1])}
 
-  def _examples(self, labels):
+  def _generate_examples(self, labels):
     for number, label in enumerate(labels):
       name = FILES[number].rpartition("/")[2] if label >= 0 else f"ILSVRC2012_test_{number}.JPEG"
       yield name, {"image": _png(np.full((4, 4, 3), number, np.uint8)), "label": label, "file_name": name}
