@@ -78,10 +78,10 @@ def _describe_loading(dataset: data.Dataset, console: Console) -> None:
   """Says where the images are, where that was chosen; and of an extra source that it is held in memory, where it is."""
   if dataset.loading:
     console.print(dataset.loading, highlight=False, markup=False, soft_wrap=True)
-  if dataset.extra is not None and not isinstance(dataset.extra.images, np.memmap):
+  if dataset.extra is not None and (held := data.bytes_in_memory(dataset.extra)):
     console.print(
-      f"note: the images of config.data.extra.source are compressed, so all {decimal(dataset.extra.nbytes)} are held "
-      "in memory; np.savez stores them so that those of a batch alone are read.",
+      f"note: the images of config.data.extra.source are compressed, so all {decimal(held)} are held in memory; "
+      "np.savez stores them so that those of a batch alone are read.",
       highlight=False,
       soft_wrap=True,
     )

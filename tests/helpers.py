@@ -22,6 +22,16 @@ SMALL = {
   "eval.suite.cw20.num_steps": 2,
 }
 
+# Fields, as `make_config` takes them, for a few steps with local weights by themselves.
+STEP = {
+  "data__batch_size": 16,
+  "model__name": "cnn_2",
+  "train_attacks__pgd__num_steps": 2,
+  "train__epsilon_ramp_fraction": 0.0,
+  "optimizer__schedule": "constant",
+  "local_weights__kind": "lrat",
+}
+
 
 def make_config(arg="digits,suite=pgd", **fields):
   """The default configuration with some fields set, written "train__epochs" for `train.epochs`."""

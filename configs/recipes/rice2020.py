@@ -4,7 +4,13 @@
 
 Needs CIFAR-10 and an accelerator; `--dry_run` estimates memory and time on the machine at hand. RobustBench's entry
 Rice2020Overfitting (WRN-34-20): 85.34 % clean, 53.42 % under AutoAttack, L-infinity 8/255. It was not run here at full
-size. The best epoch by PGD-10 on validation images is what is evaluated, as in the paper.
+size.
+
+Constants are those of github.com/locuslab/robust_overfitting (train_cifar.py --model=WideResNet --width-factor=20
+--val). What differs here: images are padded with zeros before they are cropped, there by reflection; running averages
+of batch norm see each step's adversarial images once, there every iterate of the attack and the natural images too.
+The best epoch by PGD-10 on 1000 validation images is evaluated, as with --val; the published weights were chosen on
+test images.
 """
 
 from lrat_jax.config import methods
@@ -16,5 +22,6 @@ def get_config(arg=None):
   config.name = "rice2020"
   config.model.name = "wide_resnet_34_20"
   config.train.epochs = 200  # the rate falls after 100 and 150
+  config.validation_attack.step_size = "2/255"
   config.train.attack_batch_norm = "train"  # the attack sees the batch's own statistics
   return config

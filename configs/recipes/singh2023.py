@@ -1,15 +1,18 @@
 """Singh et al. 2023, "Revisiting adversarial training for ImageNet" (arXiv:2303.01870): ConvNeXt-T with a ConvStem.
 
-  python -m lrat_jax.main --config=configs/recipes/singh2023.py --config.data.source=npz:imagenet224.npz \\
+  python -m lrat_jax.main --config=configs/recipes/singh2023.py --config.data.data_dir=DIR \\
     --config.train.init_from=convnext_t_cvst_clean.pt
 
-Needs ImageNet as an npz of uint8 images 224x224 (train_images and so on; 193 GB, which a host holds in memory), the
-clean weights that the paper begins with (github.com/nmndeep/revisiting-at), and several accelerators; `--dry_run`
-estimates memory and time on the machine at hand. RobustBench's entry Singh2023Revisiting_ConvNeXt-T-ConvStem: 72.72 %
-clean, 49.46 % under AutoAttack, L-infinity 4/255. It was not run here at full size.
+Needs ImageNet as TFDS prepares it (imagenet2012, array_record), whose pictures are read batch by batch, the clean
+weights that the paper begins with, and several accelerators; `--dry_run` estimates memory and time on the machine at
+hand. RobustBench's entry Singh2023Revisiting_ConvNeXt-T-ConvStem: 72.72 % clean, 49.46 % under AutoAttack, L-infinity
+4/255. It was not run here at full size.
 
-Constants are those of the paper's code. What differs here: there are no random crops of another scale, no random
-erasing and no drop path.
+Constants are those of github.com/nmndeep/revisiting-at (run_train.sh on 8 GPUs). What differs here: no random erasing
+(there of a quarter of the images); RandAugment draws from Pillow's operations at magnitude 9, there from timm's and at
+magnitudes around 9; APGD starts at random in the ball, there at the image; MixUp and CutMix draw a share for each
+image, there for the batch; gains of layer norm and of layer scale do not decay; the moving average begins with a
+smaller decay. The best epoch is chosen by PGD-10, there none is.
 """
 
 from lrat_jax.config import methods
@@ -23,7 +26,9 @@ def get_config(arg=None):
   config.name = "singh2023"
   config.model.name = "convnext_tiny_convstem"
   config.model.mean, config.model.std = (0.0,), (1.0,)  # images go in as they are
-  config.data.source = "npz:imagenet224.npz"
+  config.data.source = "tfds:imagenet2012"
+  config.data.image_size = 224
+  config.data.random_resized_crop = 0.08
   config.data.batch_size = 640
   config.data.validation_size = 5000
   config.data.crop_padding = 0

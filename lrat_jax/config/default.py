@@ -4,6 +4,9 @@ Plain data only: everything is built from it in code. The files in `configs/` ch
 the command line changes more (`--config.train.epochs=5`). Lengths in the image range (`epsilon`, `step_size`) are text,
 so that "8/255" stays what it was given as; shares are of the whole training, in [0, 1]. Where an attack, a model, a
 weighting or a data set is named, "package.module:function" names one of the user's own (examples/custom_config.py).
+
+The default of a field that is added leaves runs as they were and is alike in all presets: workdirs from before it take
+it (`earlier.completed`).
 """
 
 from collections.abc import Iterable
@@ -41,7 +44,7 @@ def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padd
     validation_size=validation_size,  # images held out of the training split
     train_size=0,  # trains on so many of the rest, the same for every seed; 0 is all
     extra=dict(
-      source="",  # npz:PATH, images to train on besides, as a generator's: "image" and "label"; empty is none
+      source="",  # npz:PATH, or npz:PART*.npz: images to train on besides, "image" and "label"; empty is none
       fraction=0.7,  # their share of every batch
     ),
     crop_padding=crop_padding,  # random crops after padding by so many pixels; 0 is off

@@ -54,11 +54,10 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
   convstem = count(prefix + "stem.stem.{}.weight", step=3)
   stem = f"{prefix}stem.stem.0.weight" if convstem else f"{prefix}stem.0.weight"
   patch = convnext.PATCH if convstem else size(stem, 2, 4)
-  is_sparse = f"{prefix}stages.0.blocks.0.drop_path.1.running_mean" in shapes
   side = patch * 2 ** (len(depths) - 1)
   return Recognised(
     prefix,
-    convnext.name_of(depths, widths, patch, convstem, mean_sparse=is_sparse),
+    convnext.name_of(depths, widths, patch, convstem),
     num_classes=size(f"{prefix}head.fc.weight", 0, 2),
     channels=size(stem, 1, 4),
     image_size=(side, side),

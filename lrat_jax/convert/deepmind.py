@@ -68,7 +68,7 @@ def _wide_resnet_name(shapes: Mapping[str, Shape], prefix: str) -> str:
     groups.append((tensors.count(shapes, name), channels))
   stem, block = tensors.size(shapes, f"{prefix}init_conv.weight", 0, 4), f"{prefix}layer.0.block.0."
   family = "ra_" if f"{block}se.fc1.weight" in shapes else "dm_"
-  return name_of(family, stem, tuple(groups), mean_sparse=f"{block}meansparse_0.threshold" in shapes)
+  return name_of(family, stem, tuple(groups))
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:

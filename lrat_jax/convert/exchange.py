@@ -179,7 +179,7 @@ def _read_run(workdir: Path, said: identity.Said) -> Stored:
     variables = state["ema"] or state["variables"]
     layers = variables["params"]["network"]
     head = layers[max(name for name in layers if name.startswith("Dense_"))]
-    about = {"activation": "auto"} | config["model"]  # of runs from before it was a field
+    about = dict(config["model"])
     name = about["name"]
     if user_code.is_name(name):  # nor is a module imported because a file names it
       raise WeightsError(f"{workdir}: its network is code, {name!r}, and has no names in PyTorch.")

@@ -79,8 +79,7 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
   stem = f"{prefix}patch_embed.proj.weight"
   width, patch = size(stem, 0, 4), size(stem, 2, 4)
   is_original = f"{prefix}head.weight" in shapes
-  is_sparse = f"{prefix}layers.0.blocks.0.meansparse1.running_mean" in shapes
-  name_of = functools.partial(swin.name_of, depths, width, patch, max(windows), mean_sparse=is_sparse)
+  name_of = functools.partial(swin.name_of, depths, width, patch, max(windows))
   found = Recognised(
     prefix,
     name_of(),

@@ -4,7 +4,7 @@ Each family of networks has a module that says how its tensors are named (`NETWO
 (`recognise`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from flax import linen as nn
 from flax import traverse_util
 
 from lrat_jax.convert import convnext, deepmind, small_images, swin, torchvision_resnets, vit, xcit
-from lrat_jax.convert.tensors import Entry, Recognised, Shape, UnknownNetworkError, first
+from lrat_jax.convert.tensors import Entry, Path, Recognised, Shape, UnknownNetworkError, first, mean_sparse
+from lrat_jax.models.networks import MEAN_SPARSE
 
 _FAMILIES = (deepmind, torchvision_resnets, small_images, convnext, swin, vit, xcit)
 _NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {
@@ -27,7 +28,16 @@ def entries(network: nn.Module, variables: Mapping[str, Any]) -> list[Entry]:
     network: that of a `models.Classifier`, without its normalisation.
     variables: the classifier's {"params", "batch_stats"}, arrays or only their shapes.
   """
-  return list(_NETWORKS[type(network)](network, variables["params"]["network"]))
+  named = list(_NETWORKS[type(network)](network, variables["params"]["network"]))
+  return [*named, *_unpublished(variables, {entry.path for entry in named})]
+
+
+def _unpublished(variables: Mapping[str, Any], named: Set[Path]) -> Iterator[Entry]:
+  """Every MeanSparse in a network that Amini et al. published without, by its place in ours."""
+  for path in sorted(traverse_util.flatten_dict(variables)):
+    if path[-1] == "threshold" and path not in named:
+      _, _, *place, _ = path
+      yield from mean_sparse(".".join(["mean_sparse", *place]), *place)
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Recognised:
@@ -40,12 +50,18 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised:
   """
   for family in _FAMILIES:
     if found := family.recognise(shapes):
-      return found
+      sparse = any(name.startswith(found.prefix) and name.endswith(".threshold") for name in shapes)
+      return _with_mean_sparse(found) if sparse else found
   raise UnknownNetworkError(
     f"{first(shapes)} are no network known here: ResNet, PreActResNet-18 or WideResNet as TRADES, RobustBench, Rice et "
     "al., Wong et al. and DeepMind name their layers, torchvision's ResNets, ConvNeXt, ViT, XCiT or Swin as timm does, "
     "or the CNN of lrat_jax. Any other is evaluated as a function, --model=package.module:function."
   )
+
+
+def _with_mean_sparse(found: Recognised) -> Recognised:
+  named = lambda network: network._replace(name=network.name + MEAN_SPARSE)
+  return named(found)._replace(others=tuple(named(other) for other in found.others))
 
 
 def state_dict(network: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

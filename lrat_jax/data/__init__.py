@@ -5,7 +5,7 @@ from lrat_jax.data.corruptions import SEVERITIES, CorruptedImages, corrupted_for
 from lrat_jax.data.labels import as_distributions, for_evaluation, for_training, smooth
 from lrat_jax.data.loader import eval_batches, steps_per_epoch, train_batches
 from lrat_jax.data.mixing import mix, next_rows
-from lrat_jax.data.mixtures import Mixture, load_for, num_extra, training_source
+from lrat_jax.data.mixtures import Mixture, bytes_in_memory, load_for, num_extra, training_source
 from lrat_jax.data.placement import PLACEMENTS, make_device_put
 from lrat_jax.data.policies import IDBH, MAX_MAGNITUDE
 from lrat_jax.data.sources import DataError, is_users, load
@@ -28,6 +28,7 @@ __all__ = [
   "Stream",
   "as_distributions",
   "augment",
+  "bytes_in_memory",
   "corrupted_for",
   "eval_batches",
   "for_evaluation",

@@ -5,12 +5,15 @@ from typing import NamedTuple
 import numpy as np
 
 from lrat_jax.core.arguments import ROUNDING, warn_of_layout
+from lrat_jax.data.labels import for_evaluation
 from lrat_jax.data.npz_idx import DataError
 from lrat_jax.data.splits import Split
 from lrat_jax.data.streams import Decision
 
 # What int32 holds.
 _MOST_LABELS = 2**31 - 1
+# How far the probabilities of a label may be from a sum of 1; they may be stored as float16.
+_ROUNDING = 2e-3
 
 # Images, which may be a `Stream`, and labels.
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -55,39 +58,59 @@ def check_labels(labels: np.ndarray, count: int, num_classes: int | None, where:
   if labels.shape != (count,):
     raise DataError(f"{where} has shape {labels.shape} where there are {count} images.")
   if not np.issubdtype(labels.dtype, np.integer):
-    raise DataError(f"{where} is {labels.dtype}; labels are integers.")
+    raise DataError(f"{where} is {labels.dtype}; labels are integers, or floats [n, classes].")
   top = num_classes - 1 if num_classes is not None else min(int(labels.max()), _MOST_LABELS)
   if labels.min() < 0 or labels.max() > top:
     raise DataError(f"{where} holds labels from {labels.min()} to {labels.max()}; the classes are 0..{max(top, 0)}.")
   return labels.astype(np.int32)
 
 
+def as_labels(labels: np.ndarray, count: int, num_classes: int | None, where: str) -> np.ndarray:
+  """int32 [count] as `check_labels` has it; of floats [count, classes], distributions over the classes, float32.
+
+  Raises DataError, which names `where`.
+  """
+  if not np.issubdtype(labels.dtype, np.floating) or labels.ndim != 2:
+    return check_labels(labels, count, num_classes, where)
+  if labels.shape != (count, num_classes or labels.shape[1]):
+    expected = f"({count}, {num_classes or 'classes'})"
+    raise DataError(f"{where} is {labels.dtype} {labels.shape}; distributions over the classes are {expected}.")
+  labels = labels.astype(np.float32)
+  sums = labels.sum(axis=1)
+  if not (labels.min() >= 0 and np.abs(sums - 1).max() <= _ROUNDING):  # also where one is NaN
+    raise DataError(
+      f"{where} holds floats that are no distributions: from {labels.min():.4g}, sums to {sums.max():.4g}."
+    )
+  return labels / sums[:, None]
+
+
 def split_of(arrays: Arrays, num_classes: int | None, where: str) -> Split:
   images, labels = arrays
   images = as_images(images, f"{where} images")
-  labels = check_labels(labels, len(images), num_classes, f"{where} labels")
+  labels = as_labels(labels, len(images), num_classes, f"{where} labels")
   return Split(images, labels, np.arange(len(images), dtype=np.int32))
 
 
 def train_and_test(
   train: Arrays | None, test: Arrays, num_classes: int | None, where: str, decision: Decision
 ) -> Found:
-  """Checked splits of arrays (images, labels).
+  """Checked splits of arrays (images, labels), test images with their true classes.
 
   Without a class count, the training labels say how many there are. Without training arrays only the model can say it.
   """
   if train is None:
-    return Found(None, split_of(test, num_classes, f"{where}: test"), num_classes, decision)
+    tested = for_evaluation(split_of(test, num_classes, f"{where}: test"))
+    return Found(None, tested, num_classes, decision)
   checked = split_of(train, num_classes, f"{where}: training")
-  most = int(checked.labels.max())
-  if num_classes is None and most >= len(checked.labels):
+  most = checked.labels.shape[1] - 1 if checked.labels.ndim == 2 else int(checked.labels.max())
+  if num_classes is None and checked.labels.ndim == 1 and most >= len(checked.labels):
     raise DataError(
       f"{where}: training labels reach {most} in {len(checked.labels)} images; classes are numbered from 0."
     )
   num_classes = num_classes or most + 1
   if num_classes < 2:
     raise DataError(f"{where}: training labels hold one class; a classifier needs two or more.")
-  tested = split_of(test, num_classes, f"{where}: test")
+  tested = for_evaluation(split_of(test, num_classes, f"{where}: test"))
   if checked.images.shape[1:] != tested.images.shape[1:]:
     raise DataError(
       f"{where}: training images are {checked.images.shape[1:]}, test images {tested.images.shape[1:]}; "

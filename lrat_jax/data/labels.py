@@ -18,7 +18,7 @@ def as_distributions(labels: AnyLabels, num_classes: int) -> Distributions:
 def smooth(labels: AnyLabels, smoothing: float, num_classes: int) -> AnyLabels:
   """(1 - s) q + s / classes, label smoothing (Szegedy et al., arXiv:1512.00567, section 7); with s = 0 as they are.
 
-  Some code for adversarial training (Wang et al., arXiv:2302.04638) shares s out among the wrong classes alone: its s
+  Some code for adversarial training (Pang et al., arXiv:2202.10103) shares s out among the wrong classes alone: its s
   is s * classes / (classes - 1) here.
   """
   if not smoothing:
@@ -28,8 +28,7 @@ def smooth(labels: AnyLabels, smoothing: float, num_classes: int) -> AnyLabels:
 
 def for_training(split: Split) -> Split:
   """The split with distributions that are all one-hot as the classes that they name: the same run, the same program."""
-  labels = split.labels
-  if labels.ndim == 1 or not (np.count_nonzero(labels, axis=1) == 1).all() or not (labels.max(axis=1) == 1).all():
+  if split.labels.ndim == 1 or (np.count_nonzero(split.labels, axis=1) > 1).any():
     return split
   return for_evaluation(split)
 

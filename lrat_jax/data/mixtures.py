@@ -1,13 +1,14 @@
 """Mixtures: images of an extra source, such as a generator's, at a fixed share of every training batch.
 
 An npz as EDM's samplers and RobustBench's papers write it, "image" uint8 [n, h, w, c] and "label", is mapped from its
-file, so that only the images of a batch are read.
+file, so that only the images of a batch are read; and so are several.
 """
 
+import glob
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -15,11 +16,9 @@ from lrat_jax.data import found, npz_idx, sources
 from lrat_jax.data.augment import to_float
 from lrat_jax.data.npz_idx import DataError
 from lrat_jax.data.splits import Dataset, Split
-from lrat_jax.data.streams import Loading, Moment
+from lrat_jax.data.streams import JoinedRecords, Loading, Moment, Stream, stream_of
 
 _NAMES = ("image", "label")
-# How far the probabilities of a label may be from a sum of 1; they may be stored as float16.
-_ROUNDING = 2e-3
 _MOST_INDICES = 2**31
 
 
@@ -84,28 +83,30 @@ def num_extra(fraction: float, batch_size: int) -> int:
   return round(fraction * batch_size)
 
 
-def _as_labels(labels: np.ndarray, count: int, num_classes: int, where: str) -> np.ndarray:
-  """int32 [n], or float32 [n, num_classes] of distributions."""
-  if not np.issubdtype(labels.dtype, np.floating):
-    return found.check_labels(labels, count, num_classes, where)
-  if labels.shape != (count, num_classes):
-    raise DataError(
-      f"{where} is {labels.dtype} {labels.shape}; distributions over the classes are {(count, num_classes)}."
-    )
-  labels = labels.astype(np.float32)
-  sums = labels.sum(axis=1)
-  if not (labels.min() >= 0 and np.abs(sums - 1).max() <= _ROUNDING):  # also where one is NaN
-    raise DataError(
-      f"{where} holds floats that are no distributions: from {labels.min():.4g}, sums to {sums.max():.4g}."
-    )
-  return labels / sums[:, None]
+def _files(path: str) -> list[Path]:
+  """The file of that name, or else those that it matches as a pattern, in the order of their names."""
+  path = os.path.expanduser(path)  # noqa: PTH111 (no such user: left as it is)
+  named = sources.is_file(Path(path))
+  return [Path(path)] if named else sorted(map(Path, glob.glob(path))) or [Path(path)]  # noqa: PTH207 (absolute too)
+
+
+def _open_file(path: Path, image_shape: tuple[int, ...], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+  """(images, labels) of one file."""
+  images, labels = npz_idx.map_npz(path, [_NAMES])
+  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != image_shape:
+    expected = ", ".join(map(str, ("n", *image_shape)))
+    raise DataError(f"image is {images.dtype} {images.shape}; it must be uint8 ({expected}).")
+  if not len(images):
+    raise DataError("it holds no images.")
+  return images, found.as_labels(np.asarray(labels), len(images), num_classes, "label")
 
 
 def open_extra(source: str, first_index: int, image_shape: tuple[int, ...], num_classes: int) -> Split:
-  """The images of an extra source, mapped from their file where it is not compressed; else `images` is in memory.
+  """The images of an extra source, mapped from their files; those of compressed files are in memory.
 
   Args:
     source: "npz:PATH", with "image" uint8 [n, h, w, c] and "label", int [n] or float [n, num_classes] of distributions.
+      Where PATH is no file but a pattern, as "part*.npz", all files that it matches, one after the other.
     first_index: of its images.
     image_shape, num_classes: of the data set that it goes with.
 
@@ -113,22 +114,28 @@ def open_extra(source: str, first_index: int, image_shape: tuple[int, ...], num_
     DataError: another source, no such file, other arrays, or images that are not of that shape.
   """
   kind, _, path = source.partition(":")
-  where = f"data.extra.source={source!r}"
+  where, parts = f"data.extra.source={source!r}", []
   if kind != "npz" or not path:
     raise DataError(f"{where} is unknown; it is npz:PATH.")
-  try:
-    images, labels = npz_idx.map_npz(Path(os.path.expanduser(path)), [_NAMES])  # noqa: PTH111 (no such user: left as it is)
-  except DataError as error:
-    raise DataError(f"{where}: {error}") from None
-  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != image_shape:
-    expected = ", ".join(map(str, ("n", *image_shape)))
-    raise DataError(f"{where}: image is {images.dtype} {images.shape}; it must be uint8 ({expected}).")
-  if not 0 < len(images) < _MOST_INDICES - first_index:
-    raise DataError(
-      f"{where} holds {len(images):,} images; it must hold one or more, and fewer than 2^31 with the others."
-    )
-  labels = _as_labels(np.asarray(labels), len(images), num_classes, f"{where}: label")
-  return Split(images, labels, np.arange(first_index, first_index + len(images), dtype=np.int32))
+  paths = _files(path)
+  for file in paths:
+    try:
+      parts.append(_open_file(file, image_shape, num_classes))
+    except DataError as error:
+      raise DataError(f"{where}: {f'{file.name}: ' if len(paths) > 1 else ''}{error}") from None
+  arrays, labels = zip(*parts, strict=True)
+  images = arrays[0] if len(arrays) == 1 else stream_of(JoinedRecords(arrays))
+  if len(images) >= _MOST_INDICES - first_index:
+    raise DataError(f"{where} holds {len(images):,} images; with the others it must hold fewer than 2^31.")
+  indices = np.arange(first_index, first_index + len(images), dtype=np.int32)
+  return Split(images, np.concatenate(_alike(*labels)), indices)
+
+
+def bytes_in_memory(extra: Split) -> int:
+  """What an extra source's images take that are not mapped from a file."""
+  images: Any = extra.images
+  arrays = cast(JoinedRecords, images.records).arrays if isinstance(images, Stream) else (images,)
+  return sum(array.nbytes for array in arrays if not isinstance(array, np.memmap))
 
 
 def training_source(dataset: Dataset, fraction: float) -> Split | Mixture:

@@ -1,6 +1,7 @@
 """Where images come from: digits, TFDS, npz archives, npy and idx files, folders of pictures, the user's function.
 
-A data set is three splits of uint8 images (or floats in [0, 1]) with integer labels. The validation split is cut from
+A data set is three splits of uint8 images (or floats in [0, 1]) with integer labels, or of training images with floats
+[n, classes], distributions over the classes. The validation split is cut from
 the training split by a fixed permutation, so that runs with different seeds hold out the same images.
 """
 
@@ -55,7 +56,8 @@ def _tfds(name: str, asked: _Asked) -> Found:
   return train_and_test(train, test, num_classes, where, decision)
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+  """Whether there is such a file that may be looked at."""
   try:
     return path.is_file()
   except OSError:  # a name that is too long, or a folder that may not be looked into
@@ -88,7 +90,7 @@ def _streamed_or_read(
 
 def _npz(path: str, asked: _Asked) -> Found:
   where = f"data.source={f'npz:{path}'!r}"
-  if not _is_file(Path(path)):
+  if not is_file(Path(path)):
     raise DataError(f"{where}: there is no such file.")
   read = functools.partial(npz_idx.read_npz, Path(path), _NPZ_NAMES if asked.trains else _TEST_NAMES)
   try:
@@ -104,7 +106,7 @@ def _npz(path: str, asked: _Asked) -> Found:
 def _npy(directory: str, asked: _Asked) -> Found:
   where, folder = f"data.source={f'npy:{directory}'!r}", Path(directory)
   choices = _NPZ_NAMES if asked.trains else _TEST_NAMES
-  names = next((names for names in choices if all(_is_file(folder / f"{name}.npy") for name in names)), None)
+  names = next((names for names in choices if all(is_file(folder / f"{name}.npy") for name in names)), None)
   if names is None:
     raise DataError(f"{where}: it needs the files {[f'{name}.npy' for name in choices[0]]}.")
   try:
@@ -128,7 +130,7 @@ def _idx(directory: str, asked: _Asked) -> Found:
   where = f"data.source={f'idx:{directory}'!r}"
   names, arrays = _IDX_FILES if asked.trains else _IDX_FILES[:2], []
   for name in names:
-    found = [p for p in (Path(directory, name), Path(directory, name + ".gz")) if _is_file(p)]
+    found = [p for p in (Path(directory, name), Path(directory, name + ".gz")) if is_file(p)]
     if not found:
       raise DataError(f"{where}: {name} (or {name}.gz) is not there; needed are {list(names)}.")
     try:

@@ -21,7 +21,7 @@ class Split(NamedTuple):
 
   Attributes:
     images: uint8 [n, h, w, c] in 0..255, or float32 in [0, 1]; a `Stream` reads them as they are asked for.
-    labels: int32 [n]; of an extra source also float32 [n, classes], distributions over the classes.
+    labels: int32 [n]; where they are trained on also float32 [n, classes], distributions over the classes.
     indices: int32 [n], each image's index in the source's own split: its name in every result.
   """
 

@@ -49,12 +49,12 @@ class Stream:
   ndim = 4
 
   def __init__(self, records: Records, numbers: np.ndarray | None = None):
-    self._records = records
+    self.records = records
     self._numbers = np.arange(records.shape[0]) if numbers is None else numbers
 
   @property
   def shape(self) -> tuple[int, ...]:
-    return (len(self._numbers), *self._records.shape[1:])
+    return (len(self._numbers), *self.records.shape[1:])
 
   @property
   def size(self) -> int:
@@ -67,11 +67,11 @@ class Stream:
 
   def select(self, rows: np.ndarray) -> "Stream":
     """Some rows, of which nothing is read yet."""
-    return Stream(self._records, self._numbers[rows])
+    return Stream(self.records, self._numbers[rows])
 
   def read(self, rows: np.ndarray | slice, moment: Moment | None = None) -> np.ndarray:
     """uint8 [k, h, w, c], as `Records.read` says."""
-    return self._records.read(self._numbers[rows], moment)
+    return self.records.read(self._numbers[rows], moment)
 
   def __len__(self) -> int:
     return len(self._numbers)
@@ -101,6 +101,23 @@ class MappedRecords(NamedTuple):
 
   def read(self, numbers: np.ndarray, moment: Moment | None = None) -> np.ndarray:
     return self.images[numbers]
+
+
+class JoinedRecords(NamedTuple):
+  """Arrays one after the other, each mapped from its file or in memory: uint8 [n, h, w, c] of one shape but for n."""
+
+  arrays: tuple[np.ndarray, ...]
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return (sum(map(len, self.arrays)), *self.arrays[0].shape[1:])
+
+  def read(self, numbers: np.ndarray, moment: Moment | None = None) -> np.ndarray:
+    ends = np.cumsum([len(array) for array in self.arrays])
+    which, images = np.searchsorted(ends, numbers, side="right"), np.empty((len(numbers), *self.shape[1:]), np.uint8)
+    for index, array in enumerate(self.arrays):
+      images[which == index] = array[numbers[which == index] - (ends[index] - len(array))]
+    return images
 
 
 def for_each(count: int, action: Callable[[int], None], workers: int = 0) -> None:

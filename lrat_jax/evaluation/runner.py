@@ -95,7 +95,7 @@ def evaluate(
 
   suite = config.eval.suite.to_dict()
   references = read_references(config.eval.references, suite)
-  split = dataset.split(config.eval.split)
+  split = data.for_evaluation(dataset.split(config.eval.split))
   split = split.select(np.arange(min(config.eval.num_images or len(split.labels), len(split.labels))))
   workdir = results_folder(workdir, config.eval.split)
   workdir.mkdir(exist_ok=True)

@@ -1,6 +1,7 @@
 """Classifiers by name, and models that the user brings."""
 
 from lrat_jax.models.layers import ACTIVATIONS
+from lrat_jax.models.mean_sparse import fit_mean_sparse
 from lrat_jax.models.networks import (
   DTYPES,
   NAMES,
@@ -27,5 +28,6 @@ __all__ = [
   "create",
   "features",
   "features_of",
+  "fit_mean_sparse",
   "microbatch_size",
 ]

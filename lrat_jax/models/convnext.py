@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.core.typing import AxisName
+from lrat_jax.models.layers import FEATURES
 from lrat_jax.models.mean_sparse import MeanSparse
 from lrat_jax.models.transformer_layers import BiasedConv, ConvStem, Dense, LayerNorm, LayerScale, Mlp
 
@@ -19,13 +20,8 @@ SIZES = {
   "large": ((3, 3, 27, 3), (192, 384, 768, 1536)),
 }
 _NUMBERS = r"[1-9]\d{0,3}(?:-[1-9]\d{0,3})*"
-SPELLING = (
-  rf"convnext_(?:({'|'.join(SIZES)})|({_NUMBERS})_({_NUMBERS}))(?:_patch([1-9]\d?)|_convstem([23]?))?(_mean_sparse)?"
-)
-NAMES = (
-  "convnext_SIZE", "convnext_SIZE_convstem", "convnext_DEPTHS_WIDTHS", "convnext_DEPTHS_WIDTHS_patchSIZE",
-  "convnext_..._mean_sparse",
-)  # fmt: skip
+SPELLING = rf"convnext_(?:({'|'.join(SIZES)})|({_NUMBERS})_({_NUMBERS}))(?:_patch([1-9]\d?)|_convstem([23]?))?"
+NAMES = ("convnext_SIZE", "convnext_SIZE_convstem", "convnext_DEPTHS_WIDTHS", "convnext_DEPTHS_WIDTHS_patchSIZE")
 PATCH = 4
 
 
@@ -85,7 +81,7 @@ class ConvNeXt(nn.Module):
     depths, widths: blocks of each stage and their channels.
     patch: side of the stem's patches.
     convstem: convolutions of a ConvStem, 2 or 3, in the place of the patches; 0 for none. Its stride is 4.
-    mean_sparse: as Amini et al. have it (see ConvNeXtBlock).
+    mean_sparse: as Amini et al. have it (see ConvNeXtBlock), and before the activations of a ConvStem.
     axis_name: taken by every model; here nothing is averaged over the batch.
   """
 
@@ -103,7 +99,7 @@ class ConvNeXt(nn.Module):
     width = self.widths[0]
     if self.convstem:
       widths = (width // 2, *([width // 4 * 3] if self.convstem == 3 else []), width)
-      return ConvStem(widths, (2, 2, 1)[: self.convstem], None, self.dtype, self.activation)
+      return ConvStem(widths, (2, 2, 1)[: self.convstem], None, self.dtype, self.activation, self.mean_sparse)
     return PatchStem(width, self.patch, self.dtype)
 
   @nn.compact
@@ -118,26 +114,24 @@ class ConvNeXt(nn.Module):
         x = Downsample(features, self.dtype)(x)
       for _ in range(depth):
         x = ConvNeXtBlock(self.dtype, self.activation, self.mean_sparse)(x)
+      self.sow(*FEATURES, x)
     x = LayerNorm(dtype=self.dtype)(jnp.mean(x, axis=(1, 2)))
     return Dense(self.num_classes, dtype=self.dtype)(x)
 
 
 def from_name(match: re.Match, **options: Any) -> ConvNeXt:
   """The network of a name that SPELLING matches. Raises ValueError where its numbers fit no network."""
-  size, depths, widths, patch, convstem, sparse = match.groups()
+  size, depths, widths, patch, convstem = match.groups()
   depths, widths = SIZES[size] if size else (tuple(map(int, text.split("-"))) for text in (depths, widths))
   if len(depths) != len(widths):
     raise ValueError(f"name={match[0]!r}: DEPTHS and WIDTHS of convnext_DEPTHS_WIDTHS must be as many.")
   if convstem is not None and widths[0] % 4:
     raise ValueError(f"name={match[0]!r}: a ConvStem needs a first width that 4 divides.")
   layers = 0 if convstem is None else int(convstem or convstem_layers(size))
-  options["mean_sparse"] = sparse is not None
   return ConvNeXt(depths=depths, widths=widths, patch=int(patch or PATCH), convstem=layers, **options)
 
 
-def name_of(
-  depths: tuple[int, ...], widths: tuple[int, ...], patch: int, convstem: int, mean_sparse: bool = False
-) -> str:
+def name_of(depths: tuple[int, ...], widths: tuple[int, ...], patch: int, convstem: int) -> str:
   """The inverse of `from_name`."""
   size = next((size for size, numbers in SIZES.items() if numbers == (depths, widths)), None)
   name = f"convnext_{size or '_'.join('-'.join(map(str, numbers)) for numbers in (depths, widths))}"
@@ -145,4 +139,4 @@ def name_of(
     name += f"_convstem{'' if convstem == convstem_layers(size) else convstem}"
   elif patch != PATCH:
     name += f"_patch{patch}"
-  return f"{name}_mean_sparse" if mean_sparse else name
+  return name

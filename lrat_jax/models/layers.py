@@ -11,6 +11,7 @@ from jax import Array
 
 from lrat_jax.convolutions.conv2d import conv2d
 from lrat_jax.core.typing import AxisName
+from lrat_jax.models.mean_sparse import MeanSparse
 
 
 def _for_flax(
@@ -32,6 +33,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def activation(name: str, mean_sparse: bool = False) -> Callable[[Array], Array]:
+  """An activation by its name, behind a MeanSparse of its own each time that it is called if `mean_sparse` says so.
+
+  That is a submodule of the module whose compact method calls it.
+  """
+  return (lambda x: ACTIVATIONS[name](MeanSparse()(x))) if mean_sparse else ACTIVATIONS[name]
+
+
 # He et al. 2015, by the outputs' fan, as the PyTorch definitions of these networks have it.
 Conv = functools.partial(
   nn.Conv,
@@ -46,6 +55,11 @@ BatchNorm: Callable[..., nn.BatchNorm] = functools.partial(nn.BatchNorm, momentu
 
 # What a network sows its stages' outputs as, for who asks for them (`networks.features`); else nothing is kept.
 FEATURES = ("intermediates", "features")
+
+
+def stage_ends(depth: int) -> frozenset[int]:
+  """After how many of `depth` blocks that are all alike a stage ends, of four; of each block where there are fewer."""
+  return frozenset(max(depth * stage // 4, 1) for stage in range(1, 5))
 
 
 def padding(size: int, stride: int = 1, same: bool = False) -> tuple[tuple[int, int], tuple[int, int]]:

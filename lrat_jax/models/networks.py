@@ -25,6 +25,8 @@ DTYPES = ("float32", "bfloat16")
 PREPROCESSING = ("mean_std", "none", "per_image", "minus_one_to_one")
 # What `create` takes by the names of a configuration's fields.
 OPTIONS = ("activation", "mean", "std", "preprocessing")
+# What ends the name of a network with MeanSparse.
+MEAN_SPARSE = "_mean_sparse"
 # Pixels of input whose activations stay in a CPU core's cache through the whole of the small network. Other networks'
 # kernels would be read once more for every few images, and they lose by it.
 _CNN_PIXELS_AT_ONCE = 8 * 28 * 28
@@ -34,6 +36,7 @@ NAMES = (
   "cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "preact_resnet18", "preact_resnet18_WIDTH",
   "dm_preact_resnet18", "wong_preact_resnet18", "resnet50", "imagenet_resnet50", "imagenet_wide_resnet50_2",
   *wide_resnet.NAMES, *convnext.NAMES, *swin.NAMES, *vit.NAMES, *xcit.NAMES,
+  f"NAME{MEAN_SPARSE}",
 )  # fmt: skip
 
 
@@ -113,15 +116,26 @@ _FAMILIES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def _network(name: str, **options: Any) -> nn.Module:
+def _network(name: str, *, mean_sparse: bool, **options: Any) -> nn.Module:
   """The network that `name` spells, width and depth included. Raises ValueError with the choices."""
   if user_code.is_name(name):
+    if mean_sparse:
+      raise ValueError(f"mean_sparse=True is for the networks of this project; {name!r} has its own activations.")
     return _user_network(name, **options)
+  plain = name.removesuffix(MEAN_SPARSE)
   for spelling, create_network in _FAMILIES.items():
-    if match := re.fullmatch(spelling, name):
-      return create_network(match, **options)
+    if match := re.fullmatch(spelling, plain):
+      network = create_network(match, **options)
+      return _sparse(name, network) if mean_sparse or plain != name else network
   choices = f"choose from {list(NAMES)}, such as 'wide_resnet_34_10', or write package.module:function"
   raise ValueError(f"name={name!r} is no model; {choices}.")
+
+
+def _sparse(name: str, network: nn.Module) -> nn.Module:
+  """The network with MeanSparse. Raises ValueError for one without normalisation before its activations."""
+  if not hasattr(network, "mean_sparse"):
+    raise ValueError(f"mean_sparse: {name!r} normalises nothing before its activations, where MeanSparse would stand.")
+  return network.clone(mean_sparse=True)
 
 
 def _user_network(name: str, *, num_classes: int, **options: Any) -> nn.Module:
@@ -200,6 +214,7 @@ def create(
   std: Sequence[float] = (1.0,),
   preprocessing: str = "mean_std",
   activation: str = "auto",
+  mean_sparse: bool = False,
   axis_name: AxisName | None = None,
 ) -> Classifier:
   """A Flax classifier by name.
@@ -216,11 +231,15 @@ def create(
       mean and deviation (`standardised`); or "minus_one_to_one", 2 x - 1. The last three use no mean and std.
     activation: "relu", "silu" (swish), "gelu", "gelu_tanh", or "auto": the one that the network was published with. A
       function of the user's is given it where it is not "auto".
+    mean_sparse: whether MeanSparse (Amini et al., arXiv:2406.05927) stands before each activation, and where the
+      published networks have it besides; a name with "_mean_sparse" at its end says the same. As it begins it changes
+      nothing.
     axis_name: mesh axis, or axes, over which batch norm averages in train mode; None for one device.
 
   Raises:
     ValueError: an unknown name, dtype, preprocessing or activation, a function of the user's that is not there or
-      fails, fewer than two classes, or a mean or standard deviation that cannot normalise.
+      fails, fewer than two classes, a mean or standard deviation that cannot normalise, or MeanSparse in a network of
+      the user's or in one that normalises nothing before its activations.
   """
   if num_classes < 2:
     raise ValueError(f"num_classes={num_classes} must be 2 or more.")
@@ -234,8 +253,9 @@ def create(
     raise ValueError(f"preprocessing={preprocessing!r} is unknown; choose from {list(PREPROCESSING)}.")
   if activation not in ("auto", *ACTIVATIONS):
     raise ValueError(f"activation={activation!r} is unknown; choose from {['auto', *ACTIVATIONS]}.")
-  options = {} if activation == "auto" else {"activation": activation}
-  network = _network(name, num_classes=num_classes, dtype=jnp.dtype(dtype), axis_name=axis_name, **options)
+  options: dict[str, Any] = {} if activation == "auto" else {"activation": activation}
+  options |= {"num_classes": num_classes, "dtype": jnp.dtype(dtype), "axis_name": axis_name}
+  network = _network(name, mean_sparse=mean_sparse, **options)
   if preprocessing != "mean_std":
     mean, std = (0.0,), (1.0,)
   return Classifier(network, tuple(mean), tuple(std), preprocessing)

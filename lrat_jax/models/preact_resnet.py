@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.core.typing import AxisName
-from lrat_jax.models.layers import ACTIVATIONS, FEATURES, BatchNorm, Conv
+from lrat_jax.models.layers import FEATURES, BatchNorm, Conv, activation
 from lrat_jax.models.wide_resnet import PreActivationBlock
 
 
@@ -19,7 +19,8 @@ class PreActResNet(nn.Module):
   """Stages of width, 2, 4 and 8 times it; the stem keeps the resolution, batch norm and activation end the stages.
 
   Attributes:
-    same_padding, shortcut_size, shortcut_of_input: of the blocks.
+    same_padding, shortcut_size, shortcut_of_input, mean_sparse: of the blocks; MeanSparse stands before the last
+      activation too.
     final_norm: whether batch norm and activation end the stages; if not, a sum does.
   """
 
@@ -33,21 +34,27 @@ class PreActResNet(nn.Module):
   shortcut_size: int = 1
   shortcut_of_input: bool = False
   final_norm: bool = True
+  mean_sparse: bool = False
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
     x = Conv(self.width, (3, 3), padding=1, dtype=self.dtype)(images)
-    shortcut = (self.same_padding, self.shortcut_size, self.shortcut_of_input)
+    options: dict[str, Any] = {
+      "same_padding": self.same_padding,
+      "shortcut_size": self.shortcut_size,
+      "shortcut_of_input": self.shortcut_of_input,
+      "mean_sparse": self.mean_sparse,
+    }
     for stage, num_blocks in enumerate(self.blocks):
       for block in range(num_blocks):
         stride = 2 if stage > 0 and block == 0 else 1
         features = self.width * 2**stage
-        layer = PreActivationBlock(features, stride, self.dtype, self.axis_name, self.activation, *shortcut)
+        layer = PreActivationBlock(features, stride, self.dtype, self.axis_name, self.activation, **options)
         x = layer(x, train)
       self.sow(*FEATURES, x)
     if self.final_norm:
       norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
-      x = ACTIVATIONS[self.activation](norm(x))
+      x = activation(self.activation, self.mean_sparse)(norm(x))
     return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(x, axis=(1, 2)))
 
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.core.typing import AxisName
-from lrat_jax.models.layers import ACTIVATIONS, FEATURES, ConvNorm
+from lrat_jax.models.layers import FEATURES, ConvNorm, activation
 
 # Blocks in each stage, by depth (table 1 of the paper); from 50 on they are bottlenecks.
 BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
@@ -22,10 +22,11 @@ class BasicBlock(nn.Module):
   dtype: Any
   axis_name: AxisName | None
   activation: str = "relu"
+  mean_sparse: bool = False
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    activate = ACTIVATIONS[self.activation]
+    activate = activation(self.activation, self.mean_sparse)
     layer = functools.partial(ConvNorm, self.features, dtype=self.dtype, axis_name=self.axis_name)
     y = activate(layer(stride=self.stride)(x, train))
     y = layer()(y, train)
@@ -43,10 +44,11 @@ class Bottleneck(nn.Module):
   dtype: Any
   axis_name: AxisName | None
   activation: str = "relu"
+  mean_sparse: bool = False
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    activate = ACTIVATIONS[self.activation]
+    activate = activation(self.activation, self.mean_sparse)
     layer = functools.partial(ConvNorm, dtype=self.dtype, axis_name=self.axis_name)
     y = activate(layer(self.inner, 1)(x, train))
     y = activate(layer(self.inner, 3, self.stride)(y, train))
@@ -62,6 +64,7 @@ class ResNet(nn.Module):
   Attributes:
     bottleneck: whether blocks are bottlenecks, with `widening` times the stage's channels inside.
     large_stem: 7x7 convolution of stride 2 and max pooling, for images of 224x224. Otherwise 3x3, at full resolution.
+    mean_sparse: whether a MeanSparse stands before each activation.
   """
 
   num_classes: int
@@ -73,16 +76,18 @@ class ResNet(nn.Module):
   bottleneck: bool = False
   widening: int = 1
   large_stem: bool = False
+  mean_sparse: bool = False
 
   def _block(self, stage: int, stride: int) -> nn.Module:
-    width, options = self.width * 2**stage, (stride, self.dtype, self.axis_name, self.activation)
+    options = (stride, self.dtype, self.axis_name, self.activation, self.mean_sparse)
+    width = self.width * 2**stage
     return Bottleneck(4 * width, self.widening * width, *options) if self.bottleneck else BasicBlock(width, *options)
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
     size, stride = (7, 2) if self.large_stem else (3, 1)
     x = ConvNorm(self.width, size, stride, self.dtype, self.axis_name)(images, train)
-    x = ACTIVATIONS[self.activation](x)
+    x = activation(self.activation, self.mean_sparse)(x)
     if self.large_stem:
       x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
     for stage, num_blocks in enumerate(self.blocks):

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.core.typing import AxisName
+from lrat_jax.models.layers import FEATURES
 from lrat_jax.models.mean_sparse import MeanSparse
 from lrat_jax.models.transformer_layers import BiasedConv, Dense, LayerNorm, Mlp, SelfAttention
 
@@ -23,9 +24,9 @@ SIZES = {
 }
 SPELLING = (
   rf"swin_(?:({'|'.join(SIZES)})|([1-9]\d?(?:-[1-9]\d?)*)_([1-9]\d{{0,3}})_patch([1-9]\d?))"
-  r"_window([1-9]\d?)(_eps1e-6)?(_mean_sparse)?"
+  r"_window([1-9]\d?)(_eps1e-6)?"
 )
-NAMES = ("swin_SIZE_windowSIDE", "swin_DEPTHS_WIDTH_patchSIDE_windowSIDE", "swin_..._eps1e-6", "swin_..._mean_sparse")
+NAMES = ("swin_SIZE_windowSIDE", "swin_DEPTHS_WIDTH_patchSIDE_windowSIDE", "swin_..._eps1e-6")
 _PATCH, _HEAD_CHANNELS = 4, 32
 # Of layer norm, in timm and in MIMIR (Xu et al., arXiv:2312.04960).
 _EPSILON, MIMIR_EPSILON = 1e-5, 1e-6
@@ -171,12 +172,13 @@ class Swin(nn.Module):
         x = Merging(self.epsilon, self.dtype)(x)
       for block in range(depth):
         x = Block(self.window, block % 2 == 1, self.epsilon, self.dtype, self.activation, self.mean_sparse)(x)
+      self.sow(*FEATURES, x)
     return Dense(self.num_classes, dtype=self.dtype)(jnp.mean(norm(x), axis=(1, 2)))
 
 
 def from_name(match: re.Match, **options: Any) -> Swin:
   """The network of a name that SPELLING matches. Raises ValueError where its numbers fit no network."""
-  size, depths, width, patch, window, mimir, sparse = match.groups()
+  size, depths, width, patch, window, mimir = match.groups()
   depths, width = SIZES[size] if size else (tuple(map(int, depths.split("-"))), int(width))
   if width % _HEAD_CHANNELS:
     raise ValueError(f"name={match[0]!r}: WIDTH of swin_DEPTHS_WIDTH_... must be a multiple of {_HEAD_CHANNELS}.")
@@ -186,16 +188,13 @@ def from_name(match: re.Match, **options: Any) -> Swin:
     patch=int(patch or _PATCH),
     window=int(window),
     epsilon=MIMIR_EPSILON if mimir else _EPSILON,
-    mean_sparse=sparse is not None,
     **options,
   )
 
 
-def name_of(
-  depths: tuple[int, ...], width: int, patch: int, window: int, epsilon: float = _EPSILON, mean_sparse: bool = False
-) -> str:
+def name_of(depths: tuple[int, ...], width: int, patch: int, window: int, epsilon: float = _EPSILON) -> str:
   """The inverse of `from_name`."""
   size = next((size for size, known in SIZES.items() if (*known, patch) == (depths, width, _PATCH)), None)
   blocks = "-".join(map(str, depths))
   name = f"swin_{size or f'{blocks}_{width}_patch{patch}'}_window{window}"
-  return name + ("" if epsilon == _EPSILON else "_eps1e-6") + ("_mean_sparse" if mean_sparse else "")
+  return name + ("" if epsilon == _EPSILON else "_eps1e-6")

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lrat_jax.models.layers import ACTIVATIONS, Conv
-from lrat_jax.models.mean_sparse import MeanSparse
+from lrat_jax.models.layers import Conv, activation
 
 gelu = functools.partial(nn.gelu, approximate=False)
 
@@ -52,9 +51,8 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    hidden = Dense(self.hidden, dtype=self.dtype)(x)
-    hidden = MeanSparse()(hidden) if self.mean_sparse else hidden
-    return Dense(x.shape[-1], dtype=self.dtype)(ACTIVATIONS[self.activation](hidden))
+    hidden = activation(self.activation, self.mean_sparse)(Dense(self.hidden, dtype=self.dtype)(x))
+    return Dense(x.shape[-1], dtype=self.dtype)(hidden)
 
 
 def split_heads(x: Array, parts: int, num_heads: int) -> list[Array]:
@@ -89,7 +87,8 @@ class ConvStem(nn.Module):
   """3x3 convolutions, layer norm and the activation after each, in the place of a patch embedding (Singh et al.,
   arXiv:2303.01870, appendix A): [n, h, w, c] -> [n, h / stride, w / stride, last of `widths`].
 
-  `features`, where it is not None, are those of a 1x1 convolution at the end.
+  `features`, where it is not None, are those of a 1x1 convolution at the end. `mean_sparse` puts a MeanSparse before
+  each activation.
   """
 
   widths: tuple[int, ...]
@@ -97,11 +96,12 @@ class ConvStem(nn.Module):
   features: int | None = None
   dtype: Any = jnp.float32
   activation: str = "gelu"
+  mean_sparse: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
+    activate = activation(self.activation, self.mean_sparse)
     conv = functools.partial(BiasedConv, kernel_init=torch_init, dtype=self.dtype)
     for width, stride in zip(self.widths, self.strides, strict=True):
-      x = LayerNorm(dtype=self.dtype)(conv(width, (3, 3), (stride, stride), padding=1)(x))
-      x = ACTIVATIONS[self.activation](x)
+      x = activate(LayerNorm(dtype=self.dtype)(conv(width, (3, 3), (stride, stride), padding=1)(x)))
     return x if self.features is None else conv(self.features, (1, 1), padding=0)(x)

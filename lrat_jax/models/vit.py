@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.core.typing import AxisName
+from lrat_jax.models.layers import FEATURES, stage_ends
 from lrat_jax.models.transformer_layers import BiasedConv, ConvStem, Dense, LayerNorm, Mlp, SelfAttention, torch_init
 
 
@@ -39,11 +40,12 @@ class Block(nn.Module):
   num_heads: int
   dtype: Any
   activation: str
+  mean_sparse: bool
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     x = x + SelfAttention(self.num_heads, self.dtype)(LayerNorm(dtype=self.dtype)(x))
-    return x + Mlp(4 * x.shape[-1], self.dtype, self.activation)(LayerNorm(dtype=self.dtype)(x))
+    return x + Mlp(4 * x.shape[-1], self.dtype, self.activation, self.mean_sparse)(LayerNorm(dtype=self.dtype)(x))
 
 
 class VisionTransformer(nn.Module):
@@ -57,6 +59,7 @@ class VisionTransformer(nn.Module):
     convstem: channels of the first convolution of a ConvStem in the place of the patches, twice as many in each that
       follows, down to a stride of `patch`; 0 for none.
     axis_name: taken by every model; here nothing is averaged over the batch.
+    mean_sparse: whether a MeanSparse stands before each activation.
   """
 
   num_classes: int
@@ -68,12 +71,13 @@ class VisionTransformer(nn.Module):
   dtype: Any = jnp.float32
   axis_name: AxisName | None = None
   activation: str = "gelu"
+  mean_sparse: bool = False
 
   def _embed(self) -> nn.Module:
     if self.convstem:
       layers = self.patch.bit_length() - 1
       widths = tuple(self.convstem * 2**layer for layer in range(layers))
-      return ConvStem(widths, (2,) * layers, self.width, self.dtype, self.activation)
+      return ConvStem(widths, (2,) * layers, self.width, self.dtype, self.activation, self.mean_sparse)
     square = (self.patch, self.patch)
     return BiasedConv(self.width, square, square, padding=0, kernel_init=torch_init, dtype=self.dtype)
 
@@ -98,8 +102,12 @@ class VisionTransformer(nn.Module):
     token = jnp.broadcast_to(token.astype(self.dtype), (batch, 1, self.width))
     x = jnp.concatenate([token, patches], axis=1)
     x = x + self._positions(x.shape[1], height, width)
-    for _ in range(self.depth):
-      x = Block(self.num_heads, self.dtype, self.activation)(x)
+    for block in range(1, self.depth + 1):
+      x = Block(self.num_heads, self.dtype, self.activation, self.mean_sparse)(x)
+      if block == self.depth:  # of which the class token alone goes on
+        self.sow(*FEATURES, x[:, None, :1])
+      elif block in stage_ends(self.depth):
+        self.sow(*FEATURES, x[:, 1:].reshape(batch, height // self.patch, width // self.patch, self.width))
     x = LayerNorm(dtype=self.dtype)(x[:, 0])  # of the class token alone: the others go nowhere
     return Dense(self.num_classes, dtype=self.dtype)(x)
 

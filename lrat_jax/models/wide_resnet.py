@@ -14,16 +14,14 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.core.typing import AxisName
-from lrat_jax.models.layers import ACTIVATIONS, FEATURES, BatchNorm, Conv, ConvNorm, SqueezeExcitation, padding
+from lrat_jax.models.layers import FEATURES, BatchNorm, Conv, ConvNorm, SqueezeExcitation, activation, padding
 from lrat_jax.models.mean_sparse import MeanSparse
 
 # In place of depth and width, any stem and groups: "ra_wide_resnet_96_30x216_31x432_10x864".
-SPELLING = (
-  r"(|dm_|ra_|robust_)wide_resnet_(\d{1,3}_[1-9]\d{0,2}|[1-9]\d{0,3}(?:_[1-9]\d{0,2}x[1-9]\d{0,4}){3})(_mean_sparse)?"
-)
+SPELLING = r"(|dm_|ra_|robust_)wide_resnet_(\d{1,3}_[1-9]\d{0,2}|[1-9]\d{0,3}(?:_[1-9]\d{0,2}x[1-9]\d{0,4}){3})"
 NAMES = (
   "wide_resnet_DEPTH_WIDTH", "dm_wide_resnet_DEPTH_WIDTH", "ra_wide_resnet_70_16",
-  "robust_wide_resnet_STEM_BLOCKSxCHANNELS_BLOCKSxCHANNELS_BLOCKSxCHANNELS", "dm_wide_resnet_..._mean_sparse",
+  "robust_wide_resnet_STEM_BLOCKSxCHANNELS_BLOCKSxCHANNELS_BLOCKSxCHANNELS",
 )  # fmt: skip
 _RA_70_16 = (96, ((30, 216), (31, 432), (10, 864)))
 
@@ -51,15 +49,12 @@ class PreActivationBlock(nn.Module):
   squeeze: bool = False
   mean_sparse: bool = False
 
-  def _sparse(self, x: Array) -> Array:
-    return MeanSparse()(x) if self.mean_sparse else x
-
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
     conv = functools.partial(Conv, self.features, dtype=self.dtype)
     pads = functools.partial(padding, same=self.same_padding)
-    activate = lambda y: ACTIVATIONS[self.activation](self._sparse(y))
+    activate = activation(self.activation, self.mean_sparse)
     activated = activate(norm(x))
     layer = ConvNorm(self.features, 3, self.stride, self.dtype, self.axis_name, self.same_padding)
     y = conv((3, 3), padding=pads(3))(activate(layer(activated, train)))
@@ -69,7 +64,7 @@ class PreActivationBlock(nn.Module):
       size, strides = (self.shortcut_size,) * 2, (self.stride,) * 2
       source = x if self.shortcut_of_input else activated
       x = conv(size, strides, padding=pads(self.shortcut_size, self.stride))(source)
-    return self._sparse(x + y)
+    return MeanSparse()(x + y) if self.mean_sparse else x + y
 
 
 class WideResNet(nn.Module):
@@ -112,7 +107,7 @@ class WideResNet(nn.Module):
         x = PreActivationBlock(features, stride, self.dtype, self.axis_name, self.activation, **options)(x, train)
       self.sow(*FEATURES, x)
     x = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)(x)
-    activated = ACTIVATIONS[self.activation](MeanSparse()(x) if self.mean_sparse else x)
+    activated = activation(self.activation, self.mean_sparse)(x)
     return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(activated, axis=(1, 2)))
 
 
@@ -144,10 +139,6 @@ def from_name(match: re.Match, **options: Any) -> nn.Module:
   """The network of a name as SPELLING has it. Raises ValueError for one that no network has."""
   name, prefix, sizes = match[0], match[1], match[2]
   family = _BY_PREFIX[prefix]
-  if match[3] and not issubclass(family, DMWideResNet):
-    raise ValueError(f"name={name!r}: of WideResNets, those that begin with dm_ or ra_ can have MeanSparse.")
-  if match[3]:
-    options["mean_sparse"] = True
   if "x" in sizes and prefix:
     stem, *groups = sizes.split("_")
     pairs = (group.split("x") for group in groups)
@@ -162,7 +153,7 @@ def from_name(match: re.Match, **options: Any) -> nn.Module:
   return family(depth=depth, width=width, **options)
 
 
-def name_of(prefix: str, stem: int, groups: tuple[tuple[int, int], ...], *, mean_sparse: bool = False) -> str:
+def name_of(prefix: str, stem: int, groups: tuple[tuple[int, int], ...]) -> str:
   """The name whose network has these sizes, the shortest; `prefix` is "dm_", "ra_" or "robust_"."""
   blocks, width = groups[0][0], groups[0][1] // 16
   sizes = "_".join([str(stem), *(f"{blocks}x{channels}" for blocks, channels in groups)])
@@ -170,4 +161,4 @@ def name_of(prefix: str, stem: int, groups: tuple[tuple[int, int], ...], *, mean
     sizes = f"{4 + 6 * blocks}_{width}"
   elif prefix == "ra_" and (stem, groups) == _RA_70_16:
     sizes = "70_16"
-  return f"{prefix}wide_resnet_{sizes}{'_mean_sparse' if mean_sparse else ''}"
+  return f"{prefix}wide_resnet_{sizes}"

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.core.typing import AxisName
-from lrat_jax.models.layers import ACTIVATIONS, BatchNorm, ConvNorm
+from lrat_jax.models.layers import FEATURES, BatchNorm, ConvNorm, activation, stage_ends
 from lrat_jax.models.transformer_layers import Dense, LayerNorm, LayerScale, Mlp, split_heads
 
 # By the pixels on a side of a patch, the strides of the stem's convolutions.
@@ -72,6 +72,7 @@ class LocalPatchInteraction(nn.Module):
   dtype: Any
   axis_name: AxisName | None
   activation: str
+  mean_sparse: bool
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
@@ -80,7 +81,7 @@ class LocalPatchInteraction(nn.Module):
       nn.Conv(channels, (3, 3), padding=1, feature_group_count=channels, dtype=self.dtype) for _ in range(2)
     )
     norm = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)
-    return second(norm(ACTIVATIONS[self.activation](first(x))))
+    return second(norm(activation(self.activation, self.mean_sparse)(first(x))))
 
 
 class Block(nn.Module):
@@ -91,14 +92,15 @@ class Block(nn.Module):
   dtype: Any
   axis_name: AxisName | None
   activation: str
+  mean_sparse: bool
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     norm = lambda x: LayerNorm(dtype=self.dtype)(x)
     scale = lambda x: LayerScale(self.layer_scale, self.dtype)(x)
     x += scale(CrossCovarianceAttention(self.num_heads, self.dtype)(norm(x)))
-    x += scale(LocalPatchInteraction(self.dtype, self.axis_name, self.activation)(norm(x), train))
-    return x + scale(Mlp(4 * x.shape[-1], self.dtype, self.activation)(norm(x)))
+    x += scale(LocalPatchInteraction(self.dtype, self.axis_name, self.activation, self.mean_sparse)(norm(x), train))
+    return x + scale(Mlp(4 * x.shape[-1], self.dtype, self.activation, self.mean_sparse)(norm(x)))
 
 
 class ClassAttention(nn.Module):
@@ -127,6 +129,7 @@ class ClassBlock(nn.Module):
   norm_all: bool
   dtype: Any
   activation: str
+  mean_sparse: bool
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -136,7 +139,7 @@ class ClassBlock(nn.Module):
     token = ClassAttention(self.num_heads, self.dtype)(normed)
     x += scale(jnp.concatenate([token, normed[:, 1:]], axis=1))
     x = norm(x) if self.norm_all else jnp.concatenate([norm(x[:, :1]), x[:, 1:]], axis=1)
-    token = scale(Mlp(4 * x.shape[-1], self.dtype, self.activation)(x[:, :1]))
+    token = scale(Mlp(4 * x.shape[-1], self.dtype, self.activation, self.mean_sparse)(x[:, :1]))
     return x + jnp.concatenate([token, x[:, 1:]], axis=1)
 
 
@@ -148,6 +151,7 @@ class XCiT(nn.Module):
     width: channels, a multiple of 8 and of num_heads.
     layer_scale: what residual branches are multiplied by at first; 1 for 12 blocks and 1e-5 for more in the paper.
     norm_all: whether class blocks normalise all tokens before their MLP, as all but XCiT-N do, or the class token only.
+    mean_sparse: whether a MeanSparse stands before each activation.
   """
 
   num_classes: int
@@ -160,23 +164,28 @@ class XCiT(nn.Module):
   dtype: Any = jnp.float32
   axis_name: AxisName | None = None
   activation: str = "gelu"
+  mean_sparse: bool = False
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
     x, strides = images, STEMS[self.patch]
+    activations = (self.activation, self.mean_sparse)
+    activate = activation(*activations)
     for index, stride in enumerate(strides):
-      x = x if index == 0 else ACTIVATIONS[self.activation](x)
+      x = x if index == 0 else activate(x)
       features = self.width // 2 ** (len(strides) - 1 - index)
       x = ConvNorm(features, stride=stride, dtype=self.dtype, axis_name=self.axis_name)(x, train)
     positions = fourier_positions(*x.shape[1:3])
     x += Dense(self.width, dtype=self.dtype, name="positions")(positions)
-    for _ in range(self.depth):
-      x = Block(self.num_heads, self.layer_scale, self.dtype, self.axis_name, self.activation)(x, train)
+    for block in range(1, self.depth + 1):
+      x = Block(self.num_heads, self.layer_scale, self.dtype, self.axis_name, *activations)(x, train)
+      if block in stage_ends(self.depth):
+        self.sow(*FEATURES, x)
     token = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
     token = jnp.broadcast_to(token.astype(self.dtype), (len(x), 1, self.width))
     x = jnp.concatenate([token, x.reshape(len(x), -1, self.width)], axis=1)
     for _ in range(2):
-      x = ClassBlock(self.num_heads, self.layer_scale, self.norm_all, self.dtype, self.activation)(x)
+      x = ClassBlock(self.num_heads, self.layer_scale, self.norm_all, self.dtype, *activations)(x)
     token = LayerNorm(dtype=self.dtype)(x)[:, 0]
     return Dense(self.num_classes, dtype=self.dtype)(token)
 

@@ -10,8 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lrat_jax.analysis import inspection
-from lrat_jax.config import default as config_lib
-from lrat_jax.config import suites, validate
+from lrat_jax.config import earlier, suites, validate
 from lrat_jax.core import files, provenance
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.evaluation import runner
@@ -71,9 +70,6 @@ _NEEDED_IN_ROWS = {
   "validation": {"clean", "robust"},
 }
 _WORST = ("attacks", "indices", "labels", "predictions", "originals", "adversarials")
-
-# Groups of attacks by names of one's own, which are not completed from the default's.
-_OWN_GROUPS = ("train_attacks", "suite", "validation_attack")
 
 
 class Run(NamedTuple):
@@ -188,19 +184,9 @@ def _read_worst(path: Path) -> dict[str, np.ndarray]:
   return arrays
 
 
-def _completed(content: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-  """With the default's values where there are none: results leave out what belongs to a machine."""
-  deeper = {
-    name: _completed(content[name], value)
-    for name, value in default.items()
-    if isinstance(value, dict) and isinstance(content.get(name), dict) and name not in _OWN_GROUPS
-  }
-  return {**default, **content, **deeper}
-
-
 def _read_config(content: Mapping[str, Any], path: Path) -> ConfigDict:
   try:
-    config = ConfigDict(_completed(content, config_lib.default("any").to_dict()))
+    config = ConfigDict(earlier.completed(content)[0])  # results leave out what belongs to a machine
     validate.check_form(config)
   except (ConfigError, ValueError, TypeError) as error:
     raise files.CorruptFileError(f"{path} holds no configuration of this version: {error}") from None

@@ -12,7 +12,7 @@ import filelock
 from ml_collections import ConfigDict
 
 from lrat_jax import data
-from lrat_jax.config import validate, validate_user_code
+from lrat_jax.config import earlier, validate, validate_user_code
 from lrat_jax.core import distributed, files, provenance
 from lrat_jax.core.errors import ConfigError
 
@@ -62,8 +62,8 @@ def write_config(workdir: Path, config: ConfigDict, asked: dict[str, Any]) -> No
     file.write((json.dumps({"run": run, **config.to_dict()}, indent=2) + "\n").encode())
 
 
-def read_config(path: Path) -> dict[str, Any]:
-  """The fields in a config.json.
+def read_config(path: Path, *, says: bool = False) -> dict[str, Any]:
+  """The fields in a config.json; those that came later than it are at their defaults, and with `says` a line says so.
 
   Raises:
     ConfigError: it was written by another version.
@@ -72,7 +72,11 @@ def read_config(path: Path) -> dict[str, Any]:
   saved = files.read_json(path)
   run = saved.pop("run", None)
   provenance.refuse_other_schema(path, run if isinstance(run, dict) else {})
-  return saved
+  fields, absent = earlier.completed(saved)
+  if says and absent and distributed.is_primary():
+    line = f"note: {path} is from before {', '.join(absent)}; there is no such field in it, so the default counts."
+    print(line, file=sys.stderr)
+  return fields
 
 
 def _read_run(workdir: Path) -> dict[str, Any]:
@@ -162,7 +166,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
     saved_file = workdir / "config.json"
     if not saved_file.exists():
       return
-    saved = read_config(saved_file)
+    saved = read_config(saved_file, says=True)
   except OSError as error:  # a name that is too long, or a folder that may not be looked into
     raise ConfigError(f"--workdir={workdir} cannot be: {error.strerror}.") from None
   except files.CorruptFileError as error:
@@ -187,7 +191,7 @@ def load_config(workdir: Path, *, trust_user_code: bool = False) -> ConfigDict:
   path = workdir / "config.json"
   if not path.is_file():
     raise ValueError(f"workdir={str(workdir)!r} holds no config.json; train there first.")
-  config = ConfigDict(read_config(path))
+  config = ConfigDict(read_config(path, says=True))
   validate.check_form(config)
   names = list(validate_user_code.named(config.to_dict()))
   if names and not trust_user_code:

@@ -161,6 +161,22 @@ def test_the_plot_shows_means_and_differences(runs):
   assert [label.get_text() for label in below.get_xticklabels()][:2] == ["clean", "cw20\n(trained on)"]
 
 
+def test_many_attacks_go_on_in_rows(runs):
+  summary = summary_lib.summarise(runs, "title")
+  columns = [f"attack{number}" for number in range(13)]
+  of = lambda values: {column: values[number % len(values)] for number, column in enumerate(columns)}
+  method = {"mean": of([0.1, 0.2, 0.3]), "std": of([0.0]), "difference": of([{"mean": 0, "low": -0.1, "high": 0.1}])}
+  figure = plots.plot_comparison(summary | {"columns": columns, "methods": {"at": method}})
+  panels = figure.axes
+  assert len(panels) == 6 and figure.get_figwidth() < 10
+  shown = [label.get_text() for below in panels[1::2] for label in below.get_xticklabels()]
+  assert shown == columns and [len(below.get_xticks()) for below in panels[1::2]] == [5, 4, 4]
+  means = [value for above in panels[::2] for value in above.containers[0].lines[0].get_ydata(orig=False)]
+  np.testing.assert_allclose(means, [100 * method["mean"][column] for column in columns])
+  assert len({axis.get_xlim() for axis in panels}) == 1
+  assert [text.get_text() for text in figure.legends[0].get_texts()] == ["at"]
+
+
 def test_with_one_seed_the_interval_is_that_of_the_mean_over_images():
   difference = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], p=[0.1, 0.7, 0.2], size=(1, 2000))
   low, high = summary_lib.paired_interval(difference)

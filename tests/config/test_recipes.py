@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import operator
 import re
 from pathlib import Path
 
@@ -32,14 +33,77 @@ def _config(name):
   return module.get_config()
 
 
+# Of the originals' code: scripts, their arguments and defaults.
+SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
+ADAMW = {"name": "adamw", "momentum": 0.9, "decay": "kernels"}
+PGD_10 = {"epsilon": "8/255", "step_size": "2/255", "num_steps": 10, "random_start": "uniform"}
+CIFAR = {"crop_padding": 4, "flip": True}
+IMAGENET = {"source": "tfds:imagenet2012", "image_size": 224, "random_resized_crop": 0.08, "flip": True}
+CONSTANTS = {
+  "rice2020": {
+    "data": {**CIFAR, "batch_size": 128, "validation_size": 1000, "extra.source": ""},
+    "model": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616), "name": "wide_resnet_34_20"},
+    "train": {"epochs": 200, "attack_batch_norm": "train", "ema_decay": 0.0, "label_smoothing": 0.0},
+    "optimizer": {**SGD, "learning_rate": 0.1, "nesterov": False, "decay": "all", "schedule": "piecewise",
+                  "boundary_fractions": (0.5, 0.75), "decay_rate": 0.1},
+    "train_attacks.pgd": {**PGD_10, "loss": "ce"},
+    "validation_attack": {"epsilon": "8/255", "step_size": "2/255", "num_steps": 10},
+  },
+  "rebuffi2021": {
+    "data": {**CIFAR, "batch_size": 1024, "validation_size": 1024, "extra.fraction": 0.7, "cutmix": 1.0},
+    "train": {"epochs": 400, "attack_batch_norm": "train", "ema_decay": 0.995, "label_smoothing": 0.0},
+    "optimizer": {**SGD, "learning_rate": 0.4, "nesterov": True, "decay": "kernels", "schedule": "cosine",
+                  "warmup": 10 / 400},
+    "train_attacks.pgd": {**PGD_10, "loss": "ce"},  # from mixed labels
+    "": {"objective": "trades", "beta": 6.0},
+  },
+  "wang2023": {
+    "data": {**CIFAR, "batch_size": 512, "validation_size": 1024, "extra.fraction": 0.7, "cutmix": 0.0},
+    "train": {"epochs": 400, "attack_batch_norm": "train", "ema_decay": 0.995, "label_smoothing": 0.1},
+    "optimizer": {**SGD, "learning_rate": 0.2, "nesterov": True, "decay": "kernels", "schedule": "one_cycle",
+                  "warmup": 0.025},
+    "train_attacks.kl": {**PGD_10, "loss": "kl"},
+    "": {"objective": "trades", "beta": 5.0},
+  },
+  "debenedetti2022": {
+    "data": {**IMAGENET, "batch_size": 8 * 64, "mixup": 0.0, "cutmix": 0.0, "crop_padding": 0},
+    "model": {"mean": (0.0,), "std": (1.0,), "batch_norm": "local"},
+    "train": {"epochs": 100 + 10, "attack_batch_norm": "train", "label_smoothing": 0.1, "ema_decay": 0.0,
+              "epsilon_ramp_fraction": 10 / 110},
+    "optimizer": {**ADAMW, "learning_rate": 5e-4, "weight_decay": 0.5, "second_momentum": 0.999, "schedule": "cosine",
+                  "warmup": 10 / 110},
+    "train_attacks.pgd": {"epsilon": "4/255", "step_size": "6/255", "num_steps": 1, "random_start": "uniform"},
+  },
+  "singh2023": {
+    "data": {**IMAGENET, "batch_size": 8 * 80, "mixup": 0.8, "cutmix": 1.0, "crop_padding": 0,
+             "randaugment.num_ops": 2, "randaugment.magnitude": 9},
+    "model": {"mean": (0.0,), "std": (1.0,)},
+    "train": {"epochs": 300, "label_smoothing": 0.1, "ema_decay": 0.9999, "epsilon_ramp_fraction": 0.0},
+    "optimizer": {**ADAMW, "learning_rate": 1e-3, "weight_decay": 0.05, "second_momentum": 0.95, "schedule": "cosine",
+                  "warmup": 20 / 300},
+    "train_attacks.apgd": {"name": "apgd", "epsilon": "4/255", "num_steps": 2, "loss": "ce"},
+  },
+}  # fmt: skip
+
+
 def test_there_is_a_test_of_every_recipe():
-  assert set(RECIPES) == set(PUBLISHED)
+  assert set(RECIPES) == set(PUBLISHED) == set(CONSTANTS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipes_constants_are_the_originals(name):
+  config = _config(name)
+  expected = {
+    f"{group}.{field}".strip("."): value for group, of in CONSTANTS[name].items() for field, value in of.items()
+  }
+  assert {path: operator.attrgetter(path)(config) for path in expected} == expected
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_says_what_it_is_and_makes_sense(name):
   text = " ".join(ast.get_docstring(ast.parse(RECIPES[name].read_text())).split())
   assert re.search(r"arXiv:\d{4}\.\d{5}\)", text) and f"--config=configs/recipes/{name}.py" in text
+  assert re.search(r"Constants are those of github.com/[\w-]+/[\w-]+", text) and "What differs here:" in text
   assert "Needs " in text and "It was not run here at full size." in text
   for accuracy in PUBLISHED[name][:2]:
     assert f"{accuracy} %" in text
@@ -80,6 +144,7 @@ def test_a_recipe_trains_on_a_stand_in(name, stand_in, tmp_path, monkeypatch, ca
   monkeypatch.chdir(tmp_path)
   fields = {"data.source": f"npz:{stand_in}/data.npz", "model.name": PUBLISHED[name][3]}
   fields |= {"data.batch_size": 16, "data.validation_size": 16, "eval.batch_size": 16}
+  fields |= {"data.image_size": 0, "data.random_resized_crop": 0.0}  # the stand-in's images are no pictures
   if _config(name).data.extra.source:
     fields["data.extra.source"] = f"npz:{stand_in}/extra.npz"
   arguments = [f"--config.{field}={value}" for field, value in fields.items()]

@@ -15,6 +15,7 @@ from lrat_jax.convert import __main__ as convert
 from lrat_jax.convert import exchange
 from tests import torch_definitions as definitions
 from tests.helpers import SMALL
+from tests.torch_transformers import VisionTransformer
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -185,6 +186,7 @@ def test_weights_and_functions_are_told_apart_by_their_names(name, stored, short
     (lambda: definitions.cnn(4, 11, 1, 8), r"must return float logits \(2, 10\); .* such as a reject class, are not"),
     (lambda: definitions.cnn(4, 10, 3, 8), r"failed on images \(2, 8, 8, 1\)"),
     (lambda: definitions.cnn(4, 10, 1, 28), r"failed on images \(2, 8, 8, 1\)"),
+    (lambda: VisionTransformer(12, 192, 3, 4, 12, 10, 1), r"failed on images .*position embedding is for 9"),
     (lambda: torch.nn.Linear(3, 3), "are no network known here"),
   ],
 )

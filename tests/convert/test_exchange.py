@@ -106,6 +106,23 @@ def test_how_meansparse_was_made_is_left_out(tmp_path):
   assert stored.build().module.network.mean_sparse
 
 
+@pytest.mark.parametrize(
+  "name",
+  ["resnet18_4", "preact_resnet18_4", "dm_preact_resnet18_4", "imagenet_resnet18_4", "xcit_1_16_2_p4",
+   "convnext_1-1_8-12_convstem", "vit_1_16_2_4"],
+)  # fmt: skip
+def test_meansparse_in_a_network_that_has_none_elsewhere_goes_out_and_comes_back(name, tmp_path):
+  images = np.zeros((1, 16, 16, 3), np.float32)
+  model = models.create(name, 7, mean_sparse=True, mean=MEAN, std=STD)
+  variables = _random_variables(model, images)
+  exchange.save(tmp_path / "a.safetensors", model, variables)
+  written = safetensors.torch.load_file(tmp_path / "a.safetensors")
+  assert len([key for key in written if key.startswith("mean_sparse.") and key.endswith(".threshold")]) > 0
+  again = exchange.load(tmp_path / "a.safetensors")
+  assert again.module == model
+  jax.tree.map(np.testing.assert_array_equal, again.variables, variables)
+
+
 def test_names_of_other_code_become_ours(tmp_path):
   name = "robust_wide_resnet_16_1x20_2x24_1x12"
   tensors = definitions.trained(name).state_dict()

@@ -156,6 +156,13 @@ def test_what_no_tensor_tells_is_asked_for(name, other, tmp_path):
   assert np.abs(found.logits_fn(images) - definitions.logits(network, images)).max() > 1e-7
 
 
+def test_any_number_of_heads_that_divides_the_width_fits_a_vit():
+  found = torch_names.recognise(_shapes(VisionTransformer(2, 24, 3, 4, 12, 7)))
+  assert list(found.fitting) == [f"vit_2_24_{heads}_4" for heads in (1, 2, 3, 4, 6, 8, 12, 24)]
+  of_a_size = torch_names.recognise(_shapes(VisionTransformer(12, 192, 3, 4, 12, 7)))
+  assert list(of_a_size.fitting) == ["vit_tiny_4"]
+
+
 def test_what_tensors_tell_needs_no_word(tmp_path):
   torch.save(_trained("xcit_1_24_3_p8")[0].state_dict(), tmp_path / "a.pt")
   assert exchange.read(tmp_path / "a.pt", **PLAIN).recognised.name == "xcit_1_24_3_p8"

@@ -56,7 +56,8 @@ def test_cutmix_pastes_a_box_whose_share_of_pixels_is_its_labels():
 
 
 def test_with_both_each_image_has_either():
-  images, _ = _of_zeros_and_ones(mixup=1.0, cutmix=1.0)
+  images, shares = _of_zeros_and_ones(mixup=1.0, cutmix=1.0)
+  np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), shares, atol=1e-6)  # in the share of what was drawn
   cut = ((images == 0) | (images == 1)).all(axis=(1, 2, 3))
   assert 64 < cut.sum() < 192
 

@@ -1,5 +1,6 @@
 """Mixtures: an exact share of every batch, whatever the processes and devices; npz files that are mapped, not read."""
 
+import itertools
 import zipfile
 
 import jax
@@ -126,6 +127,58 @@ def test_labels_may_be_distributions(tmp_path):
   extra, path = _extra(classes=4), tmp_path / "soft.npz"
   np.savez(path, image=extra.images, label=extra.labels.astype(np.float64))
   np.testing.assert_allclose(open_extra(f"npz:{path}", 0, (8, 8, 1), 4).labels, extra.labels, rtol=1e-6)
+
+
+def _write_parts(folder, extra, ends=(0, 30, 35, 70), save=np.savez):
+  for number, (start, end) in enumerate(itertools.pairwise(ends), 1):
+    save(folder / f"part{number}.npz", image=extra.images[start:end], label=extra.labels[start:end])
+
+
+@pytest.mark.parametrize("classes", [None, 4])
+def test_several_files_are_one_source_in_the_order_of_their_names(classes, tmp_path):
+  extra = _extra(classes=classes)
+  _write_parts(tmp_path, extra)
+  np.savez(tmp_path / "other.npz", image=extra.images, label=extra.labels)
+  found = open_extra(f"npz:{tmp_path}/part*.npz", 100, (8, 8, 1), 4)
+  assert found.images.shape == extra.images.shape
+  np.testing.assert_array_equal(np.asarray(found.images), extra.images)
+  np.testing.assert_allclose(found.labels, extra.labels, rtol=1e-6)
+  np.testing.assert_array_equal(found.indices, extra.indices)
+  rows = np.array([69, 0, 30, 29, 34, 35, 0])
+  np.testing.assert_array_equal(found.take(rows).images, extra.images[rows])
+  assert data.bytes_in_memory(found) == 0 and data.bytes_in_memory(extra) == extra.images.nbytes
+  one, like = (next(data.train_batches(data.Mixture(PRIMARY, split, 0.5), 16, seed=0)) for split in (found, extra))
+  for name, array in like.items():
+    np.testing.assert_allclose(one[name], array, rtol=1e-6)
+
+
+def test_files_of_hard_and_soft_labels_go_together_and_compressed_ones_are_in_memory(tmp_path):
+  extra = _extra()
+  np.savez(tmp_path / "part1.npz", image=extra.images[:30], label=extra.labels[:30])
+  soft = np.eye(4, dtype=np.float16)[extra.labels[30:]]
+  np.savez_compressed(tmp_path / "part2.npz", image=extra.images[30:], label=soft)
+  found = open_extra(f"npz:{tmp_path}/part?.npz", 0, (8, 8, 1), 4)
+  np.testing.assert_array_equal(found.labels, np.eye(4)[extra.labels])
+  np.testing.assert_array_equal(np.asarray(found.images), extra.images)
+  assert data.bytes_in_memory(found) == extra.images[30:].nbytes
+
+
+def test_a_name_with_signs_of_a_pattern_is_a_file_where_there_is_one(tmp_path):
+  extra = _extra()
+  for name in ("a[1].npz", "a1.npz"):
+    np.savez(tmp_path / name, image=extra.images[: len(name)], label=extra.labels[: len(name)])
+  assert len(open_extra(f"npz:{tmp_path}/a[1].npz", 0, (8, 8, 1), 4).labels) == 8
+  (tmp_path / "a[1].npz").unlink()
+  assert len(open_extra(f"npz:{tmp_path}/a[1].npz", 0, (8, 8, 1), 4).labels) == 6
+
+
+def test_the_file_that_is_wrong_is_named(tmp_path):
+  _write_parts(tmp_path, _extra())
+  np.savez(tmp_path / "part2.npz", image=np.zeros((0, 8, 8, 1), np.uint8), label=np.zeros(0, int))
+  with pytest.raises(data.DataError, match=r"part\*.npz': part2.npz: it holds no images"):
+    open_extra(f"npz:{tmp_path}/part*.npz", 0, (8, 8, 1), 4)
+  with pytest.raises(data.DataError, match="it cannot be read: .*No such file"):
+    open_extra(f"npz:{tmp_path}/none*.npz", 0, (8, 8, 1), 4)
 
 
 IMAGES = np.zeros((6, 8, 8, 1), np.uint8)

@@ -139,7 +139,13 @@ def test_the_same_images_are_held_out_every_time(tmp_path):
     ({"train_images": np.zeros((12, 5, 4, 3), np.int64)}, "is int64; images are uint8 in 0..255 or floats"),
     ({"test_images": np.zeros((4, 5, 5, 3), np.uint8)}, r"training images are \(5, 4, 3\), test images \(5, 5, 3\)"),
     ({"train_labels": np.arange(11)}, r"training labels has shape \(11,\) where there are 12 images"),
-    ({"train_labels": np.linspace(0, 1, 12)}, "training labels is float64; labels are integers"),
+    ({"train_labels": np.linspace(0, 1, 12)}, "training labels is float64; labels are integers, or floats"),
+    ({"train_labels": np.full((12, 3), 0.5)}, "floats that are no distributions: from 0.5, sums to 1.5"),
+    ({"train_labels": np.full((12, 2), [1.5, -0.5])}, "floats that are no distributions: from -0.5, sums to 1"),
+    ({"train_labels": np.full((12, 2), np.nan)}, "training labels holds floats that are no distributions"),
+    ({"train_labels": np.full((11, 2), 0.5)}, r"training labels is float64 \(11, 2\); .* are \(12, classes\)"),
+    ({"train_labels": np.ones((12, 1))}, "training labels hold one class"),
+    ({"test_labels": np.full((4, 2), 0.5)}, r"test labels is float64 \(4, 2\); distributions .* are \(4, 3\)"),
     ({"train_labels": np.arange(12) - 1}, "training labels holds labels from -1 to 10"),
     ({"test_labels": np.array([0, 1, 2, 3])}, r"test labels holds labels from 0 to 3; the classes are 0..2"),
     ({"train_labels": np.zeros(12, int), "test_labels": np.zeros(4, int)}, "hold one class"),
@@ -149,6 +155,27 @@ def test_the_same_images_are_held_out_every_time(tmp_path):
 def test_wrong_arrays_are_named(tmp_path, changes, message):
   with pytest.raises(data.DataError, match=message):
     data.load(_npz(tmp_path, **changes), validation_size=3)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_training_labels_may_be_distributions_and_test_labels_are_their_classes(folder, tmp_path):
+  generator = np.random.default_rng(0)
+  soft = {"train_labels": generator.dirichlet(np.ones(4), 12), "test_labels": generator.dirichlet(np.ones(4), 4)}
+  if folder:
+    for name, array in (_arrays() | soft).items():
+      np.save(tmp_path / f"{name}.npy", array)
+  dataset = data.load(f"npy:{tmp_path}" if folder else _npz(tmp_path, **soft), validation_size=3)
+  assert dataset.num_classes == 4 and dataset.train.labels.dtype == np.float32
+  for split in (dataset.train, dataset.validation):
+    np.testing.assert_allclose(split.labels, soft["train_labels"][split.indices], rtol=1e-6)
+  np.testing.assert_array_equal(dataset.test.labels, soft["test_labels"].argmax(axis=1))
+  assert dataset.test.labels.dtype == np.int32
+
+
+def test_what_rounding_left_of_a_sum_of_1_is_shared_out(tmp_path):
+  labels = np.full((12, 3), [0.4, 0.4, 0.2]) * np.linspace(0.9985, 1.0015, 12)[:, None]
+  found = data.load(_npz(tmp_path, train_labels=labels), validation_size=3).train.labels
+  np.testing.assert_allclose(found, np.full((9, 3), [0.4, 0.4, 0.2]), rtol=1e-6)
 
 
 def test_a_cut_npz_is_named(tmp_path):

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from lrat_jax import data
 from lrat_jax.core import sharding
 from lrat_jax.data import pictures, streams
-from lrat_jax.data.streams import Loading
+from lrat_jax.data.streams import Loading, MappedRecords, Stream
 from tests.data.test_sources import _png
 
 STREAM = Loading("stream", workers=2)
@@ -183,6 +183,22 @@ def test_a_crop_depends_on_the_seed_the_step_and_the_image_alone(tmp_path):
     batch = next(batches)
     rows = np.searchsorted(train.indices, batch["indices"])
     np.testing.assert_array_equal(batch["images"], train.take(rows, (4, step)).images)
+
+
+def test_one_picture_under_two_numbers_is_cropped_in_two_ways():
+  picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8))
+  records = pictures.Pictures(2, lambda number: picture, str, Loading("stream", 16, 0.2, 1))
+  first, second, third = records.read(np.array([0, 1, 0]), (0, 5))
+  np.testing.assert_array_equal(first, third)
+  assert (first != second).any()
+
+
+def test_rows_of_some_rows_are_selected_before_anything_is_read():
+  images = np.random.default_rng(0).integers(0, 256, (9, 2, 2, 1), np.uint8)
+  stream = Stream(MappedRecords(images))
+  some = stream.select(np.array([7, 3, 5, 1])).select(np.array([3, 0, 1]))
+  assert some.shape == (3, 2, 2, 1)
+  np.testing.assert_array_equal(np.asarray(some), images[[1, 7, 3]])
 
 
 def test_without_a_moment_the_centre_is_taken(tmp_path):

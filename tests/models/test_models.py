@@ -127,7 +127,9 @@ def test_activations_are_those_of_their_names():
   ("arguments", "message"),
   [
     ({"name": "vgg"}, "name='vgg' is no model; choose from"),
-    ({"name": "wide_resnet_10_1_mean_sparse"}, "those that begin with dm_ or ra_ can have MeanSparse"),
+    ({"name": "cnn_8_mean_sparse"}, "mean_sparse: 'cnn_8_mean_sparse' normalises nothing before its activations"),
+    ({"name": "cnn", "mean_sparse": True}, "mean_sparse: 'cnn' normalises nothing before its activations"),
+    ({"name": "tests.nowhere:make", "mean_sparse": True}, "mean_sparse=True is for the networks of this project"),
     ({"name": "ra_wide_resnet_28_10"}, "is no WideResNet; choose from"),
     ({"name": "wide_resnet_16_1x2_1x2_1x2"}, "is no WideResNet; choose from"),
     ({"name": "wide_resnet_30_10"}, r"depth of a WideResNet is 6 n \+ 4"),

@@ -42,9 +42,6 @@ def test_names_spell_what_they_are_read_as(size):
     network = models.create(name, 10).network
     assert ((network.depths, network.width), network.epsilon) == (swin.SIZES[size], epsilon)
     assert swin.name_of(network.depths, network.width, network.patch, window, epsilon) == name
-    sparse = models.create(f"{name}_mean_sparse", 10).network
-    assert sparse == network.clone(mean_sparse=True)
-    assert swin.name_of(network.depths, network.width, 4, window, epsilon, True) == f"{name}_mean_sparse"
   network = models.create("swin_2-1-3_64_patch2_window4", 10).network
   assert network == swin.Swin(10, (2, 1, 3), 64, 2, 4)
   assert swin.name_of((2, 1, 3), 64, 2, 4) == "swin_2-1-3_64_patch2_window4"

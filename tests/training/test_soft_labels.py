@@ -8,23 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from lrat_jax import data
+from lrat_jax import data, main
 from lrat_jax.core import sharding
+from lrat_jax.evaluation import runner
 from lrat_jax.training import loop, phases
 from lrat_jax.training import step as step_lib
-from tests.helpers import make_config, make_experiment, to_numpy
+from tests.helpers import SMALL, STEP, make_config, make_experiment, to_numpy
 
 PHASE = phases.Phase(use_local_weights=True, use_global_weights=True)
 PLAIN = phases.Phase(use_local_weights=False, use_global_weights=False)
-FIELDS = {
-  "data__batch_size": 16,
-  "model__name": "cnn_2",
-  "train_attacks__pgd__num_steps": 2,
-  "train__epsilon_ramp_fraction": 0.0,
-  "optimizer__schedule": "constant",
-  "local_weights__kind": "lrat",
-  "global_weights__kind": "mail",
-}
+FIELDS = STEP | {"global_weights__kind": "mail"}
 
 
 @functools.cache
@@ -121,3 +114,22 @@ def test_mixed_images_train_the_same_model_on_any_number_of_devices(mixing):
   changed = outputs[0].labels != plain
   assert changed.any() and not changed.all()
   np.testing.assert_array_equal(outputs[0].labels[changed], np.roll(plain, -1)[changed])  # the larger share's
+
+
+@pytest.mark.slow
+def test_a_data_set_of_distributions_is_trained_on_and_evaluated_by_its_classes(tmp_path):
+  splits, arrays = (_digits().train, _digits().test), {}
+  for name, split in zip(("train", "test"), splits, strict=True):
+    arrays |= {f"{name}_images": split.images[:300], f"{name}_labels": 0.8 * _one_hot(split.labels[:300]) + 0.02}
+  np.savez(tmp_path / "soft.npz", **arrays)
+  for part in (1, 2):
+    images = np.round(255 * splits[0].images[50 * part : 50 * part + 50]).astype(np.uint8)
+    np.savez(tmp_path / f"part{part}.npz", image=images, label=arrays["train_labels"][50 * part : 50 * part + 50])
+  fields = SMALL | {"train.epochs": 1, "data.batch_size": 32, "data.validation_size": 60, "eval.num_images": 100}
+  fields |= {"data.source": f"npz:{tmp_path}/soft.npz", "data.extra.source": f"npz:{tmp_path}/part?.npz"}
+  arguments = ["--config=at:digits,suite=pgd", *(f"--config.{name}={value}" for name, value in fields.items())]
+  for split, more in (("test", []), ("train", ["--mode=evaluate", "--config.eval.split=train"])):
+    assert main.main([*arguments, f"--workdir={tmp_path}/run", *more]) == 0
+    with np.load(runner.results_folder(tmp_path / "run", split) / "per_example.npz") as evaluated:
+      expected = arrays[f"{split}_labels"].argmax(axis=1)[evaluated["indices"]]
+      np.testing.assert_array_equal(evaluated["labels"], expected)

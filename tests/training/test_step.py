@@ -12,20 +12,14 @@ from lrat_jax import attacks, data, models, reweighting
 from lrat_jax.core import hlo, sharding
 from lrat_jax.training import gradients, phases
 from lrat_jax.training import step as step_lib
-from tests.helpers import make_config, make_experiment, to_numpy
+from tests.helpers import STEP, make_config, make_experiment, to_numpy
 
 LOCAL = phases.Phase(use_local_weights=True, use_global_weights=False)
 BOTH = phases.Phase(use_local_weights=True, use_global_weights=True)
 PERTURBED = phases.Phase(use_local_weights=True, use_global_weights=True, use_awp=True)
 PLAIN = phases.Phase(use_local_weights=False, use_global_weights=False)
 
-FIELDS = {
-  "data__batch_size": 16,
-  "model__name": "cnn_2",
-  "train_attacks__pgd__num_steps": 2,
-  "train__epsilon_ramp_fraction": 0.0,
-  "optimizer__schedule": "constant",
-  "local_weights__kind": "lrat",
+FIELDS = STEP | {
   # Weights of a network that knows nothing yet differ on the slope of the curve alone.
   "local_weights__slope": 2.0,
   "local_weights__bias": -0.2,

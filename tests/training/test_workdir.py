@@ -1,5 +1,6 @@
 """Which configuration a folder belongs to: every difference is named, and what changes no result is none."""
 
+import functools
 import json
 
 import pytest
@@ -23,6 +24,48 @@ def test_differences_are_listed_field_by_field(tmp_path):
     "config.old: 1 in the workdir, 'absent' asked for",
     "config.seed: 0 in the workdir, 4 asked for",
   ]
+
+
+def _write_without(folder, *paths, **fields):
+  """The config.json of a version in which some fields were not there yet."""
+  workdir.write_config(folder, make_config(**fields), {})
+  saved = json.loads((folder / "config.json").read_text())
+  for path in paths:
+    *groups, name = path.split(".")
+    functools.reduce(lambda group, key: group[key], groups, saved).pop(name)
+  (folder / "config.json").write_text(json.dumps(saved))
+
+
+def test_fields_that_came_later_are_at_their_defaults_and_one_line_names_them(tmp_path, capsys):
+  _write_without(tmp_path, "train.label_smoothing", "data.extra", "model.batch_norm", seed=3)
+  workdir.check(tmp_path, make_config(seed=3))
+  absent = "config.data.extra.fraction, config.data.extra.source, config.model.batch_norm, config.train.label_smoothing"
+  said = capsys.readouterr().err
+  assert said == (
+    f"note: {tmp_path}/config.json is from before {absent}; there is no such field in it, so the default counts.\n"
+  )
+  assert workdir.portable(workdir.load_config(tmp_path)) == workdir.portable(make_config(seed=3))
+  assert capsys.readouterr().err == said
+  assert workdir.read_config(tmp_path / "config.json")["train"]["label_smoothing"] == 0.0
+  assert not capsys.readouterr().err
+
+
+def test_a_field_that_came_later_must_be_at_its_default_and_another_is_no_field(tmp_path):
+  _write_without(tmp_path, "train.label_smoothing")
+  with pytest.raises(ConfigError, match="config.train.label_smoothing: 0.0 in the workdir, 0.1 asked for"):
+    workdir.check(tmp_path, make_config(train__label_smoothing=0.1))
+  (tmp_path / "other").mkdir()
+  _write_without(tmp_path / "other", "train.epochs")
+  with pytest.raises(ConfigError, match="config.train.epochs: 'absent' in the workdir, 40 asked for"):
+    workdir.check(tmp_path / "other", make_config())
+  with pytest.raises(ConfigError, match="config.train.epochs is missing|epochs"):
+    workdir.load_config(tmp_path / "other")
+
+
+def test_what_is_whole_is_said_nothing_of(tmp_path, capsys):
+  workdir.write_config(tmp_path, make_config(), {})
+  workdir.check(tmp_path, make_config())
+  assert not capsys.readouterr().err
 
 
 def test_what_is_evaluated_and_where_things_are_kept_may_differ(tmp_path):

@@ -1,10 +1,11 @@
 """The picture of a comparison: every method under every attack, and how far it is from the first method."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lrat_jax.analysis.plots.style import COLOURS, INK, blank, tidy
@@ -12,6 +13,8 @@ from lrat_jax.analysis.plots.style import COLOURS, INK, blank, tidy
 # Methods beyond the colours begin again with another marker.
 _MARKERS = ("o", "s", "^", "D")
 _WIDTH = 0.8
+# Attacks side by side; more go on in rows below, which a page still shows legibly.
+_MOST_COLUMNS = 6
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -22,16 +25,33 @@ def _style(number: int) -> dict[str, Any]:
 def plot_comparison(summary: Mapping[str, Any]) -> Figure:
   """Above, accuracies with their standard deviation over seeds; below, differences (if any) with their intervals.
 
+  More than six attacks go on in rows, each with two such panels.
+
   Args:
     summary: of `summary.summarise`.
   """
   methods, columns = summary["methods"], summary["columns"]
+  rows = np.array_split(columns, -(-len(columns) // _MOST_COLUMNS))
+  most = max(map(len, rows))
   title = f"{summary['title']}: {summary['n']:,} {summary['split']} images"
-  width = max(1.2, 0.17 * len(methods)) * len(columns) + 1.0
+  width = max(1.2, 0.17 * len(methods)) * most + 1.0
   # Entries of the legend, as wide as its longest name in inches, and as high as they are many.
   beside = max(1, int(width / (0.6 + 0.085 * max(map(len, methods)))))
-  figure = blank(title, width, 6.5 + 0.22 * -(-len(methods) // beside))
-  above, below = figure.subplots(2, 1, sharex=True)
+  height = (6.5 if len(rows) == 1 else 4.4) * len(rows)
+  figure = blank(title, width, height + 0.22 * -(-len(methods) // beside))
+  panels = figure.subplots(2 * len(rows), 1, squeeze=False)[:, 0].reshape(-1, 2)
+  for (above, below), row in zip(panels, rows, strict=True):
+    _draw_row(above, below, summary, row.tolist())
+    for axis in (above, below):
+      axis.set_xlim(-0.5, most - 0.5)
+  names = panels[0, 0].get_legend_handles_labels()
+  figure.legend(*names, loc="outside lower center", ncols=beside, frameon=False, fontsize=9)
+  return figure
+
+
+def _draw_row(above: Axes, below: Axes, summary: Mapping[str, Any], columns: Sequence[str]) -> None:
+  """The accuracies and differences of some of the attacks."""
+  methods = summary["methods"]
   offsets = (np.arange(len(methods)) - (len(methods) - 1) / 2) * _WIDTH / max(len(methods), 2)
   for number, (name, method) in enumerate(methods.items()):
     style, places = _style(number), {column: place + offsets[number] for place, column in enumerate(columns)}
@@ -45,16 +65,14 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
       reach = np.abs(found[:, 1:] - found[:, :1]).T
       below.errorbar([places[c] for c in shown], found[:, 0], yerr=reach, elinewidth=1, **style)
   above.set(ylabel="accuracy (%)", ylim=(-2, 102))  # room for a marker at 0
-  below.set(ylabel=textwrap.fill(f"difference to {summary['baseline']} (points)", 40), xticks=range(len(columns)))
+  below.set(ylabel=textwrap.fill(f"difference to {summary['baseline']} (points)", 40))
   group = {name: kind.replace("_", " ") for kind in ("trained_on", "held_out") for name in summary[kind]}
-  below.set_xticklabels(
-    [f"{column}\n({group[column]})" if column in group else column for column in columns], fontsize=9
-  )
+  texts = [f"{column}\n({group[column]})" if column in group else column for column in columns]
+  below.set_xticks(range(len(columns)), texts, fontsize=9)
+  above.set_xticks(range(len(columns)), [""] * len(columns))
   below.axhline(0, color=INK, linewidth=0.8)
   for axis in (above, below):
     tidy(axis)
     axis.grid(visible=False, axis="x")
     for edge in range(1, len(columns)):
       axis.axvline(edge - 0.5, color=INK, alpha=0.15, linewidth=0.6)
-  figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=beside, frameon=False, fontsize=9)
-  return figure
