@@ -68,6 +68,7 @@ def _model(name: str, mean: tuple[float, ...], std: tuple[float, ...]):
     mean=mean,  # of the training images, for each channel or one for all: subtracted inside the model
     std=std,  # their standard deviations: divided by inside the model
     preprocessing="mean_std",  # mean_std | none | per_image | minus_one_to_one: by mean and std, or without them
+    remat=False,  # whether a backward pass computes each block's inside once more: less memory, a third more work
     batch_norm=SYNCHRONISED,  # synchronised | local: statistics of the whole batch, or of each device's share of it
   )
 
@@ -249,6 +250,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         variants=ALL,  # all | sampled: of each image by every attack, or by one drawn for the batch by its robust error
         attack_batch_norm="eval",  # eval | train: which batch-norm statistics the training attacks see
         microbatches=1,  # parts in which a device goes through its share of a batch: less memory, batch norm by part
+        steps_per_call=1,  # steps that run on the devices before Python has its turn; rows, saves and epochs end a call
         label_smoothing=0.0,  # share of each label that is spread over all classes; attacks do not see it; 0 is off
         ema_decay=0.0,  # of the weights that are validated and evaluated; 0 is off
         init_from="",  # fine-tuning: weights to begin with, of a workdir, .pt, .safetensors or directory; empty is none

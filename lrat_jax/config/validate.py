@@ -318,6 +318,7 @@ def check(config: ConfigDict) -> None:
   for path in (
     "train.epochs",
     "train.microbatches",
+    "train.steps_per_call",
     "train.log_every_steps",
     "train.checkpoint_every_steps",
     "data.validation_size",

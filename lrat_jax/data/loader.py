@@ -47,15 +47,19 @@ def _mixed_order(mixture: Mixture, batch_size: int, seeds: tuple[int, int]) -> g
 
 
 def train_batches(
-  split: Split | Mixture, batch_size: int, seed: int, place: Callable[[np.ndarray, Moment], Batch] | None = None
+  split: Split | Mixture,
+  batch_size: int,
+  seed: int,
+  place: Callable[[np.ndarray, Moment], Batch] | None = None,
+  ahead: int = 2,
 ) -> grain.DatasetIterator:
   """Endless shuffled batches {"images", "labels", "indices"} of this process's rows, every epoch in another order.
 
   Every batch of a mixture has the same number of extra images, at the same places.
 
   `place` makes a batch of its row numbers and its moment (seed, step); by default it stays on the host. It runs in a
-  thread of its own, two batches ahead, and where images are streamed in two. The iterator's `get_state` and `set_state`
-  continue with the very next batch.
+  thread of its own, `ahead` batches ahead, and where images are streamed in two. The iterator's `get_state` and
+  `set_state` continue with the very next batch.
   """
   place = place or (lambda chosen, moment: split.take(chosen, moment)._asdict())
   rows = sharding.process_rows(batch_size)
@@ -66,7 +70,7 @@ def train_batches(
   else:
     order = _order(len(split.labels), batch_size, first).repeat()
   batches = order.map_with_index(lambda step, numbers: place(numbers[rows], (seed, step)))
-  return iter(grain.experimental.ThreadPrefetchIterDataset(_read(batches, split), prefetch_buffer_size=2))
+  return iter(grain.experimental.ThreadPrefetchIterDataset(_read(batches, split), prefetch_buffer_size=ahead))
 
 
 def _read(batches: grain.MapDataset, split: Split | Mixture) -> grain.IterDataset:

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.core.typing import AxisName
-from lrat_jax.models.layers import FEATURES
+from lrat_jax.models.layers import FEATURES, blocks
 from lrat_jax.models.mean_sparse import MeanSparse
 from lrat_jax.models.transformer_layers import BiasedConv, ConvStem, Dense, LayerNorm, LayerScale, Mlp
 
@@ -83,6 +83,7 @@ class ConvNeXt(nn.Module):
     convstem: convolutions of a ConvStem, 2 or 3, in the place of the patches; 0 for none. Its stride is 4.
     mean_sparse: as Amini et al. have it (see ConvNeXtBlock), and before the activations of a ConvStem.
     axis_name: taken by every model; here nothing is averaged over the batch.
+    remat: of `layers.blocks`.
   """
 
   num_classes: int
@@ -94,6 +95,7 @@ class ConvNeXt(nn.Module):
   axis_name: AxisName | None = None
   activation: str = "gelu"
   mean_sparse: bool = False
+  remat: bool = False
 
   def _stem(self) -> nn.Module:
     width = self.widths[0]
@@ -109,11 +111,12 @@ class ConvNeXt(nn.Module):
     if min(height, width) < stride:
       raise ValueError(f"images of {height}x{width} are too small for this ConvNeXt, whose stride is {stride}.")
     x = self._stem()(images)
+    make = blocks(ConvNeXtBlock, self.remat)
     for stage, (depth, features) in enumerate(zip(self.depths, self.widths, strict=True)):
       if stage > 0:
         x = Downsample(features, self.dtype)(x)
       for _ in range(depth):
-        x = ConvNeXtBlock(self.dtype, self.activation, self.mean_sparse)(x)
+        x = make(self.dtype, self.activation, self.mean_sparse)(x)
       self.sow(*FEATURES, x)
     x = LayerNorm(dtype=self.dtype)(jnp.mean(x, axis=(1, 2)))
     return Dense(self.num_classes, dtype=self.dtype)(x)

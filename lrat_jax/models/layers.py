@@ -1,6 +1,8 @@
 """The layers of convolutional networks: convolution, batch norm, both as one, squeeze and excitation; activations."""
 
 import functools
+import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +72,19 @@ def padding(size: int, stride: int = 1, same: bool = False) -> tuple[tuple[int, 
   """
   total = max(size - stride, 0) if same else 2 * (size // 2)
   return ((total // 2, total - total // 2),) * 2
+
+
+def blocks(block: type[nn.Module], remat: bool) -> Callable[..., nn.Module]:
+  """Makes a network's blocks, named as Flax names them in turn: "BasicBlock_0".
+
+  With `remat` the backward pass keeps a block's input alone, and computes what is inside once more. The parameters and
+  their names are the same.
+  """
+  numbers, name = itertools.count(), block.__name__
+  if remat:
+    takes_train = "train" in inspect.signature(block.__call__).parameters  # after the block itself and its input
+    block = nn.remat(block, static_argnums=(2,) if takes_train else ())
+  return lambda *args, **options: block(*args, **options, name=f"{name}_{next(numbers)}")
 
 
 class ConvNorm(nn.Module):

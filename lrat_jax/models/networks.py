@@ -24,7 +24,7 @@ DTYPES = ("float32", "bfloat16")
 # What becomes of images in [0, 1] before the network.
 PREPROCESSING = ("mean_std", "none", "per_image", "minus_one_to_one")
 # What `create` takes by the names of a configuration's fields.
-OPTIONS = ("activation", "mean", "std", "preprocessing")
+OPTIONS = ("activation", "mean", "std", "preprocessing", "remat")
 # What ends the name of a network with MeanSparse.
 MEAN_SPARSE = "_mean_sparse"
 # Pixels of input whose activations stay in a CPU core's cache through the whole of the small network. Other networks'
@@ -102,9 +102,10 @@ def _imagenet_wide_resnet(match: re.Match, **options: Any) -> nn.Module:
   return TorchvisionResNet(**options)
 
 
+_CNN = r"cnn(?:_([1-9]\d{0,3}))?"
 # How the names of a family are spelled, and what makes a network of one.
 _FAMILIES: dict[str, Callable[..., nn.Module]] = {
-  r"cnn(?:_([1-9]\d{0,3}))?": _cnn,
+  _CNN: _cnn,
   r"(imagenet_)?resnet(18|34|50|101|152)(?:_([1-9]\d{0,3}))?": _resnet,
   r"(|wong_|dm_)preact_resnet(18|34)(?:_([1-9]\d{0,3}))?": _preact_resnet,
   wide_resnet.SPELLING: wide_resnet.from_name,
@@ -215,6 +216,7 @@ def create(
   preprocessing: str = "mean_std",
   activation: str = "auto",
   mean_sparse: bool = False,
+  remat: bool = False,
   axis_name: AxisName | None = None,
 ) -> Classifier:
   """A Flax classifier by name.
@@ -234,12 +236,14 @@ def create(
     mean_sparse: whether MeanSparse (Amini et al., arXiv:2406.05927) stands before each activation, and where the
       published networks have it besides; a name with "_mean_sparse" at its end says the same. As it begins it changes
       nothing.
+    remat: whether the backward pass computes what is inside a block once more, and keeps its input alone. Networks
+      that have no blocks, and the user's own, have no such choice.
     axis_name: mesh axis, or axes, over which batch norm averages in train mode; None for one device.
 
   Raises:
     ValueError: an unknown name, dtype, preprocessing or activation, a function of the user's that is not there or
-      fails, fewer than two classes, a mean or standard deviation that cannot normalise, or MeanSparse in a network of
-      the user's or in one that normalises nothing before its activations.
+      fails, fewer than two classes, a mean or standard deviation that cannot normalise, MeanSparse in a network of the
+      user's or in one that normalises nothing before its activations, or remat in one without blocks.
   """
   if num_classes < 2:
     raise ValueError(f"num_classes={num_classes} must be 2 or more.")
@@ -254,6 +258,10 @@ def create(
   if activation not in ("auto", *ACTIVATIONS):
     raise ValueError(f"activation={activation!r} is unknown; choose from {['auto', *ACTIVATIONS]}.")
   options: dict[str, Any] = {} if activation == "auto" else {"activation": activation}
+  if remat:
+    if user_code.is_name(name) or re.fullmatch(_CNN, name):
+      raise ValueError(f"remat=True: {name!r} has no blocks that are known here; take False, or another network.")
+    options["remat"] = True
   options |= {"num_classes": num_classes, "dtype": jnp.dtype(dtype), "axis_name": axis_name}
   network = _network(name, mean_sparse=mean_sparse, **options)
   if preprocessing != "mean_std":

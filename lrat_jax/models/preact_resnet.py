@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.core.typing import AxisName
-from lrat_jax.models.layers import FEATURES, BatchNorm, Conv, activation
+from lrat_jax.models.layers import FEATURES, BatchNorm, Conv, activation, blocks
 from lrat_jax.models.wide_resnet import PreActivationBlock
 
 
@@ -21,6 +21,7 @@ class PreActResNet(nn.Module):
   Attributes:
     same_padding, shortcut_size, shortcut_of_input, mean_sparse: of the blocks; MeanSparse stands before the last
       activation too.
+    remat: of `layers.blocks`.
     final_norm: whether batch norm and activation end the stages; if not, a sum does.
   """
 
@@ -35,6 +36,7 @@ class PreActResNet(nn.Module):
   shortcut_of_input: bool = False
   final_norm: bool = True
   mean_sparse: bool = False
+  remat: bool = False
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
@@ -45,11 +47,12 @@ class PreActResNet(nn.Module):
       "shortcut_of_input": self.shortcut_of_input,
       "mean_sparse": self.mean_sparse,
     }
+    make = blocks(PreActivationBlock, self.remat)
     for stage, num_blocks in enumerate(self.blocks):
       for block in range(num_blocks):
         stride = 2 if stage > 0 and block == 0 else 1
         features = self.width * 2**stage
-        layer = PreActivationBlock(features, stride, self.dtype, self.axis_name, self.activation, **options)
+        layer = make(features, stride, self.dtype, self.axis_name, self.activation, **options)
         x = layer(x, train)
       self.sow(*FEATURES, x)
     if self.final_norm:

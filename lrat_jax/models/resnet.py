@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.core.typing import AxisName
-from lrat_jax.models.layers import FEATURES, ConvNorm, activation
+from lrat_jax.models.layers import FEATURES, ConvNorm, activation, blocks
 
 # Blocks in each stage, by depth (table 1 of the paper); from 50 on they are bottlenecks.
 BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
@@ -23,6 +23,7 @@ class BasicBlock(nn.Module):
   axis_name: AxisName | None
   activation: str = "relu"
   mean_sparse: bool = False
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
@@ -65,6 +66,7 @@ class ResNet(nn.Module):
     bottleneck: whether blocks are bottlenecks, with `widening` times the stage's channels inside.
     large_stem: 7x7 convolution of stride 2 and max pooling, for images of 224x224. Otherwise 3x3, at full resolution.
     mean_sparse: whether a MeanSparse stands before each activation.
+    remat: of `layers.blocks`.
   """
 
   num_classes: int
@@ -78,10 +80,10 @@ class ResNet(nn.Module):
   large_stem: bool = False
   mean_sparse: bool = False
 
-  def _block(self, stage: int, stride: int) -> nn.Module:
-    options = (stride, self.dtype, self.axis_name, self.activation, self.mean_sparse)
+  def _sizes(self, stage: int) -> tuple[int, ...]:
+    """Channels of a block, and those inside a bottleneck."""
     width = self.width * 2**stage
-    return Bottleneck(4 * width, self.widening * width, *options) if self.bottleneck else BasicBlock(width, *options)
+    return (4 * width, self.widening * width) if self.bottleneck else (width,)
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
@@ -90,9 +92,12 @@ class ResNet(nn.Module):
     x = activation(self.activation, self.mean_sparse)(x)
     if self.large_stem:
       x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    make = blocks(Bottleneck if self.bottleneck else BasicBlock, self.remat)
+    options = (self.dtype, self.axis_name, self.activation, self.mean_sparse)
     for stage, num_blocks in enumerate(self.blocks):
       for block in range(num_blocks):
-        x = self._block(stage, 2 if stage > 0 and block == 0 else 1)(x, train)
+        stride = 2 if stage > 0 and block == 0 else 1
+        x = make(*self._sizes(stage), stride, *options)(x, train)
       self.sow(*FEATURES, x)
     return nn.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(x, axis=(1, 2)))
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.core.typing import AxisName
-from lrat_jax.models.layers import FEATURES
+from lrat_jax.models.layers import FEATURES, blocks
 from lrat_jax.models.mean_sparse import MeanSparse
 from lrat_jax.models.transformer_layers import BiasedConv, Dense, LayerNorm, Mlp, SelfAttention
 
@@ -146,6 +146,7 @@ class Swin(nn.Module):
     epsilon: of layer norm.
     mean_sparse: as Amini et al. have it (see Block).
     axis_name: taken by every model; here nothing is averaged over the batch.
+    remat: of `layers.blocks`.
   """
 
   num_classes: int
@@ -158,6 +159,7 @@ class Swin(nn.Module):
   axis_name: AxisName | None = None
   activation: str = "gelu"
   mean_sparse: bool = False
+  remat: bool = False
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
@@ -167,11 +169,12 @@ class Swin(nn.Module):
     square = (self.patch, self.patch)
     norm = lambda x: LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
     x = norm(BiasedConv(self.width, square, square, padding=0, dtype=self.dtype)(images))
+    make = blocks(Block, self.remat)
     for stage, depth in enumerate(self.depths):
       if stage > 0:
         x = Merging(self.epsilon, self.dtype)(x)
       for block in range(depth):
-        x = Block(self.window, block % 2 == 1, self.epsilon, self.dtype, self.activation, self.mean_sparse)(x)
+        x = make(self.window, block % 2 == 1, self.epsilon, self.dtype, self.activation, self.mean_sparse)(x)
       self.sow(*FEATURES, x)
     return Dense(self.num_classes, dtype=self.dtype)(jnp.mean(norm(x), axis=(1, 2)))
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.core.typing import AxisName
-from lrat_jax.models.layers import FEATURES, stage_ends
+from lrat_jax.models.layers import FEATURES, blocks, stage_ends
 from lrat_jax.models.transformer_layers import BiasedConv, ConvStem, Dense, LayerNorm, Mlp, SelfAttention, torch_init
 
 
@@ -59,6 +59,7 @@ class VisionTransformer(nn.Module):
     convstem: channels of the first convolution of a ConvStem in the place of the patches, twice as many in each that
       follows, down to a stride of `patch`; 0 for none.
     axis_name: taken by every model; here nothing is averaged over the batch.
+    remat: of `layers.blocks`.
     mean_sparse: whether a MeanSparse stands before each activation.
   """
 
@@ -72,6 +73,7 @@ class VisionTransformer(nn.Module):
   axis_name: AxisName | None = None
   activation: str = "gelu"
   mean_sparse: bool = False
+  remat: bool = False
 
   def _embed(self) -> nn.Module:
     if self.convstem:
@@ -102,8 +104,9 @@ class VisionTransformer(nn.Module):
     token = jnp.broadcast_to(token.astype(self.dtype), (batch, 1, self.width))
     x = jnp.concatenate([token, patches], axis=1)
     x = x + self._positions(x.shape[1], height, width)
+    make = blocks(Block, self.remat)
     for block in range(1, self.depth + 1):
-      x = Block(self.num_heads, self.dtype, self.activation, self.mean_sparse)(x)
+      x = make(self.num_heads, self.dtype, self.activation, self.mean_sparse)(x)
       if block == self.depth:  # of which the class token alone goes on
         self.sow(*FEATURES, x[:, None, :1])
       elif block in stage_ends(self.depth):

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.core.typing import AxisName
-from lrat_jax.models.layers import FEATURES, BatchNorm, Conv, ConvNorm, SqueezeExcitation, activation, padding
+from lrat_jax.models.layers import FEATURES, BatchNorm, Conv, ConvNorm, SqueezeExcitation, activation, blocks, padding
 from lrat_jax.models.mean_sparse import MeanSparse
 
 # In place of depth and width, any stem and groups: "ra_wide_resnet_96_30x216_31x432_10x864".
@@ -73,6 +73,7 @@ class WideResNet(nn.Module):
   Attributes:
     groups: (blocks, channels) of each, if given in place of depth and width.
     stem: channels of the first convolution.
+    remat: of `layers.blocks`.
     same_padding, squeeze, mean_sparse: of the blocks; MeanSparse stands before the last activation too.
   """
 
@@ -87,6 +88,7 @@ class WideResNet(nn.Module):
   same_padding: bool = False
   squeeze: bool = False
   mean_sparse: bool = False
+  remat: bool = False
 
   @property
   def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -101,10 +103,11 @@ class WideResNet(nn.Module):
       "mean_sparse": self.mean_sparse,
     }
     x = Conv(self.stem, (3, 3), padding=1, dtype=self.dtype)(images)
+    make = blocks(PreActivationBlock, self.remat)
     for group, (num_blocks, features) in enumerate(self.sizes):
       for block in range(num_blocks):
         stride = 2 if group > 0 and block == 0 else 1
-        x = PreActivationBlock(features, stride, self.dtype, self.axis_name, self.activation, **options)(x, train)
+        x = make(features, stride, self.dtype, self.axis_name, self.activation, **options)(x, train)
       self.sow(*FEATURES, x)
     x = BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype)(x)
     activated = activation(self.activation, self.mean_sparse)(x)

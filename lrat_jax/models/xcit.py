@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import Array
 
 from lrat_jax.core.typing import AxisName
-from lrat_jax.models.layers import FEATURES, BatchNorm, ConvNorm, activation, stage_ends
+from lrat_jax.models.layers import FEATURES, BatchNorm, ConvNorm, activation, blocks, stage_ends
 from lrat_jax.models.transformer_layers import Dense, LayerNorm, LayerScale, Mlp, split_heads
 
 # By the pixels on a side of a patch, the strides of the stem's convolutions.
@@ -149,6 +149,7 @@ class XCiT(nn.Module):
   Attributes:
     patch: 4, 8 or 16 pixels on a side; images are of any size.
     width: channels, a multiple of 8 and of num_heads.
+    remat: of `layers.blocks`.
     layer_scale: what residual branches are multiplied by at first; 1 for 12 blocks and 1e-5 for more in the paper.
     norm_all: whether class blocks normalise all tokens before their MLP, as all but XCiT-N do, or the class token only.
     mean_sparse: whether a MeanSparse stands before each activation.
@@ -165,6 +166,7 @@ class XCiT(nn.Module):
   axis_name: AxisName | None = None
   activation: str = "gelu"
   mean_sparse: bool = False
+  remat: bool = False
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
@@ -177,15 +179,16 @@ class XCiT(nn.Module):
       x = ConvNorm(features, stride=stride, dtype=self.dtype, axis_name=self.axis_name)(x, train)
     positions = fourier_positions(*x.shape[1:3])
     x += Dense(self.width, dtype=self.dtype, name="positions")(positions)
+    make, make_last = blocks(Block, self.remat), blocks(ClassBlock, self.remat)
     for block in range(1, self.depth + 1):
-      x = Block(self.num_heads, self.layer_scale, self.dtype, self.axis_name, *activations)(x, train)
+      x = make(self.num_heads, self.layer_scale, self.dtype, self.axis_name, *activations)(x, train)
       if block in stage_ends(self.depth):
         self.sow(*FEATURES, x)
     token = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
     token = jnp.broadcast_to(token.astype(self.dtype), (len(x), 1, self.width))
     x = jnp.concatenate([token, x.reshape(len(x), -1, self.width)], axis=1)
     for _ in range(2):
-      x = ClassBlock(self.num_heads, self.layer_scale, self.norm_all, self.dtype, *activations)(x)
+      x = make_last(self.num_heads, self.layer_scale, self.norm_all, self.dtype, *activations)(x)
     token = LayerNorm(dtype=self.dtype)(x)[:, 0]
     return Dense(self.num_classes, dtype=self.dtype)(token)
 

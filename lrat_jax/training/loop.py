@@ -1,6 +1,7 @@
 """The training run: from a configuration to checkpoints in a workdir, resumed wherever an earlier try stopped."""
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -171,7 +172,11 @@ class _Loop:
     self._validate = _Validator(experiment)
     place = data.make_device_put(experiment.training_source, experiment.mesh, self._config.data.placement)
     self._batches = data.train_batches(
-      experiment.training_source, self._config.data.batch_size, self._config.seed, place
+      experiment.training_source,
+      self._config.data.batch_size,
+      self._config.seed,
+      place,
+      ahead=max(2, self._config.train.steps_per_call),
     )
     self.step = saved.latest_step() or 0
     self.state = experiment.initial_state({} if self.step else initial())
@@ -184,8 +189,8 @@ class _Loop:
     self._held: tuple | None = None
     self._pending: list[step_lib.StepOutput] = []
     self._compiled = functools.cache(
-      lambda phase: step_lib.make_train_step(
-        self._config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh, phase
+      lambda *of: step_lib.make_train_step(
+        self._config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh, *of
       )
     )
     self._workdir = workdir
@@ -218,22 +223,19 @@ class _Loop:
       TextColumn("left  {task.fields[rate]}"),
       console=self._console,
       transient=True,
+      refresh_per_second=1,  # each drawing takes Python's time, and a CPU device's
     )
 
   def _run_epoch(self, epoch: int, show: Callable[[str], None]) -> bool:
     """Trains to the end of an epoch, or to the step after which the run was asked to stop; whether it was."""
     config, experiment = self._config, self._experiment
     phase = phases.phase_at(config, epoch)
-    take_step = self._compiled(phase)
     end = (epoch + 1) * experiment.steps_per_epoch
     start_time, start_step = time.perf_counter(), self.step
     self._row_start = time.perf_counter()
     stopped = False
     while self.step < end and not stopped:
-      with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
-        self.state, output = take_step(self.state, next(self._batches))
-      self._pending.append(output)
-      self.step += 1
+      self._take_steps(phase, end)
       stopped = self._stop()
       last = self.step == experiment.total_steps
       due_to_save = stopped or last or self.step % config.train.checkpoint_every_steps == 0
@@ -255,9 +257,20 @@ class _Loop:
     self._print_epoch(epoch, phase, validation, training_seconds, self.step - start_step)
     return stopped
 
+  def _take_steps(self, phase: phases.Phase, end: int) -> None:
+    """The steps of one call, which ends where a row or a save is due; the rest before one goes step by step."""
+    train = self._config.train
+    due = [(self.step // every + 1) * every for every in (train.log_every_steps, train.checkpoint_every_steps)]
+    count = train.steps_per_call if self.step + train.steps_per_call <= min(*due, end) else 1
+    take = self._compiled(phase, count)
+    with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+      self.state, output = take(self.state, *itertools.islice(self._batches, count))
+    self._pending.append(output)
+    self.step += count
+
   def _log(self, epoch: int) -> str:
     """Fetches the pending outputs, stops at the first that is not finite, and writes their row."""
-    outputs = sharding.fetch(self._pending)
+    outputs = [output for call in sharding.fetch(self._pending) for output in step_lib.outputs_by_step(call)]
     first_step = self.step - len(outputs) + 1
     metrics.check_finite(first_step, outputs)
     seconds = time.perf_counter() - self._row_start
@@ -325,7 +338,8 @@ def train(
   """Trains to the end in `workdir`, or says that an earlier try did.
 
   Args:
-    stop: asked after every step, on every process; where it returns True, the step is saved and the run ends.
+    stop: asked after every call of a step or several (`train.steps_per_call`), on every process; where it returns True,
+      the last step is saved and the run ends.
     writers: told every row of metrics besides the workdir's files.
     initial: asked before the first step alone for variables to begin with, by their names (`step.begin_with`).
 

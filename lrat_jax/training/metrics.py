@@ -154,10 +154,11 @@ class WeightRecord:
     """Keeps the sampled instances of some steps' outputs."""
     if epoch != self._epoch:
       self._begin(epoch)
-    for step, output in enumerate(outputs, first_step):
-      mine = np.isin(output.indices, self._sample)
-      row = {name: getattr(output, name)[mine] for name in ("indices", "labels", *_WEIGHTS)}
-      self._rows.append({"step": np.full(mine.sum(), step, np.int32), **row})
+    of_all = lambda name: np.concatenate([getattr(output, name) for output in outputs])
+    steps = np.arange(first_step, first_step + len(outputs), dtype=np.int32)
+    mine = np.isin(of_all("indices"), self._sample)
+    row = {name: of_all(name)[mine] for name in ("indices", "labels", *_WEIGHTS)}
+    self._rows.append({"step": np.repeat(steps, [len(output.indices) for output in outputs])[mine], **row})
 
   def save(self) -> None:
     """Writes the current epoch's file."""

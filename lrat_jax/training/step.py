@@ -7,9 +7,10 @@ from typing import Any, NamedTuple, cast
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -214,6 +215,29 @@ def _step(
   return fsdp.constrain(state, mesh, specs), fsdp.constrain(output, mesh, _OUTPUT_SPECS)
 
 
+def _steps(
+  mesh: Mesh,
+  step: Callable[..., tuple[TrainState, StepOutput]],
+  root_keys: dict[str, Array],
+  state: TrainState,
+  *batches: data.loader.Batch,
+) -> tuple[TrainState, StepOutput]:
+  """A step for each of several batches, in a loop, and their outputs as one."""
+  stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
+  state, outputs = lax.scan(functools.partial(step, root_keys), state, stacked)
+  # Images lead, as in the output of one step: what is split over the devices is so by the first axis.
+  outputs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1) if x.ndim > 1 else x, outputs)
+  return state, fsdp.constrain(outputs, mesh, _OUTPUT_SPECS)
+
+
+def outputs_by_step(output: StepOutput) -> list[StepOutput]:
+  """What a call of one step or more tells, step by step; of arrays on the host."""
+  if np.ndim(output.loss) == 0:
+    return [output]
+  of_step = lambda number: jax.tree.map(lambda x: x[:, number] if x.ndim > 1 else x[number], output)
+  return [of_step(number) for number in range(len(output.loss))]
+
+
 def _moving_average(config: ConfigDict, state: TrainState, variables: Variables) -> Variables | None:
   """The average with a decay that grows to its configured value, so that the first steps do not hold it back."""
   if state.ema is None:
@@ -229,8 +253,12 @@ def train_step_program(
   total_steps: int,
   mesh: Mesh,
   phase: Phase,
+  num_steps: int = 1,
 ) -> jax.stages.Wrapped:
   """The jitted step of one phase: (root keys, state, batch) -> (state, StepOutput).
+
+  With more `num_steps` it takes so many batches, (root keys, state, *batches), and goes through them in a loop on the
+  devices. Its output has an axis of steps: [num_steps], and after the images [batch, num_steps, ...].
 
   The seed enters by `root_keys`, so that one compiled program serves every seed. The state lies as `state_specs` says
   and its buffers are given up to the new one; the batch {"images" [b, h, w, c], "labels" [b] or [b, classes], "indices"
@@ -243,7 +271,8 @@ def train_step_program(
   """
   on_device = functools.partial(_on_device, config, model, total_steps, phase, sharding.platform(mesh))
   step = functools.partial(_step, config, optimizer, mesh, on_device)
-  return cast(jax.stages.Wrapped, sharding.jit(step, mesh, donate_argnums=1))
+  program = step if num_steps == 1 else functools.partial(_steps, mesh, step)
+  return cast(jax.stages.Wrapped, sharding.jit(program, mesh, donate_argnums=1))
 
 
 def root_keys(config: ConfigDict) -> dict[str, Array]:
@@ -259,7 +288,8 @@ def make_train_step(
   total_steps: int,
   mesh: Mesh,
   phase: Phase,
+  num_steps: int = 1,
 ) -> functools.partial[tuple[TrainState, StepOutput]]:
-  """The compiled step of one phase under the config's seed: (state, batch) -> (state, StepOutput)."""
-  program = train_step_program(config, model, optimizer, total_steps, mesh, phase)
+  """The compiled step of one phase under the config's seed: (state, *batches) -> (state, StepOutput)."""
+  program = train_step_program(config, model, optimizer, total_steps, mesh, phase, num_steps)
   return functools.partial(program, sharding.replicate(mesh, root_keys(config)))
