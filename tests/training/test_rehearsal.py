@@ -149,7 +149,7 @@ def _rehearse(environment, folder, *fields):
     ((), "1 all-reduce"),
     (
       ("--config.mesh.model_devices=4", "--config.mesh.shard_above=1000"),
-      r"\d+ all-gather, \d+ all-reduce, \d+ reduce-scatter",
+      r"\d+ all-gather, \d+ all-reduce(, \d+ reduce-scatter)?",  # small sums the compiler does not scatter
     ),
   ],
 )
