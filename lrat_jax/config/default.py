@@ -272,8 +272,8 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
       name="_".join([method, preset_name, *attack_names]),  # of the run, and with the seed of its workdir
       seed=0,  # of all that is random in the run
       mesh=dict(
-        model_devices=1,  # devices that share each large array of the state (FSDP); 1: each device has all; no result
-        shard_above=2**16,  # entries of an array that is no larger, which each device has whole
+        model_devices=1,  # so many share the large arrays of the state (FSDP), and results stay; 1: each device has all
+        shard_above=2**16,  # arrays of so many entries or fewer are not shared
       ),
       compilation_cache="auto",  # auto | off | DIR: where compiled programs are kept; auto is beside the workdir
       data=preset["data"],

@@ -259,7 +259,7 @@ def create(
     raise ValueError(f"activation={activation!r} is unknown; choose from {['auto', *ACTIVATIONS]}.")
   options: dict[str, Any] = {} if activation == "auto" else {"activation": activation}
   if remat:
-    if user_code.is_name(name) or re.fullmatch(_CNN, name):
+    if user_code.is_name(name) or re.fullmatch(_CNN, name.removesuffix(MEAN_SPARSE)):
       raise ValueError(f"remat=True: {name!r} has no blocks that are known here; take False, or another network.")
     options["remat"] = True
   options |= {"num_classes": num_classes, "dtype": jnp.dtype(dtype), "axis_name": axis_name}
