@@ -185,7 +185,7 @@ def lrat_step(experiment: loop.Experiment):
 def abstract_step(mesh: Mesh, fields: Mapping[str, Any], shape: tuple[int, ...] = (32, 32, 3)):
   """LRAT's step with the CIFAR-10 preset, to be traced or compiled: (experiment, program, its abstract arguments)."""
   config = config_lib.default("lrat", "cifar10")
-  config.update_from_flattened_dict(dict(fields))
+  config.update_from_flattened_dict({"local_weights.kind": "lrat", **fields})
   few = data.Split(np.zeros((1, *shape), np.uint8), np.zeros(1, np.int32), np.zeros(1, np.int32))
   experiment = loop.build(config, data.Dataset(few, few, few, NUM_CLASSES), mesh)
   phase = phases.Phase(use_local_weights=True, use_global_weights=False)

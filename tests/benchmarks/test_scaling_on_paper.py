@@ -10,12 +10,12 @@ POD = paper.Pod("TPU v5 lite", chips=4, links=10.0, network=2.0)
 
 
 def test_the_gradient_is_all_parameters_and_operations_are_an_images():
-  step = paper.count("cnn_4", (8, 8, 1))
+  step = paper.count("cnn_4", (8, 8, 3))
   model = models.create("cnn_4", 10, mean=(0.0,), std=(1.0,))
-  params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 1), "float32"))["params"]
+  params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))["params"]
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   assert step.gradient == 4 * count and 8 * count <= step.state < 8 * count + 1000  # parameters and momentum
-  first = 2 * 9 * 4 * 8 * 8  # operations of the first convolution's forward on one image
+  first = 2 * 27 * 4 * 8 * 8  # operations of the first convolution's forward on one image
   assert step.flops > 10 * 2 * first  # ten steps, each with a backward
 
 
