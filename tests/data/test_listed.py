@@ -53,6 +53,7 @@ def test_the_images_of_a_list_come_in_its_order(folder, kind, lines):
   np.testing.assert_array_equal(np.asarray(chosen.images), np.asarray(dataset.test.images)[[3, 0]])
   assert np.abs(np.asarray(chosen.images)[:, 0, 0, 0].astype(int) - [80, 0]).max() < 3
   assert dataset._replace(listed=rows).evaluated("test", 1).indices.tolist() == [3]
+  assert len(dataset._replace(listed=rows).evaluated("train").labels) == 0  # of which the list says nothing
   assert len(dataset.evaluated("test").labels) == 5 and len(dataset.evaluated("test", 9).labels) == 5
 
 
