@@ -15,6 +15,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from rich.console import Console
 from rich.table import Table
 
@@ -179,6 +180,22 @@ def lrat_step(experiment: loop.Experiment):
     return output.loss, current[0]
 
   return compiled, take, variables, batch
+
+
+def abstract_step(mesh: Mesh, fields: Mapping[str, Any], shape: tuple[int, ...] = (32, 32, 3)):
+  """LRAT's step with the CIFAR-10 preset, to be traced or compiled: (experiment, program, its abstract arguments)."""
+  config = config_lib.default("lrat", "cifar10")
+  config.update_from_flattened_dict({"local_weights.kind": "lrat", **fields})
+  few = data.Split(np.zeros((1, *shape), np.uint8), np.zeros(1, np.int32), np.zeros(1, np.int32))
+  experiment = loop.build(config, data.Dataset(few, few, few, NUM_CLASSES), mesh)
+  phase = phases.Phase(use_local_weights=True, use_global_weights=False)
+  program = step_lib.train_step_program(config, experiment.model, experiment.optimizer, 1, mesh, phase)
+  on = lambda spec: lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+  keys = jax.tree.map(on(sharding.REPLICATED), jax.eval_shape(lambda: step_lib.root_keys(config)))
+  size = config.data.batch_size
+  rows = {"images": ((size, *shape), jnp.uint8), "labels": ((size,), jnp.int32), "indices": ((size,), jnp.int32)}
+  batch = {name: on(sharding.BATCHED)(jax.ShapeDtypeStruct(*row)) for name, row in rows.items()}
+  return experiment, program, (keys, experiment.abstract_state(), batch)
 
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], output: Path | None) -> None:

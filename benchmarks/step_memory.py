@@ -7,38 +7,20 @@ Nothing runs: the compiler says the bytes of temporaries of LRAT's step on a dev
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from benchmarks import common
-from lrat_jax import data
-from lrat_jax.config import default as config_lib
 from lrat_jax.core import sharding, topologies
-from lrat_jax.training import loop
-from lrat_jax.training import step as step_lib
-from lrat_jax.training.phases import Phase
-
-PHASE = Phase(use_local_weights=True, use_global_weights=False)
-SHAPE = (32, 32, 3)
 
 
-def _compiled_step(mesh: Mesh, fields) -> jax.stages.Compiled:
-  """LRAT's step on images as CIFAR-10's."""
-  config = config_lib.default("lrat", "cifar10")
-  config.update_from_flattened_dict({"local_weights.kind": "lrat", **fields})
-  few = data.Split(np.zeros((1, *SHAPE), np.uint8), np.zeros(1, np.int32), np.zeros(1, np.int32))
-  experiment = loop.build(config, data.Dataset(few, few, few, common.NUM_CLASSES), mesh)
-  program = step_lib.train_step_program(config, experiment.model, experiment.optimizer, 1, mesh, PHASE)
-  on = lambda spec: lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-  keys = jax.tree.map(on(sharding.REPLICATED), jax.eval_shape(lambda: step_lib.root_keys(config)))
-  size = config.data.batch_size
-  rows = {"images": ((size, *SHAPE), jnp.uint8), "labels": ((size,), jnp.int32), "indices": ((size,), jnp.int32)}
-  batch = {name: on(sharding.BATCHED)(jax.ShapeDtypeStruct(*row)) for name, row in rows.items()}
-  return program.lower(keys, experiment.abstract_state(), batch).compile()
+def _compiled(mesh: Mesh, fields: Mapping[str, Any]) -> jax.stages.Compiled:
+  _, program, arguments = common.abstract_step(mesh, fields)
+  return program.lower(*arguments).compile()
 
 
 def main() -> None:
@@ -56,7 +38,7 @@ def main() -> None:
   for remat in arguments.remat:
     for count in arguments.microbatches:
       fields = shared | {"train.microbatches": count, "model.remat": remat == "True"}
-      used = _compiled_step(mesh, fields).memory_analysis().temp_size_in_bytes
+      used = _compiled(mesh, fields).memory_analysis().temp_size_in_bytes
       whole = whole or used
       row = {
         "remat": remat,

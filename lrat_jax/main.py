@@ -8,7 +8,8 @@
 
   --config=METHOD[:DATA_SET[,ATTACK...][,suite=SUITE]]
                  METHOD: at irat lrat lrat_irat trades mart, or a file such as
-                 configs/lrat.py; DATA_SET: digits fashion_mnist cifar10 svhn;
+                 configs/lrat.py; DATA_SET: digits fashion_mnist cifar10 svhn
+                 cifar100 tiny_imagenet imagenet;
                  SUITE: pgd apgd autoattack full unforeseen lpips
                  transfer corruptions
   --config.X=Y   any field, as config.seed; lrat_jax/config/default.py explains them

@@ -67,11 +67,12 @@ def _load_dataset(config: ConfigDict, workdir: Path, trains: bool) -> tuple[data
     dataset = data.load_for(config.data, trains=trains)
     test = dataset.test
     corrupted = data.corrupted_for(config.data, test.labels, test.indices, dataset.image_shape)
+    listed = data.listed_for(config.eval.image_list, config.data, test)
   except data.DataError as error:
     raise ConfigError(f"config.{error}") from None
   validate.check_corruptions(config, corrupted)
   about = workdir_lib.data_of_run(workdir, dataset)
-  return dataset._replace(num_classes=about["num_classes"], corrupted=corrupted), about
+  return dataset._replace(num_classes=about["num_classes"], corrupted=corrupted, listed=listed), about
 
 
 def _describe_loading(dataset: data.Dataset, console: Console) -> None:

@@ -9,6 +9,14 @@ from lrat_jax.config import default as config_lib
 from lrat_jax.core import sharding
 from lrat_jax.training import loop
 
+# Of the images of presets, where they are not those of CIFAR.
+SHAPES = {
+  "digits": (8, 8, 1),
+  "fashion_mnist": (28, 28, 1),
+  "tiny_imagenet": (64, 64, 3),
+  "imagenet": (224, 224, 3),
+}
+
 # Fields that make a run on digits a matter of seconds.
 SMALL = {
   "model.name": "cnn_4",

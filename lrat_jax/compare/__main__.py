@@ -6,7 +6,8 @@
   --methods=METHOD,METHOD...     NAME[:ATTACK+ATTACK][@FIELD=VALUE...]: a file in configs/ (or a path), its training
                            attacks, and fields of this method alone; the first is what the others are compared with
   --seeds=N,N...           0,1,2 if not given
-  --data=PRESET            digits (if not given), fashion_mnist, cifar10, svhn
+  --data=PRESET            digits (if not given), fashion_mnist, cifar10, svhn, cifar100,
+                           tiny_imagenet, imagenet
   --suite=SUITE            what evaluates all methods; full if not given
   --config.FIELD=VALUE     any field, for every method
   --workdir=DIR            where the runs and the result live; runs/compare_PRESET if not given

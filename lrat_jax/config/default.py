@@ -30,7 +30,16 @@ SYNCHRONISED, LOCAL = "synchronised", "local"
 HEADS = ("loaded", "new")
 
 
-def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padding: int = 0, flip: bool = False):
+def _data(
+  source: str,
+  validation_size: int,
+  *,
+  batch_size: int = 128,
+  image_size: int = 0,
+  random_resized_crop: float = 0.0,
+  crop_padding: int = 0,
+  flip: bool = False,
+):
   return dict(
     source=source,  # digits | tfds:NAME | npz:PATH | npy:DIR | idx:DIR | images:DIR | package.module:function
     data_dir="",  # where TFDS keeps its data sets; empty is TFDS's own default
@@ -38,8 +47,8 @@ def _data(source: str, validation_size: int, *, batch_size: int = 128, crop_padd
     batch_size=batch_size,  # of all devices and hosts together
     loading="auto",  # auto | memory | stream: images are held in memory, or read for each batch; auto says which
     workers=0,  # threads that read and decode images; 0 is one for each core, up to 16
-    image_size=0,  # pictures are brought to squares of so many pixels: shorter side resized, centre cropped; 0 is off
-    random_resized_crop=0.0,  # training crops at random, at least this share of a picture's area, as 0.08; 0 is off
+    image_size=image_size,  # pictures become squares of so many pixels: resized, centre cropped; 0 is off
+    random_resized_crop=random_resized_crop,  # training crops: at least this share of a picture, as 0.08; 0 is off
     placement="auto",  # auto | device | host: where training images wait; auto is the device if they fit in a quarter
     validation_size=validation_size,  # images held out of the training split
     train_size=0,  # trains on so many of the rest, the same for every seed; 0 is all
@@ -139,6 +148,33 @@ PRESETS: dict[str, dict[str, Any]] = {
     epochs=60,
     epsilon_ramp_fraction=0.1,  # from the full epsilon at once, SVHN often stays at chance
     budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), ("12", "6"), num_steps=10, spatial=(30.0, 3.0)),
+  ),
+  "cifar100": dict(
+    data=_data("tfds:cifar100", 1000, crop_padding=4, flip=True),
+    model=_model("resnet18", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    optimizer=_optimizer(0.1, "piecewise"),
+    epochs=100,
+    epsilon_ramp_fraction=0.0,
+    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), ("12", "6"), num_steps=10, spatial=(30.0, 3.0)),
+  ),
+  # The folder of the archive that Stanford publishes. Radii are CIFAR's, but for L1's, which grows with the side.
+  "tiny_imagenet": dict(
+    data=_data("images:tiny-imagenet-200", 2000, image_size=64, crop_padding=8, flip=True),
+    model=_model("preact_resnet18", (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
+    optimizer=_optimizer(0.1, "piecewise"),
+    epochs=100,
+    epsilon_ramp_fraction=0.0,
+    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), ("24", "12"), num_steps=10, spatial=(30.0, 6.0)),
+  ),
+  # Radii of Croce & Hein (arXiv:2105.12508); three steps of 2/3, as Salman et al. train (arXiv:2007.08489). Random
+  # crops make it a stream.
+  "imagenet": dict(
+    data=_data("tfds:imagenet2012", 10_000, batch_size=256, image_size=224, random_resized_crop=0.08, flip=True),
+    model=_model("imagenet_resnet50", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    optimizer=_optimizer(0.1, "cosine", 1e-4),
+    epochs=90,
+    epsilon_ramp_fraction=0.0,
+    budget=_budget(("4/255", "8/765"), ("2", "4/3"), ("255", "170"), num_steps=3, spatial=(30.0, 24.0)),
   ),
 }
 
@@ -289,6 +325,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         batch_size=256,  # images evaluated at a time, on all devices and hosts together
         split="test",  # test | validation | train: what is evaluated; choose on validation, report on test, once
         num_images=0,  # evaluates the first so many images of the split; 0 is all
+        image_list="",  # a file that names the test images to evaluate, a file name or an index a line; empty is all
         num_sanity_examples=64,  # images for the checks of whether a robust accuracy is too high; 0 is off
         attack_dtype="float32",  # float32 | bfloat16: what the network computes in under attack; verdicts are float32's
         save_images=False,  # whether every adversarial is written, a file for each attack

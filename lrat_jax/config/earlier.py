@@ -26,7 +26,9 @@ def _common(groups: list[Mapping[str, Any]]) -> dict[str, Any]:
 @functools.cache
 def _defaults() -> dict[str, Any]:
   """Every field whose default is alike for all data sets, but the run's name; as JSON has them."""
-  found = _common([config_lib.default("any", preset).to_dict() for preset in config_lib.PRESETS])
+  # Presets that resize pictures came after the fields of that, which are off in all others.
+  presets = [name for name, preset in config_lib.PRESETS.items() if not preset["data"]["image_size"]]
+  found = _common([config_lib.default("any", preset).to_dict() for preset in presets])
   return json.loads(json.dumps({name: value for name, value in found.items() if name != "name"}))
 
 

@@ -306,6 +306,11 @@ def check(config: ConfigDict) -> None:
   _choice(config, "data.loading", data.LOADINGS)
   _check_loading(config)
   _choice(config, "eval.split", data.SPLITS)
+  if config.eval.image_list and config.eval.split != "test":
+    raise ConfigError(
+      f"config.eval.image_list={config.eval.image_list!r} names test images; take eval.split=test with it, not "
+      f"{config.eval.split!r}."
+    )
   _choice(config, "train.attack_batch_norm", ("eval", "train"))
   _choice(config, "train.init_head", config_lib.HEADS)
   _choice(config, "model.batch_norm", (config_lib.SYNCHRONISED, config_lib.LOCAL))

@@ -3,6 +3,7 @@
 from lrat_jax.data.augment import augment, to_float
 from lrat_jax.data.corruptions import SEVERITIES, CorruptedImages, corrupted_for, open_corrupted
 from lrat_jax.data.labels import as_distributions, for_evaluation, for_training, smooth
+from lrat_jax.data.listed import listed_for
 from lrat_jax.data.loader import eval_batches, steps_per_epoch, train_batches
 from lrat_jax.data.mixing import mix, next_rows
 from lrat_jax.data.mixtures import Mixture, bytes_in_memory, load_for, num_extra, training_source
@@ -34,6 +35,7 @@ __all__ = [
   "for_evaluation",
   "for_training",
   "is_users",
+  "listed_for",
   "load",
   "load_for",
   "make_device_put",

@@ -1,4 +1,4 @@
-"""Folders of pictures: a folder for each class, or one folder with labels.csv."""
+"""Folders of pictures: a folder for each class, one folder with labels.csv, or Tiny ImageNet's as it is published."""
 
 import csv
 import os
@@ -15,6 +15,11 @@ from lrat_jax.data.streams import Loading, stream_of
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 LABELS = "labels.csv"
 TRAIN, TESTS = "train", ("test", "val")
+# What tells the classes of Tiny ImageNet's validation images, and where these are; those of its test images are secret.
+_ANNOTATIONS, _ANNOTATED = "val_annotations.txt", "images"
+
+# Names of pictures, their labels, and the names of the classes where they have some.
+_Named = tuple[list[str], list[int], list[str] | None]
 
 
 class Folder(NamedTuple):
@@ -31,18 +36,42 @@ class Folder(NamedTuple):
   classes: list[str] | None
 
 
-def _by_folder(directory: Path) -> tuple[list[str], list[int], list[str]]:
+def _raise(error: OSError) -> None:
+  raise error
+
+
+def _pictures_under(folder: Path) -> list[str]:
+  """The names of the pictures in a folder and in those within it, as seen from there, in their order."""
+  found = []
+  for root, _, names in os.walk(folder, onerror=_raise, followlinks=True):
+    within = "" if root == str(folder) else f"{Path(root).relative_to(folder).as_posix()}/"
+    found += [within + name for name in names if name.lower().endswith(_ENDINGS)]
+  return sorted(found)
+
+
+def _by_folder(directory: Path) -> _Named:
   """The pictures in the folders of the classes, which are numbered in the order of their names."""
   classes = sorted(path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
   names, labels = [], []
   for label, folder in enumerate(classes):
-    found = sorted(path.name for path in (directory / folder).iterdir() if path.suffix.lower() in _ENDINGS)
+    found = _pictures_under(directory / folder)
     names += [f"{folder}/{name}" for name in found]
     labels += [label] * len(found)
   return names, labels, classes
 
 
-def _by_table(directory: Path) -> tuple[list[str], list[int], None]:
+def _by_annotations(directory: Path) -> _Named:
+  """The pictures that val_annotations.txt names: file, class and a box in it, separated by tabs."""
+  rows = [line.split("\t") for line in (directory / _ANNOTATIONS).read_text(encoding="utf-8").splitlines()]
+  for number, row in enumerate(rows, 1):
+    if len(row) < 2 or not (directory / _ANNOTATED / row[0]).is_file():
+      raise DataError(f"{_ANNOTATIONS}, line {number}: it names no picture in {_ANNOTATED!r} and its class.")
+  classes = sorted({row[1] for row in rows})
+  numbers = {name: number for number, name in enumerate(classes)}
+  return [f"{_ANNOTATED}/{row[0]}" for row in rows], [numbers[row[1]] for row in rows], classes
+
+
+def _by_table(directory: Path) -> _Named:
   """The pictures that labels.csv names, in its order: two columns, "file" and "label"."""
   with (directory / LABELS).open(newline="", encoding="utf-8") as file:
     reader = csv.DictReader(file)
@@ -60,40 +89,58 @@ def _by_table(directory: Path) -> tuple[list[str], list[int], None]:
   return names, labels, None
 
 
-def _open_folder(directory: Path, loading: Loading) -> Folder:
+def _named(directory: Path) -> _Named:
+  """The pictures of a folder, in their order."""
+  ways = {LABELS: _by_table, _ANNOTATIONS: _by_annotations}
   try:
-    found = _by_table(directory) if (directory / LABELS).is_file() else _by_folder(directory)
-  except OSError as error:
+    found = next((way for name, way in ways.items() if (directory / name).is_file()), _by_folder)(directory)
+  except (OSError, UnicodeDecodeError) as error:
     raise DataError(f"the folder cannot be read: {reason(error)}") from None
-  names, labels, classes = found
-  if not names:
+  if not found[0]:
     raise DataError(f"it holds no pictures: give a folder for each class, or {LABELS} with the columns file and label.")
+  return found
+
+
+def _open_folder(directory: Path, loading: Loading) -> Folder:
+  names, labels, classes = _named(directory)
   encoded = np.array([os.fsencode(name) for name in names])  # a few bytes each, of millions
   name = lambda number: str(directory / os.fsdecode(bytes(encoded[number])))
   pictures = Pictures(len(labels), lambda number: Image.open(name(number)), name, loading)
   return Folder(stream_of(pictures), np.array(labels), classes)
 
 
+def _test_folder(directory: Path) -> Path:
+  """What is tested on: "test", or "val" where that is not there or nobody tells its labels, or the folder itself."""
+  tests = [directory / name for name in TESTS if (directory / name).is_dir()]
+  if not (directory / TRAIN).is_dir() or not tests:
+    return directory
+  return next((folder for folder in tests if (folder / _ANNOTATIONS).is_file()), tests[0])
+
+
+def test_names(directory: Path) -> list[str]:
+  """The names of the pictures that `open_folders` gives to test on, as seen from their folder, in their order."""
+  return _named(_test_folder(directory))[0]
+
+
 def open_folders(directory: Path, loading: Loading, *, train: bool) -> tuple[Folder | None, Folder]:
   """The pictures to train on, None if not asked for, and those to test on. None is read but the first of each.
 
   In a folder there is a folder for each class, numbered from 0 in the order of their names (as torchvision's
-  ImageFolder does), or labels.csv gives "file" and "label" of each picture. The two are in the folders "train" and
-  "test", or "val"; without these all pictures are to test on.
+  ImageFolder does), with pictures in it or further within, or labels.csv gives "file" and "label" of each picture. The
+  two are in the folders "train" and "test", or "val"; without these all pictures are to test on. Tiny ImageNet's
+  archive is read as it is.
 
   Raises:
     DataError: no such folder, no pictures, other classes to test on, or a first picture that cannot be read.
   """
-  tests = [directory / name for name in TESTS if (directory / name).is_dir()]
-  if not (directory / TRAIN).is_dir() or not tests:
-    if train:
-      raise DataError(f"to be trained on, it needs the folders {TRAIN!r} and {TESTS[0]!r} (or {TESTS[1]!r}).")
-    return None, _open_folder(directory, loading)
-  test = _open_folder(tests[0], loading)
+  tested = _test_folder(directory)
+  if train and tested == directory:
+    raise DataError(f"to be trained on, it needs the folders {TRAIN!r} and {TESTS[0]!r} (or {TESTS[1]!r}).")
+  test = _open_folder(tested, loading)
   if not train:
     return None, test
   training = _open_folder(directory / TRAIN, loading)
   if training.classes != test.classes:
     different = sorted({*(training.classes or ())} ^ {*(test.classes or ())})
-    raise DataError(f"{TRAIN!r} and {tests[0].name!r} are of other classes: one alone has {different[:3]}.")
+    raise DataError(f"{TRAIN!r} and {tested.name!r} are of other classes: one alone has {different[:3]}.")
   return training, test

@@ -76,6 +76,7 @@ class Dataset(NamedTuple):
     corrupted: copies of the test split.
     extra: images that are trained on beside those of `train`, with indices beyond theirs; None without.
     loading: whether images are streamed and why, a line; empty where there was nothing to choose.
+    listed: rows of the test split that are evaluated, in this order; None for all.
   """
 
   train: Split
@@ -85,10 +86,17 @@ class Dataset(NamedTuple):
   corrupted: CorruptedImages | None = None
   extra: Split | None = None
   loading: str = ""
+  listed: np.ndarray | None = None
 
   def split(self, name: str) -> Split:
     """One of `SPLITS`."""
     return {"test": self.test, "validation": self.validation, "train": self.train}[name]
+
+  def evaluated(self, name: str, num_images: int = 0) -> Split:
+    """The images of one of `SPLITS` that are evaluated, or the first so many of them."""
+    split = self.split(name)
+    rows = np.arange(len(split.labels)) if self.listed is None or name != "test" else self.listed
+    return split.select(rows[: num_images or None])
 
   @property
   def image_shape(self) -> tuple[int, ...]:

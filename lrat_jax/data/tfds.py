@@ -154,3 +154,21 @@ def original_places(name: str, data_dir: str) -> np.ndarray | None:
   numbers = [_NUMBER.search(name.decode() if isinstance(name, bytes) else str(name)) for name in ids]
   places = np.array([int(number[0]) if number else -1 for number in numbers])
   return places if np.array_equal(np.sort(places), np.arange(len(places))) else None
+
+
+def file_names(name: str, data_dir: str, labels: np.ndarray) -> list[str] | None:
+  """What the files of the test images were called before TFDS prepared them; None where the examples do not tell.
+
+  Args:
+    name, data_dir: of a data set that `read` has taken before.
+    labels: int [n], of the test images, which tell the split.
+  """
+  builder, _ = _builder(name, data_dir)
+  if "file_name" not in builder.info.features:
+    return None
+  for split in _TESTS:
+    if split in builder.info.splits and builder.info.splits[split].num_examples == len(labels):
+      examples = [(example["file_name"], example["label"]) for example in _undecoded(builder, split)]
+      if np.array_equal([label for _, label in examples], labels):
+        return [name.decode() if isinstance(name, bytes) else str(name) for name, _ in examples]
+  return None

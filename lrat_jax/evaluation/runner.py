@@ -7,7 +7,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -95,8 +94,7 @@ def evaluate(
 
   suite = config.eval.suite.to_dict()
   references = read_references(config.eval.references, suite)
-  split = data.for_evaluation(dataset.split(config.eval.split))
-  split = split.select(np.arange(min(config.eval.num_images or len(split.labels), len(split.labels))))
+  split = data.for_evaluation(dataset.evaluated(config.eval.split, config.eval.num_images))
   workdir = results_folder(workdir, config.eval.split)
   workdir.mkdir(exist_ok=True)
   progress = workdir / PROGRESS
@@ -165,6 +163,7 @@ def _circumstances(config: ConfigDict, suite: dict[str, Any]) -> dict[str, Any]:
     "seed": config.seed,
     "dataset": config.data.source,
     "split": config.eval.split,
+    **({"image_list": config.eval.image_list} if config.eval.image_list else {}),
     "environment": results_lib.environment(),
   }
 

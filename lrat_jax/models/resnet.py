@@ -23,7 +23,6 @@ class BasicBlock(nn.Module):
   axis_name: AxisName | None
   activation: str = "relu"
   mean_sparse: bool = False
-  remat: bool = False
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
@@ -79,6 +78,7 @@ class ResNet(nn.Module):
   widening: int = 1
   large_stem: bool = False
   mean_sparse: bool = False
+  remat: bool = False
 
   def _sizes(self, stage: int) -> tuple[int, ...]:
     """Channels of a block, and those inside a bottleneck."""

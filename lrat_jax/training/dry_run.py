@@ -101,8 +101,7 @@ def _evaluation(experiment: loop.Experiment, seconds_of_a_gradient: float) -> tu
   validation = suites.cost(config.validation_attack)
   validation = validation._replace(queries=validation.queries + 2)
   validating = config.train.epochs * len(dataset.validation.labels) * seconds(validation)
-  count = len(dataset.split(config.eval.split).labels)
-  count = min(config.eval.num_images or count, count)
+  count = len(dataset.evaluated(config.eval.split, config.eval.num_images).labels)
   whole = [suites.cost(entry, dataset.num_classes) for entry in config.eval.suite.values()]
   return validating, count * sum(map(seconds, whole))
 

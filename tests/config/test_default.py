@@ -12,7 +12,7 @@ from lrat_jax.config import command_line, validate
 from lrat_jax.config import default as config_lib
 from lrat_jax.convert import __main__ as convert
 from lrat_jax.core.errors import ConfigError
-from tests.helpers import make_config
+from tests.helpers import SHAPES, make_config
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.py"))
 
@@ -29,7 +29,7 @@ def _get_config(path):
 def test_every_method_makes_sense_on_every_data_set(path, preset):
   config = _get_config(path)(preset)
   validate.check(config)
-  shape = {"digits": (8, 8, 1), "fashion_mnist": (28, 28, 1)}.get(preset, (32, 32, 3))
+  shape = SHAPES.get(preset, (32, 32, 3))
   validate.check_for_data(config, shape, 10, 50_000)
   assert config.name == f"{path.stem}_{preset}"
 

@@ -37,7 +37,17 @@ def test_what_is_there_is_kept_and_the_argument_is_not_changed():
   assert absent[-1] == "config.train.ema_decay" and len(absent) == len(fields["local_weights"]) + 1
 
 
-@pytest.mark.parametrize("path", ["data.extra.source", "train.init_from", "optimizer.decay", "model.preprocessing"])
+@pytest.mark.parametrize(
+  "path",
+  [
+    "data.extra.source",
+    "data.image_size",
+    "train.init_from",
+    "optimizer.decay",
+    "model.preprocessing",
+    "eval.image_list",
+  ],
+)
 def test_a_field_that_was_added_can_be_filled_in(path):
   whole = make_config().to_dict()
   *groups, name = path.split(".")

@@ -10,6 +10,7 @@ from lrat_jax.attacks import latents
 from lrat_jax.config import default as config_lib
 from lrat_jax.config import methods, suites, validate
 from lrat_jax.core.errors import ConfigError
+from tests.helpers import SHAPES
 
 AUTOATTACK = {"name": "autoattack", "epsilon": "8/255"}
 
@@ -19,7 +20,7 @@ AUTOATTACK = {"name": "autoattack", "epsilon": "8/255"}
 @pytest.mark.parametrize("preset", sorted(config_lib.PRESETS))
 def test_every_suite_makes_sense_on_every_data_set(suite, preset):
   config = config_lib.default("at", f"{preset},suite={suite}")
-  shape = {"digits": (8, 8, 1), "fashion_mnist": (28, 28, 1)}.get(preset, (32, 32, 3))
+  shape = SHAPES.get(preset, (32, 32, 3))
   validate.check(config)
   validate.check_for_data(config, shape, 10, 50_000)
   radius = suites.radius(config.train_attacks.pgd)

@@ -323,6 +323,24 @@ def test_a_table_gives_the_labels_of_a_folder(tmp_path):
   assert dataset.test.labels.tolist() == [7, 3] and dataset.num_classes is None
 
 
+def test_tiny_imagenet_is_read_as_it_is_published(tmp_path):
+  for name in ("n02", "n01"):
+    _write_pictures(tmp_path / "train" / name / "images", {f"{name}_0.JPEG": (4, 4), f"{name}_1.JPEG": (4, 4)})
+    (tmp_path / "train" / name / f"{name}_boxes.txt").write_text(f"{name}_0.JPEG\t0\t0\t3\t3\n")
+  _write_pictures(tmp_path / "val" / "images", {"val_0.JPEG": (4, 4), "val_1.JPEG": (4, 4), "val_2.JPEG": (4, 4)})
+  table = tmp_path / "val" / "val_annotations.txt"
+  table.write_text("val_1.JPEG\tn02\t0\t0\t3\t3\nval_0.JPEG\tn01\t0\t0\t3\t3\n")
+  _write_pictures(tmp_path / "test" / "images", {"test_0.JPEG": (4, 4)})  # nobody tells its class
+  dataset = data.load(f"images:{tmp_path}", validation_size=1)
+  assert dataset.num_classes == 2 and dataset.test.labels.tolist() == [1, 0]
+  assert sorted([*dataset.train.labels, *dataset.validation.labels]) == [0, 0, 1, 1]
+  assert data.load(f"images:{tmp_path / 'val'}", trains=False).test.labels.tolist() == [1, 0]
+  for row in ("val_9.JPEG\tn01\n", "val_1.JPEG\n"):
+    table.write_text(f"val_0.JPEG\tn01\n{row}")
+    with pytest.raises(data.DataError, match="val_annotations.txt, line 2: it names no picture"):
+      data.load(f"images:{tmp_path}", trains=False)
+
+
 @pytest.mark.parametrize(
   ("table", "message"),
   [

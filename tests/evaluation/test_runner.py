@@ -206,6 +206,15 @@ def test_only_the_first_images_are_evaluated_where_so_asked(tmp_path):
   assert results["n"] == 5 and results["warnings"] == [] and results["threat_models"] == {}
 
 
+def test_a_list_says_which_images_are_evaluated(tmp_path):
+  config = _config(eval__image_list="some.txt", eval__num_images=3)
+  with config.unlocked():
+    config.eval.suite = {"jpeg": SUITE["jpeg"]}
+  results, _ = _evaluate(tmp_path, config, dataset=DATASET._replace(listed=np.array([30, 2, 17, 5])))
+  np.testing.assert_array_equal(_arrays(tmp_path)["indices"], SPLIT.indices[[30, 2, 17]])
+  assert results["n"] == 3 and results["image_list"] == "some.txt"
+
+
 def test_a_terminal_shows_how_far_an_attack_has_come(tmp_path):
   config = _config(eval__num_images=32)
   with config.unlocked():

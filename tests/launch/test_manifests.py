@@ -32,8 +32,14 @@ def test_sky_tells_several_gpu_machines_of_one_another(tmp_path, nodes, extra, f
   stage.add(stage.home / ".venv/bin/python")
   known = {"SKYPILOT_NUM_NODES": nodes, "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1"}
   chosen = {"RUN": "lrat", "JAX_EXTRA": extra, "ARGUMENTS": f"{ARGUMENTS[0]} '{ARGUMENTS[1]}'"}
+  chosen |= {name: str(SKY["envs"][name]) for name in ("DATA", "WORKERS")}
   done = stage.run("bash", "-c", SKY["run"], folder=stage.home, answers=[("python", [(75, "")])], **known, **chosen)
-  assert done.code == 75 and done.calls == [[*MAIN, *ARGUMENTS, *flags]]
+  workers = "--config.data.workers=0"
+  assert done.code == 75 and done.calls == [[*MAIN, workers, *ARGUMENTS, *flags]]
+  chosen |= {"DATA": "/share/two words", "WORKERS": "5"}
+  done = stage.run("bash", "-c", SKY["run"], folder=stage.home, **known, **chosen)
+  data = ["--config.data.workers=5", "--config.data.data_dir=/share/two words"]
+  assert done.calls[-1] == [*MAIN, *data, *ARGUMENTS, *flags]
 
 
 def test_sky_sets_up_with_the_accelerator_s_jax(tmp_path):
@@ -81,7 +87,12 @@ def test_the_jobset_s_pods_find_the_first_of_them(tmp_path, workers):
   name = f"{JOBSET['metadata']['name']}-{JOBSET['spec']['replicatedJobs'][0]['name']}-0-0.{JOBSET['metadata']['name']}"
   flags = [f"--coordinator={name}:8476", "--num_processes=2", "--process_id=1"]
   assert done.calls[0][-4:] == ["--branch=main", "--", environment["REPO"], "lrat_jax"]
-  assert done.calls[1][-1] == "jax[cuda13]" and done.calls[2] == [*MAIN, *flags, *ARGUMENTS]
+  data = [f"--config.data.workers={container['resources']['requests']['cpu']}"]  # a thread for each core
+  assert done.calls[1][-1] == "jax[cuda13]" and done.calls[2] == [*MAIN, *data, *flags, *ARGUMENTS]
+  environment |= {"DATA": "/share/two words"}
+  done = stage.run(*command, folder=stage.home, JOB_COMPLETION_INDEX="1", **environment)
+  data.append("--config.data.data_dir=/share/two words")
+  assert done.calls[-1] == [*MAIN, *data, *flags, *ARGUMENTS]
   assert container["args"][0].startswith("--config=")
 
 

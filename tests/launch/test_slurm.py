@@ -40,7 +40,14 @@ def test_every_node_gets_one_process_with_the_arguments_as_they_were_given(stage
   folder = stage.home.parent
   python = [str(folder / ".venv/bin/python"), "-u", "-m", "lrat_jax.main", f"--workdir={folder}/runs/slurm_17"]
   assert done.code == 0
-  assert done.calls == [["srun", "--kill-on-bad-exit=0", "--wait=300", *python, *ARGUMENTS]]
+  workers = "--config.data.workers=16"  # a thread for each core of the task
+  assert done.calls == [["srun", "--kill-on-bad-exit=0", "--wait=300", *python, workers, *ARGUMENTS]]
+
+
+def test_data_and_workers_are_those_of_the_environment(stage):
+  done = run(stage, *ARGUMENTS, DATA="/scratch/two words", WORKERS="5")
+  expected = ["--config.data.data_dir=/scratch/two words", "--config.data.workers=5", *ARGUMENTS]
+  assert done.calls[0][-len(expected) :] == expected
 
 
 def test_a_process_sees_all_gpus_and_cores_of_its_node(stage):
