@@ -19,7 +19,7 @@ _SHARE = 0.25
 # Decoding releases Python's lock, the rest of a record's way does not: more threads than this wait for one another.
 _MOST_WORKERS = 16
 # So many records make one element of Grain's, which costs as much as a small picture; so many of those wait at most.
-_TOGETHER, _AHEAD = 8, 128
+_TOGETHER, _AHEAD = 16, 128
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 # (seed, step) of a training batch, which random crops are drawn from.

@@ -86,10 +86,17 @@ def test_memory_that_is_too_small_names_the_field():
     raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
+OLD_CPU_OPTIONS = {
+  "xla_cpu_use_fusion_emitters": False,
+  "xla_cpu_parallel_codegen_split_count": sharding.num_cores(),
+  "xla_cpu_prefer_vector_width": 512,
+}
+
+
 @pytest.mark.parametrize(
   ("version", "platform", "options"),
   [
-    ("0.10.2", "cpu", {"xla_cpu_use_fusion_emitters": False}),
+    ("0.10.2", "cpu", OLD_CPU_OPTIONS),
     ("0.11.2", "cpu", None),  # it dies of an option that it does not know
     ("0.10.2", "gpu", None),
   ],
