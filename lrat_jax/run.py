@@ -337,7 +337,10 @@ def run(options: Options, console: Console, stop: Callable[[], bool] = lambda: F
   console.quiet = console.quiet or not distributed.is_primary()
   name = options.config.name if options.model is None else exchange.label(options.model)
   workdir = Path(options.workdir or f"runs/{name}_seed{options.config.seed}")
-  with preemption.Watch(stop) as watch, _profiled(options.profile), _damage_of(options.config):
+  watch = preemption.Watch(stop)
+  # A dry run has nothing to save: it ends where it is told to, also while it compiles.
+  listening: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if options.dry_run else watch
+  with listening, _profiled(options.profile), _damage_of(options.config):
     (_run_config if options.model is None else _evaluate_model)(options, workdir, console, watch)
   if options.dry_run:
     return

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shlex
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -115,6 +116,14 @@ def test_a_dry_run_says_what_the_run_would_take_and_leaves_nothing(tmp_path, mon
   assert re.search(r"Conv_2 +4x4x8 +296\n", said)
   assert re.search(r"time +about .+ of training, .+ of validation, .+ of evaluation at most, .+ of compilation", said)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("more", "heard"), [(("--dry_run",), False), ((), True)])
+def test_a_dry_run_ends_at_once_where_it_is_told_to(tmp_path, monkeypatch, more, heard):
+  before, during = signal.getsignal(signal.SIGTERM), []
+  monkeypatch.setattr(run, "_run_config", lambda *_: during.append(signal.getsignal(signal.SIGTERM)))
+  main.main([*ARGUMENTS, f"--workdir={tmp_path}", *more])
+  assert [handler != before for handler in during] == [heard]
 
 
 def test_a_dry_run_shows_a_network_that_does_not_say_its_type(tmp_path, monkeypatch, capsys):

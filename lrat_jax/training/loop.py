@@ -30,6 +30,9 @@ from lrat_jax.training import checkpoints as checkpoints_lib
 from lrat_jax.training import metric_writers, metrics, optim, phases
 from lrat_jax.training import step as step_lib
 
+# Calls that devices may lag behind Python. Beyond 32, JAX's CPU devices wait for one another forever.
+MOST_IN_FLIGHT = 16
+
 
 class Experiment(NamedTuple):
   """What a configuration builds, the same for training and for evaluation.
@@ -267,6 +270,7 @@ class _Loop:
       self.state, output = take(self.state, *itertools.islice(self._batches, count))
     self._pending.append(output)
     self.step += count
+    jax.block_until_ready([call.loss for call in self._pending[-MOST_IN_FLIGHT:][:1]])
 
   def _log(self, epoch: int) -> str:
     """Fetches the pending outputs, stops at the first that is not finite, and writes their row."""

@@ -8,6 +8,7 @@ from rich.console import Console
 from lrat_jax.core.errors import ConfigError, Preempted
 from lrat_jax.training import checkpoints, metrics
 from lrat_jax.training import loop as loop_lib
+from tests import programs
 from tests.helpers import SMALL, make_config, make_experiment
 
 CONFIG = {name.replace(".", "__"): value for name, value in SMALL.items()}
@@ -100,3 +101,11 @@ def test_what_trains_in_bfloat16_is_evaluated_in_float32():
   plain = make_experiment(make_config(model__dtype="float32"))
   np.testing.assert_array_equal(evaluated, plain.model.apply(state.variables, images))
   assert np.abs(np.asarray(trained) - np.asarray(evaluated)).max() > 1e-4
+
+
+@pytest.mark.slow
+def test_rows_may_be_further_apart_than_devices_can_lag_behind(tmp_path):
+  more = ("--config.train.epochs=1", "--config.train.log_every_steps=200", "--config.data.batch_size=16")
+  slow = ("--config.model.name=cnn", "--config.train_attacks.pgd.num_steps=20", "--mode=train")
+  code, _, errors = programs.end(programs.start(tmp_path / "run", *more, *slow, arguments=programs.RUN))
+  assert code == 0, errors[-500:]
