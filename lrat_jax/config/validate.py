@@ -294,27 +294,8 @@ def _check_logit_pairing(config: ConfigDict) -> None:
       )
 
 
-def check(config: ConfigDict) -> None:
-  """Refuses values that no run can use. Raises ConfigError naming the field, the value and the choices."""
-  _choice(config, "objective", objectives.OBJECTIVES)
-  _check_kind(config, "local_weights", reweighting.LOCAL_KINDS)
-  _check_kind(config, "global_weights", reweighting.GLOBAL_KINDS)
-  _choice(config, "optimizer.name", config_lib.OPTIMIZERS)
-  _choice(config, "optimizer.decay", config_lib.DECAYS)
-  _choice(config, "optimizer.schedule", config_lib.SCHEDULES)
-  _choice(config, "data.placement", data.PLACEMENTS)
-  _choice(config, "data.loading", data.LOADINGS)
-  _check_loading(config)
-  _choice(config, "eval.split", data.SPLITS)
-  if config.eval.image_list and config.eval.split != "test":
-    raise ConfigError(
-      f"config.eval.image_list={config.eval.image_list!r} names test images; take eval.split=test with it, not "
-      f"{config.eval.split!r}."
-    )
-  _choice(config, "train.attack_batch_norm", ("eval", "train"))
-  _choice(config, "train.init_head", config_lib.HEADS)
-  _choice(config, "model.batch_norm", (config_lib.SYNCHRONISED, config_lib.LOCAL))
-  _choice(config, "train.variants", (config_lib.ALL, config_lib.SAMPLED))
+def _check_counts(config: ConfigDict) -> None:
+  """Seed, sizes and counts."""
   _range(config, "seed", 0, 2**32 - 1)
   _range(config, "mesh.model_devices", 1, _MOST)
   _range(config, "mesh.shard_above", 0, _MOST)
@@ -338,6 +319,48 @@ def check(config: ConfigDict) -> None:
     "train.num_logged_examples",
   ):
     _range(config, path, 0, _MOST)
+
+
+def _check_image_list(config: ConfigDict) -> None:
+  """A list is of test images."""
+  if config.eval.image_list and config.eval.split != "test":
+    raise ConfigError(
+      f"config.eval.image_list={config.eval.image_list!r} names test images; take eval.split=test with it, not "
+      f"{config.eval.split!r}."
+    )
+
+
+def _check_suite(config: ConfigDict) -> None:
+  """Names in the suite say what is run."""
+  if "clean" in config.eval.suite:
+    raise ConfigError("config.eval.suite.clean: 'clean' is the name of the clean accuracy; give the attack another.")
+  if (entry := config.eval.suite.get(suites.AUTOATTACK)) and suites.is_autoattack(entry) and not suites.is_whole(entry):
+    raise ConfigError(
+      "config.eval.suite.autoattack does not run all four attacks of AutoAttack: take suite=apgd or suite=full_apgd, "
+      "or give the entry another name."
+    )
+  if config.eval.robustbench and suites.robustbench_name(config.eval.suite) is None:
+    raise ConfigError("config.eval.robustbench=True needs AutoAttack's standard version, whole; take suite=autoattack.")
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses values that no run can use. Raises ConfigError naming the field, the value and the choices."""
+  _choice(config, "objective", objectives.OBJECTIVES)
+  _check_kind(config, "local_weights", reweighting.LOCAL_KINDS)
+  _check_kind(config, "global_weights", reweighting.GLOBAL_KINDS)
+  _choice(config, "optimizer.name", config_lib.OPTIMIZERS)
+  _choice(config, "optimizer.decay", config_lib.DECAYS)
+  _choice(config, "optimizer.schedule", config_lib.SCHEDULES)
+  _choice(config, "data.placement", data.PLACEMENTS)
+  _choice(config, "data.loading", data.LOADINGS)
+  _check_loading(config)
+  _choice(config, "eval.split", data.SPLITS)
+  _check_image_list(config)
+  _choice(config, "train.attack_batch_norm", ("eval", "train"))
+  _choice(config, "train.init_head", config_lib.HEADS)
+  _choice(config, "model.batch_norm", (config_lib.SYNCHRONISED, config_lib.LOCAL))
+  _choice(config, "train.variants", (config_lib.ALL, config_lib.SAMPLED))
+  _check_counts(config)
   for path in (
     "train.epsilon_ramp_fraction",
     "local_weights.begin_fraction",
@@ -371,15 +394,7 @@ def check(config: ConfigDict) -> None:
     models.create(config.model.name, 2, **_model_options(config))
   if not config.compilation_cache:
     raise ConfigError("config.compilation_cache='' names no folder; it is auto, off or a folder.")
-  if "clean" in config.eval.suite:
-    raise ConfigError("config.eval.suite.clean: 'clean' is the name of the clean accuracy; give the attack another.")
-  if (entry := config.eval.suite.get(suites.AUTOATTACK)) and suites.is_autoattack(entry) and not suites.is_whole(entry):
-    raise ConfigError(
-      "config.eval.suite.autoattack does not run all four attacks of AutoAttack: take suite=apgd or suite=full_apgd, "
-      "or give the entry another name."
-    )
-  if config.eval.robustbench and suites.robustbench_name(config.eval.suite) is None:
-    raise ConfigError("config.eval.robustbench=True needs AutoAttack's standard version, whole; take suite=autoattack.")
+  _check_suite(config)
   # Before the data is loaded, images so large that only the data's own shape can make an l2 radius too wide.
   _check_attacks(config, _attack_paths(config), (1024, 1024, 3), 10)
   _find_user_attacks(config)
