@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from lrat_jax.data.npz_idx import DataError, reason
-from lrat_jax.data.streams import Loading, Moment, for_each
+from lrat_jax.data.streams import Loading, Moment, Threads, empty_images
 
 _GREY = ("1", "L")
 # The centre that is evaluated is so much of the shorter side, as 224 pixels of 256.
@@ -73,12 +73,13 @@ class Pictures:
     channels: int | None = None,
   ):
     self._open, self._name, self._loading, self._channels = open_picture, name, loading, channels
+    self._threads = Threads(loading.workers)
     self.shape = (count, *self._decode(0, None).shape)
     self._channels = self.shape[-1]
 
   def read(self, numbers: np.ndarray, moment: Moment | None = None) -> np.ndarray:
     """uint8 [k, h, w, c]; the crop of a picture depends on the moment and its number alone."""
-    images = np.empty((len(numbers), *self.shape[1:]), np.uint8)
+    images = empty_images((len(numbers), *self.shape[1:]))
 
     def decode(place: int) -> None:
       pixels = self._decode(int(numbers[place]), moment)
@@ -89,7 +90,7 @@ class Pictures:
         )
       images[place] = pixels
 
-    for_each(len(numbers), decode, self._loading.workers)
+    self._threads.for_each(len(numbers), decode)
     return images
 
   def _decode(self, number: int, moment: Moment | None) -> np.ndarray:
@@ -99,7 +100,11 @@ class Pictures:
         grey = picture.mode in _GREY if self._channels is None else self._channels == 1
         if grey and self._channels is not None and picture.mode not in _GREY:
           raise DataError(f"it is in colour (mode {picture.mode}), where {self._name(0)} is grey")
-        picture = picture.convert("L" if grey else "RGB")
+        mode = "L" if grey else "RGB"
+        if picture.mode == mode:
+          picture.load()  # where nothing is to be converted, convert() copies
+        else:
+          picture = picture.convert(mode)
     except Exception as error:  # damaged bytes make Pillow and readers of records raise almost anything
       raise DataError(f"record {number}: {self._name(number)} cannot be read: {reason(error)}") from None
     if size and smallest and moment is not None:

@@ -1,12 +1,13 @@
 """Images that are read as they are asked for, in place of an array in memory, and the choice between the two."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
-import grain
 import numpy as np
 from rich.filesize import decimal
 
@@ -18,8 +19,9 @@ LOADINGS = ("auto", "memory", "stream")
 _SHARE = 0.25
 # Decoding releases Python's lock, the rest of a record's way does not: more threads than this wait for one another.
 _MOST_WORKERS = 16
-# So many records make one element of Grain's, which costs as much as a small picture; so many of those wait at most.
-_TOGETHER, _AHEAD = 16, 128
+# A thread takes so many records at a time at most: to be handed one costs as much as a small picture.
+_TOGETHER = 16
+_ALIGNMENT = 64
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 # (seed, step) of a training batch, which random crops are drawn from.
@@ -103,6 +105,14 @@ class MappedRecords(NamedTuple):
     return self.images[numbers]
 
 
+def empty_images(shape: tuple[int, ...]) -> np.ndarray:
+  """Uninitialised uint8 at an address that XLA:CPU takes as it is: it copies what is not aligned to 64 bytes."""
+  size = math.prod(shape)
+  buffer = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -buffer.ctypes.data % _ALIGNMENT
+  return buffer[start : start + size].reshape(shape)
+
+
 class JoinedRecords(NamedTuple):
   """Arrays one after the other, each mapped from its file or in memory: uint8 [n, h, w, c] of one shape but for n."""
 
@@ -114,32 +124,32 @@ class JoinedRecords(NamedTuple):
 
   def read(self, numbers: np.ndarray, moment: Moment | None = None) -> np.ndarray:
     ends = np.cumsum([len(array) for array in self.arrays])
-    which, images = np.searchsorted(ends, numbers, side="right"), np.empty((len(numbers), *self.shape[1:]), np.uint8)
+    which, images = np.searchsorted(ends, numbers, side="right"), empty_images((len(numbers), *self.shape[1:]))
     for index, array in enumerate(self.arrays):
       images[which == index] = array[numbers[which == index] - (ends[index] - len(array))]
     return images
 
 
-def for_each(count: int, action: Callable[[int], None], workers: int = 0) -> None:
-  """`action` of every number below `count`, in threads; the first error ends it.
+class Threads:
+  """Threads for all that is read of one data set: while the last images of a batch are read, the next one begins.
 
   Args:
     workers: how many threads; 0 is one for each core that this process may use, up to 16.
   """
-  if not count:
-    return
-  threads = workers or min(sharding.num_cores(), _MOST_WORKERS)
-  together = max(1, min(_TOGETHER, count // (4 * threads)))
 
-  def act(first: int) -> int:
-    for number in range(first, min(first + together, count)):
-      action(number)
-    return first  # Grain takes None for an element that was filtered out
+  def __init__(self, workers: int = 0):
+    self._count = workers or min(sharding.num_cores(), _MOST_WORKERS)
+    self._pool = futures.ThreadPoolExecutor(self._count, "read")
 
-  pieces = grain.MapDataset.range(0, count, together).map(act)
-  options = grain.ReadOptions(num_threads=min(threads, len(pieces)), prefetch_buffer_size=min(len(pieces), _AHEAD))
-  with contextlib.closing(iter(pieces.to_iter_dataset(options))) as done:
-    for _ in done:
+  def for_each(self, count: int, action: Callable[[int], None]) -> None:
+    """`action` of every number below `count`; the first error ends it."""
+    together = max(1, min(_TOGETHER, count // (4 * self._count)))
+
+    def act(first: int) -> None:
+      for number in range(first, min(first + together, count)):
+        action(number)
+
+    for _ in self._pool.map(act, range(0, count, together)):
       pass
 
 
@@ -166,7 +176,7 @@ class Loading(NamedTuple):
     kind: one of `LOADINGS`; "auto" keeps in memory what takes a quarter of the host's at the most.
     image_size: the side of squares that pictures are brought to; 0 leaves them as they are.
     random_resized_crop: the smallest share of a picture that a crop in training may be; 0 is off.
-    workers: threads that read and decode, as of `for_each`.
+    workers: threads that read and decode, as of `Threads`.
     on_devices: whether training images are to wait on the devices, which a stream cannot.
   """
 

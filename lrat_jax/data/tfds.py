@@ -12,7 +12,7 @@ from PIL import Image
 
 from lrat_jax.data.npz_idx import DataError, reason
 from lrat_jax.data.pictures import Pictures
-from lrat_jax.data.streams import IN_MEMORY, Loading, for_each, stream_of
+from lrat_jax.data.streams import IN_MEMORY, Loading, Threads, stream_of
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -72,7 +72,7 @@ def _read_split(builder: Any, split: str, loading: Loading) -> Arrays:
     except Exception as error:  # as of `read`
       raise DataError(f"record {number}: {name(number)} cannot be read: {reason(error)}") from None
 
-  for_each(len(labels), read_label, loading.workers)
+  Threads(loading.workers).for_each(len(labels), read_label)
   open_picture = lambda number: Image.open(io.BytesIO(source[number]["image"]))
   return stream_of(Pictures(len(labels), open_picture, name, loading, feature.shape[-1])), labels
 

@@ -1,5 +1,6 @@
 """Streams: what is read record by record is what an array in memory would be, to the bit; damage names its record."""
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -341,6 +342,14 @@ def test_threads_stop_at_the_first_error():
       raise data.DataError("two")
 
   with pytest.raises(data.DataError, match="^two"):
-    streams.for_each(5000, act, 2)
+    streams.Threads(2).for_each(5000, act)
   assert len(seen) < 5000
-  streams.for_each(0, act)
+  streams.Threads().for_each(0, act)
+
+
+def test_streamed_images_lie_where_a_cpu_takes_them_without_a_copy():
+  parts = tuple(np.full((3, 5, 5, 1), value, np.uint8) for value in (1, 2))
+  images = streams.JoinedRecords(parts).read(np.arange(6))
+  assert images.ctypes.data % 64 == 0
+  assert jax.device_put(images).unsafe_buffer_pointer() == images.ctypes.data
+  np.testing.assert_array_equal(images[:, 0, 0, 0], [1, 1, 1, 2, 2, 2])
