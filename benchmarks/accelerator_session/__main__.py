@@ -2,6 +2,7 @@
 
     python -m benchmarks.accelerator_session --minutes=9 --data_dir=DIR --out=DIR
     python -m benchmarks.accelerator_session --trial --minutes=8 --out=DIR      small, on any machine
+    python -m benchmarks.accelerator_session --methods at_union lrat_union --data_dir=DIR --out=DIR
     python -m benchmarks.accelerator_session --load=DIR --data_dir=DIR          evaluates the weights of a session again
 
 Each part runs in its own process with a share of the time. A part that fails or runs out of time is one line in
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.accelerator_session import table
-from benchmarks.accelerator_session.session import Session, read_records
+from benchmarks.accelerator_session.session import METHODS, Session, read_records
 
 # Seconds of the whole that are kept for stopping a part and writing the last table.
 _RESERVE = 6
@@ -114,6 +115,7 @@ def run(options: argparse.Namespace) -> None:
     session = Session(
       part.name, str(options.out.absolute()), str(scratch), source, options.data_dir, options.trial,
       start + budget, str(options.auto_attack.absolute()) if options.auto_attack else "",
+      tuple(options.methods),
     )  # fmt: skip
     update("running")
     try:
@@ -135,6 +137,7 @@ def _options(arguments=None) -> argparse.Namespace:
   )
   parser.add_argument("--scratch", type=Path, help="a folder for all other files; records already in it are kept")
   parser.add_argument("--parts", nargs="+", choices=names, default=names)
+  parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="to train, in order")
   parser.add_argument("--trial", action="store_true", help="small networks and few steps")
   parser.add_argument("--auto_attack", type=Path, help="a clone of the original AutoAttack, to be timed beside ours")
   parser.add_argument("--load", type=Path, help="evaluates the weights in a session's folder on this machine")

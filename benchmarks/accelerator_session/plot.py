@@ -9,8 +9,15 @@ from matplotlib.figure import Figure
 
 from benchmarks.accelerator_session.evaluation import TABLE
 
-COLORS = ("#0072b2", "#009e73", "#d55e00", "#cc79a7")  # told apart by color-blind readers
-LABELS = {"at": "adversarial training", "lrat": "LRAT", "gairat": "GAIRAT", "lrat_gairat": "LRAT + GAIRAT"}
+COLORS = ("#0072b2", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by color-blind readers
+LABELS = {
+  "at": "adversarial training",
+  "lrat": "LRAT",
+  "gairat": "GAIRAT",
+  "at_union": "AVG of three norms",
+  "lrat_union": "LRAT on three norms",
+  "lrat_gairat": "LRAT + GAIRAT",
+}
 ATTACKS = {
   "pgd20": "PGD-20\n(trained on)",
   "cw20": "CW-20",

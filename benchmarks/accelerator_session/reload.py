@@ -29,7 +29,7 @@ def evaluate(folder: Path, data_dir: str, attacks: list[str], num_images: int) -
   recorded = {(row["method"], row["attack"]): row for row in records.get(evaluation.TABLE, [])}
   for name in weights.names(folder):
     model = weights.load(folder, name)
-    for attack, (count, entry) in evaluation.suite(session.scale, session.preset).items():
+    for attack, (count, entry) in evaluation.suite(session.scale, session.preset, weights.names(folder)).items():
       if attacks and attack not in attacks:
         continue
       found = evaluation.accuracy(model, test, num_images or count, attack, entry)

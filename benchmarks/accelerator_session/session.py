@@ -69,6 +69,30 @@ TRIAL = Scale(
 )
 
 
+class Method(NamedTuple):
+  """Fields beside those of adversarial training, and the training attacks as a preset names them."""
+
+  fields: dict[str, str]
+  attacks: str = "pgd"
+
+  @property
+  def cost(self) -> int:
+    """Attacks in a step."""
+    return 3 if self.attacks == "union" else 1
+
+
+_LOCAL, _GLOBAL = {"local_weights.kind": "lrat"}, {"global_weights.kind": "gairat"}
+# In this order: where time is short, the last ones are left out.
+METHODS = {
+  "at": Method({}),
+  "lrat": Method(_LOCAL),
+  "gairat": Method(_GLOBAL),
+  "at_union": Method({}, "union"),
+  "lrat_union": Method(_LOCAL, "union"),
+  "lrat_gairat": Method(_LOCAL | _GLOBAL),
+}
+
+
 class Session(NamedTuple):
   """What a part is told. It crosses to the part's process as JSON.
 
@@ -81,6 +105,7 @@ class Session(NamedTuple):
     trial: whether sizes are those of the trial.
     deadline: when the part is stopped, in seconds of `time.time`.
     auto_attack: a folder with the original AutoAttack's source, or "".
+    methods: those to train, of `METHODS`.
   """
 
   part: str
@@ -91,6 +116,7 @@ class Session(NamedTuple):
   trial: bool
   deadline: float
   auto_attack: str
+  methods: tuple[str, ...] = tuple(METHODS)
 
   @property
   def scale(self) -> Scale:

@@ -1,4 +1,4 @@
-"""A first comparison: adversarial training, LRAT, GAIRAT and both, for as many epochs as the time allows."""
+"""A first comparison: adversarial training, LRAT and GAIRAT, for as many epochs as the time allows."""
 
 import shutil
 import time
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from benchmarks.accelerator_session import images, speed, weights
-from benchmarks.accelerator_session.session import Session
+from benchmarks.accelerator_session.session import METHODS, Session
 from lrat_jax import data
 from lrat_jax.config import default as config_lib
 from lrat_jax.core import sharding
@@ -17,13 +17,6 @@ from lrat_jax.core.errors import Preempted
 from lrat_jax.training import loop, metrics, phases
 from lrat_jax.training import step as step_lib
 
-# In this order: where time is short, the last ones are left out. Their fields beside those of adversarial training.
-METHODS = {
-  "at": {},
-  "lrat": {"local_weights.kind": "lrat"},
-  "gairat": {"global_weights.kind": "gairat"},
-  "lrat_gairat": {"local_weights.kind": "lrat", "global_weights.kind": "gairat"},
-}
 # The share of the time that steps may take; the rest is for validation, checkpoints and a wrong estimate.
 _USED = 0.75
 # The speed part's batches are larger than those trained on, and faster.
@@ -37,7 +30,7 @@ _MOST_FILES, _MOST_BYTES = 6, 60 * 2**20
 
 def _config(session: Session, method: str, epochs: int) -> ConfigDict:
   scale = session.scale
-  config = config_lib.default(method, session.preset)
+  config = config_lib.default(method, f"{session.preset},{METHODS[method].attacks}")
   config.update_from_flattened_dict(
     {
       "model.name": scale.network,
@@ -47,12 +40,12 @@ def _config(session: Session, method: str, epochs: int) -> ConfigDict:
       "train.log_every_steps": 50,
       "train.checkpoint_every_steps": 10**6,
       "train.num_logged_examples": 256,
-      "train_attacks.pgd.num_steps": scale.num_steps,
+      **{f"train_attacks.{name}.num_steps": scale.num_steps for name in config.train_attacks},
       "validation_attack.num_steps": scale.num_steps,
       "optimizer.schedule": "one_cycle",
       "optimizer.learning_rate": scale.learning_rate,
       "optimizer.warmup": 0.3,
-      **METHODS[method],
+      **METHODS[method].fields,
     }
   )
   return config
@@ -91,21 +84,29 @@ def _measure(session: Session, dataset: data.Dataset, method: str) -> float:
 
 
 def plan(
-  seconds: float, compile_seconds: float, epoch_seconds: dict[str, float], least: int, most: int
+  wanted: list[str],
+  seconds: float,
+  compile_seconds: float,
+  epoch_seconds: dict[str, float],
+  least: int,
+  most: int,
 ) -> tuple[list[str], int]:
-  """The methods and the number of epochs that end in a time: all four, or as many as get `least` epochs.
+  """The methods and the number of epochs that end in a time: all that are wanted, or as many as get `least` epochs.
 
   Half of the epochs are adversarial training for every method; one that compares with natural images then takes LRAT's
-  time.
+  time. Both are of one attack in a step.
   """
-  for count in range(len(METHODS), 0, -1):
-    methods = list(METHODS)[:count]
-    halves = [(epoch_seconds["at"] + epoch_seconds["lrat" if "lrat" in method else "at"]) / 2 for method in methods]
+  for count in range(len(wanted), 0, -1):
+    methods = wanted[:count]
+    halves = [
+      METHODS[method].cost * (epoch_seconds["at"] + epoch_seconds["lrat" if "lrat" in method else "at"]) / 2
+      for method in methods
+    ]
     compiling = compile_seconds * (1 + _LATER_PROGRAMS * (count - 1))
     epochs = int(_USED * (seconds - compiling) / sum(halves))
     if epochs >= least:
       return methods, min(epochs, most)
-  return ["at"], least
+  return wanted[:1], least
 
 
 def _keep(session: Session, folder: Path, name: str) -> str:
@@ -152,8 +153,9 @@ def run(session: Session) -> None:
   steps_per_epoch = data.steps_per_epoch(dataset.train, scale.train_batch_size)
   measured, compile_seconds = _estimates(session, dataset)
   epoch_seconds = {method: steps_per_epoch * seconds for method, seconds in measured.items()}
-  methods, epochs = plan(session.left(), compile_seconds, epoch_seconds, scale.least_epochs, scale.most_epochs)
-  left_out = list(METHODS)[len(methods) :]
+  wanted = list(session.methods)
+  methods, epochs = plan(wanted, session.left(), compile_seconds, epoch_seconds, scale.least_epochs, scale.most_epochs)
+  left_out = wanted[len(methods) :]
   session.record(
     "Training",
     method=f"planned: {', '.join(methods)}" + (f"; left out: {', '.join(left_out)}" if left_out else ""),

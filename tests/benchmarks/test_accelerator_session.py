@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from benchmarks.accelerator_session import __main__ as command
-from benchmarks.accelerator_session import flops, table, training, weights
-from benchmarks.accelerator_session.session import Session, read_records
+from benchmarks.accelerator_session import evaluation, flops, table, training, weights
+from benchmarks.accelerator_session.session import METHODS, TRIAL, Session, read_records
 from lrat_jax import models
+from lrat_jax.config.default import PRESETS
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -29,13 +30,32 @@ def _session(folder, part="training"):
 
 def test_the_plan_drops_the_last_methods_before_it_goes_below_the_least_epochs():
   epoch_seconds = {"at": 4.0, "lrat": 6.0}  # half of the epochs train as adversarial training
-  plan = lambda seconds: training.plan(seconds, 10.0, epoch_seconds, 8, 30)
-  assert plan(10_000.0) == (list(training.METHODS), 30)
+  wanted = ["at", "lrat", "gairat", "lrat_gairat"]
+  plan = lambda seconds, wanted=wanted: training.plan(wanted, seconds, 10.0, epoch_seconds, 8, 30)
+  assert plan(10_000.0) == (wanted, 30)
   methods, epochs = plan(300.0)
   used = 10.0 * (1 + 3 * training._LATER_PROGRAMS) + epochs * (4 + 5 + 4 + 5) / training._USED
-  assert methods == list(training.METHODS) and epochs >= 8 and 300 - 18 / training._USED < used <= 300
+  assert methods == wanted and epochs >= 8 and 300 - 18 / training._USED < used <= 300
   assert plan(120.0)[0] == ["at", "lrat"] and plan(120.0)[1] >= 8
   assert plan(1.0) == (["at"], 8)
+  union, epochs = plan(400.0, ["at_union", "lrat_union"])  # three attacks in a step
+  used = 10.0 * (1 + training._LATER_PROGRAMS) + epochs * 3 * (4 + 5) / training._USED
+  assert union == ["at_union", "lrat_union"] and 400 - 27 / training._USED < used <= 400
+
+
+@pytest.mark.parametrize("preset", ["digits", "cifar10"])
+def test_a_union_of_norms_is_attacked_in_each_and_other_methods_in_theirs_alone(preset):
+  budget = PRESETS[preset]["budget"]
+  alone = evaluation.suite(TRIAL, preset, ["at", "lrat"])
+  union = evaluation.suite(TRIAL, preset, ["at", "lrat_union"])
+  assert {entry["norm"] for _, entry in alone.values()} == {"linf"}
+  radii = {entry["norm"]: entry["epsilon"] for name, (_, entry) in union.items() if name.startswith("apgd")}
+  assert radii == {norm: budget[norm][0] for norm in ("linf", "l2", "l1")}
+  session = Session("training", "", "", "digits" if preset == "digits" else "tfds:cifar10", "", True, 0.0, "")
+  for method in METHODS:
+    attacks = training._config(session, method, 1).train_attacks
+    assert {attack.norm for attack in attacks.values()} == ({"linf", "l2", "l1"} if "union" in method else {"linf"})
+    assert {attack.num_steps for attack in attacks.values()} == {TRIAL.num_steps}
 
 
 def test_operations_of_a_convolution_a_product_and_a_function_that_is_called():
