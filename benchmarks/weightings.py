@@ -1,0 +1,111 @@
+"""Candidate weights inside a pair of several variants, and the search among them on validation images.
+
+    python -m benchmarks.weightings --workdir=runs/weightings
+
+Trains every candidate on digits in three norms, two seeds, and evaluates it by APGD-CE + APGD-T in each norm on 497
+validation images; resumable. A candidate is a function for `local_weights.kind`. The list was written before any of
+them was run. Tried by fields alone: slopes of the softmax, and its start after a quarter and after half of the epochs,
+as the coarsest of annealings.
+
+All take what `reweighting.user_local_weights` gives: vulnerabilities [batch, m] in [-1, 1], and `total`,
+`minimum_natural`, `slope` and `bias` of `local_weights`. They return (natural [batch], adversarial [batch, m]).
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from jax import Array
+
+from lrat_jax import reweighting
+from lrat_jax.compare import __main__ as compare
+
+FLAGS = flags.FLAGS
+
+Weights = tuple[Array, Array]
+_SMALLEST_SPREAD = 1e-3
+
+
+def standardised(vulnerabilities: Array, *, total: float, slope: float, **_) -> Weights:
+  """A softmax of how many standard deviations a variant lies above its pair's mean.
+
+  Late in training all variants of a pair are nearly equally vulnerable, and a plain softmax is nearly uniform. This one
+  depends on their order and relative distances alone. Where they are equal it is uniform.
+  """
+  deviation = vulnerabilities - jnp.mean(vulnerabilities, axis=1, keepdims=True)
+  spread = jnp.maximum(jnp.std(vulnerabilities, axis=1, keepdims=True), _SMALLEST_SPREAD)
+  return jnp.zeros_like(vulnerabilities[:, 0]), total * jax.nn.softmax(slope * deviation / spread, axis=1)
+
+
+def floored_max(vulnerabilities: Array, *, total: float, minimum_natural: float, **_) -> Weights:
+  """MAX that leaves every variant its share of `minimum_natural`, here the weight that is shared evenly."""
+  natural, most = reweighting.max_local_weights(vulnerabilities, total=total - minimum_natural)
+  return natural, most + minimum_natural / vulnerabilities.shape[1]
+
+
+def natural_of_least(
+  vulnerabilities: Array, *, total: float, minimum_natural: float, slope: float, bias: float
+) -> Weights:
+  """The natural image's weight by LRAT's curve of the least vulnerable variant; a softmax shares out the rest.
+
+  A pair of which every variant fools the model gives its natural image the least. LRAT takes all variants together.
+  """
+  least = jnp.min(vulnerabilities, axis=1)
+  natural = jnp.maximum(total * (1 - reweighting.increasing_weight(least, slope=slope, bias=bias)), minimum_natural)
+  return natural, (total - natural)[:, None] * jax.nn.softmax(slope * vulnerabilities, axis=1)
+
+
+def by_norm(vulnerabilities: Array, *, total: float, slope: float, **_) -> Weights:
+  """A softmax of the mean vulnerability of each attack over the batch: all pairs have the same weights.
+
+  It asks whether weights of single pairs matter, or only how much each norm is trained on. On one device alone: the
+  mean is over the images that it has.
+  """
+  shares = jax.nn.softmax(slope * jnp.mean(vulnerabilities, axis=0))
+  return jnp.zeros_like(vulnerabilities[:, 0]), jnp.broadcast_to(total * shares, vulnerabilities.shape)
+
+
+def _candidate(name: str, **fields: float) -> str:
+  """As `compare` names a method: weights of that name from the first epoch on, unless fields say otherwise."""
+  own = {"local_weights.kind": f"benchmarks.weightings:{name}", "local_weights.begin_fraction": 0.0}
+  own |= {f"local_weights.{field}": value for field, value in fields.items()}
+  return "@".join(["at:union", *(f"{field}={value}" for field, value in own.items())])
+
+
+METHODS = (
+  "at:union",
+  "max",
+  "at:msd",
+  "lrat:union",
+  *(f"softmax@local_weights.slope={slope}" for slope in (1.0, 2.0, 4.0, 8.0)),
+  *(f"softmax@local_weights.slope=4.0@local_weights.begin_fraction={begin}" for begin in (0.25, 0.5)),
+  *(_candidate("standardised", slope=slope) for slope in (0.5, 1.0, 2.0)),
+  *(_candidate("floored_max", minimum_natural=floor) for floor in (0.25, 0.5)),
+  *(_candidate("natural_of_least", minimum_natural=0.0, slope=slope, bias=-1.0) for slope in (2.0, 5.0)),
+  *(_candidate("by_norm", slope=slope) for slope in (2.0, 8.0)),
+)
+
+
+def arguments(workdir: str, seeds: str) -> list[str]:
+  """Of `lrat_jax.compare`, for the whole search."""
+  return [
+    f"--methods={','.join(METHODS)}",
+    f"--seeds={seeds}",
+    "--data=digits",
+    "--suite=union",
+    f"--workdir={workdir}",
+    "--config.data.validation_size=497",
+    "--config.eval.split=validation",
+    "--config.eval.num_sanity_examples=0",
+  ]
+
+
+def main(_) -> None:
+  sys.exit(compare.main(arguments(FLAGS.workdir, FLAGS.seeds)))
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", "runs/weightings", "where the runs and the result live")
+  flags.DEFINE_string("seeds", "0,1", "the seeds")
+  app.run(main)
