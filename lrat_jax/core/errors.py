@@ -16,6 +16,10 @@ class CorruptFileError(ValueError):
   """A file that is not whole, or not what its name says."""
 
 
+class EvaluationError(ValueError):
+  """A model or a half-done evaluation that cannot be evaluated; the message is one line that says why."""
+
+
 class WeightsError(ValueError):
   """A file that holds no weights that can be used."""
 

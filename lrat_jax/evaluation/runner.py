@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from lrat_jax import attacks, data
 from lrat_jax.core import distributed, files, provenance
-from lrat_jax.core.errors import ConfigError, Preempted
+from lrat_jax.core.errors import ConfigError, EvaluationError, Preempted
 from lrat_jax.core.text import seconds_text
 from lrat_jax.evaluation import evaluate as evaluate_lib
 from lrat_jax.evaluation import examples, metrics
@@ -120,7 +120,7 @@ def evaluate(
         on_stage=lambda name, stage: say(f"  {name} {stage_text(stage)}"),
         on_progress=show,
       )
-  except evaluate_lib.EvaluationError as error:
+  except EvaluationError as error:
     raise ConfigError(str(error)) from error
   results = provenance.stamp() | about | evaluation.summary | _circumstances(config, suite)
   # Whose model it is says whether the configuration's training attacks made it.

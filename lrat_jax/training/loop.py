@@ -25,7 +25,7 @@ from lrat_jax.core import distributed, fsdp, sharding
 from lrat_jax.core.errors import ConfigError, Preempted
 from lrat_jax.core.text import seconds_text
 from lrat_jax.core.typing import Variables
-from lrat_jax.evaluation import evaluate
+from lrat_jax.evaluation import batches
 from lrat_jax.training import checkpoints as checkpoints_lib
 from lrat_jax.training import metric_writers, metrics, optim, phases
 from lrat_jax.training import step as step_lib
@@ -143,7 +143,7 @@ class _Validator:
   """Clean and robust accuracy on the validation split; compiled once for all epochs."""
 
   def __init__(self, experiment: Experiment):
-    make = functools.partial(evaluate.make_evaluator, experiment.model)
+    make = functools.partial(batches.make_evaluator, experiment.model)
     shared = {"batch_size": experiment.config.eval.batch_size, "mesh": experiment.mesh}
     attack = attacks.from_config(experiment.config.validation_attack)
     self._clean = make(None, **shared)

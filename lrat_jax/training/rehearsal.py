@@ -22,7 +22,7 @@ from rich.filesize import decimal
 from lrat_jax import attacks, models
 from lrat_jax.core import hlo, sharding, topologies
 from lrat_jax.core.text import seconds_text
-from lrat_jax.evaluation import evaluate
+from lrat_jax.evaluation import batches
 from lrat_jax.training import loop, phases
 from lrat_jax.training import step as step_lib
 
@@ -136,7 +136,7 @@ def programs(experiment: loop.Experiment) -> Iterator[Rehearsed]:
   logits_fn = Partial(models.applied(experiment.model), variables)
   batch = _batch(experiment, size, mask=jax.ShapeDtypeStruct((size,), jnp.bool_))
   key = whole(jax.eval_shape(lambda: jax.random.key(0)))
-  program = evaluate.batch_program(attack, "linf", mesh)
+  program = batches.batch_program(attack, "linf", mesh)
   yield _rehearse("validation attack", size, program, mesh, (logits_fn,), key, batch)
 
 

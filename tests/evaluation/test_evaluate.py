@@ -12,9 +12,9 @@ from jax.tree_util import Partial
 from lrat_jax import attacks, data, models
 from lrat_jax.attacks import AttackResult
 from lrat_jax.core import microbatch, sharding
-from lrat_jax.core.errors import ConfigError
+from lrat_jax.core.errors import ConfigError, EvaluationError
 from lrat_jax.data import streams
-from lrat_jax.evaluation import evaluate
+from lrat_jax.evaluation import batches, entries, evaluate
 from lrat_jax.evaluation import results as results_lib
 from tests.helpers import make_split
 
@@ -70,7 +70,7 @@ def test_an_attack_is_made_on_its_surrogate_and_evaluated_on_the_model(model, va
   attack = attacks.transfer(attacks.from_config(SUITE["pgd"]), surrogate)
   found = attack(keys, Partial(models.applied(model), variables), SPLIT.images, SPLIT.labels)
   np.testing.assert_array_equal(per_example["robust/transfer"], per_example["clean_correct"] & ~found.success)
-  with pytest.raises(evaluate.EvaluationError, match=r"transfer: surrogate='other.pt' is a model that was not loaded"):
+  with pytest.raises(EvaluationError, match=r"transfer: surrogate='other.pt' is a model that was not loaded"):
     run_suite(model, variables, suite)
 
 
@@ -79,7 +79,7 @@ def test_another_surrogate_is_another_evaluation(model, variables, tmp_path):
   surrogate = Partial(models.applied(model), variables)
   run_suite(model, variables, suite, surrogates={"transfer": surrogate}, directory=tmp_path)
   other = Partial(models.applied(model), jax.tree.map(lambda x: 1.01 * x, variables))
-  with pytest.raises(evaluate.EvaluationError, match="surrogate models"):
+  with pytest.raises(EvaluationError, match="surrogate models"):
     run_suite(model, variables, suite, surrogates={"transfer": other}, directory=tmp_path)
 
 
@@ -99,7 +99,7 @@ def test_lpips_is_measured_by_the_model_itself(model, variables):
 
 def test_a_model_without_features_is_named():
   logits_fn = lambda images: images.reshape(len(images), 4, -1).mean(axis=-1)
-  with pytest.raises(evaluate.EvaluationError, match="lpips: the model gives logits and no features"):
+  with pytest.raises(EvaluationError, match="lpips: the model gives logits and no features"):
     evaluate.run_suite(logits_fn, SPLIT, LPIPS, batch_size=8, mesh=sharding.make_mesh(1), seed=0)
 
 
@@ -127,7 +127,7 @@ def test_autoattack_may_take_few_images_at_a_time(model, variables):
 
 
 def test_attacks_take_half_as_many_images_as_often_as_memory_is_too_small(monkeypatch, model, variables, results):
-  compiled, tried = evaluate.batch_program, []
+  compiled, tried = batches.batch_program, []
 
   def compile_for_a_small_device(attack, *rest):
     evaluate_batch = compiled(attack, *rest)
@@ -140,7 +140,7 @@ def test_attacks_take_half_as_many_images_as_often_as_memory_is_too_small(monkey
 
   take = attacks.microbatch
   monkeypatch.setattr(attacks, "microbatch", lambda attack, most: tried.append(most or 8) or take(attack, most))
-  monkeypatch.setattr(evaluate, "batch_program", compile_for_a_small_device)
+  monkeypatch.setattr(entries, "batch_program", compile_for_a_small_device)
   with pytest.raises(ConfigError, match="config.eval.batch_size=8 is too large for the memory of"):
     run_suite(model, variables, {"fgsm": SUITE["fgsm"]})
   monkeypatch.setattr(microbatch, "_NEVER_HALVED", ())
@@ -260,7 +260,7 @@ def test_an_image_on_which_an_attack_makes_the_model_fail_is_not_robust(entry):
     fails, split, {"it": entry}, batch_size=8, mesh=sharding.make_mesh(1), seed=0
   )[:2]
   assert summary["clean"] == 1.0
-  failed = per_example["prediction/it"] == evaluate.NO_PREDICTION
+  failed = per_example["prediction/it"] == batches.NO_PREDICTION
   assert not per_example["robust/it"][failed].any() and (per_example["vulnerability/it"][failed] == 1).all()
   assert np.isfinite(per_example["distance/it"]).all()
   said = [line for line in summary["warnings"] if "NaN or infinite" in line]
@@ -311,7 +311,7 @@ def test_results_are_strict_json_and_arrays(tmp_path, results):
 def test_uint8_images_are_evaluated_as_the_floats_they_stand_for(model, variables):
   as_bytes = data.Split((SPLIT.images * 255).astype(np.uint8), SPLIT.labels, SPLIT.indices)
   as_floats = data.Split(as_bytes.images / np.float32(255), SPLIT.labels, SPLIT.indices)
-  evaluator = evaluate.make_evaluator(model, None, 20, sharding.make_mesh(1))
+  evaluator = batches.make_evaluator(model, None, 20, sharding.make_mesh(1))
   first, second = (evaluator(variables, split, jax.random.key(0))["vulnerabilities"] for split in (as_bytes, as_floats))
   np.testing.assert_allclose(first, second, atol=1e-6)
 
@@ -338,7 +338,7 @@ def _means(x):
   ],
 )
 def test_what_are_no_logits_of_the_labels_is_refused(logits_fn, labels, said):
-  with pytest.raises(evaluate.EvaluationError, match=said):
+  with pytest.raises(EvaluationError, match=said):
     _suite_of(logits_fn, SPLIT._replace(labels=labels.astype(np.int32)))
 
 
@@ -376,5 +376,5 @@ def test_corruptions_are_read_where_there_are_files(tmp_path, model, variables, 
 def test_an_evaluation_does_not_go_on_with_other_files(tmp_path, model, variables):
   suite, progress = {"fog": {"name": "corruption", "kind": "fog", "severity": 1}}, tmp_path / "progress"
   run_suite(model, variables, suite, directory=progress, corrupted=_copies(tmp_path))
-  with pytest.raises(evaluate.EvaluationError, match="other files of config.data.corruptions"):
+  with pytest.raises(EvaluationError, match="other files of config.data.corruptions"):
     run_suite(model, variables, suite, directory=progress)

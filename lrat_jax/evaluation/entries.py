@@ -1,0 +1,193 @@
+"""One entry of a suite on a split: the clean images, an attack, or AutoAttack, in pieces that can be kept."""
+
+import functools
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+from lrat_jax import attacks, data, models
+from lrat_jax.attacks import eval_state
+from lrat_jax.config import suites
+from lrat_jax.core import microbatch, sharding
+from lrat_jax.core.errors import EvaluationError
+from lrat_jax.evaluation import examples as examples_lib
+from lrat_jax.evaluation.batches import Arrays, EvaluateBatch, Models, batch_program
+
+
+class Job(NamedTuple):
+  """What stays the same through a suite."""
+
+  logits_fn: Partial
+  attacked_fn: Partial  # what attacks know of the model: the same, unless it is attacked in another type
+  split: data.Split
+  key: Array
+  batch_size: int
+  mesh: Mesh
+  directory: Path | None
+  keep_images: bool
+  microbatch_size: int | None
+  corrupted: data.CorruptedImages | None
+  surrogates: Mapping[str, Partial]
+  evaluate_read: EvaluateBatch  # of images that are read, compiled once for all
+  on_stage: Callable[[str, attacks.StageSummary], None]
+  on_progress: Callable[[str, int, int], None]
+  on_kept: Callable[[], None]
+
+  def asked(self, name: str) -> Models:
+    """The models of an attack: the one that predicts, and the one that is attacked where that is another."""
+    attacked = self.surrogates.get(name, self.attacked_fn)
+    return (self.logits_fn,) if attacked is self.logits_fn else (self.logits_fn, attacked)
+
+  def is_read(self, entry: Mapping[str, Any]) -> bool:
+    """Whether what an entry of the suite finds is read from files."""
+    return self.corrupted is not None and suites.is_corruption(entry)
+
+  def store(self, *below: str) -> eval_state.Store:
+    """Where finished work is kept."""
+    if self.directory is None:
+      return eval_state.NullStore()
+    return eval_state.CallbackStore(
+      eval_state.MultiHostStore(eval_state.FileStore(self.directory.joinpath(*below))), self.on_kept
+    )
+
+
+def run_clean(job: Job, split: data.Split, check: Callable[..., None]) -> tuple[Arrays, str]:
+  """The model on a split as it is: "predictions" and "vulnerabilities" [n], and a digest of its logits.
+
+  `check` is shown each batch's logits and labels, and the number of its first image.
+  """
+  evaluate_batch = batch_program(None, "linf", job.mesh)
+  pieces, digest = [], hashlib.sha256()
+  for first, batch in zip(itertools.count(0, job.batch_size), data.eval_batches(split, job.batch_size), strict=False):
+    batch = sharding.shard_batch(job.mesh, batch)
+    result = evaluate_batch((job.logits_fn,), job.key, batch)
+    kept = {name: result[name] for name in ("logits", "predictions", "vulnerabilities")}
+    piece, mask = sharding.fetch((kept, batch["mask"]))
+    piece = {name: array[mask] for name, array in piece.items()}
+    check(piece["logits"], split.labels[first : first + job.batch_size], first)
+    digest.update(piece.pop("logits").tobytes())
+    pieces.append(piece)
+  return _joined(pieces), digest.hexdigest()
+
+
+def _joined(pieces: list[Arrays]) -> Arrays:
+  return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _run_batch(
+  job: Job,
+  asked: Models,
+  evaluate_batch: EvaluateBatch,
+  batch: dict[str, Any],
+  first: int,
+  clean_correct: np.ndarray,
+) -> Arrays:
+  """One batch of one attack, with the adversarials that are to be kept and their rows of the split."""
+  start = time.perf_counter()
+  batch = sharding.shard_batch(job.mesh, batch)
+  result, mask, labels = sharding.fetch((evaluate_batch(asked, job.key, batch), batch["mask"], batch["labels"]))
+  piece = {name: result[name][mask] for name in ("predictions", "vulnerabilities", "distances", "lost")}
+  fallen = clean_correct[first : first + len(piece["predictions"])] & (piece["predictions"] != labels[mask])
+  kept = np.arange(len(fallen)) if job.keep_images else examples_lib.most_vulnerable(piece["vulnerabilities"], fallen)
+  seconds = np.array([time.perf_counter() - start])
+  return piece | {"rows": first + kept, "images": result["images"][mask][kept], "seconds": seconds}
+
+
+def run_attack(job: Job, name: str, entry: Mapping[str, Any], clean_correct: np.ndarray) -> Arrays:
+  """An attack of the registry on the split, batch by batch, each kept as soon as it is done.
+
+  Where an accelerator's memory is too small, the attack takes half as many images at once, as often as that helps.
+  """
+  size = job.microbatch_size
+  while True:
+    try:
+      return _attack_split(job, name, entry, clean_correct, size)
+    except jax.errors.JaxRuntimeError as error:
+      size = microbatch.halved(size or job.batch_size // job.mesh.size, job.mesh, error)
+
+
+def _build_attack(entry: Mapping[str, Any]) -> attacks.Attack:
+  """The attack of an entry; one that takes features gets those of the model that it attacks."""
+  attack = attacks.from_config(suites.without_surrogate(entry))
+  if not suites.takes_features(entry):
+    return attack
+
+  def run(keys: Array, logits_fn: Partial, images: Array, labels: Array) -> attacks.AttackResult:
+    return attack(keys, logits_fn, images, labels, features_fn=models.features_of(logits_fn))
+
+  return run
+
+
+def _attack_split(
+  job: Job, name: str, entry: Mapping[str, Any], clean_correct: np.ndarray, microbatch_size: int | None
+) -> Arrays:
+  is_read = job.is_read(entry)
+  attack = None if is_read else attacks.microbatch(_build_attack(entry), microbatch_size)
+  evaluate_batch = job.evaluate_read if is_read else batch_program(attack, entry.get("norm") or "l2", job.mesh)
+  asked = job.asked(name)
+  pieces, store = [], job.store()
+  for index, batch in enumerate(data.eval_batches(job.split, job.batch_size)):
+    piece = store.load(f"{name}-{index}")
+    if piece is None:
+      if is_read:
+        batch["found"] = job.corrupted.read(entry["kind"], entry["severity"], batch["indices"])
+      piece = _run_batch(job, asked, evaluate_batch, batch, index * job.batch_size, clean_correct)
+      store.save(f"{name}-{index}", piece)
+    pieces.append(piece)
+    job.on_progress(name, min((index + 1) * job.batch_size, len(job.split.labels)), len(job.split.labels))
+  result = _joined(pieces)
+  return result | {"correct": result["predictions"] == job.split.labels}
+
+
+def run_autoattack(
+  job: Job, name: str, entry: Mapping[str, Any], clean: Arrays
+) -> tuple[Arrays, attacks.AutoAttackReport]:
+  """AutoAttack on the split, in the form of any other attack's result, and its report."""
+  start = time.perf_counter()
+  split = job.split.in_memory()  # it comes back to images in any order, and keeps what it finds beside them
+  try:
+    report = attacks.autoattack(
+      job.key, job.attacked_fn, split.images, split.labels,
+      batch_size=job.batch_size,
+      chunk_size=job.microbatch_size,
+      devices=list(job.mesh.devices.flat),
+      example_indices=split.indices,
+      on_stage=functools.partial(job.on_stage, name),
+      on_progress=lambda stage, done, total: job.on_progress(f"{name} {stage}", done, total),
+      store=job.store(name),
+      **suites.autoattack_arguments(entry),
+    )  # fmt: skip
+  except ValueError as error:
+    raise EvaluationError(f"{name}: {error}") from error
+  evaluated = _with_fallen(job, clean, report)
+  if job.keep_images:
+    kept, images = np.arange(len(split.labels)), report.images
+  else:
+    kept = examples_lib.most_vulnerable(evaluated["vulnerabilities"], report.broken_by > 0)
+    images = report.adversarials[np.searchsorted(report.fallen, kept)]
+  seconds = sum(summary.seconds for summary in report.per_attack) or time.perf_counter() - start
+  # Where the attacked model is another, what broke that one need not break the model.
+  same = job.attacked_fn is job.logits_fn
+  correct = report.robust if same else evaluated["predictions"] == split.labels
+  result = {"correct": correct, "distances": report.distances, "rows": kept, "images": images}
+  return evaluated | result | {"seconds": np.array([seconds])}, report
+
+
+def _with_fallen(job: Job, clean: Arrays, report: attacks.AutoAttackReport) -> Arrays:
+  """What the model says of every image as AutoAttack left it; `clean` is what it says of the clean images."""
+  if not len(report.fallen):
+    return clean
+  fallen, _ = run_clean(job, job.split.select(report.fallen)._replace(images=report.adversarials), lambda *_: None)
+  evaluated = {name: array.copy() for name, array in clean.items()}
+  for name, array in fallen.items():
+    evaluated[name][report.fallen] = array
+  return evaluated
