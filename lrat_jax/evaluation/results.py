@@ -119,9 +119,11 @@ def write_robustbench(workdir: Path, results: Mapping[str, Any], **fields: Any) 
 def _metric_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
   """(name, share, explanation) of what several attacks say together, as of `metrics.summary`."""
   if held := results.get("held_out"):
-    yield "held out, mean", held["mean"], f"over {len(held['attacks'])} attacks of kinds not trained on"
-    yield "held out, union", held["union"], "right under all of these"
-    yield "held out, lowest", held["lowest"], "of these"
+    count = len(held["attacks"])
+    yield "held out, mean", held["mean"], f"over {count} attack{'s' * (count > 1)} of kinds not trained on"
+    if count > 1:
+      yield "held out, union", held["union"], "right under all of these"
+      yield "held out, lowest", held["lowest"], "of these"
   for name, share in results.get("areas", {}).items():
     yield f"{name}, area", share, "mean over strengths from 0"
   if corrupted := results.get("corruptions"):
