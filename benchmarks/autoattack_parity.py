@@ -28,6 +28,7 @@ from benchmarks import common, torch_models
 from lrat_jax import attacks, data
 from lrat_jax.core import sharding
 from lrat_jax.core.arguments import as_number
+from lrat_jax.training import experiment as experiment_lib
 from lrat_jax.training import loop
 from lrat_jax.training import workdir as workdir_lib
 
@@ -39,7 +40,7 @@ def _load(workdir: Path, num_images: int, plain: bool = False):
   """(logits_fn, PyTorch model, images [n, h, w, c], labels [n], images at once) of a workdir's best checkpoint."""
   config = workdir_lib.load_config(workdir)
   dataset = data.load_for(config.data)
-  experiment = loop.build(config, dataset, sharding.make_mesh(1))
+  experiment = experiment_lib.build(config, dataset, sharding.make_mesh(1))
   _, state = loop.load_best(experiment, workdir)
   variables = jax.tree.map(np.asarray, dict(state.eval_variables))
   split = dataset.test.take(np.arange(min(num_images, len(dataset.test.labels))))

@@ -23,7 +23,8 @@ from lrat_jax import attacks, data, models
 from lrat_jax.config import default as config_lib
 from lrat_jax.core import malloc, sharding
 from lrat_jax.models import layers
-from lrat_jax.training import loop, phases
+from lrat_jax.training import experiment as experiment_lib
+from lrat_jax.training import phases
 from lrat_jax.training import step as step_lib
 
 # Image shape and global batch of the networks that the figures are quoted for.
@@ -139,7 +140,7 @@ def over_devices(function: Callable[..., Any], mesh, num_batched: int) -> Callab
   return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=sharding.BATCHED))
 
 
-def lrat_experiment(name: str, mesh) -> loop.Experiment:
+def lrat_experiment(name: str, mesh) -> experiment_lib.Experiment:
   """LRAT with the CIFAR-10 preset's attack for one of the networks, on images of random pixels."""
   shape, batch = SETTINGS[name]
   config = config_lib.default("lrat", "cifar10")
@@ -159,10 +160,10 @@ def lrat_experiment(name: str, mesh) -> loop.Experiment:
   images = np.random.default_rng(0).uniform(size=(2 * batch, *shape)).astype(np.float32)
   labels = (np.arange(2 * batch) % NUM_CLASSES).astype(np.int32)
   split = data.Split(images, labels, np.arange(2 * batch, dtype=np.int32))
-  return loop.build(config, data.Dataset(split, split, split, NUM_CLASSES), mesh)
+  return experiment_lib.build(config, data.Dataset(split, split, split, NUM_CLASSES), mesh)
 
 
-def lrat_step(experiment: loop.Experiment):
+def lrat_step(experiment: experiment_lib.Experiment):
   """The compiled step, a call that takes one step, the variables at the start, and the batch on the devices."""
   phase = phases.Phase(use_local_weights=True, use_global_weights=False)
   step = step_lib.make_train_step(
@@ -187,7 +188,7 @@ def abstract_step(mesh: Mesh, fields: Mapping[str, Any], shape: tuple[int, ...] 
   config = config_lib.default("lrat", "cifar10")
   config.update_from_flattened_dict({"local_weights.kind": "lrat", **fields})
   few = data.Split(np.zeros((1, *shape), np.uint8), np.zeros(1, np.int32), np.zeros(1, np.int32))
-  experiment = loop.build(config, data.Dataset(few, few, few, NUM_CLASSES), mesh)
+  experiment = experiment_lib.build(config, data.Dataset(few, few, few, NUM_CLASSES), mesh)
   phase = phases.Phase(use_local_weights=True, use_global_weights=False)
   program = step_lib.train_step_program(config, experiment.model, experiment.optimizer, 1, mesh, phase)
   on = lambda spec: lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))

@@ -22,6 +22,7 @@ from rich.console import Console
 from lrat_jax import data
 from lrat_jax.core import malloc, sharding
 from lrat_jax.training import checkpoints, loop
+from lrat_jax.training import experiment as experiment_lib
 
 _PAGE = resource.getpagesize()
 
@@ -30,7 +31,7 @@ def _experiment(config):
   dataset = data.load_for(config.data)
   sharding.use_cpu_cores(config.data.batch_size, config.eval.batch_size)
   malloc.disable_malloc_trim()
-  return loop.build(config, dataset, sharding.make_mesh())
+  return experiment_lib.build(config, dataset, sharding.make_mesh())
 
 
 def _seconds(experiment, *, saving):

@@ -22,11 +22,12 @@ from rich.console import Console
 from benchmarks import common
 from lrat_jax import data
 from lrat_jax.config import default as config_lib
+from lrat_jax.training import experiment as experiment_lib
 from lrat_jax.training import loop, phases
 from lrat_jax.training import step as step_lib
 
 
-def _experiment(steps_per_call: int, row: int, stretches: int, batch_size: int) -> loop.Experiment:
+def _experiment(steps_per_call: int, row: int, stretches: int, batch_size: int) -> experiment_lib.Experiment:
   shape, _ = common.SETTINGS["cnn"]
   count = row * stretches * batch_size
   config = config_lib.default("at", "fashion_mnist")
@@ -45,7 +46,7 @@ def _experiment(steps_per_call: int, row: int, stretches: int, batch_size: int) 
   labels = (np.arange(count) % common.NUM_CLASSES).astype(np.int32)
   split = data.Split(images, labels, np.arange(count, dtype=np.int32))
   few = data.Split(images[:256], labels[:256], np.arange(256, dtype=np.int32))
-  return loop.build(config, data.Dataset(split, few, few, common.NUM_CLASSES), common.make_mesh("cnn"))
+  return experiment_lib.build(config, data.Dataset(split, few, few, common.NUM_CLASSES), common.make_mesh("cnn"))
 
 
 def _stretches(times: dict[int, float], row: int) -> Iterator[float]:
@@ -55,7 +56,7 @@ def _stretches(times: dict[int, float], row: int) -> Iterator[float]:
     yield (times[start + row] - times[start]) / row
 
 
-def _loop_seconds(experiment: loop.Experiment) -> float:
+def _loop_seconds(experiment: experiment_lib.Experiment) -> float:
   times: dict[int, float] = {}
   train = experiment.config.train
 
@@ -68,7 +69,7 @@ def _loop_seconds(experiment: loop.Experiment) -> float:
   return statistics.median(_stretches(times, train.log_every_steps))
 
 
-def _device_seconds(experiment: loop.Experiment) -> float:
+def _device_seconds(experiment: experiment_lib.Experiment) -> float:
   config = experiment.config
   size, row = config.train.steps_per_call, config.train.log_every_steps
   make = (config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh)

@@ -26,6 +26,7 @@ from lrat_jax.evaluation import runner
 from lrat_jax.models import user_model
 from lrat_jax.training import dry_run, loop, metric_writers, rehearsal
 from lrat_jax.training import workdir as workdir_lib
+from lrat_jax.training.experiment import Experiment, build
 
 # Programs that took longer to compile are kept. JAX's own second leaves out half of a small network's.
 _WORTH_KEEPING_S = 0.1
@@ -136,7 +137,7 @@ def _load_surrogates(config: ConfigDict, dataset: data.Dataset, num_classes: int
 
 
 def _evaluate_checkpoint(
-  experiment: loop.Experiment,
+  experiment: Experiment,
   surrogates: Mapping[str, user_model.LogitsFn],
   asked: dict[str, Any],
   workdir: Path,
@@ -250,7 +251,7 @@ def _drawing(draw: Callable[[], Any] | None) -> Iterator[Callable[[], Any]]:
   drawing.result()  # what went wrong there is this thread's error
 
 
-def _initial(experiment: loop.Experiment, workdir: Path) -> tuple[Callable[[], Mapping[str, Any]], dict[str, Any]]:
+def _initial(experiment: Experiment, workdir: Path) -> tuple[Callable[[], Mapping[str, Any]], dict[str, Any]]:
   """What gives the weights that a run begins with, and what its files say of them.
 
   They are read before anything is written, and never again: a run with checkpoints has its own.
@@ -286,7 +287,7 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
   else:
     validate.check_for_evaluation(config, dataset.image_shape, dataset.num_classes)
   asked = {**_asked(options), "data": about_data}
-  experiment = loop.build(config, dataset, mesh)
+  experiment = build(config, dataset, mesh)
   begin, about_init = _initial(experiment, workdir)
   asked |= about_init
   if options.dry_run:

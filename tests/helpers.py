@@ -7,7 +7,7 @@ import numpy as np
 from lrat_jax import data
 from lrat_jax.config import default as config_lib
 from lrat_jax.core import sharding
-from lrat_jax.training import loop
+from lrat_jax.training import experiment as experiment_lib
 
 # Of the images of presets, where they are not those of CIFAR.
 SHAPES = {
@@ -62,7 +62,7 @@ def make_split(count, shape=(8, 8, 1), num_classes=4, seed=0):
 def make_experiment(config, num_devices=1, shape=(8, 8, 1), count=64):
   """An `Experiment` on `make_split` images over the first devices, which share the state as the config says."""
   dataset = data.Dataset(make_split(count, shape), make_split(20, shape, seed=1), make_split(21, shape, seed=2), 4)
-  return loop.build(config, dataset, sharding.make_mesh(num_devices, config.mesh.model_devices))
+  return experiment_lib.build(config, dataset, sharding.make_mesh(num_devices, config.mesh.model_devices))
 
 
 def features(images):

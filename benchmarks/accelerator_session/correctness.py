@@ -16,7 +16,8 @@ from benchmarks.accelerator_session.session import Session
 from lrat_jax import attacks, data, models
 from lrat_jax.config import default as config_lib
 from lrat_jax.core import sharding
-from lrat_jax.training import loop, phases
+from lrat_jax.training import experiment as experiment_lib
+from lrat_jax.training import phases
 from lrat_jax.training import step as step_lib
 
 # name -> what `attacks.from_config` takes, at the digits preset's radius.
@@ -35,14 +36,14 @@ def _mesh(device: jax.Device) -> Mesh:
   return sharding.mesh_over([device])
 
 
-def _experiment(session: Session, device: jax.Device, method: str = "lrat") -> loop.Experiment:
+def _experiment(session: Session, device: jax.Device, method: str = "lrat") -> experiment_lib.Experiment:
   config = config_lib.default(method, "digits")
   fields = {"train.epochs": session.scale.compared_epochs, "model.dtype": "float32", "data.placement": "device"}
   config.update_from_flattened_dict(fields | {"local_weights.kind": "lrat", "local_weights.begin_fraction": 0.0})
-  return loop.build(config, data.load_for(config.data), _mesh(device))
+  return experiment_lib.build(config, data.load_for(config.data), _mesh(device))
 
 
-def _steps(experiment: loop.Experiment):
+def _steps(experiment: experiment_lib.Experiment):
   """(the compiled step, batches that wait on the device)."""
   phase = phases.phase_at(experiment.config, 0)
   step = step_lib.make_train_step(
@@ -52,7 +53,7 @@ def _steps(experiment: loop.Experiment):
   return step, data.train_batches(experiment.dataset.train, experiment.config.data.batch_size, 0, place)
 
 
-def _train(session: Session, experiment: loop.Experiment, guard: str):
+def _train(session: Session, experiment: experiment_lib.Experiment, guard: str):
   """The variables after some epochs of LRAT, all but the first step under a transfer guard."""
   step, batches = _steps(experiment)
   state, output = step(experiment.initial_state(), next(batches))
@@ -123,7 +124,7 @@ def _logits(model, variables, images):
   return model.apply(variables, images, train=False)
 
 
-def _compare_attacks(session: Session, experiment: loop.Experiment, variables, device, cpu) -> None:
+def _compare_attacks(session: Session, experiment: experiment_lib.Experiment, variables, device, cpu) -> None:
   """Every attack on the same network and images; verdicts are the CPU's in float32."""
   split = experiment.dataset.test.take(np.arange(session.scale.compared_images))
   host = _fetch(variables)

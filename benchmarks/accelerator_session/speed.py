@@ -17,7 +17,7 @@ from lrat_jax import attacks, data
 from lrat_jax.attacks import losses
 from lrat_jax.config import default as config_lib
 from lrat_jax.core import sharding
-from lrat_jax.training import loop as loop_lib
+from lrat_jax.training import experiment as experiment_lib
 from lrat_jax.training import phases
 from lrat_jax.training import step as step_lib
 
@@ -40,7 +40,7 @@ class _Ours:
     images = np.random.default_rng(0).integers(0, 256, (count, *_IMAGE), np.uint8)
     split = data.Split(images, (np.arange(count) % NUM_CLASSES).astype(np.int32), np.arange(count, dtype=np.int32))
     mesh = sharding.make_mesh(1)
-    self.experiment = loop_lib.build(config, data.Dataset(split, split, split, NUM_CLASSES), mesh)
+    self.experiment = experiment_lib.build(config, data.Dataset(split, split, split, NUM_CLASSES), mesh)
     self.batches = data.train_batches(split, setting.batch_size, 0, data.make_device_put(split, mesh, "device"))
     self._start = jax.device_get(self.experiment.initial_state())
     self._state = self._fresh()

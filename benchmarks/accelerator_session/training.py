@@ -14,6 +14,7 @@ from lrat_jax import data
 from lrat_jax.config import default as config_lib
 from lrat_jax.core import sharding
 from lrat_jax.core.errors import Preempted
+from lrat_jax.training import experiment as experiment_lib
 from lrat_jax.training import loop, metrics, phases
 from lrat_jax.training import step as step_lib
 
@@ -66,7 +67,7 @@ def _measure(session: Session, dataset: data.Dataset, method: str) -> float:
   """Seconds of one step with all its weights."""
   config = _config(session, method, 1)
   config.local_weights.begin_fraction = 0.0
-  experiment = loop.build(config, dataset, sharding.make_mesh(1))
+  experiment = experiment_lib.build(config, dataset, sharding.make_mesh(1))
   step = step_lib.make_train_step(
     config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh,
     phases.phase_at(config, 0),
@@ -124,7 +125,7 @@ def _train(session: Session, dataset: data.Dataset, method: str, epochs: int) ->
   workdir = Path(session.scratch) / "runs" / method
   workdir.mkdir(parents=True, exist_ok=True)
   config = _config(session, method, epochs)
-  experiment = loop.build(config, dataset, sharding.make_mesh(1))
+  experiment = experiment_lib.build(config, dataset, sharding.make_mesh(1))
   start = time.perf_counter()
   stop = lambda: session.left() < 4
   ended = "whole"

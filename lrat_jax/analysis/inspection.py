@@ -13,6 +13,7 @@ from lrat_jax.config import methods
 from lrat_jax.config.suites import SUITES, Suite
 from lrat_jax.core import files, sharding
 from lrat_jax.evaluation import evaluate as evaluate_lib
+from lrat_jax.training import experiment as experiment_lib
 from lrat_jax.training import loop
 from lrat_jax.training import workdir as workdir_lib
 
@@ -288,14 +289,14 @@ def _suite(workdir: Path, config: ConfigDict, suite: str | Mapping[str, Mapping[
   return own.eval.suite.to_dict()
 
 
-def load_experiment(workdir: Path, *, trust_user_code: bool = False) -> loop.Experiment:
+def load_experiment(workdir: Path, *, trust_user_code: bool = False) -> experiment_lib.Experiment:
   """What the config.json of a run built: data, model, optimiser, on all devices.
 
   Raises:
     ValueError: as `workdir.load_config`, where `trust_user_code` is explained, or data that are gone.
   """
   config = workdir_lib.load_config(workdir, trust_user_code=trust_user_code)
-  return loop.build(config, data.load_for(config.data), sharding.make_mesh())
+  return experiment_lib.build(config, data.load_for(config.data), sharding.make_mesh())
 
 
 def evaluate(

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from lrat_jax.convert import exchange
 from lrat_jax.core import files
 from lrat_jax.core.errors import ConfigError, WeightsError
-from lrat_jax.training import loop
+from lrat_jax.training import experiment as experiment_lib
 from lrat_jax.training.step import leaf_names
 from lrat_jax.training.workdir import read_config
 
@@ -45,7 +45,7 @@ class Initial(NamedTuple):
 
 
 def _shapes(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-  model = loop.create_model(config, num_classes, "float32")
+  model = experiment_lib.create_model(config, num_classes, "float32")
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   return {name: leaf.shape for name, leaf in leaf_names(jax.eval_shape(model.init, jax.random.key(0), images)).items()}
 
@@ -72,7 +72,7 @@ def _said(config: ConfigDict) -> list[dict[str, Any]]:
   model = config.model
   by_numbers = model.preprocessing == "mean_std"
   inputs = {"mean": model.mean, "std": model.std} if by_numbers else {"preprocessing": model.preprocessing}
-  network = loop.create_model(config, 2, "float32").network
+  network = experiment_lib.create_model(config, 2, "float32").network
   activation = {"activation": network.activation} if hasattr(network, "activation") else {}
   return [inputs, activation, {"architecture": model.name}]
 
@@ -92,7 +92,7 @@ def _of_file(source: str, config: ConfigDict) -> tuple[dict[str, np.ndarray], di
   """A file's variables, and the network that it is of."""
   stored = _read_file(source, config)
   module, variables = stored.build()
-  ours = loop.create_model(config, stored.recognised.num_classes, "float32")
+  ours = experiment_lib.create_model(config, stored.recognised.num_classes, "float32")
   if module.preprocessing != ours.preprocessing:
     raise WeightsError(f"{source} has preprocessing={module.preprocessing!r}, config.model {ours.preprocessing!r}.")
   for name in ("mean", "std"):

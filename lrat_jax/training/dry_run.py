@@ -20,7 +20,8 @@ from lrat_jax.config import default as config_lib
 from lrat_jax.config import suites
 from lrat_jax.core import fsdp
 from lrat_jax.core.text import seconds_text
-from lrat_jax.training import loop, phases
+from lrat_jax.training import experiment as experiment_lib
+from lrat_jax.training import phases
 from lrat_jax.training import step as step_lib
 
 _TIMED_STEPS = 5
@@ -59,7 +60,7 @@ def _layers(model: Any, variables: Any, image_shape: tuple[int, ...]) -> list[tu
   return rows
 
 
-def _phases(experiment: loop.Experiment) -> list[_PhaseCost]:
+def _phases(experiment: experiment_lib.Experiment) -> list[_PhaseCost]:
   """Each phase of the training compiled and timed, in the order in which they come."""
   config, mesh = experiment.config, experiment.mesh
   found = [phases.phase_at(config, epoch) for epoch in range(config.train.epochs)]
@@ -94,7 +95,7 @@ def _seconds_of_a_gradient(config: ConfigDict, cost: _PhaseCost) -> float:
   return cost.step / (config.data.batch_size * (attacks + update))
 
 
-def _evaluation(experiment: loop.Experiment, seconds_of_a_gradient: float) -> tuple[float, float]:
+def _evaluation(experiment: experiment_lib.Experiment, seconds_of_a_gradient: float) -> tuple[float, float]:
   """About the seconds of all validations, and those of the evaluation at most: robust images take all of an attack."""
   config, dataset = experiment.config, experiment.dataset
   seconds = lambda cost: (cost.gradients + cost.queries / 2) * seconds_of_a_gradient
@@ -106,7 +107,7 @@ def _evaluation(experiment: loop.Experiment, seconds_of_a_gradient: float) -> tu
   return validating, count * sum(map(seconds, whole))
 
 
-def describe(experiment: loop.Experiment, console: Console) -> None:
+def describe(experiment: experiment_lib.Experiment, console: Console) -> None:
   """Prints what training and evaluation an experiment would take. Compiles, takes a few steps, writes nothing."""
   config, dataset, mesh = experiment.config, experiment.dataset, experiment.mesh
   say = lambda name, text: console.print(f"{name:<11} {text}", highlight=False, markup=False, soft_wrap=True)
@@ -126,7 +127,7 @@ def describe(experiment: loop.Experiment, console: Console) -> None:
   total = _size(state.variables["params"])
   layers.add_row("all", str(dataset.num_classes), f"{total:,}")
   console.print(layers)
-  computes = loop.compute_type(config.model.dtype, mesh)
+  computes = experiment_lib.compute_type(config.model.dtype, mesh)
   say("model", f"{config.model.name}, {total:,} parameters, computes in {computes}")
   _describe_steps(experiment, say)
   costs = _phases(experiment)
@@ -147,7 +148,7 @@ def describe(experiment: loop.Experiment, console: Console) -> None:
   )
 
 
-def _describe_steps(experiment: loop.Experiment, say: Any) -> None:
+def _describe_steps(experiment: experiment_lib.Experiment, say: Any) -> None:
   """How many steps, on batches of what, and which attacks make and evaluate them."""
   config = experiment.config
   variants = len(config_lib.variant_names(config))

@@ -23,7 +23,8 @@ from lrat_jax import attacks, models
 from lrat_jax.core import hlo, sharding, topologies
 from lrat_jax.core.text import seconds_text
 from lrat_jax.evaluation import batches
-from lrat_jax.training import loop, phases
+from lrat_jax.training import experiment as experiment_lib
+from lrat_jax.training import phases
 from lrat_jax.training import step as step_lib
 
 
@@ -109,7 +110,7 @@ def _abstract(tree: Any, mesh: jax.sharding.Mesh, spec: jax.sharding.PartitionSp
   return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
 
 
-def _batch(experiment: loop.Experiment, size: int, **more: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch(experiment: experiment_lib.Experiment, size: int, **more: Any) -> dict[str, jax.ShapeDtypeStruct]:
   images = experiment.dataset.train.images
   batch = {
     "images": jax.ShapeDtypeStruct((size, *experiment.dataset.image_shape), images.dtype),
@@ -119,7 +120,7 @@ def _batch(experiment: loop.Experiment, size: int, **more: Any) -> dict[str, jax
   return _abstract(batch | more, experiment.mesh, sharding.BATCHED)
 
 
-def programs(experiment: loop.Experiment) -> Iterator[Rehearsed]:
+def programs(experiment: experiment_lib.Experiment) -> Iterator[Rehearsed]:
   """Compiles the step of every phase of the training, and the validation attack, one after the other."""
   config, mesh = experiment.config, experiment.mesh
   state = experiment.abstract_state()
@@ -144,7 +145,7 @@ def _kinds(found: dict[str, int]) -> str:
   return ", ".join(f"{count} {kind}" for kind, count in sorted(found.items())) or "no collective"
 
 
-def describe(experiment: loop.Experiment, console: Console) -> None:
+def describe(experiment: experiment_lib.Experiment, console: Console) -> None:
   """Prints what training would take on the experiment's described devices. Compiles, and runs nothing."""
   config, mesh = experiment.config, experiment.mesh
   say: Callable[[str, str], None] = lambda name, text: console.print(
@@ -154,7 +155,7 @@ def describe(experiment: loop.Experiment, console: Console) -> None:
   kind = mesh.devices.flat[0].device_kind
   say("run", f"{config.name}; a rehearsal: nothing runs, and nothing is written")
   say("devices", f"{mesh.size} {kind}" + (f" of {decimal(int(chip.memory))}" if chip else ""))
-  computes = loop.compute_type(config.model.dtype, mesh)
+  computes = experiment_lib.compute_type(config.model.dtype, mesh)
   say("model", f"{config.model.name}, computes in {computes}; batches of {config.data.batch_size}")
   for found in programs(experiment):
     share = f", {found.memory / chip.memory:.0%} of its memory" if chip else ""

@@ -180,7 +180,7 @@ def test_the_chips_share_of_memory_and_peak_are_of_the_data_sheet(monkeypatch, r
   experiment, found = rehearsed
   monkeypatch.setattr(topologies, "chip", lambda mesh: topologies.Chip(2.0 * found[0].memory, 1e9, 1e9))
   monkeypatch.setattr(rehearsal, "programs", lambda experiment: found[:1])
-  monkeypatch.setattr(rehearsal.loop, "compute_type", lambda dtype, mesh: "bfloat16")
+  monkeypatch.setattr(rehearsal.experiment_lib, "compute_type", lambda dtype, mesh: "bfloat16")
   console = rehearsal.Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
   rehearsal.describe(experiment, console)
   text = console.export_text()

@@ -11,7 +11,8 @@ import pytest
 from lrat_jax import data, main
 from lrat_jax.core import sharding
 from lrat_jax.evaluation import runner
-from lrat_jax.training import loop, phases
+from lrat_jax.training import experiment as experiment_lib
+from lrat_jax.training import phases
 from lrat_jax.training import step as step_lib
 from tests.helpers import SMALL, STEP, make_config, make_experiment, to_numpy
 
@@ -46,7 +47,7 @@ def _one_hot(labels, num_classes=10):
 @pytest.mark.parametrize("num_devices", [1, 2])
 @pytest.mark.parametrize(("arg", "objective"), [("pgd", "ce"), ("pgd,cw", "trades"), ("pgd", "mart")])
 def test_one_hot_labels_in_a_batch_give_the_steps_of_hard_ones(num_devices, arg, objective):
-  experiment = loop.build(
+  experiment = experiment_lib.build(
     make_config(f"digits,{arg},suite=pgd", **FIELDS, objective=objective), _digits(), sharding.make_mesh(num_devices)
   )
   (hard, outputs), (soft, soft_outputs) = _steps(experiment, PHASE, 4), _steps(experiment, PHASE, 4, _one_hot)
@@ -60,7 +61,7 @@ def test_one_hot_labels_in_a_batch_give_the_steps_of_hard_ones(num_devices, arg,
 def test_a_run_on_one_hot_labels_is_that_on_hard_ones_to_the_bit(num_devices):
   config, mesh, given = make_config(**FIELDS), sharding.make_mesh(num_devices), _digits()
   one_hot = {name: s._replace(labels=_one_hot(s.labels)) for name, s in given._asdict().items() if name in data.SPLITS}
-  hard, soft = (loop.build(config, dataset, mesh) for dataset in (given, given._replace(**one_hot)))
+  hard, soft = (experiment_lib.build(config, dataset, mesh) for dataset in (given, given._replace(**one_hot)))
   for name in data.SPLITS:
     jax.tree.map(np.testing.assert_array_equal, soft.dataset.split(name), hard.dataset.split(name))
   jax.tree.map(np.testing.assert_array_equal, _steps(soft, PHASE, 3), _steps(hard, PHASE, 3))
