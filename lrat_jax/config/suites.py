@@ -166,6 +166,7 @@ SUITES: dict[str, Callable[[Budget], Suite]] = {
   "lpips": _lpips,
   "transfer": _transfer,
   "union": lambda budget: {f"apgd_{norm}": _autoattack(budget, "apgd", norm) for norm in NORMS},
+  "autoattack_union": lambda budget: {f"autoattack_{norm}": _autoattack(budget, "standard", norm) for norm in NORMS},
   "full": _full,
   "full_apgd": functools.partial(_full, name="apgd", version="apgd"),  # where four attacks would take too long
 }

@@ -37,6 +37,7 @@ def test_what_is_in_the_suites():
   assert names["pgd"] == {"fgsm", "pgd20", "cw20"} and names["full"] - {"autoattack"} == names["full_apgd"] - {"apgd"}
   assert names["autoattack"] == {"autoattack"}
   assert names["union"] == {"apgd_linf", "apgd_l2", "apgd_l1"}
+  assert names["autoattack_union"] == {"autoattack_linf", "autoattack_l2", "autoattack_l1"}
   assert len(names["corruptions"]) == 75 and {"fog@1", "fog@5", "jpeg_compression@3"} < names["corruptions"]
   assert {"apgd", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "contrast"} < names["unforeseen"]
   assert set(latents.KINDS) < names["unforeseen"]
