@@ -7,11 +7,12 @@
   lrat-jax --help        the other commands: compare, report, convert
 
   --config=METHOD[:DATA_SET[,ATTACK...][,suite=SUITE]]
-                 METHOD: at irat lrat lrat_irat trades mart, or a file such as
-                 configs/lrat.py; DATA_SET: digits fashion_mnist cifar10 svhn
-                 cifar100 tiny_imagenet imagenet;
-                 SUITE: pgd apgd autoattack full unforeseen lpips
-                 transfer corruptions
+                 METHOD: at irat lrat lrat_irat max softmax eat trades mart, or
+                 a file such as configs/lrat.py; DATA_SET: digits fashion_mnist
+                 cifar10 cifar100 svhn tiny_imagenet imagenet;
+                 SUITE: apgd (if not given) pgd autoattack union
+                 autoattack_union full full_apgd unforeseen multirobustbench
+                 corruptions lpips transfer
   --config.X=Y   any field, as config.seed; lrat_jax/config/default.py explains them
   --mode=MODE    train_and_evaluate (default), train or evaluate
   --workdir=DIR  where the run lives; default runs/NAME_seedSEED

@@ -17,6 +17,9 @@ import pytest
 from lrat_jax import attacks, main, models, run
 from lrat_jax.analysis import inspection
 from lrat_jax.config import command_line, validate
+from lrat_jax.config.default import PRESETS
+from lrat_jax.config.methods import METHODS
+from lrat_jax.config.suites import SUITES
 from lrat_jax.core import malloc
 from lrat_jax.training import metric_writers
 from lrat_jax.training.checkpoints import Checkpoints
@@ -311,6 +314,7 @@ def test_help_names_the_options(capsys):
   shown = capsys.readouterr().out
   assert all(option in shown for option in ("--config", "--workdir", "--mode", *command_line.MODES))
   assert max(len(line) for line in shown.splitlines()) <= 100
+  assert {*METHODS, *PRESETS, *SUITES} <= set(re.findall(r"\w+", shown))
 
 
 def _commands(text):
