@@ -87,11 +87,12 @@ METHODS = (
 )
 
 
-def arguments(workdir: str, seeds: str) -> list[str]:
+def arguments(workdir: str, seeds: str, jobs: int) -> list[str]:
   """Of `lrat_jax.compare`, for the whole search."""
   return [
     f"--methods={','.join(METHODS)}",
     f"--seeds={seeds}",
+    f"--jobs={jobs}",
     "--data=digits",
     "--suite=union",
     f"--workdir={workdir}",
@@ -102,10 +103,11 @@ def arguments(workdir: str, seeds: str) -> list[str]:
 
 
 def main(_) -> None:
-  sys.exit(compare.main(arguments(FLAGS.workdir, FLAGS.seeds)))
+  sys.exit(compare.main(arguments(FLAGS.workdir, FLAGS.seeds, FLAGS.jobs)))
 
 
 if __name__ == "__main__":
   flags.DEFINE_string("workdir", "runs/weightings", "where the runs and the result live")
   flags.DEFINE_string("seeds", "0,1", "the seeds")
+  flags.DEFINE_integer("jobs", 1, "runs at a time, which share the CPU's cores")
   app.run(main)

@@ -48,11 +48,11 @@ def test_limits():
 
 
 def test_the_search_plans_every_candidate_on_validation_images(tmp_path):
-  options = parse(weightings.arguments(str(tmp_path), "0,1"))
+  options = parse(weightings.arguments(str(tmp_path), "0,1", 2))
   found = [methods.parse(name) for name in options.methods]
   chosen = {"data": options.data, "suite": options.suite, "overrides": options.overrides, "workdir": options.workdir}
   runs = methods.plan(found, options.seeds, **chosen)
-  assert len(runs) == 2 * len(weightings.METHODS)
+  assert options.jobs == 2 and len(runs) == 2 * len(weightings.METHODS)
   assert {run.config.eval.split for run in runs} == {"validation"}
   assert all(len(run.config.train_attacks) in (1, 3) for run in runs)
   kinds = {str(run.config.local_weights.kind).removeprefix("benchmarks.weightings:") for run in runs}
