@@ -145,14 +145,15 @@ def _evaluate_checkpoint(
   stop: preemption.Watch,
   drawn: Callable[[], Any],
 ) -> dict[str, Any]:
-  """Evaluates the best checkpoint, and returns the content of results.json. `drawn` waits for other pictures."""
+  """Evaluates config.eval's checkpoint, and returns the content of results.json. `drawn` waits for other pictures."""
 
   def draw(*of: Any) -> None:
     drawn()  # Matplotlib is for one thread at a time
     _draw_evaluation(*of)
 
-  step, state = loop.load_best(experiment, workdir, console)
-  console.print(f"Evaluating the checkpoint of step {step}, the best in validation.")
+  last = experiment.config.eval.checkpoint == "last"
+  step, state = loop.load_checkpoint(experiment, workdir, console, last=last)
+  console.print(f"Evaluating the checkpoint of step {step}, the {'last' if last else 'best in validation'}.")
   config = experiment.config
   about = {"name": config.name, "step": step, **asked, "config": workdir_lib.portable(config)}
   about["dtypes"] = {"attacks": config.eval.attack_dtype, "verdict": "float32"}
@@ -191,6 +192,8 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
   config, name = options.config, options.model
   if (workdir / "checkpoints").exists():
     raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
+  if config.eval.checkpoint != "best":
+    raise ConfigError(f"config.eval.checkpoint={config.eval.checkpoint!r} is of a run's checkpoints; --model has one.")
   stored = distributed.run_on_all_processes("model", lambda: _read_stored(name, options.weights))
   dataset, about_data, mesh = _load_data(config, workdir, console, trains=config.eval.split != "test")
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
@@ -210,7 +213,7 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
       **{name: value for name, value in stored.metadata.items() if name == "robustbench"},
     }
     console.print(stored.summary(), highlight=False, markup=False, soft_wrap=True)
-  workdir_lib.check_model(runner.results_folder(workdir, config.eval.split), about)
+  workdir_lib.check_model(runner.results_folder(workdir, config), about)
   try:
     found = stored.build().logits_fn if stored else user_model.find(name)
     logits_fn, num_classes = user_model.checked(name, found, images, dataset.num_classes)

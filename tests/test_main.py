@@ -238,6 +238,14 @@ def test_another_suite_may_evaluate_a_finished_run(finished):
   assert results["robust"]["fgsm"] == results["clean"]
 
 
+def test_the_last_checkpoint_is_evaluated_beside_the_best(finished):
+  best = (finished / "results.json").read_text()
+  assert main.main([*ARGUMENTS, "--config.eval.checkpoint=last", f"--workdir={finished}"]) == 0
+  last = json.loads((finished / "last" / "results.json").read_text())
+  assert last["step"] == max(int(folder.name) for folder in (finished / "checkpoints").iterdir())
+  assert (finished / "results.json").read_text() == best
+
+
 def test_a_workdir_of_another_configuration_is_refused_with_the_difference(finished, capsys):
   assert main.main([*ARGUMENTS, "--config.seed=5", f"--workdir={finished}"]) == 2
   assert "config.seed: 0 in the workdir, 5 asked for" in capsys.readouterr().err

@@ -136,7 +136,7 @@ def _train(session: Session, dataset: data.Dataset, method: str, epochs: int) ->
   seconds = time.perf_counter() - start
   row = {"method": method, "epochs": epochs, "batch": config.data.batch_size, "seconds": seconds, "ended": ended}
   if ended == "whole":
-    step, state = loop.load_best(experiment, workdir)
+    step, state = loop.load_checkpoint(experiment, workdir)
     rows = [row for row in metrics.read_rows(workdir / "metrics.jsonl") if row["split"] == "validation"]
     (best,) = (row for row in rows if row["step"] == step)
     folder = Path(session.scratch) / "weights"

@@ -328,7 +328,7 @@ def evaluate(
     raise ValueError(f"split={split!r} is unknown; choose from {list(data.SPLITS)}.")
   experiment = load_experiment(workdir, trust_user_code=trust_user_code)
   entries = _suite(workdir, experiment.config, suite)
-  _, state = loop.load_best(experiment, workdir)
+  _, state = loop.load_checkpoint(experiment, workdir)
   chosen = data.for_evaluation(experiment.dataset.split(split))
   chosen = chosen.select(np.arange(min(num_images or len(chosen.labels), len(chosen.labels))))
   # A run may be looked at on other devices than it was evaluated on; the size of batches changes no result.

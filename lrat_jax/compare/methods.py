@@ -79,7 +79,7 @@ class PlannedRun(NamedTuple):
   @property
   def results_folder(self) -> Path:
     """Where its results lie."""
-    return runner.results_folder(self.workdir, self.config.eval.split)
+    return runner.results_folder(self.workdir, self.config)
 
   def results(self) -> dict[str, Any] | None:
     """The content of results.json, if it is whole and of this very configuration; else None."""

@@ -26,6 +26,8 @@ OPTIMIZERS = ("sgd", "adamw")
 DECAYS = ("all", "kernels")
 # `model.batch_norm`: statistics of the whole batch, or of each device's share of it.
 SYNCHRONISED, LOCAL = "synchronised", "local"
+# `eval.checkpoint`: of a run, the one with the highest robust accuracy in validation, or the newest.
+CHECKPOINTS = ("best", "last")
 # `train.init_head`: whether the last layer comes from `train.init_from` too.
 HEADS = ("loaded", "new")
 
@@ -323,6 +325,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
       validation_attack=_validation_attack(preset["budget"], attacks),  # chooses the best checkpoint
       eval=dict(
         batch_size=256,  # images evaluated at a time, on all devices and hosts together
+        checkpoint="best",  # best | last: of a run, by validation or the newest
         split="test",  # test | validation | train: what is evaluated; choose on validation, report on test, once
         num_images=0,  # evaluates the first so many images of the split; 0 is all
         image_list="",  # a file that names the test images to evaluate, a file name or an index a line; empty is all

@@ -354,6 +354,7 @@ def check(config: ConfigDict) -> None:
   _choice(config, "data.placement", data.PLACEMENTS)
   _choice(config, "data.loading", data.LOADINGS)
   _check_loading(config)
+  _choice(config, "eval.checkpoint", config_lib.CHECKPOINTS)
   _choice(config, "eval.split", data.SPLITS)
   _check_image_list(config)
   _choice(config, "train.attack_batch_norm", ("eval", "train"))

@@ -27,9 +27,10 @@ PROGRESS = "eval_progress"
 Draw = Callable[[Path, str, data.Split, evaluate_lib.EvaluationResult], None]
 
 
-def results_folder(workdir: Path, split: str) -> Path:
-  """Where the results on a split lie in a run's workdir: those of the test split in the workdir itself."""
-  return workdir if split == "test" else workdir / split
+def results_folder(workdir: Path, config: ConfigDict) -> Path:
+  """Where the results of config.eval's checkpoint on its split lie: of the best on the test split in the workdir."""
+  of_checkpoint = workdir if config.eval.checkpoint == "best" else workdir / config.eval.checkpoint
+  return of_checkpoint if config.eval.split == "test" else of_checkpoint / config.eval.split
 
 
 def read_references(path: str, suite: Collection[str]) -> dict[str, float]:
@@ -71,7 +72,7 @@ def evaluate(
 ) -> dict[str, Any]:
   """Runs config.eval's suite on its split: table, results.json, timings.json, per_example.npz, pictures.
 
-  The files of the test split are in `workdir`, those of another split in a folder of its name there. What an earlier
+  The files are in `results_folder`: `workdir`, or in it a folder of the checkpoint's or split's name. What an earlier
   try had finished is taken from the folder "eval_progress" beside them.
 
   Args:
@@ -95,8 +96,8 @@ def evaluate(
   suite = config.eval.suite.to_dict()
   references = read_references(config.eval.references, suite)
   split = data.for_evaluation(dataset.evaluated(config.eval.split, config.eval.num_images))
-  workdir = results_folder(workdir, config.eval.split)
-  workdir.mkdir(exist_ok=True)
+  workdir = results_folder(workdir, config)
+  workdir.mkdir(parents=True, exist_ok=True)
   progress = workdir / PROGRESS
   say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
   try:

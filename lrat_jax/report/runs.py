@@ -233,7 +233,7 @@ def read(workdir: Path) -> Run:
     )
     raise ConfigError(f"{workdir} is no run: it holds neither config.json nor results.json.{hint}")
   config = _find_config(workdir)
-  folder = workdir if config is None else runner.results_folder(workdir, config.eval.split)
+  folder = workdir if config is None else runner.results_folder(workdir, config)
   folder = folder if (folder / "results.json").exists() else workdir
   results = _if_there(folder / "results.json", _read_results)
   if results is not None and "config" in results:

@@ -246,19 +246,22 @@ def train(
   with checkpoints_lib.Checkpoints(workdir / "checkpoints") as saved:
     loop = _Loop(experiment, workdir, saved, console, stop, writers, initial)
     if loop.finished:
-      console.print(
-        f"Training in {workdir} is finished ({loop.step} steps); its best checkpoint is evaluated.", soft_wrap=True
-      )
+      console.print(f"Training in {workdir} is finished ({loop.step} steps).", soft_wrap=True)
       return
     if loop.step:
       console.print(f"Resuming {workdir} from step {loop.step} of {experiment.total_steps}.", soft_wrap=True)
     loop.run()
 
 
-def load_best(experiment: Experiment, workdir: Path, console: Console | None = None) -> tuple[int, step_lib.TrainState]:
+def load_checkpoint(
+  experiment: Experiment, workdir: Path, console: Console | None = None, *, last: bool = False
+) -> tuple[int, step_lib.TrainState]:
   """The checkpoint with the best validation in a workdir, (step, state); its variables are whole on every device.
 
   One that is damaged is set aside, which the console is told, and the best of the others is taken.
+
+  Args:
+    last: takes the newest checkpoint in place of the best.
 
   Raises:
     ConfigError: no checkpoint was finished there.
@@ -266,6 +269,6 @@ def load_best(experiment: Experiment, workdir: Path, console: Console | None = N
   if (workdir / "checkpoints").is_dir():
     _quarantine(workdir, console or Console())
     with checkpoints_lib.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
-      if (step := saved.best_step()) is not None:
+      if (step := saved.latest_step() if last else saved.best_step()) is not None:
         return step, saved.restore(step, experiment.abstract_state(evaluates=True))[0]
   raise ConfigError(f"workdir={str(workdir)!r} holds no checkpoint to evaluate; train there first.")

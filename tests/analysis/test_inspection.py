@@ -242,7 +242,7 @@ def test_the_weights_that_training_used_are_those_that_inspection_shows(tmp_path
   experiment = make_experiment(config, count=16)
   params = to_numpy(experiment.initial_state().variables["params"])
   loop.train(experiment, tmp_path, Console(file=io.StringIO()))
-  step, after = loop.load_best(experiment, tmp_path)
+  step, after = loop.load_checkpoint(experiment, tmp_path)
   history = inspection.weight_history(tmp_path)
   assert step == 1 and history.indices.tolist() == list(range(16)) and history.variants.tolist() == ["cw", "pgd"]
   assert np.ptp(history.natural[0]) > 0.01 and np.ptp(history.across[0]) > 0.1

@@ -90,6 +90,7 @@ def test_a_wrong_argument_is_named(argument):
     ),
     ("awp.gamma", 2.0, r"config.awp.gamma=2.0 is outside \[0, 1\]"),
     ("awp.begin_fraction", 1.5, r"config.awp.begin_fraction=1.5 is outside \[0, 1\]"),
+    ("eval.checkpoint", "newest", r"config.eval.checkpoint='newest' is unknown; choose from \['best', 'last'\]"),
     ("eval.split", "all", r"config.eval.split='all' is unknown; choose from \['test', 'train', 'validation'\]"),
     ("data.train_size", -1, r"config.data.train_size=-1 is outside \[0, 1e\+09\]"),
     ("local_weights.kind", "global", r"choose from \['lrat', 'max', 'none', 'softmax'\]"),

@@ -87,9 +87,9 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(experiment, whol
 def test_the_best_of_the_whole_checkpoints_is_evaluated(experiment, whole, tmp_path, capsys):
   workdir = tmp_path / "run"
   shutil.copytree(whole, workdir)
-  best, _ = loop.load_best(experiment, workdir)
+  best, _ = loop.load_checkpoint(experiment, workdir)
   _halve(workdir / "checkpoints" / str(best) / "metrics" / "metrics")
-  step, _ = loop.load_best(experiment, workdir, Console())
+  step, _ = loop.load_checkpoint(experiment, workdir, Console())
   assert step != best and f"The checkpoint of step {best} is damaged" in capsys.readouterr().out
 
 

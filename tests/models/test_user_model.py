@@ -136,6 +136,8 @@ def test_a_model_is_not_trained_and_does_not_evaluate_into_a_run(tmp_path, capsy
   model = "--model=examples.plain_function:logits_fn"
   assert main.main([*FAST, model, "--mode=train", f"--workdir={tmp_path}/mine"]) == 2
   assert "--mode=train is not for --model" in capsys.readouterr().err
+  assert main.main([*FAST, model, "--config.eval.checkpoint=last", f"--workdir={tmp_path}/mine"]) == 2
+  assert "config.eval.checkpoint='last' is of a run's checkpoints; --model has one" in capsys.readouterr().err
   (tmp_path / "run" / "checkpoints").mkdir(parents=True)
   assert main.main([*FAST, model, f"--workdir={tmp_path}/run"]) == 2
   assert "holds a training run; give --model another --workdir" in capsys.readouterr().err

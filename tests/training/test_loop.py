@@ -53,7 +53,8 @@ def test_the_first_of_the_best_epochs_is_evaluated_wherever_the_run_was_stopped(
     with pytest.raises(Preempted):
       loop_lib.train(experiment, tmp_path, Console(quiet=True), stop=lambda: next(calls) == asked_at)
   loop_lib.train(experiment, tmp_path, Console(quiet=True))
-  assert loop_lib.load_best(experiment, tmp_path)[0] == STEPS_AN_EPOCH * best
+  assert loop_lib.load_checkpoint(experiment, tmp_path)[0] == STEPS_AN_EPOCH * best
+  assert loop_lib.load_checkpoint(experiment, tmp_path, last=True)[0] == STEPS_AN_EPOCH * len(robust)
   assert len(list((tmp_path / "checkpoints").iterdir())) <= 3
   rows = metrics.read_rows(tmp_path / "metrics.jsonl")
   assert [row["robust"] for row in rows if row["split"] == "validation"] == list(robust)

@@ -137,7 +137,7 @@ def test_a_shared_state_comes_back_to_the_bit_on_other_devices(saved, num_device
 def test_an_evaluation_has_the_variables_whole_wherever_they_were_trained(saved):
   folder, trained = saved
   experiment = _experiment(4, 2)
-  step, state = loop.load_best(experiment, folder)
+  step, state = loop.load_checkpoint(experiment, folder)
   assert step == 7
   assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves((state.variables, state.ema)))
   assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.opt_state))

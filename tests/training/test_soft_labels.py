@@ -10,7 +10,6 @@ import pytest
 
 from lrat_jax import data, main
 from lrat_jax.core import sharding
-from lrat_jax.evaluation import runner
 from lrat_jax.training import experiment as experiment_lib
 from lrat_jax.training import phases
 from lrat_jax.training import step as step_lib
@@ -129,8 +128,9 @@ def test_a_data_set_of_distributions_is_trained_on_and_evaluated_by_its_classes(
   fields = SMALL | {"train.epochs": 1, "data.batch_size": 32, "data.validation_size": 60, "eval.num_images": 100}
   fields |= {"data.source": f"npz:{tmp_path}/soft.npz", "data.extra.source": f"npz:{tmp_path}/part?.npz"}
   arguments = ["--config=at:digits,suite=pgd", *(f"--config.{name}={value}" for name, value in fields.items())]
-  for split, more in (("test", []), ("train", ["--mode=evaluate", "--config.eval.split=train"])):
+  on_train = ["--mode=evaluate", "--config.eval.split=train"]
+  for split, folder, more in (("test", ".", []), ("train", "train", on_train)):
     assert main.main([*arguments, f"--workdir={tmp_path}/run", *more]) == 0
-    with np.load(runner.results_folder(tmp_path / "run", split) / "per_example.npz") as evaluated:
+    with np.load(tmp_path / "run" / folder / "per_example.npz") as evaluated:
       expected = arrays[f"{split}_labels"].argmax(axis=1)[evaluated["indices"]]
       np.testing.assert_array_equal(evaluated["labels"], expected)
