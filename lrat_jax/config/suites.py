@@ -86,10 +86,10 @@ def _latent(kind: str, strength: float) -> dict[str, Any]:
 
 
 def _unforeseen(budget: Budget) -> Suite:
-  """Attacks that nobody trains on, in other norms and in none, beside APGD-CE + APGD-T."""
+  """Attacks that nobody trains on, in other norms and in none, beside AutoAttack."""
   search = dict(binary_search_steps=6, num_steps=200, learning_rate=0.02, initial_const=0.1)
   return {
-    "apgd": _autoattack(budget, "apgd"),
+    AUTOATTACK: _autoattack(budget, "standard"),
     "carlini_wagner": dict(name="carlini_wagner", norm="l2", epsilon=budget["l2"][0], **search),
     **_other_norms(budget),
     **{kind: _latent(kind, found.strengths[(len(found.strengths) - 1) // 2]) for kind, found in latents.KINDS.items()},

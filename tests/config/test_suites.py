@@ -39,7 +39,7 @@ def test_what_is_in_the_suites():
   assert names["union"] == {"apgd_linf", "apgd_l2", "apgd_l1"}
   assert names["autoattack_union"] == {"autoattack_linf", "autoattack_l2", "autoattack_l1"}
   assert len(names["corruptions"]) == 75 and {"fog@1", "fog@5", "jpeg_compression@3"} < names["corruptions"]
-  assert {"apgd", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "contrast"} < names["unforeseen"]
+  assert {"autoattack", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "contrast"} < names["unforeseen"]
   assert set(latents.KINDS) < names["unforeseen"]
   families = ("apgd_linf", "apgd_l2", "apgd_l1", "stadv", "elastic", "recolor", "jpeg_linf", "jpeg_l1")
   assert names["lpips"] == {"lpips@1", "lpips@2", "lpips@3"} and names["transfer"] == {"transfer"}
