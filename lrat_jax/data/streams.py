@@ -19,8 +19,9 @@ LOADINGS = ("auto", "memory", "stream")
 _SHARE = 0.25
 # Decoding releases Python's lock, the rest of a record's way does not: more threads than this wait for one another.
 _MOST_WORKERS = 16
-# A thread takes so many records at a time at most: to be handed one costs as much as a small picture.
-_TOGETHER = 16
+# A thread takes so many records at a time, or more where it would be handed records more than so many times: each time
+# costs as much as a small picture.
+_TOGETHER, _MOST_TIMES = 16, 1024
 _ALIGNMENT = 64
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -143,7 +144,8 @@ class Threads:
 
   def for_each(self, count: int, action: Callable[[int], None]) -> None:
     """`action` of every number below `count`; the first error ends it."""
-    together = max(1, min(_TOGETHER, count // (4 * self._count)))
+    a_thread = count // self._count
+    together = max(1, min(_TOGETHER, a_thread // 4), math.ceil(a_thread / _MOST_TIMES))
 
     def act(first: int) -> None:
       for number in range(first, min(first + together, count)):

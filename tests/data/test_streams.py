@@ -347,6 +347,15 @@ def test_threads_stop_at_the_first_error():
   streams.Threads().for_each(0, act)
 
 
+@pytest.mark.parametrize(("count", "most"), [(1, 1), (256, 16), (5000, 313), (300_000, 2049)])
+def test_threads_take_every_number_once_in_a_bounded_number_of_pieces(monkeypatch, count, most):
+  seen, pieces, threads = [], [], streams.Threads(2)
+  take = threads._pool.map
+  monkeypatch.setattr(threads._pool, "map", lambda act, firsts: pieces.extend(firsts) or take(act, firsts))
+  threads.for_each(count, seen.append)
+  assert sorted(seen) == list(range(count)) and len(pieces) <= most
+
+
 def test_streamed_images_lie_where_a_cpu_takes_them_without_a_copy():
   parts = tuple(np.full((3, 5, 5, 1), value, np.uint8) for value in (1, 2))
   images = streams.JoinedRecords(parts).read(np.arange(6))
