@@ -7,7 +7,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from lrat_jax.convert import exchange, identity, torch_names, weight_files
+from lrat_jax.convert import exchange, torch_names, weight_files
 
 
 def save(folder: Path, name: str, module, variables, most_bytes: int, **metadata) -> list[Path]:
@@ -41,10 +41,5 @@ def names(folder: Path) -> list[str]:
 
 def load(folder: Path, name: str, dtype: str = "float32") -> exchange.Model:
   """The model of a name, its weights as float32."""
-  tensors, metadata = {}, {}
-  for path in sorted(folder.glob(f"{name}-*-of-*.safetensors")):
-    shard, metadata = weight_files.read(path)
-    tensors |= shard
-  recognised = torch_names.recognise({key: tensor.shape for key, tensor in tensors.items()})
-  settled = identity.settle(recognised, None, metadata, identity.Said())
-  return exchange.Stored(name, settled.recognised, tensors, settled.preprocessing, [], metadata).build(dtype)
+  (first,) = folder.glob(f"{name}-1-of-*.safetensors")
+  return exchange.read(str(first)).build(dtype)

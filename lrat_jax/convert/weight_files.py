@@ -4,6 +4,7 @@ None of them can run code: .pt files are loaded with PyTorch's `weights_only`, w
 alone, and safetensors and JSON hold nothing else. PyTorch is imported where a .pt file is read, and nowhere else.
 """
 
+import glob
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,8 @@ _NUMPY_NUMBERS = [
 ]  # fmt: skip
 # In a directory as Hugging Face's.
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
+# One of several files of a model, NAME-00001-of-00003.safetensors.
+_PART = re.compile(r"(?P<name>.+)-\d+-of-(?P<count>\d+)")
 # Before it, `weights_only` could be led to run code (CVE-2025-32434).
 _OLDEST_TORCH = (2, 6)
 
@@ -118,11 +121,35 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
   return {name: array.astype(np.float32) if is_float(array) else array for name, array in arrays.items()}, metadata
 
 
+def _read_parts(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """A file's tensors and metadata, with the tensors of the other parts of the same model beside it.
+
+  Files of such names that hold tensors of one name are whole models each, and the one is read alone.
+  """
+  arrays, metadata = _read_safetensors(path)
+  together = dict(arrays)
+  if part := _PART.fullmatch(path.stem):
+    others = path.parent.glob(f"{glob.escape(part['name'])}-*-of-{part['count']}{path.suffix}")
+    for other in sorted(found for found in others if found != path and _PART.fullmatch(found.stem)):
+      more, _ = _read_safetensors(other)
+      if not together.keys().isdisjoint(more):
+        return arrays, metadata
+      together |= more
+  return together, metadata
+
+
+def _weights_in(folder: Path) -> Path:
+  """The file of weights in a directory as Hugging Face's, or the first of several."""
+  parts = sorted(folder.glob(f"{Path(WEIGHTS).stem}-*-of-*.safetensors"))
+  return folder / WEIGHTS if (folder / WEIGHTS).exists() or not parts else parts[0]
+
+
 def read(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """The tensors that a file or directory holds, and what it says of them.
 
   Args:
-    path: .pt, .pth, .th, .tar, .ckpt, .safetensors, or a directory with model.safetensors and config.json.
+    path: .pt, .pth, .th, .tar, .ckpt, .safetensors, or a directory with model.safetensors and config.json. Where a
+      model is in several files, NAME-1-of-2.safetensors and so on, any of them.
     key: which of several state_dicts in a .pt file.
 
   Returns:
@@ -133,7 +160,7 @@ def read(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray], dic
     WeightsError: not there, not whole, of another kind, or with something in it that is no tensor.
   """
   if path.is_dir():
-    arrays, metadata = _read_safetensors(path / WEIGHTS)
+    arrays, metadata = _read_parts(_weights_in(path))
     try:
       return arrays, metadata | files.read_json(path / DESCRIPTION)
     except files.CorruptFileError as error:
@@ -144,7 +171,7 @@ def read(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray], dic
   if suffix == ".safetensors":
     if key is not None:
       raise WeightsError(f"{path} holds one set of tensors; --key={key!r} is for .pt files.")
-    return _read_safetensors(path)
+    return _read_parts(path)
   return _read_torch(path, key), {}
 
 

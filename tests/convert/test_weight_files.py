@@ -190,6 +190,39 @@ def test_a_directory_needs_its_description(tmp_path):
   assert exchange.load(tmp_path).module.std == (0.25,)
 
 
+def _in_parts(folder, name="model", count=3):
+  tensors = {key: tensor.clone() for key, tensor in _tensors().items()}
+  for part in range(1, count + 1):
+    shard = {key: tensors[key] for key in sorted(tensors)[part - 1 :: count]}
+    safetensors.torch.save_file(
+      shard, folder / f"{name}-{part:05}-of-{count:05}.safetensors", {"mean": "[0.5]", "std": "[0.25]"}
+    )
+
+
+def test_any_part_of_a_model_stands_for_all_of_it(tmp_path):
+  _in_parts(tmp_path, "a[b]-1")
+  safetensors.torch.save_file(_tensors(), tmp_path / "whole.safetensors")
+  whole = exchange.read(str(tmp_path / "whole.safetensors"), mean=(0.5,), std=(0.25,))
+  for part in (1, 3):
+    assert exchange.read(str(tmp_path / f"a[b]-1-{part:05}-of-00003.safetensors")).content() == whole.content()
+  (tmp_path / "a[b]-1-00002-of-00003.safetensors").unlink()
+  _fail(tmp_path / "a[b]-1-00001-of-00003.safetensors", "no network|do not fit|missing")
+
+
+def test_a_directory_may_hold_a_model_in_parts(tmp_path):
+  _in_parts(tmp_path)
+  (tmp_path / "config.json").write_text('{"mean": [0.5], "std": [0.25]}')
+  assert exchange.load(tmp_path).module.std == (0.25,)
+
+
+def test_whole_models_that_are_named_as_parts_are_read_alone(tmp_path):
+  for number in (1, 2):
+    safetensors.torch.save_file(_tensors(), tmp_path / f"seed-{number}-of-2.safetensors")
+  assert len(exchange.read(str(tmp_path / "seed-2-of-2.safetensors"), mean=(0.0,), std=(1.0,)).tensors) == len(
+    _tensors()
+  )
+
+
 def test_pytorch_is_needed_for_its_own_files_alone(tmp_path):
   """Where it is not installed, or too old to be safe, that is one line."""
   safetensors.torch.save_file(_tensors(), tmp_path / "a.safetensors")
