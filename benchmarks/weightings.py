@@ -30,7 +30,7 @@ _SMALLEST_SPREAD = 1e-3
 def standardised(vulnerabilities: Array, *, total: float, slope: float, **_) -> Weights:
   """A softmax of how many standard deviations a variant lies above its pair's mean.
 
-  Late in training all variants of a pair are nearly equally vulnerable, and a plain softmax is nearly uniform. This one
+  Where all variants of a pair are nearly equally vulnerable, a plain softmax is nearly uniform. This one
   depends on their order and relative distances alone. Where they are equal it is uniform.
   """
   deviation = vulnerabilities - jnp.mean(vulnerabilities, axis=1, keepdims=True)
