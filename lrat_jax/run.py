@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from lrat_jax import data, models
-from lrat_jax.config import suites, validate
+from lrat_jax.config import suites, validate, validate_attacks
 from lrat_jax.config.command_line import Options, expand_home, reason
 from lrat_jax.convert import exchange, initial
 from lrat_jax.core import distributed, malloc, preemption, sharding, topologies
@@ -71,7 +71,7 @@ def _load_dataset(config: ConfigDict, workdir: Path, trains: bool) -> tuple[data
     listed = data.listed_for(config.eval.image_list, config.data, test)
   except data.DataError as error:
     raise ConfigError(f"config.{error}") from None
-  validate.check_corruptions(config, corrupted)
+  validate_attacks.check_corruptions(config, corrupted)
   about = workdir_lib.data_of_run(workdir, dataset)
   return dataset._replace(num_classes=about["num_classes"], corrupted=corrupted, listed=listed), about
 

@@ -4,7 +4,7 @@ import pytest
 
 from lrat_jax import data
 from lrat_jax.config import default as config_lib
-from lrat_jax.config import validate
+from lrat_jax.config import validate, validate_attacks
 from lrat_jax.core.errors import ConfigError
 from tests.data.test_corruptions import INDICES, LABELS, SHAPE, write
 
@@ -20,7 +20,7 @@ def _config(folder, split="test", **entry):
 def _check(config):
   validate.check(config)
   validate.check_for_evaluation(config, SHAPE, 3)
-  validate.check_corruptions(config, data.corrupted_for(config.data, LABELS, INDICES, SHAPE))
+  validate_attacks.check_corruptions(config, data.corrupted_for(config.data, LABELS, INDICES, SHAPE))
 
 
 @pytest.mark.parametrize("kind", ["fog", "rain"])

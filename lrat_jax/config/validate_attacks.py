@@ -1,0 +1,120 @@
+"""Whether the attacks of a configuration make sense: of training, validation and the suite, and the user's own."""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from lrat_jax import attacks, data
+from lrat_jax.config import suites, validate_user_code
+from lrat_jax.config.fields import errors_of, value_at
+from lrat_jax.core import user_code
+from lrat_jax.core.arguments import check_count, check_number
+from lrat_jax.core.errors import ConfigError
+
+# Groups whose members are attacks, by names that also name files.
+GROUPS = ("train_attacks", "eval.suite")
+
+
+def attack_paths(config: ConfigDict) -> Iterator[str]:
+  """The path of every attack, as "train_attacks.pgd"."""
+  yield "validation_attack"
+  yield from (f"{group}.{name}" for group in GROUPS for name in value_at(config, group))
+
+
+def check_suite(config: ConfigDict) -> None:
+  """Names in the suite say what is run."""
+  if "clean" in config.eval.suite:
+    raise ConfigError("config.eval.suite.clean: 'clean' is the name of the clean accuracy; give the attack another.")
+  if (entry := config.eval.suite.get(suites.AUTOATTACK)) and suites.is_autoattack(entry) and not suites.is_whole(entry):
+    raise ConfigError(
+      "config.eval.suite.autoattack does not run all four attacks of AutoAttack: take suite=apgd or suite=full_apgd, "
+      "or give the entry another name."
+    )
+  if config.eval.robustbench and suites.robustbench_name(config.eval.suite) is None:
+    raise ConfigError("config.eval.robustbench=True needs AutoAttack's standard version, whole; take suite=autoattack.")
+
+
+def _entry(config: ConfigDict, path: str) -> dict[str, Any]:
+  """The fields of an attack, without those that are its suite's."""
+  entry = value_at(config, path).to_dict()
+  return suites.without_surrogate(entry) if path.startswith("eval.suite.") else entry
+
+
+def _user_attacks(config: ConfigDict, paths: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+  """The attacks that are the user's own, as (path, fields)."""
+  entries = ((path, _entry(config, path)) for path in paths)
+  return ((path, entry) for path, entry in entries if user_code.is_name(entry.get("name")))
+
+
+def find_user_attacks(config: ConfigDict) -> None:
+  """Finds the user's own attacks, and compares the fields that they have with those that they take."""
+  for path, entry in _user_attacks(config, attack_paths(config)):
+    with errors_of(path):
+      validate_user_code.check_fields(entry)
+      attacks.from_config(entry)
+
+
+def try_user_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tuple[int, ...], num_classes: int) -> None:
+  for path, entry in _user_attacks(config, paths):
+    with errors_of(path):
+      validate_user_code.check_attack(entry, image_shape, num_classes, ramped=path.startswith("train_attacks"))
+
+
+def check_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tuple[int, ...], num_classes: int) -> None:
+  """Traces the attacks that are not the user's as the run will, on a stand-in for the model: their own checks speak."""
+
+  def logits_fn(x: jax.Array) -> jax.Array:
+    return jnp.mean(x, axis=(1, 2, 3))[:, None] * jnp.arange(num_classes)
+
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  labels = jax.ShapeDtypeStruct((1,), jnp.int32)
+  ours = [path for path in paths if not user_code.is_name(value_at(config, path).get("name"))]
+  for path in ours:
+    try:
+      with errors_of(path):
+        if path.startswith("eval.suite.") and suites.is_autoattack(value_at(config, path)):
+          traced = suites.changed_stages(value_at(config, path).to_dict(), image_shape, num_classes)
+        elif path.startswith("eval.suite.") and _is_read(config, value_at(config, path)):
+          attacks.from_config(value_at(config, path))  # any kind that there is a file of, on images of any size
+          traced = []
+        else:
+          traced = [_traced_attack(config, path)]
+        for attack in traced:
+          jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
+    except (TypeError, AttributeError) as error:  # only a file can give an attack values of other types
+      raise ConfigError(f"config.{path} holds a value of the wrong type: {error}") from None
+
+
+def _traced_attack(config: ConfigDict, path: str) -> attacks.Attack:
+  """The attack at a path; in a suite features have a stand-in."""
+  entry = _entry(config, path)
+  attack = attacks.from_config(entry)
+  has_features = path.startswith("eval.suite.") and suites.takes_features(entry)
+  return functools.partial(attack, features_fn=lambda images: [images]) if has_features else attack
+
+
+def _is_read(config: ConfigDict, entry: ConfigDict) -> bool:
+  """Whether an entry of the suite is read from files."""
+  return bool(config.data.corruptions) and suites.is_corruption(entry)
+
+
+def check_corruptions(config: ConfigDict, corrupted: data.CorruptedImages | None) -> None:
+  """Entries of the suite that are read from files must be there, and of the split that is evaluated.
+
+  Raises:
+    ConfigError: a kind that there is no right file of, a severity outside 1..5, or another split than the test split.
+  """
+  read = {name: entry for name, entry in config.eval.suite.items() if _is_read(config, entry)}
+  if read and config.eval.split != "test":
+    raise ConfigError(f"config.eval.split={config.eval.split!r}: config.data.corruptions is of the test split alone.")
+  for name, entry in read.items():
+    with errors_of(f"eval.suite.{name}"):
+      check_number(check_count(entry.severity, "severity", 1), "severity", f"[1, {data.SEVERITIES}]")
+    try:
+      corrupted.check(entry.kind)
+    except data.DataError as error:
+      raise ConfigError(f"config.{error}") from None
