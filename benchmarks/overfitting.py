@@ -5,9 +5,10 @@
 
 Trains AT, LRAT and GAIRAT for three times the preset's epochs and evaluates the best and the last checkpoint of every
 run by AutoAttack; resumable. What follows `--` is passed to `lrat_jax.compare`, for every run. It writes
-overfitting.md, overfitting.json and overfitting.png into the workdir. Robust accuracy falls from the best checkpoint to
-the last where a network overfits (Rice, Wong & Kolter, arXiv:2002.11569). "clean" and "robust" are of test images, and
-a difference is the last less the best, with the 95 % interval of a paired bootstrap over seeds and images.
+overfitting.md, overfitting.json and overfitting.png into the workdir; `--beside=WORKDIR` draws another data set's
+curves too. Robust accuracy falls from the best checkpoint to the last where a network overfits (Rice, Wong & Kolter,
+arXiv:2002.11569). "clean" and "robust" are of test images, and a difference is the last less the best, with the 95 %
+interval of a paired bootstrap over seeds and images.
 """
 
 import shlex
@@ -26,7 +27,7 @@ from lrat_jax.compare import methods, summary
 from lrat_jax.compare.methods import PlannedRun
 from lrat_jax.compare.options import parse
 from lrat_jax.config.default import CHECKPOINTS, PRESETS
-from lrat_jax.core import provenance
+from lrat_jax.core import files, provenance
 from lrat_jax.evaluation import results
 from lrat_jax.training.metrics import Row, read_rows
 
@@ -129,21 +130,23 @@ def table(summarised: Mapping[str, Any], best_epochs: Mapping[str, Sequence[int]
   return lines
 
 
-def plot(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], title: str) -> Figure:
-  """Robust accuracy by epoch: the mean over seeds as a line, all seeds as a band.
+def plot(found: Sequence[Mapping[str, Any]]) -> Figure:
+  """Robust accuracy by epoch, a row for each data set: the mean over seeds as a line, all seeds as a band.
 
   Args:
-    curves: by panel and method, accuracies [seeds, epochs] as shares.
+    found: what overfitting.json holds; its "curves" are, by panel and method, accuracies [seeds, epochs] as shares.
   """
-  figure, (axes,) = style.panels(title, len(curves))
-  for axis, (what, by_method) in zip(axes, curves.items(), strict=True):
-    for (name, shares), colour in zip(by_method.items(), style.COLOURS, strict=False):
-      values = 100 * np.asarray(shares)
-      epochs = np.arange(1, values.shape[1] + 1)
-      axis.plot(epochs, values.mean(axis=0), color=colour, label=name)
-      axis.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
-    axis.set(title=what, xlabel="epoch", ylim=(0, 100))
-  axes[0].legend(frameon=False, loc="lower right")
+  figure, axes = style.panels("", len(PANELS), len(found))
+  for row, said in zip(axes, found, strict=True):
+    for axis, (what, by_method) in zip(row, said["curves"].items(), strict=True):
+      for (name, shares), colour in zip(by_method.items(), style.COLOURS, strict=False):
+        values = 100 * np.asarray(shares)
+        epochs = np.arange(1, values.shape[1] + 1)
+        axis.plot(epochs, values.mean(axis=0), color=colour, label=name)
+        axis.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+      axis.set(title=f"{said['title']}: {what}", xlabel="epoch", ylim=(0, 100))
+      axis.title.set_fontsize(9)
+  axes[0, 0].legend(frameon=False, loc="lower right")
   return figure
 
 
@@ -193,13 +196,15 @@ def main(argv: Sequence[str]) -> None:
   workdir = Path(FLAGS.workdir)
   results.write_json(workdir / "overfitting.json", said)
   (workdir / "overfitting.md").write_text(text)
-  style.replace(workdir / "overfitting.png", plot(said["curves"], title))
+  beside = [files.read_json(Path(FLAGS.beside) / "overfitting.json")] if FLAGS.beside else []
+  style.replace(workdir / "overfitting.png", plot([*beside, said]))
   print(text)
 
 
 if __name__ == "__main__":
   flags.DEFINE_enum("data", "digits", list(PRESETS), "a preset")
   flags.DEFINE_string("workdir", "runs/overfitting", "where the runs and the result live")
+  flags.DEFINE_string("beside", "", "the workdir of another data set, whose curves are drawn too")
   flags.DEFINE_string("seeds", "0,1,2", "the seeds")
   flags.DEFINE_integer("jobs", 1, "runs at a time, which share the CPU's cores")
   app.run(main)

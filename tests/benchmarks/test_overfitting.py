@@ -53,7 +53,8 @@ def test_both_checkpoints_are_of_the_same_runs_three_times_as_long(tmp_path):
 
 def test_the_figure_has_a_line_for_each_method():
   curves = {what: {"at": [[0.1, 0.3], [0.3, 0.5]], "lrat": [[0.2, 0.4]]} for what in overfitting.PANELS}
-  figure = overfitting.plot(curves, "digits")
+  figure = overfitting.plot([{"title": "fashion", "curves": curves}, {"title": "digits", "curves": curves}])
+  assert [axis.get_title().split(":")[0] for axis in figure.axes] == ["fashion", "fashion", "digits", "digits"]
   lines = figure.axes[0].lines
   assert [line.get_label() for line in lines] == ["at", "lrat"]
   np.testing.assert_allclose(lines[0].get_xydata(), [[1, 20], [2, 40]])
