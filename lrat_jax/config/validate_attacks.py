@@ -65,7 +65,7 @@ def try_user_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tupl
 
 
 def check_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tuple[int, ...], num_classes: int) -> None:
-  """Traces the attacks that are not the user's as the run will, on a stand-in for the model: their own checks speak."""
+  """Traces the attacks that are not the user's as the run will, on a stand-in for the model: they check themselves."""
 
   def logits_fn(x: jax.Array) -> jax.Array:
     return jnp.mean(x, axis=(1, 2, 3))[:, None] * jnp.arange(num_classes)
