@@ -173,6 +173,10 @@ def gather(runs: Mapping[str, Mapping[str, Sequence[PlannedRun]]]) -> dict[str, 
 
 
 def main(argv: Sequence[str]) -> None:
+  try:
+    beside = [files.read_json(Path(FLAGS.beside) / "overfitting.json")] if FLAGS.beside else []
+  except files.CorruptFileError as error:
+    sys.exit(f"error: --beside={FLAGS.beside}: {error}")
   runs = {}
   for checkpoint in CHECKPOINTS:
     of = arguments(FLAGS.data, checkpoint, FLAGS.workdir, FLAGS.seeds, FLAGS.jobs, argv[1:])
@@ -196,7 +200,6 @@ def main(argv: Sequence[str]) -> None:
   workdir = Path(FLAGS.workdir)
   results.write_json(workdir / "overfitting.json", said)
   (workdir / "overfitting.md").write_text(text)
-  beside = [files.read_json(Path(FLAGS.beside) / "overfitting.json")] if FLAGS.beside else []
   style.replace(workdir / "overfitting.png", plot([*beside, said]))
   print(text)
 

@@ -30,8 +30,8 @@ _SMALLEST_SPREAD = 1e-3
 def standardised(vulnerabilities: Array, *, total: float, slope: float, **_) -> Weights:
   """A softmax of how many standard deviations a variant lies above its pair's mean.
 
-  Where all variants of a pair are nearly equally vulnerable, a plain softmax is nearly uniform. This one
-  depends on their order and relative distances alone. Where they are equal it is uniform.
+  Where all variants of a pair are nearly equally vulnerable, a plain softmax is nearly uniform. This one depends on
+  their order and relative distances alone. Where they are equal it is uniform.
   """
   deviation = vulnerabilities - jnp.mean(vulnerabilities, axis=1, keepdims=True)
   spread = jnp.maximum(jnp.std(vulnerabilities, axis=1, keepdims=True), _SMALLEST_SPREAD)
