@@ -39,15 +39,17 @@ def test_the_checks_attack_as_autoattack_does_and_in_linf_where_they_can():
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
 def test_no_run_on_record_has_an_all_clear_beside_a_number_that_is_too_high(path):
-  """PGD-20's number three points or more above what APGD-CE + APGD-T leave never stands without a line."""
+  """PGD-20's number three points or more above what stronger attacks leave stands beside AutoAttack, or has a line."""
   found = json.loads(path.read_text())
+  strongest = suites.AUTOATTACK if suites.AUTOATTACK in found["suite"] else "apgd"
   gaps = {
-    f"{name} seed {seed}": shares["pgd20"] - shares["apgd"]
+    f"{name} seed {seed}": shares["pgd20"] - shares[strongest]
     for name, method in found["methods"].items()
     for seed, shares in method["seeds"].items()
     if "pgd20" in shares
   }
-  assert all(found["warnings"].get(run) for run, gap in gaps.items() if gap > 0.03)
+  whole = strongest in found["suite"] and suites.is_whole(found["suite"][strongest])
+  assert whole or all(found["warnings"].get(run) for run, gap in gaps.items() if gap > 0.03)
 
 
 @pytest.mark.parametrize("preset", sorted(default.PRESETS))
