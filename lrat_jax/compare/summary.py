@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from lrat_jax.analysis import inspection
 from lrat_jax.config import suites
+from lrat_jax.core.text import counted
 from lrat_jax.evaluation import metrics as metrics_lib
 from lrat_jax.evaluation.evaluate import CLEAN
 from lrat_jax.training import metrics
@@ -272,7 +273,7 @@ def _provenance_lines(summary: Mapping[str, Any]) -> list[str]:
     "```",
     "",
     f"{summary['date']}, commit {commit}, {made['device']}, "
-    f"{summary['jobs']} run(s) at a time, "
+    f"{counted(summary['jobs'], 'run')} at a time, "
     f"{versions}. Seconds of training are a run's mean, compilation and no validation included.",
     "",
   ]
@@ -285,7 +286,7 @@ def _warning_lines(warnings: Mapping[str, Sequence[str]]) -> list[str]:
     for line in lines:
       runs.setdefault(line, []).append(run)
   return [
-    f"- warning in {len(names)} run(s){', ' + ', '.join(names) if len(names) < 5 else ''}: {line}"
+    f"- warning in {counted(len(names), 'run')}{', ' + ', '.join(names) if len(names) < 5 else ''}: {line}"
     for line, names in runs.items()
   ]
 
@@ -296,13 +297,24 @@ _DAGGER = (
 )
 
 
+def _num_seeds(summary: Mapping[str, Any]) -> int:
+  return max(len(method["seeds"]) for method in summary["methods"].values())
+
+
+def resampled(summary: Mapping[str, Any]) -> str:
+  """What the differences' bootstrap draws again, in words: with one seed, nothing is known of how much seeds differ."""
+  one = "images alone: with one seed, it leaves out how much seeds differ"
+  return "seeds and images" if _num_seeds(summary) > 1 else one
+
+
 def markdown(summary: Mapping[str, Any]) -> str:
   """A summary of `summarise` as a page: accuracies, differences, what the attacks may do, warnings, commands."""
   methods, columns, baseline = summary["methods"], summary["columns"], summary["baseline"]
-  seeds = max(len(method["seeds"]) for method in methods.values())
+  seeds = _num_seeds(summary)
   lines = [f"## {summary['title']}", "", *_provenance_lines(summary)]
   lines += [
-    f"Accuracy in percent on {summary['n']:,} {summary['split']} images: mean ± standard deviation, {seeds} seed(s).",
+    f"Accuracy in percent on {summary['n']:,} {summary['split']} images"
+    f"{': mean ± standard deviation' if seeds > 1 else ''}, {counted(seeds, 'seed')}.",
     *(_DAGGER if summary["trained_on"] or summary["held_out"] else ()),
     "",
     *_table(
@@ -314,7 +326,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
   if others:
     lines += [
       "",
-      f"Difference to `{baseline}` in points, with the 95 % interval of a paired bootstrap over seeds and images:",
+      f"Difference to `{baseline}` in points, with the 95 % interval of a paired bootstrap over {resampled(summary)}:",
       "",
       *_table(
         ["method", *columns], [[name, *(_change(method, c) for c in columns)] for name, method in others.items()]

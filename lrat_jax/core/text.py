@@ -1,6 +1,11 @@
 """Numbers as people read them."""
 
 
+def counted(number: int, noun: str) -> str:
+  """How many of what: "1 seed", "1,000 seeds"."""
+  return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def seconds_text(seconds: float) -> str:
   """A duration for people: "42 s", "3 min 20 s", "2 h 05 min"."""
   seconds = round(seconds)

@@ -213,6 +213,7 @@ def _context(found: Sequence[Run]) -> dict[str, Any]:
     "several": several,
     "views": [_view(method, alone=not several) for method in grouped],
     "compared": compared,
+    "resampled": summary.resampled(compared.summary) if compared else None,
     "compared_chart": pictures.chart(plots.plot_comparison(compared.summary)) if compared else None,
     "training": _training_chart(grouped),
     "left_out": [str(run.workdir) for run in found if run.per_example is None] if several else [],

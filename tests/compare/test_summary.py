@@ -117,14 +117,26 @@ def test_the_page_shows_what_the_summary_holds(runs):
   found = summary["methods"]["lrat:pgd+cw"]["difference"]["cw20"]
   assert f"+25.0 [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]" in page
   assert page.count("python -m lrat_jax.main --config=") == 4
-  assert "- warning in 2 run(s), at seed 1, lrat:pgd+cw seed 1: look" in page and "missing" not in page
+  assert "- warning in 2 runs, at seed 1, lrat:pgd+cw seed 1: look" in page and "missing" not in page
+
+
+@pytest.mark.parametrize(
+  "chosen, heading, bootstrap",
+  [
+    ((0, 1), "images: mean ± standard deviation, 2 seeds.", "bootstrap over seeds and images:"),
+    ((1,), "images, 1 seed.", "bootstrap over images alone: with one seed, it leaves out how much seeds differ:"),
+  ],
+)
+def test_the_page_says_what_its_spread_and_intervals_are_over(runs, chosen, heading, bootstrap):
+  page = summary_lib.markdown(summary_lib.summarise([run for run in runs if run.seed in chosen], "title"))
+  assert heading in page and bootstrap in page
 
 
 def test_the_page_says_how_it_was_made(runs):
   environment = {"python": "3.x", "jax": "0.x", "jaxlib": "0.y", "flax": "0.z", "device": "TPU v9"}
   made = {"command": "python -m this", "commit": "abc", "date": "2030-01-02", "jobs": 3, "environment": environment}
   page = summary_lib.markdown(summary_lib.summarise(runs, "title") | made)
-  assert "```sh\npython -m this\n```\n\n2030-01-02, commit abc, TPU v9, 3 run(s) at a time, python 3.x, jax 0.x" in page
+  assert "```sh\npython -m this\n```\n\n2030-01-02, commit abc, TPU v9, 3 runs at a time, python 3.x, jax 0.x" in page
 
 
 def test_how_far_attacks_disagree_is_told_of_the_first_arm(runs):

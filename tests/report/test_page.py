@@ -236,6 +236,7 @@ def test_runs_side_by_side_are_compared_with_the_first(copy):
   heads = [row for row in rows if row[0] == "Attack" and "What it may do" in row[-1]]
   assert ["Attack", "lrat_irat_digits", "lrat_irat_digits, global_weights.kind=mail", "What it may do"] in heads
   assert "Intervals: Wilson, over images." in _visible(tree)
+  assert "bootstrap over images alone: with one seed, it leaves out how much seeds differ. Bold" in text
 
 
 def test_seeds_are_one_method_and_each_is_shown(copy):
