@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from benchmarks import common
 from lrat_jax import attacks
 from lrat_jax.attacks import losses
+from lrat_jax.core.text import counted
 
 
 def _measure(name: str, mesh, num_steps: int, rounds: int) -> dict:
@@ -55,7 +56,7 @@ def main() -> None:
   arguments = options.parse_args()
   mesh = common.make_mesh(arguments.model)
   row = _measure(arguments.model, mesh, arguments.num_steps, arguments.rounds)
-  common.report(f"The attack loop on {mesh.size} device(s)", [row], arguments.output)
+  common.report(f"The attack loop on {counted(mesh.size, 'device')}", [row], arguments.output)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from lrat_jax.config.command_line import Options, expand_home, reason
 from lrat_jax.convert import exchange, initial
 from lrat_jax.core import distributed, malloc, preemption, sharding, topologies
 from lrat_jax.core.errors import ConfigError, CorruptFileError
+from lrat_jax.core.text import counted
 from lrat_jax.evaluation import runner
 from lrat_jax.models import user_model
 from lrat_jax.training import dry_run, loop, metric_writers, rehearsal
@@ -303,8 +304,8 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
       workdir_lib.write_config(workdir, config, asked)
     counts = (f"{len(dataset.split(name).labels):,} {name}" for name in data.SPLITS if len(dataset.split(name).labels))
     console.print(
-      f"{config.name}: {', '.join(counts)} images on {mesh.size} {sharding.platform(mesh)} device(s); "
-      f"workdir {workdir}",
+      f"{config.name}: {', '.join(counts)} images on "
+      f"{counted(mesh.size, f'{sharding.platform(mesh)} device')}; workdir {workdir}",
       highlight=False,
       soft_wrap=True,
     )

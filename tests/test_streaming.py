@@ -94,5 +94,5 @@ def test_processes_that_share_the_state_are_killed_and_go_on_as_one(folder, tmp_
     assert process.communicate() and process.returncode == -signal.SIGKILL
   said = programs.finish(tmp_path / "killed", devices=4, arguments=arguments)
   resumed = int(said.split("from step ")[1].split()[0])
-  assert "on 4 cpu device(s)" in said and 0 < resumed < 20
+  assert "on 4 cpu devices" in said and 0 < resumed < 20
   programs.assert_trained_alike(tmp_path / "whole", tmp_path / "killed", steps=20)

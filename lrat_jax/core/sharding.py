@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lrat_jax.core.errors import ConfigError
+from lrat_jax.core.text import counted
 
 # The axes of a mesh. A batch is split over both, so a mean over the batch is one over both; what is as large as the
 # parameters is split over the second alone (`core.fsdp`), which has one device unless told otherwise.
@@ -58,7 +59,7 @@ def use_cpu_cores(*batch_sizes: int, num_processes: int = 1, model_devices: int 
     found = jax.local_device_count()
     if jax.default_backend() == "cpu" and found < wanted:
       return (
-        f"JAX was in use before the run began, with {found} CPU device(s) where {wanted} would be faster; "
+        f"JAX was in use before the run began, with {counted(found, 'CPU device')} where {wanted} would be faster; "
         f"to have them, set JAX_NUM_CPU_DEVICES={wanted} before Python starts."
       )
   return ""

@@ -52,7 +52,7 @@ def test_jax_that_runs_already_is_used_as_it_is_and_a_line_says_what_it_costs(ta
 
   monkeypatch.setattr(jax.config, "update", refuse)
   monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-  assert "with 1 CPU device(s) where 2 would be faster" in sharding.use_cpu_cores(128)
+  assert "with 1 CPU device where 2 would be faster" in sharding.use_cpu_cores(128)
   monkeypatch.setattr(jax, "local_device_count", lambda: 8)
   assert sharding.use_cpu_cores(128) == ""
 
