@@ -10,8 +10,8 @@ from lrat_jax.config import validate
 from lrat_jax.core.errors import ConfigError
 from tests.helpers import make_config
 
-_NAMES = ["resnet18_2", "wide_resnet_10_1"]
 _OTHERS = [
+  "resnet18_2",
   "resnet50_2",
   "dm_wide_resnet_10_1_mean_sparse",
   "wong_preact_resnet18_2",
@@ -48,9 +48,8 @@ def _assert_equal_networks(name, shape):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
 
 
-@pytest.mark.parametrize("name", _NAMES)
-def test_a_network_that_computes_its_blocks_again_is_the_same(name):
-  _assert_equal_networks(name, (8, 8, 1))
+def test_a_network_that_computes_its_blocks_again_is_the_same():
+  _assert_equal_networks("wide_resnet_10_1", (8, 8, 1))
 
 
 @pytest.mark.slow
