@@ -113,10 +113,10 @@ def robust_columns(run: ComparedRun, columns: Mapping[str, list[str]]) -> dict[s
   return robust | {WORST: arrays["robust"].astype(float)}
 
 
-def training_seconds(workdir: Path, batch_size: int) -> float:
-  """How long a run's steps took, by its metrics.jsonl: compilation and no validation included."""
+def training_seconds(workdir: Path, batch_size: int) -> float | None:
+  """How long a run's steps took, by its metrics.jsonl: compilation and no validation included; None without rows."""
   rows = [row for row in metrics.read_rows(workdir / "metrics.jsonl") if row["split"] == "train"]
-  return sum(row["steps"] * batch_size / row["images_per_second"] for row in rows)
+  return sum(row["steps"] * batch_size / row["images_per_second"] for row in rows) if rows else None
 
 
 def _method_summary(runs: Sequence[ComparedRun], robust: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
@@ -217,7 +217,8 @@ def _accuracy(method: Mapping[str, Any], column: str) -> str:
 
 
 def _seconds(method: Mapping[str, Any]) -> str:
-  return f"{np.mean(method['training_seconds']):.0f}" if method["training_seconds"] else "-"
+  known = [seconds for seconds in method["training_seconds"] if seconds is not None]
+  return f"{np.mean(known):.0f}" if known else "-"
 
 
 def _change(method: Mapping[str, Any], column: str) -> str:

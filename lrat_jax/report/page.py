@@ -81,7 +81,7 @@ def _facts(method: MethodRuns, run: Run) -> dict[str, str]:
   facts: dict[str, str] = {}
   if run.config is not None:
     config = run.config
-    seconds = summary.training_seconds(run.workdir, run.batch_size) if run.rows else None
+    seconds = summary.training_seconds(run.workdir, run.batch_size)
     epochs = 1 + max((row["epoch"] for row in run.rows), default=-1)
     facts |= {
       "Data": config.data.source,

@@ -132,6 +132,15 @@ def test_the_page_says_what_its_spread_and_intervals_are_over(runs, chosen, head
   assert heading in page and bootstrap in page
 
 
+def test_seconds_of_training_are_of_the_runs_that_have_metrics(runs):
+  (runs[0].workdir / "metrics.jsonl").unlink()
+  summary = summary_lib.summarise(runs, "title")
+  assert summary["methods"]["at"]["training_seconds"] == [None, 10.0]
+  assert "| 50.0 ± 14.1 | 10 |" in summary_lib.markdown(summary)
+  (runs[2].workdir / "metrics.jsonl").unlink()
+  assert "| 50.0 ± 14.1 | - |" in summary_lib.markdown(summary_lib.summarise(runs, "title"))
+
+
 def test_the_page_says_how_it_was_made(runs):
   environment = {"python": "3.x", "jax": "0.x", "jaxlib": "0.y", "flax": "0.z", "device": "TPU v9"}
   made = {"command": "python -m this", "commit": "abc", "date": "2030-01-02", "jobs": 3, "environment": environment}
