@@ -198,6 +198,23 @@ def test_many_attacks_go_on_in_rows(runs):
   assert [text.get_text() for text in figure.legends[0].get_texts()] == ["at"]
 
 
+def test_names_of_any_length_are_inside_the_picture(runs):
+  summary = summary_lib.summarise(runs, "title")
+  at, lrat = summary["methods"].values()
+  name = (
+    "at:union@local_weights.kind=benchmarks.weightings:by_norm@local_weights.begin_fraction=0.0@local_weights.slope=8.0"
+  )
+  figure = plots.plot_comparison(summary | {"baseline": name, "methods": {name: at, "lrat": lrat}})
+  (legend,) = figure.legends
+  assert [text.get_text().replace("\n", "") for text in legend.get_texts()] == [name, "lrat"]
+  figure.draw_without_rendering()
+  drawn = [legend, *(axis.yaxis.label for axis in figure.axes)]
+  low, high = figure.bbox.min, figure.bbox.max
+  assert all((part.get_window_extent().min >= low).all() for part in drawn)
+  assert all((part.get_window_extent().max <= high).all() for part in drawn)
+  assert figure.axes[1].get_ylabel() == "difference to the first method (points)"
+
+
 def test_with_one_seed_the_interval_is_that_of_the_mean_over_images():
   difference = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], p=[0.1, 0.7, 0.2], size=(1, 2000))
   low, high = summary_lib.paired_interval(difference)

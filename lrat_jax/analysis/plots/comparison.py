@@ -15,11 +15,19 @@ _MARKERS = ("o", "s", "^", "D")
 _WIDTH = 0.8
 # Attacks side by side; more go on in rows below, which a page still shows legibly.
 _MOST_COLUMNS = 6
+# Characters in a line of the legend, and of a method's name beside an axis.
+_LEGEND_LINE = 60
+_AXIS_LINE = 40
 
 
 def _style(number: int) -> dict[str, Any]:
   marker = _MARKERS[number // len(COLOURS) % len(_MARKERS)]
   return {"color": COLOURS[number % len(COLOURS)], "marker": marker, "markersize": 5, "linestyle": "none"}
+
+
+def _wrapped(method: str) -> str:
+  """A method's name in lines of the legend, each of whole fields."""
+  return textwrap.fill(method.replace("@", " @"), _LEGEND_LINE, break_long_words=False).replace(" @", "@")
 
 
 def plot_comparison(summary: Mapping[str, Any]) -> Figure:
@@ -35,10 +43,13 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
   most = max(map(len, rows))
   title = f"{summary['title']}: {summary['n']:,} {summary['split']} images"
   width = max(1.2, 0.17 * len(methods)) * most + 1.0
-  # Entries of the legend, as wide as its longest name in inches, and as high as they are many.
-  beside = max(1, int(width / (0.6 + 0.085 * max(map(len, methods)))))
+  # Entries of the legend, as wide as their longest line in inches, and as high as their lines are many.
+  lines = [_wrapped(method).split("\n") for method in methods]
+  entry = 0.6 + 0.085 * max(len(line) for entry in lines for line in entry)
+  width = max(width, entry)
+  beside = int(width / entry)
   height = (6.5 if len(rows) == 1 else 4.4) * len(rows)
-  figure = blank(title, width, height + 0.22 * -(-len(methods) // beside))
+  figure = blank(title, width, height + 0.22 * max(map(len, lines)) * -(-len(methods) // beside))
   panels = figure.subplots(2 * len(rows), 1, squeeze=False)[:, 0].reshape(-1, 2)
   for (above, below), row in zip(panels, rows, strict=True):
     _draw_row(above, below, summary, row.tolist())
@@ -58,14 +69,15 @@ def _draw_row(above: Axes, below: Axes, summary: Mapping[str, Any], columns: Seq
     shown = [column for column in columns if column in method["mean"]]
     means = [100 * method["mean"][column] for column in shown]
     spread = [100 * method["std"].get(column, 0.0) for column in shown]
-    above.errorbar([places[c] for c in shown], means, yerr=spread, elinewidth=1, label=name, **style)
+    above.errorbar([places[c] for c in shown], means, yerr=spread, elinewidth=1, label=_wrapped(name), **style)
     shown = [column for column in columns if column in method["difference"]]
     found = np.array([[100 * method["difference"][c][key] for key in ("mean", "low", "high")] for c in shown])
     if shown:
       reach = np.abs(found[:, 1:] - found[:, :1]).T
       below.errorbar([places[c] for c in shown], found[:, 0], yerr=reach, elinewidth=1, **style)
   above.set(ylabel="accuracy (%)", ylim=(-2, 102))  # room for a marker at 0
-  below.set(ylabel=textwrap.fill(f"difference to {summary['baseline']} (points)", 40))
+  baseline = summary["baseline"] if len(summary["baseline"]) <= _AXIS_LINE else "the first method"
+  below.set(ylabel=textwrap.fill(f"difference to {baseline} (points)", _AXIS_LINE))
   group = {name: kind.replace("_", " ") for kind in ("trained_on", "held_out") for name in summary[kind]}
   texts = [f"{column}\n({group[column]})" if column in group else column for column in columns]
   below.set_xticks(range(len(columns)), texts, fontsize=9)
