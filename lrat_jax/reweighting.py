@@ -120,21 +120,6 @@ def softmax_local_weights(vulnerabilities: PerVariant, *, total: float, slope: f
   return jnp.zeros_like(scores[:, 0]), total * jax.nn.softmax(slope * scores, axis=-1)
 
 
-def moving_average(earlier: PerVariant, vulnerabilities: PerVariant, momentum: float) -> PerVariant:
-  """The moving average of each instance's vulnerabilities with those of this epoch.
-
-  Args:
-    earlier: float [batch, m], the average over the epochs before; NaN for an instance that was not seen yet.
-    vulnerabilities: float [batch, m] in [-1, 1], of this epoch.
-    momentum: in [0, 1), the share of the average that stays.
-
-  Returns:
-    float [batch, m], no gradient; of an instance that was not seen yet, its vulnerabilities.
-  """
-  scores = jax.lax.stop_gradient(vulnerabilities)
-  return jnp.where(jnp.isnan(earlier), scores, momentum * earlier + (1.0 - momentum) * scores)
-
-
 def weighs_natural(kind: str) -> bool:
   """Whether local weights of that kind may give the natural image a weight: LRAT's, and a function of the user's."""
   return kind not in ("none", "max", "softmax")

@@ -311,7 +311,6 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         minimum_natural=0.1,  # omega_min, the least weight of a natural image
         slope=5.0,  # of the curve h, or of softmax; h's slope and bias were chosen by validation, results/README.md
         bias=-1.0,  # the vulnerability at which h is 1/2
-        momentum=0.0,  # share of its earlier epochs in the vulnerability that weighs an image; 0 is off
       ),
       global_weights=dict(
         kind="none",  # none | gairat | mail

@@ -248,12 +248,6 @@ def check(config: ConfigDict) -> None:
     raise ConfigError(f"config.optimizer.boundary_fractions={boundaries} must be rising shares of the steps in (0, 1).")
   check_range(config, "local_weights.total", 0, open_low=True)
   check_range(config, "local_weights.minimum_natural", 0, config.local_weights.total)
-  check_range(config, "local_weights.momentum", 0, 0.999999)
-  if config.local_weights.momentum and config.train.variants == config_lib.SAMPLED:
-    raise ConfigError(
-      f"config.local_weights.momentum={config.local_weights.momentum}: an average needs all attacks for every image; "
-      f"take train.variants={config_lib.ALL!r} with it."
-    )
   for path in ("local_weights", "global_weights.gairat", "global_weights.mail"):
     check_range(config, f"{path}.slope", 0)
     check_range(config, f"{path}.bias", -LARGEST)

@@ -82,10 +82,7 @@ class Experiment(NamedTuple):
     return jax.tree.map(to_abstract, state, specs)
 
   def _create_state(self) -> step_lib.TrainState:
-    source = self.training_source
-    parts = (source.primary, source.extra) if isinstance(source, data.Mixture) else (source,)
-    largest_index = max(int(part.indices.max()) for part in parts)
-    return step_lib.create_state(self.config, self.model, self.optimizer, self.dataset.image_shape, largest_index)
+    return step_lib.create_state(self.config, self.model, self.optimizer, self.dataset.image_shape)
 
 
 def compute_type(dtype: str, mesh: Mesh) -> str:

@@ -28,13 +28,11 @@ class Shard(NamedTuple):
     images: float [b, h, w, c] in [0, 1].
     labels: int [b], or float [b, classes], distributions.
     indices: int [b], the images' numbers.
-    earlier: float [b, m], the moving averages of the images' vulnerabilities before this step, or None.
   """
 
   images: Array
   labels: Array
   indices: Array
-  earlier: Array | None = None
 
 
 class PerImage(NamedTuple):
@@ -82,7 +80,6 @@ class _Pairs(NamedTuple):
   classes: Array
   variants: Array
   surviving_fractions: Array
-  earlier: Array | None
 
 
 class _Told(NamedTuple):
@@ -116,12 +113,12 @@ def joined(
     num_classes: asked for it only where labels are smoothed.
     specs: by parameter, which part of its gradient each device gets (`fsdp.specs`).
   """
-  images, labels, _, earlier = shard
+  images, labels, _ = shard
   classes = attacks.losses.true_classes(labels)
   variants, surviving_fractions = _by_parts(attack, config.train.microbatches, shard)
   if config.train.label_smoothing:  # for the loss alone: the attack does not see it, as in Wang et al.'s code
     labels = data.smooth(labels, config.train.label_smoothing, num_classes())
-  pairs = _Pairs(images, labels, classes, variants, surviving_fractions, earlier)
+  pairs = _Pairs(images, labels, classes, variants, surviving_fractions)
   # Every gradient below is this device's own; exactly one mean over devices joins them.
   of_device = functools.partial(_of_device, config, model, phase, variables["batch_stats"], pairs)
   params = variables["params"]
@@ -208,10 +205,7 @@ def _loss(
 ) -> tuple[Array, tuple[Any, _Told]]:
   """The mean loss of pairs, with what else their forward gives; `across` are global weights that are known before."""
   natural, adversarial, vulnerabilities, batch_stats = _forward(config, model, phase, params, batch_stats, pairs)
-  followed = vulnerabilities
-  if pairs.earlier is not None:
-    followed = reweighting.moving_average(pairs.earlier, vulnerabilities, config.local_weights.momentum)
-  local = _local_weights(config, phase, followed)
+  local = _local_weights(config, phase, vulnerabilities)
   if across is None:
     across = _global_weights(config, phase, vulnerabilities, pairs.surviving_fractions)
   pair_losses = objectives.pair_losses(config.objective, natural, adversarial, pairs.labels, *local, beta=config.beta)

@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lrat_jax import attacks, data, reweighting
+from lrat_jax import attacks, data
 from lrat_jax.config.default import SAMPLED
 from lrat_jax.core import fsdp, sharding
 from lrat_jax.core.typing import Variables
@@ -36,8 +36,6 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax's.
     ema: an exponential moving average of `variables`, or None where it is off.
     sampling: how the training attacks fared, where one is drawn for each batch, else None.
-    averages: float32 [images, m], the moving average of each training image's vulnerabilities by its index, NaN before
-      it is first seen; None without `local_weights.momentum`.
   """
 
   step: Array
@@ -45,7 +43,6 @@ class TrainState(flax.struct.PyTreeNode):
   opt_state: optax.OptState
   ema: Variables | None
   sampling: variants_lib.Sampling | None = None
-  averages: Array | None = None
 
   @property
   def eval_variables(self) -> Variables:
@@ -91,13 +88,9 @@ def stream_key(seed: int, stream: str) -> Array:
 
 
 def create_state(
-  config: ConfigDict,
-  model: nn.Module,
-  optimizer: optax.GradientTransformation,
-  image_shape: Sequence[int],
-  largest_index: int = 0,
+  config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation, image_shape: Sequence[int]
 ) -> TrainState:
-  """The state before the first step, from the seed alone; `largest_index` is that of the training images."""
+  """The state before the first step, from the seed alone."""
   variables = jax.jit(model.init)(stream_key(config.seed, "init"), jnp.zeros((1, *image_shape)))
   variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
   return TrainState(
@@ -106,9 +99,6 @@ def create_state(
     opt_state=optimizer.init(variables["params"]),
     ema=jax.tree.map(jnp.copy, variables) if config.train.ema_decay else None,
     sampling=variants_lib.create(len(config.train_attacks)) if config.train.variants == SAMPLED else None,
-    averages=(
-      jnp.full((largest_index + 1, len(config.train_attacks)), jnp.nan) if config.local_weights.momentum else None
-    ),
   )
 
 
@@ -165,7 +155,7 @@ def _on_device(
   keys = attacks.example_keys(jax.random.fold_in(root_keys["augment"], step), indices)
   model_logits = gradients.logits_fn(model, variables, config.train.attack_batch_norm)
   num_classes = lambda: jax.eval_shape(model_logits, data.to_float(batch["images"])).shape[-1]
-  shard = gradients.Shard(*inputs_lib.prepare(config, keys, batch, num_classes), indices, batch["earlier"])
+  shard = gradients.Shard(*inputs_lib.prepare(config, keys, batch, num_classes), indices)
   drawn = None if sampling is None else variants_lib.draw(root_keys["sampling"], step, sampling)
   attack = functools.partial(
     variants_lib.attack, config, platform, root_keys["attack"], step, total_steps, drawn, model_logits
@@ -176,7 +166,7 @@ def _on_device(
     phase,
     variables,
     shard,
-    attack=lambda shard: attack(shard.images, shard.labels, shard.indices),
+    attack=lambda shard: attack(*shard),
     num_classes=num_classes,
     specs=specs["params"],
   )
@@ -208,13 +198,7 @@ def _step(
     in_specs=(whole, whole, specs.variables, whole, split),
     out_specs=_OnDevice(joined_specs, split, whole, whole),
   )
-  averages, indices = state.averages, batch["indices"]
-  earlier = None if averages is None else averages[indices]
-  told = mapped(root_keys, state.step, state.variables, state.sampling, batch | {"earlier": earlier})
-  joined, classes, drawn, sampling = told
-  if averages is not None:
-    now = reweighting.moving_average(earlier, joined.per_image.vulnerabilities, config.local_weights.momentum)
-    averages = averages.at[indices].set(now)
+  joined, classes, drawn, sampling = mapped(root_keys, state.step, state.variables, state.sampling, batch)
   updates, opt_state = optimizer.update(joined.gradients, state.opt_state, params)
   variables = {"params": optax.apply_updates(params, updates), "batch_stats": joined.batch_stats}
   output = StepOutput(
@@ -222,13 +206,12 @@ def _step(
     gradient_norm=optax.tree.norm(joined.gradients),
     parameter_norm=optax.tree.norm(variables["params"]),
     drawn=jnp.zeros((), jnp.int32) if drawn is None else drawn,
-    indices=indices,
+    indices=batch["indices"],
     labels=classes,
     adversarial_correct=joined.per_image.vulnerabilities <= 0,
     **joined.per_image._asdict(),
   )
-  ema = _moving_average(config, state, variables)
-  state = TrainState(state.step + 1, variables, opt_state, ema, sampling, averages)
+  state = TrainState(state.step + 1, variables, opt_state, _moving_average(config, state, variables), sampling)
   return fsdp.constrain(state, mesh, specs), fsdp.constrain(output, mesh, _OUTPUT_SPECS)
 
 
