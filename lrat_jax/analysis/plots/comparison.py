@@ -43,20 +43,21 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
   most = max(map(len, rows))
   title = f"{summary['title']}: {summary['n']:,} {summary['split']} images"
   width = max(1.2, 0.17 * len(methods)) * most + 1.0
-  # Entries of the legend, as wide as their longest line in inches, and as high as their lines are many.
-  lines = [_wrapped(method).split("\n") for method in methods]
-  entry = 0.6 + 0.085 * max(len(line) for entry in lines for line in entry)
-  width = max(width, entry)
-  beside = int(width / entry)
+  # Entries of the legend, in columns as wide as the longest line in inches, and as high as their lines are many.
+  names = [_wrapped(method) for method in methods]
+  column_width = 0.6 + 0.085 * max(map(len, "\n".join(names).split("\n")))
+  width = max(width, column_width)
+  beside = int(width / column_width)
+  lines = max(sum(1 + name.count("\n") for name in column) for column in np.array_split(names, beside))
   height = (6.5 if len(rows) == 1 else 4.4) * len(rows)
-  figure = blank(title, width, height + 0.22 * max(map(len, lines)) * -(-len(methods) // beside))
+  figure = blank(title, width, height + 0.22 * lines)
   panels = figure.subplots(2 * len(rows), 1, squeeze=False)[:, 0].reshape(-1, 2)
   for (above, below), row in zip(panels, rows, strict=True):
     _draw_row(above, below, summary, row.tolist())
     for axis in (above, below):
       axis.set_xlim(-0.5, most - 0.5)
-  names = panels[0, 0].get_legend_handles_labels()
-  figure.legend(*names, loc="outside lower center", ncols=beside, frameon=False, fontsize=9)
+  entries = panels[0, 0].get_legend_handles_labels()
+  figure.legend(*entries, loc="outside lower center", ncols=beside, frameon=False, fontsize=9)
   return figure
 
 
