@@ -1,7 +1,7 @@
 """Robust overfitting: training three times as long, the best checkpoint and the last, and validation by epoch.
 
     python -m benchmarks.overfitting --data=digits
-    python -m benchmarks.overfitting --data=fashion_mnist -- --config.data.source=idx:DIR --config.data.train_size=6000
+    python -m benchmarks.overfitting --data=fashion_mnist -- --config.data.train_size=6000 --config.eval.num_images=300
 
 Trains AT, LRAT and GAIRAT for three times the preset's epochs and evaluates the best and the last checkpoint of every
 run by AutoAttack; resumable. What follows `--` is passed to `lrat_jax.compare`, for every run. It writes
