@@ -27,7 +27,8 @@ def _style(number: int) -> dict[str, Any]:
 
 def _wrapped(method: str) -> str:
   """A method's name in lines of the legend, each of whole fields."""
-  return textwrap.fill(method.replace("@", " @"), _LEGEND_LINE, break_long_words=False).replace(" @", "@")
+  lines = textwrap.wrap(method.replace("@", " @"), _LEGEND_LINE, break_long_words=False, break_on_hyphens=False)
+  return "\n".join(lines).replace(" @", "@")
 
 
 def plot_comparison(summary: Mapping[str, Any]) -> Figure:
