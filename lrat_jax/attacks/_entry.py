@@ -281,6 +281,10 @@ def _prepared(value: Any, name: str, form: Any, arguments: dict[str, Any], defau
 
 def as_function(logits_fn: Any) -> LogitsFn:
   """A model that takes any number of images (`any_batch_size`). Raises ValueError for what cannot be called."""
+  if any(kind.__module__.startswith("torch.nn.") for kind in type(logits_fn).__mro__):
+    raise ValueError(
+      "logits_fn is a PyTorch module; it must be a JAX function. lrat_jax.load_model makes one of its weights' file."
+    )
   found = microbatch.any_batch_size(logits_fn)
   if not callable(found):
     raise ValueError(f"logits_fn must be a function of images, not {_kind(logits_fn)}.")

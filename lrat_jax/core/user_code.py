@@ -16,7 +16,11 @@ import jax
 
 from lrat_jax.core.errors import UserCodeError
 
-_HINTS = {"TraceContextError": "; does a Flax NNX model train? Call model.eval() before it is evaluated"}
+_HINTS = {
+  "CallCompactUnboundModuleError": "; give a Flax module as a function: lambda images: module.apply(variables, images)",
+  "TraceContextError": "; does a Flax NNX model train? Call model.eval() before it is evaluated",
+  "TracerArrayConversionError": "; it must be written in JAX, and this calls NumPy",
+}
 _NAME = re.compile(r"((?!\d)\w+(?:\.(?!\d)\w+)*):((?!\d)\w+(?:\.(?!\d)\w+)*)")
 
 

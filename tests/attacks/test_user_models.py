@@ -5,7 +5,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+import torch
+from flax import linen, nnx
 
 import lrat_jax
 from lrat_jax import attacks
@@ -94,6 +95,27 @@ def test_an_nnx_model_that_trains_is_told_to_stop(images, labels, name):
     jax.jit(lambda x: getattr(attacks, name)(jax.random.key(0), model, x, labels, **OPTIONS[name]).images)(images)
   model.eval()
   assert getattr(attacks, name)(jax.random.key(0), model, images, labels, **OPTIONS[name]).images.shape == images.shape
+
+
+class _Linear(linen.Module):
+  @linen.compact
+  def __call__(self, images):
+    return linen.Dense(5)(images.reshape(len(images), -1))
+
+
+@pytest.mark.parametrize(
+  ("model", "message"),
+  [
+    (_Linear(), r"^logits_fn failed \(CallCompactUnboundModuleError: .*module.apply\(variables, images\)"),
+    (lambda x: np.asarray(x).reshape(len(x), 64) @ np.asarray(WEIGHTS), r"^logits_fn failed .*calls NumPy\)"),
+    (torch.nn.Linear(64, 5), "^logits_fn is a PyTorch module.*lrat_jax.load_model"),
+  ],
+)
+def test_what_is_no_jax_function_is_refused_with_what_to_give_instead(images, labels, model, message):
+  with pytest.raises(ValueError, match=message):
+    attacks.pgd(jax.random.key(0), model, images, labels, **OPTIONS["pgd"])
+  with pytest.raises(ValueError, match=message):
+    lrat_jax.benchmark(model, images, labels, threat_model="linf", epsilon=0.02)
 
 
 def _exported(batch):
