@@ -77,7 +77,7 @@ def _training_attacks_text() -> str:
 
 
 def _suites_text() -> str:
-  text = ""
+  text = f"The default is `suite={suites.DEFAULT}`.\n\n"
   for suite in suites.SUITES:
     configs = {p: config_lib.default("at", f"{p},suite={suite}").eval.suite for p in config_lib.PRESETS}
     text += f"### `suite={suite}`\n\n{_entries(configs)}\n"
