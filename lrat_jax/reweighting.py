@@ -29,8 +29,8 @@ GLOBAL_KINDS = ("none", "gairat", "mail")
 def vulnerability(logits: _AnyLogits, labels: _AnyLabels) -> _AnyScores:
   """How clearly a variant fools the model: max_{k != y} p_k - p_y, p the softmax.
 
-  It needs only the output on the variant, not how the attack got there, so any two attacks compare. It is also MAIL's
-  probabilistic margin.
+  It needs only the model's output on the variant, not the attack's path, so any two attacks can be compared. It is also
+  MAIL's probabilistic margin.
 
   Args:
     logits: float [..., classes] on the variant.
@@ -48,7 +48,7 @@ def vulnerability(logits: _AnyLogits, labels: _AnyLabels) -> _AnyScores:
 def increasing_weight(score: Array, *, slope: float, bias: float) -> Array:
   """h(v) = (1 + tanh(slope * (v - bias))) / 2, in (0, 1), the one curve behind every weight here.
 
-  The closed form is this project's own: the LRAT paper asks for an increasing function of vulnerability. GAIRAT's Tanh
+  The closed form is this project's own: the LRAT paper requires an increasing function of vulnerability. GAIRAT's Tanh
   weight is h(1 - 2 kappa / K) with slope 5 and bias -lambda / 5 (0.2 for its lambda = -1); MAIL's sigmoid(s (PM + b))
   is h(PM) with slope s / 2 and bias -b (5 and 0.5 for its s = 10, b = -0.5).
   """
@@ -58,10 +58,10 @@ def increasing_weight(score: Array, *, slope: float, bias: float) -> Array:
 def local_weights(
   vulnerabilities: PerVariant, *, total: float, minimum_natural: float, slope: float, bias: float
 ) -> tuple[PerPair, PerVariant]:
-  """Shares each pair's weight out inside the pair (LRAT): the more a variant fools the model, the more it gets.
+  """Distributes each pair's weight inside the pair (LRAT): the more a variant fools the model, the more weight it has.
 
   omega_ij = (C / m) h(v_ij) for the variants, omega_i0 = max(C - sum_j omega_ij, omega_min) for the natural image. A
-  pair's weights depend on that pair alone; they sum to C wherever omega_min does not bind, and never to less.
+  pair's weights depend on that pair alone; they sum to C, or to more where omega_min applies.
 
   Args:
     vulnerabilities: float [batch, m] in [-1, 1].

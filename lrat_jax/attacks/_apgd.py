@@ -266,10 +266,10 @@ def apgd(
   in one of 2. One gradient a step. Works under `jit` and `shard_map`. Elsewhere epsilon is `eps`, num_steps `n_iter` or
   `steps`, num_restarts `n_restarts`.
 
-  Against the original: noise comes from a key per image, so that an image's result does not depend on its batch; an
-  image that is never fooled comes back at its highest loss, there as it was; with several random draws the
-  loss is averaged and an iterate fools by majority, there the last draw decides; the L1 ball is always approached from
-  larger ones, there only in the standard version.
+  Differences to the original: noise comes from a key per image, so an image's result does not depend on its batch. An
+  image on which the attack fails is returned at its highest loss, not unchanged. For a random model the loss is the
+  mean over the draws and a majority of them decides on success, not the last one. L1 always starts in larger balls, not
+  only in the standard version.
 
   Args:
     key, images, labels: as for `pgd`.
@@ -279,12 +279,12 @@ def apgd(
     loss: "ce", "dlr", "margin", "cw", with targets or target_rank that of `losses.targeted`, or for these alone
       "dlr_targeted", "margin_targeted".
     num_steps: 1 or more.
-    num_restarts: independent runs; per image the first that succeeds counts, else the highest loss.
-    targets: int [batch], classes to reach, none the image's label; success is that the prediction is the target. Or
-    target_rank: the class to head for by its rank among the wrong ones on the clean image, 1 = the most likely; may be
+    num_restarts: independent runs; each image is that of the first run that succeeds, else that of highest loss.
+    targets: int [batch], target classes, none the image's label; success is that the prediction is the target. Or
+    target_rank: the target class by its rank among the wrong ones on the clean image, 1 = the most likely; may be
       traced. It is a direction only: any wrong prediction is a success, as in AutoAttack.
-    eot_iter: for a random model, how many draws a gradient is averaged over; 0 for a model without chance.
-    early_stop: end when all images were fooled, and keep the first point of an image that did it, not the last.
+    eot_iter: for a random model, the number of draws that a gradient is averaged over; 0 for a deterministic model.
+    early_stop: end when the attack has succeeded on all images, and keep each image's first adversarial, not the last.
 
   Returns:
     AttackResult. An image is the last iterate that is adversarial (`early_stop`: the first), else the one of

@@ -99,18 +99,18 @@ def autoattack(
 ) -> AutoAttackReport:
   """AutoAttack (Croce & Hein, arXiv:2003.01690), with the original's attacks, counts and order.
 
-  "standard": APGD on cross-entropy, APGD towards targets, FAB towards targets, Square. "plus": restarts and untargeted
-  FAB as well. "rand": for random models, gradients averaged over 20 draws. "apgd": the first two of "standard", an
-  upper bound. An image that falls is out of all that follows, the next target included. An attack succeeds if the model
-  is wrong on the image that it returns, after that was checked to lie in the ball and in [0, 1].
+  "standard": APGD-CE, targeted APGD, targeted FAB, Square. "plus": restarts and untargeted FAB as well. "rand": for
+  random models, gradients averaged over 20 draws. "apgd": the first two of "standard", an upper bound. Later attacks,
+  and later targets of the same attack, run only on the images that are still robust. An attack succeeds if the model is
+  wrong on the image that it returns, once that is checked to be in the ball and in [0, 1].
 
-  Against the original: each image has a key of its own, so results depend neither on batch size nor on devices; an
+  Differences to the original: each image has its own key, so results depend neither on batch size nor on devices; an
   attack ends at an image's first adversarial; an image outside the ball is projected and evaluated again; 2 and 3
-  classes work; "rand" takes the majority of several predictions on clean and attacked images, the original one.
+  classes work; "rand" takes the majority of several predictions on clean and attacked images, not one prediction.
   Runs on the host, in a single process, not under jit. One batch is on the devices at a time, all else in host memory.
 
   Args:
-    key: a typed key; an image's own is folded from it by stage, round and `example_indices`.
+    key: a typed key; each image's is derived from it by stage, round and `example_indices`.
     logits_fn: images -> logits [batch, classes] ("rand": (images, keys [batch]) -> logits). Wrap parameters as
       `jax.tree_util.Partial(apply, variables)`, or they are compiled in as constants.
     images: uint8, or float in [0, 1], [n, h, w, c], on the host, where they stay as they are.
@@ -120,20 +120,19 @@ def autoattack(
     version: "standard", "plus", "rand" or "apgd".
     batch_size: images on all devices together, rounded up to whole chunks. Changes no result, to the last bit, unless
       it is smaller than a chunk, which it bounds.
-    chunk_size: images that go through the model at once on one device, what memory is for; by default 256, and on CPU 8
-      to 32, as many as keep what the convolutions return in a core's cache. The last images go in smaller ones: half a
-      chunk of them in chunks of a quarter, an eighth in chunks of a sixteenth. Where an accelerator's memory is too
-      small, chunks are halved, and a warning says so. Results at other sizes differ as far as sums in floating point
-      do.
+    chunk_size: images that go through the model at once on one device, which determines the memory used; by default
+      256, and on CPU 8 to 32, so that the outputs of the convolutions fit in a core's cache. The last images go in
+      smaller ones: half a chunk of them in chunks of a quarter, an eighth in chunks of a sixteenth. If an accelerator
+      runs out of memory, chunks are halved, and a warning says so. Another size changes results only by rounding.
     devices: all by default. Their number changes no result, to the last bit. A CPU that is one device is shared by a
       thread for each core.
-    example_indices: int [n], which images these are; by default their places.
+    example_indices: int [n], the images' indices in their data set; by default 0 to n - 1.
     attacks_to_run: names of the version's stages to run; all by default.
     overrides: stage name -> arguments other than the version's, such as {"square": {"num_queries": 100}}.
-    on_stage: told each stage's summary as it ends.
-    on_progress: told after each batch the stage's name, how many images its rounds have attacked, and how many they
-      attack in all if none falls from here on.
-    store: keeps finished work, so that the same call goes on where it was stopped; see `FileStore`.
+    on_stage: called with each stage's summary when it ends.
+    on_progress: called after each batch with the stage's name, the number of images that its rounds have attacked, and
+      the number that they will attack in all if no more are broken.
+    store: saves finished work, so that the same call resumes after a stop; see `FileStore`.
 
   Raises:
     ValueError: an argument outside what is listed here, or a store of other work; the message gives the reason.

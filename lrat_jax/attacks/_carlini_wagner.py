@@ -90,7 +90,7 @@ def carlini_wagner(
     learning_rate: Adam's, in units of w.
     initial_const: the first const.
     confidence: least margin, in logits, by which the model must be fooled.
-    targets: int [batch], classes to head for, none the image's label: the margin is z_t - max_{k != t} z_k, and an
+    targets: int [batch], target classes, none the image's label: the margin is z_t - max_{k != t} z_k, and an
       adversarial is a point whose prediction is the target.
 
   Returns:

@@ -49,7 +49,7 @@ def ddn(
     num_steps: gradient steps.
     gamma: share by which the radius changes at each step, in [0, 1).
     init_norm: the first radius.
-    targets: int [batch], classes to head for, none the image's label; an adversarial is then a point whose prediction
+    targets: int [batch], target classes, none the image's label; an adversarial is then a point whose prediction
       is the target.
 
   Returns:

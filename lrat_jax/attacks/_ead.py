@@ -92,7 +92,7 @@ def ead(
     initial_const: the first const.
     beta: weight of the L1 term, and how far each component is drawn to the image at each step.
     confidence: least margin, in logits, by which the model must be fooled.
-    targets: int [batch], classes to head for, none the image's label; the margin is then z_t - max_{k != t} z_k, and an
+    targets: int [batch], target classes, none the image's label; the margin is then z_t - max_{k != t} z_k, and an
       adversarial is a point whose prediction is the target.
 
   Returns:

@@ -103,26 +103,26 @@ def fab(
   """The Fast Adaptive Boundary attack (Croce & Hein, arXiv:1907.02044), with the constants of AutoAttack.
 
   Each step linearises z_target - z_label, finds the shortest steps from the point and from the clean image onto that
-  boundary inside [0, 1], goes a little past both and mixes the two ends. A point that fools the model is drawn back
-  towards the image. One gradient and one forward a step. Elsewhere epsilon is `eps`, num_steps `n_iter` or `steps`,
-  overshoot `eta`, backward `beta`.
+  boundary inside [0, 1], goes slightly past it from both, and takes a convex combination of the two. A point that fools
+  the model is moved back towards the image. One gradient and one forward per step. Elsewhere epsilon is `eps`,
+  num_steps `n_iter` or `steps`, overshoot `eta`, backward `beta`.
 
-  Where a radius is given an image is done at its first adversarial inside the ball, which is all that AutoAttack asks:
-  the original goes on, but the same images fall, and the loop ends when all have. Without one, or with `shorten`, the
-  shortest adversarial of all steps and restarts counts, as for any minimum-norm attack.
+  With an epsilon, an image is finished at its first adversarial inside the ball, and the loop ends when all are. This
+  is all that AutoAttack needs: the original continues, and breaks the same images. Without an epsilon, or with
+  `shorten`, the shortest adversarial of all steps and restarts is returned, as by any minimum-norm attack.
 
   Args:
-    key: a typed key or one per image [batch]; it matters from the second start on.
+    key: a typed key or one per image [batch]; only the starts after the first are random.
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
-    epsilon: an adversarial counts if its distance is at most this; inf: all count. May be traced.
+    epsilon: the largest distance of an adversarial that counts; inf: all count. May be traced.
     norm: "linf", "l2" or "l1".
-    shorten: whether to go on behind an image's first adversarial; None: where epsilon is inf.
+    shorten: whether to continue after an image's first adversarial; None: only if epsilon is inf.
     num_steps: steps from each start.
     num_restarts: starts; the first is the image itself, others lie epsilon / 2 away from it; with `shorten` half the
       shortest distance so far, if that is less.
-    targets: int [batch], classes to reach, none the image's label: the boundary is that of z_t - max_{k != t} z_k, and
+    targets: int [batch], target classes, none the image's label: the boundary is that of z_t - max_{k != t} z_k, and
       an adversarial is a point whose prediction is the target.
     target_rank: instead, the class of that rank in the clean image's logits; 1 is the second largest. May be traced.
       It is a direction only: any wrong prediction counts, as in AutoAttack.

@@ -78,7 +78,7 @@ def fmn(
     alpha_final: what it falls to.
     gamma_init: share by which the radius changes at first.
     gamma_final: what it falls to.
-    targets: int [batch], classes to head for, none the image's label; an adversarial is then a point whose prediction
+    targets: int [batch], target classes, none the image's label; an adversarial is then a point whose prediction
       is the target.
 
   Returns:

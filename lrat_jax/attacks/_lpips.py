@@ -116,7 +116,7 @@ def lpips(
       In a suite it is the evaluated model's own, if that is a network of `lrat_jax.models` or sows "features".
     num_steps: steps of a round.
     num_rounds: rounds, 1 or more.
-    targets: int [batch], classes to head for, none the image's label: the margin is z_t - max_{k != t} z_k.
+    targets: int [batch], target classes, none the image's label: the margin is z_t - max_{k != t} z_k.
 
   Returns:
     AttackResult: `surviving_steps` counts the steps before which the model was right, in the ball or not, in

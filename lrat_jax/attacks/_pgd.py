@@ -105,18 +105,18 @@ def pgd(
     num_restarts: independent starts; per image a point that succeeds wins, then the highest loss.
     sparsity: L1 alone, in [0, 1]: the share of the coordinates that a step leaves as they are; 1 moves a single one.
       Elsewhere `l1_sparsity`, `quantile`.
-    targets: int [batch], classes to head for, none the image's label: the loss is that of `losses.targeted` ("ce",
+    targets: int [batch], target classes, none the image's label: the loss is that of `losses.targeted` ("ce",
       "cw", "margin" or "dlr"), and success is that the prediction is the target. Elsewhere `set_mode_targeted_by_label`
       (torchattacks) and `TargetedMisclassification` (Foolbox).
     gradient_transform: for images that fool other models too: "momentum" (MI-FGSM), "nesterov" (NI-FGSM), "diversity"
       (DI-FGSM), "translation" (TI-FGSM), several of these in their order, or one of `attacks.transforms`. With them,
       random_start="none" is usual.
-    label_distributions: float [batch, classes], of images whose label is one, as after CutMix: "ce" is the
-      cross-entropy from it. The class that counts, in success and in other losses, is still that of `labels`.
+    label_distributions: float [batch, classes], labels that are distributions, as after CutMix: "ce" is then the
+      cross-entropy from them. Success and the other losses still use `labels`.
 
   Returns:
-    AttackResult. With restarts, `surviving_steps` is that of the run whose image is returned; with targets too it
-    counts where the prediction is the label; with a transform, at the points at which the model was asked.
+    AttackResult. With restarts, `surviving_steps` is that of the run whose image is returned. With targets it still
+    counts predictions of the label. With a transform it counts at the points where the model was evaluated.
 
   Raises:
     ValueError: an argument outside what is listed here; the message gives its name and the choices.

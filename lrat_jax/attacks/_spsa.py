@@ -60,7 +60,7 @@ def spsa(
     num_samples: pairs of points for each, so 2 * num_samples + 1 queries a step.
     delta: how far the points of a pair lie from the point between them, in each component.
     learning_rate: Adam's, in units of the image range.
-    targets: int [batch], classes to head for, none the image's label; success is that the prediction is the target.
+    targets: int [batch], target classes, none the image's label; success is that the prediction is the target.
 
   Returns:
     AttackResult: the first point that succeeds, else the last; unchanged where the model is wrong on the clean image.

@@ -187,11 +187,11 @@ def square(
   queries 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000. The loop ends when the whole batch is fooled. Elsewhere
   epsilon is `eps` and num_queries `n_queries`.
 
-  It differs from AutoAttack's Square in these on purpose:
+  Deliberate differences to AutoAttack's Square:
     - windows, signs and patterns are drawn for each image, not once for the batch, so that an image's result does not
       depend on its batch;
     - a tie of logits counts as fooled only if the model's prediction is another class;
-    - an image that is not fooled comes back as its best point, not as the clean image;
+    - an image on which the attack fails is returned at its best point, not unchanged;
     - images need not be square.
 
   Args:
@@ -203,7 +203,7 @@ def square(
     norm: "linf", "l2" or "l1".
     num_queries: queries for each image, after the one for its start.
     p_init: share of the image's area that the first windows cover, in (0, 1].
-    targets: int [batch], classes to head for, none the image's label: the margin is z_t - max_{k != t} z_k (the
+    targets: int [batch], target classes, none the image's label: the margin is z_t - max_{k != t} z_k (the
       original's targeted form takes log p_t), and success is that the prediction is the target.
 
   Returns:

@@ -15,14 +15,14 @@ def _evaluated(
 
 
 def transfer(attack: Any, surrogate_logits_fn: LogitsFn) -> Any:
-  """The same attack made on a surrogate, as by somebody who cannot see the model: success is evaluated on `logits_fn`.
+  """The attack, run on a surrogate model in place of the model itself: a transfer attack.
 
       attack = attacks.transfer(attacks.pgd, surrogate_logits_fn)
       attack(key, logits_fn, images, labels, epsilon=8 / 255, ..., gradient_transform=("diversity", "momentum")).success
 
-  The model itself is asked once, about the images found. `success` is its answer; `surviving_steps` and
-  `broken_gradients` are the surrogate's, and so is the choice among restarts. An attack that leaves images alone on
-  which its model is wrong does so where the surrogate is.
+  The model itself is evaluated once, on the resulting images. `success` is that of the model; `surviving_steps`,
+  `broken_gradients` and the choice among restarts are by the surrogate. An attack that leaves misclassified images
+  unchanged does so where the surrogate is wrong.
 
   Args:
     attack: one of this package, or what `from_config` and `functools.partial` make of it.

@@ -204,24 +204,24 @@ def _said(fields: Mapping[str, Any]) -> identity.Said:
 
 
 def read(source: str | Path, *, key: str | None = None, **said: Any) -> Stored:
-  """Reads a model's tensors and finds out which network they are of. Starts no device.
+  """Reads a model's tensors and recognises their network. Uses no device.
 
-  Known are the networks of docs/models.md, in any width, with any number of classes, behind any prefix ("module.").
-  What tensors do not tell must be known from elsewhere: from what is said here, from the model's own buffers (mu,
-  sigma, normalize.mean and so on), or from the metadata that `save` writes.
+  The networks of docs/models.md are recognised, in any width, with any number of classes, behind any prefix
+  ("module."). What the tensors do not tell must come from the arguments, from the model's own buffers (mu, sigma,
+  normalize.mean and so on), or from the metadata that `save` writes.
 
   Args:
     source: .pt, .pth, .safetensors, a directory with model.safetensors and config.json, or a run's workdir.
     key: which of several state_dicts in a .pt file.
-    said: of the network, each None or left out where there is nothing to say (`identity.Said`). mean, std: of the
-      images in [0, 1], per channel or one for all; preprocessing: instead, "none" where images in [0, 1] go in as they
-      are, "per_image" or "minus_one_to_one", as `models.create` explains them; activation: as `models.create` takes it;
-      architecture: the network's name, where the tensors fit several; robustbench: an entry of RobustBench that says
-      all of it, such as "Wang2023Better_WRN-28-10" or "cifar10/L2/Ding2020MMA".
+    said: properties of the network (`identity.Said`), each optional. mean, std: of the images in [0, 1], per channel or
+      one for all; preprocessing: in place of these, "none" (images in [0, 1] as they are), "per_image" or
+      "minus_one_to_one", as in `models.create`; activation: as in `models.create`; architecture: the network's name, if
+      the tensors fit several; robustbench: an entry of RobustBench that determines all of these, such as
+      "Wang2023Better_WRN-28-10" or "cifar10/L2/Ding2020MMA".
 
   Raises:
-    WeightsError: it cannot be read, is no network known here, is not what is said, or something that changes its logits
-      nothing says; a line.
+    WeightsError: the file cannot be read, the network is not recognised, it contradicts an argument, or something that
+      changes its logits is not known. The message is one line.
   """
   path = Path(os.path.expanduser(source))  # noqa: PTH111 (of a user that is not there it is left as it is)
   told = _said(said)
@@ -232,7 +232,7 @@ def read(source: str | Path, *, key: str | None = None, **said: Any) -> Stored:
 
 
 def from_tensors(source: str, tensors: Mapping[str, np.ndarray], **said: Any) -> Stored:
-  """The same of tensors in memory, a state_dict as NumPy arrays.
+  """As `read`, from tensors in memory: a state_dict as NumPy arrays.
 
   Args:
     source: what to call them in messages.
@@ -242,17 +242,23 @@ def from_tensors(source: str, tensors: Mapping[str, np.ndarray], **said: Any) ->
 
 
 def load(source: str | Path, *, dtype: str = "float32", **options: Any) -> Model:
-  """The model that a file, directory or workdir holds.
+  """Loads a model from a file of weights, a directory or a run's workdir.
+
+      model = lrat_jax.load_model("weights.pt", mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616))
+      lrat_jax.benchmark(model.logits_fn, images, labels, threat_model="Linf", epsilon=8 / 255)
 
   Args:
-    dtype: what the network computes in, "float32" or "bfloat16".
-    options: mean, std, preprocessing, activation, architecture, robustbench and key of `read`.
+    source: .pt, .pth, .safetensors, a directory with model.safetensors and config.json, or a run's workdir.
+    dtype: the type that the network computes in, "float32" or "bfloat16".
+    options: what the file does not tell, as in `read`: mean and std, or preprocessing; activation; architecture;
+      robustbench; and key, which chooses one of several state_dicts.
 
   Returns:
-    (module, variables), and a `logits_fn` of both.
+    Model: (module, variables), and `logits_fn`, from images in [0, 1] to logits.
 
   Raises:
-    WeightsError: as `read` and `Stored.build` do.
+    WeightsError: the file cannot be read, the network is not recognised, it contradicts an option, or something that
+      changes its logits is not known. The message is one line.
   """
   return read(source, **options).build(dtype)
 

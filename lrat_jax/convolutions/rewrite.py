@@ -19,7 +19,7 @@ _ENTERED = ("jit", "scan", "while", "cond", "remat2")
 
 
 def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
-  """The function, jitted, with its convolutions left as they are by `rewritten`; a model or any part of one."""
+  """Jits a model, or a part of one, so that attacks on CPU leave its convolutions as they are (`rewritten`)."""
   if isinstance(function, Partial):
     return Partial(as_written(function.func), *function.args, **function.keywords)
 

@@ -42,14 +42,14 @@ def microbatch(function: Callable[..., Any], most: int, *rows: Any) -> Any:
 
 
 def at_batch_size(function: Callable[[Array], Array], size: int) -> Callable[[Array], Array]:
-  """A model that takes batches of one size alone, as an exported program may, for batches of any size.
+  """Lets a model that accepts a single batch size, such as an exported program, take batches of any size.
 
   Args:
     function: images [size, ...] -> logits [size, ...], each from its own image.
     size: 1 or more.
 
   Returns:
-    images [n, ...] -> logits [n, ...]: parts of `size` after one another, the last filled up with its last image.
+    images [n, ...] -> logits [n, ...], computed in parts of `size`; the last part is padded with its last image.
   """
 
   def call(images: Array) -> Array:

@@ -86,7 +86,7 @@ def benchmark(
 ) -> BenchmarkResult:
   """Evaluates a classifier with AutoAttack (Croce & Hein, arXiv:2003.01690).
 
-  `attacks.autoattack` has more options, and keeps finished work.
+  `attacks.autoattack` has more options, and can resume.
 
   Args:
     logits_fn: images [batch, h, w, c] in [0, 1] -> logits [batch, classes], normalization inside. Wrap large
@@ -98,14 +98,14 @@ def benchmark(
     version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus", or "apgd" (the first two alone, an upper bound).
     key: a typed key; by default `jax.random.key(0)`. The same key gives the same result.
     batch_size: images on all devices together. Changes no result.
-    num_sanity_examples: images on which signs of a misleading number are looked for; 0 is none.
+    num_sanity_examples: number of images for the sanity checks, which look for signs of a misleading number; 0: none.
 
   Returns:
     BenchmarkResult.
 
   Raises:
     ValueError: an argument outside what is listed here; the message gives the argument and its value.
-    MemoryError: a device has no memory for even a chunk of the images; give a smaller `batch_size`.
+    MemoryError: a device's memory is too small for even a chunk of the images; give a smaller `batch_size`.
   """
   check_choice(version, "version", tuple(_TITLES))
   norm = threat_model_lib.norm_name(threat_model, "threat_model")
