@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from lrat_jax.attacks import _entry, _stage_runner, threat_model
+from lrat_jax.attacks import _checks, _entry, _stage_runner, threat_model
 from lrat_jax.attacks._entry import example_keys
 from lrat_jax.attacks._stage_runner import Found, Job
 from lrat_jax.attacks.eval_state import NullStore, Store
@@ -33,7 +33,7 @@ def _clean(programs: _stage_runner.Programs, job: Job) -> tuple[np.ndarray, int,
   right, used, digest = [], False, hashlib.sha256()
   for batch in microbatch.batches(job.plan, np.arange(len(job.images))):
     found = microbatch.run_batch(job.plan, program, shared, job.rows(batch))
-    _entry.check_logits(found["logits"], job.labels[batch], first=batch[0])
+    _checks.check_logits(found["logits"], job.labels[batch], first=batch[0])
     right.append(found["right"])
     used |= np.isfinite(found["logits"]).any(axis=0)
     digest.update(found["logits"].tobytes())
@@ -139,9 +139,9 @@ def autoattack(
     MemoryError: a device has no memory for `chunk_size` images, and they cannot be halved; the message names it.
   """
   logits_fn = _entry.as_function(logits_fn)
-  _entry.check_one_key(key)
+  _checks.check_one_key(key)
   _check_options(version, store, on_stage, on_progress)
-  images, labels, indices = _entry.host_data(images, labels, example_indices)
+  images, labels, indices = _checks.host_data(images, labels, example_indices)
   norm, epsilon = threat_model.norm_name(norm), as_number(epsilon, "epsilon")
   threat_model.check_epsilon(epsilon, norm, images.shape[1:])
   given = np.dtype(np.float32) if images.dtype == np.uint8 else images.dtype
@@ -170,7 +170,7 @@ def _evaluate(
   """The clean images and all stages, in chunks as large as memory allows."""
   num_classes = _num_classes(job)
   planned, notes = stages(version, job.norm, num_classes, attacks_to_run, overrides)
-  _entry.check_classes(job.labels, num_classes)
+  _checks.check_classes(job.labels, num_classes)
   with _stage_runner.compiling(job) as programs:
     programs.submit_all(planned[:1], job.layout(len(job.images)))  # compiled while the clean images are evaluated
     smaller, (robust, used, predictions) = _stage_runner.in_memory(job, functools.partial(_clean, programs))

@@ -14,16 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrat_jax.attacks import losses, threat_model
+from lrat_jax.attacks import _checks, losses, threat_model
 from lrat_jax.convolutions import rewrite
 from lrat_jax.core import arguments as arguments_lib
 from lrat_jax.core import microbatch, user_code
 from lrat_jax.core.typing import Answers, Counts, Images, KeyPerImage, Keys, Labels, LogitsFn, OneKey, PerImage
 
 _STEP_SIZES = "[0, 1e6]"
-_FEWEST_CLASSES = 2
-# How far from 1 a distribution may sum, as in half precision.
-_SUM_ROUNDING = 1e-2
 
 
 class AttackResult(NamedTuple):
@@ -80,7 +77,7 @@ def example_keys(key: OneKey, example_indices: Counts) -> KeyPerImage:
 
 def per_image_keys(keys: Keys, images: Images) -> KeyPerImage:
   """Keys [batch]: as given, or a single key split over the batch. Raises ValueError for any other number."""
-  check_key(keys)
+  _checks.check_key(keys)
   if keys.ndim == 0:
     return example_keys(keys, jnp.arange(images.shape[0]))
   if keys.shape != images.shape[:1]:
@@ -88,150 +85,11 @@ def per_image_keys(keys: Keys, images: Images) -> KeyPerImage:
   return keys
 
 
-def _kind(value: Any) -> str:
-  """What a value is, in few words."""
-  is_array = isinstance(value, np.ndarray | jax.Array)
-  return f"{value.dtype} of shape {value.shape}" if is_array else type(value).__name__
-
-
-def check_key(key: Any) -> None:
-  """Refuses what is no typed key, or array of them. Raises ValueError."""
-  if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    raise ValueError(f"key must be typed, as jax.random.key makes it, not {_kind(key)}.")
-
-
-def check_one_key(key: Any) -> None:
-  """Refuses what is not a single typed key. Raises ValueError."""
-  check_key(key)
-  if key.ndim:
-    raise ValueError(f"key has shape {key.shape}; give one key, of which each image's is made.")
-
-
-def check_batch(images: Images, labels: Labels, *, bytes_too: bool = False) -> None:
-  """Refuses what is no batch of images [batch, h, w, c] with integer labels [batch]. Raises ValueError."""
-  is_array = isinstance(images, np.ndarray | jax.Array)
-  allowed = is_array and (jnp.issubdtype(images.dtype, jnp.floating) or (bytes_too and images.dtype == np.uint8))
-  if not allowed or images.ndim != 4:
-    kinds = "uint8, or float" if bytes_too else "float"
-    raise ValueError(f"images must be {kinds} [batch, h, w, c] in [0, 1], not {_kind(images)}.")
-  if not images.size:
-    raise ValueError(f"images is empty, of shape {images.shape}; give at least one.")
-  arguments_lib.warn_of_layout(images.shape)
-  check_integers(labels, "labels", images.shape[:1])
-
-
-def check_integers(values: Any, name: str, shape: tuple[int, ...]) -> None:
-  """Refuses what is no array of integers, one for each image. Raises ValueError."""
-  is_array = isinstance(values, np.ndarray | jax.Array)
-  if not is_array or values.shape != shape or not jnp.issubdtype(values.dtype, jnp.integer):
-    raise ValueError(f"{name} must be integers of shape {shape}, one per image, not {_kind(values)}.")
-
-
-def _distributions(values: Any, name: str, batch: int, dtype: Any) -> Array:
-  """Labels as distributions over the classes, float [batch, classes]. Raises ValueError for anything else."""
-  is_array = isinstance(values, np.ndarray | jax.Array)
-  if not is_array or values.ndim != 2 or len(values) != batch or not jnp.issubdtype(values.dtype, jnp.floating):
-    raise ValueError(f"{name} must be floats of shape ({batch}, classes), a row per image, not {_kind(values)}.")
-  if (known := on_host(values)) is not None:
-    known = known.astype(np.float64)
-    wrong = np.flatnonzero(~((known >= 0).all(axis=1) & (np.abs(known.sum(axis=1) - 1) <= _SUM_ROUNDING)))
-    if wrong.size:
-      raise ValueError(f"{name}[{wrong[0]}] is no distribution: its entries must be 0 or more, and sum to 1.")
-  return jnp.asarray(values).astype(dtype)
-
-
-def on_host(values: Any) -> np.ndarray | None:
-  """The values in host memory; None where they are traced, or not all on this host."""
-  known = not isinstance(values, jax.core.Tracer) and getattr(values, "is_fully_addressable", True)
-  return np.asarray(values) if known else None
-
-
-def host_array(values: Any, name: str) -> np.ndarray:
-  """The values in host memory, of anything that NumPy makes an array of. Raises ValueError with the name."""
-  try:
-    return np.asarray(values)
-  except Exception:  # ragged lists, traced values, and whatever a foreign type raises
-    raise ValueError(f"{name} must be an array, not {_kind(values)}.") from None
-
-
-def check_range(images: np.ndarray) -> None:
-  """Refuses images that are outside [0, 1] by more than rounding, or that are none. Raises ValueError."""
-  low, high = float(images.min()), float(images.max())
-  if not (low >= -arguments_lib.ROUNDING and high <= 1 + arguments_lib.ROUNDING):  # also where one is NaN
-    raise ValueError(f"images must be in [0, 1], they are in [{low:.8g}, {high:.8g}].")
-
-
-def host_data(images: Any, labels: Any, indices: Any | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Images as bytes or of a float type that JAX has, labels and indices (by default places), checked, on the host."""
-  images, labels = host_array(images, "images"), host_array(labels, "labels")
-  check_batch(images, labels, bytes_too=True)
-  if images.dtype != np.uint8:
-    check_range(images)
-    dtype = jax.dtypes.canonicalize_dtype(images.dtype)
-    images = np.clip(images, 0, 1).astype(dtype)  # clip alone makes float32 of bfloat16
-  indices = np.arange(len(labels)) if indices is None else host_array(indices, "example_indices")
-  check_integers(indices, "example_indices", labels.shape)
-  return images, labels.astype(np.int32), indices.astype(np.int32)
-
-
-def check_classes(classes: np.ndarray, num_classes: int, name: str = "labels", first: int = 0) -> None:
-  """Refuses labels [n] outside [0, num_classes), those of images from number `first` on. Raises ValueError."""
-  outside = np.flatnonzero((classes < 0) | (classes >= num_classes))
-  if len(outside):
-    place, label = first + outside[0], classes[outside[0]]
-    raise ValueError(
-      f"{name}[{place}]={label} is no class: logits_fn returns {num_classes} classes, 0 to {num_classes - 1}."
-    )
-
-
-def _check_not_labels(targets: Any, labels: Any) -> None:
-  """Refuses targets [batch] that are an image's label, where both are known. Raises ValueError with the image."""
-  targets, labels = on_host(targets), on_host(labels)
-  if targets is not None and labels is not None and (same := np.flatnonzero(targets == labels)).size:
-    place = same[0]
-    raise ValueError(f"targets[{place}]={targets[place]} is the image's label; an attack heads for another class.")
-
-
-def check_shape(logits: Any, batch: int) -> None:
-  """Refuses what are no logits [batch, classes], traced or not. Raises ValueError."""
-  found = _kind(logits)
-  if not isinstance(logits, np.ndarray | jax.Array):
-    raise ValueError(f"logits_fn returns {found}; it must return an array of logits [batch, classes].")
-  fits = len(logits.shape) == 2 and logits.shape[0] == batch and jnp.issubdtype(logits.dtype, jnp.floating)
-  if not fits or logits.shape[1] < _FEWEST_CLASSES:
-    raise ValueError(
-      f"logits_fn returns {found} for a batch of {batch}; it must return float logits [batch, classes] of "
-      f"{_FEWEST_CLASSES} classes or more."
-    )
-
-
-def check_logits(logits: Any, labels: np.ndarray, first: int = 0) -> None:
-  """Refuses what are no logits [batch, classes] of the labels [batch], those of the images from number `first` on.
-
-  A logit of -inf is a class that the model leaves out: legal, where it is not an image's label.
-
-  Raises:
-    ValueError: another shape, or with the image's number a label that is no class, NaN, inf, or fewer than two classes.
-  """
-  check_shape(logits, len(labels))
-  check_classes(labels, logits.shape[1], first=first)
-  logits = np.asarray(logits, np.float64)
-  for bad, what in (
-    (np.isnan(logits).any(axis=1), "are NaN"),
-    (np.isposinf(logits).any(axis=1), "are infinite"),
-    (np.isneginf(logits[np.arange(len(labels)), labels]), "are -inf for its label"),
-    (np.isfinite(logits).sum(axis=1) < _FEWEST_CLASSES, f"are finite for fewer than {_FEWEST_CLASSES} classes"),
-  ):
-    if bad.any():
-      where = f"image {first + np.flatnonzero(bad)[0]} ({bad.sum()} in all)"
-      raise ValueError(f"logits_fn returns no logits for {where}: they {what}.")
-
-
 def _scalar(value: Any, name: str, dtype: Any, check: Callable[[float], None]) -> float | Array:
   """A number that `check` lets pass, or one that is traced, in that type."""
   if isinstance(value, jax.core.Tracer):
     if value.shape or not jnp.issubdtype(value.dtype, jnp.number):
-      raise ValueError(f"{name} must be one number, not {_kind(value)}.")
+      raise ValueError(f"{name} must be one number, not {_checks.kind(value)}.")
     return value.astype(dtype)
   number = arguments_lib.as_number(value, name)
   check(number)
@@ -265,11 +123,11 @@ def _prepared(value: Any, name: str, form: Any, arguments: dict[str, Any], defau
   if name in ("radii", "step_sizes"):
     return _per_norm(value, name, dtype, image_shape)
   if name == "targets":
-    check_integers(value, name, arguments["labels"].shape)
-    _check_not_labels(value, arguments["labels"])
+    _checks.check_integers(value, name, arguments["labels"].shape)
+    _checks.check_not_labels(value, arguments["labels"])
     return jnp.asarray(value).astype(jnp.int32)
   if name == "label_distributions":
-    return _distributions(value, name, arguments["images"].shape[0], dtype)
+    return _checks.distributions(value, name, arguments["images"].shape[0], dtype)
   if name == "target_rank" and isinstance(value, jax.core.Tracer):
     return value
   if isinstance(form, str):
@@ -287,7 +145,7 @@ def as_function(logits_fn: Any) -> LogitsFn:
     )
   found = microbatch.any_batch_size(logits_fn)
   if not callable(found):
-    raise ValueError(f"logits_fn must be a function of images, not {_kind(logits_fn)}.")
+    raise ValueError(f"logits_fn must be a function of images, not {_checks.kind(logits_fn)}.")
   return found
 
 
@@ -306,7 +164,7 @@ def ask(given: Any, computed: Any, logits_fn: LogitsFn, points: Array, *keys: Ar
 
   def answer(points: Array, *keys: Array) -> Array:
     logits = logits_fn(points, *keys)
-    check_shape(logits, points.shape[0])
+    _checks.check_shape(logits, points.shape[0])
     return jnp.asarray(logits).astype(computed)
 
   try:
@@ -324,11 +182,11 @@ def computed_type(given: Any) -> Any:
 
 def _begin(arguments: dict[str, Any]) -> dict[str, Any]:
   """The four arguments that all attacks take, checked and converted."""
-  check_batch(arguments["images"], arguments["labels"])
+  _checks.check_batch(arguments["images"], arguments["labels"])
   logits_fn = as_function(arguments["logits_fn"])
   images, labels = jnp.asarray(arguments["images"]), arguments["labels"]
-  if (host_images := on_host(images)) is not None:
-    check_range(host_images)
+  if (host_images := _checks.on_host(images)) is not None:
+    _checks.check_range(host_images)
     images = jnp.clip(images, 0, 1)
   computed = computed_type(images.dtype)
   keys = per_image_keys(arguments["key"], images)
@@ -349,15 +207,15 @@ def _check_not_left_out(targets: np.ndarray, logits: np.ndarray) -> None:
 
 def _check_clean(arguments: dict[str, Any]) -> None:
   """Asks the model about the clean images, where they are known, and refuses what are no logits of the labels."""
-  images, labels = arguments["images"], on_host(arguments["labels"])
+  images, labels = arguments["images"], _checks.on_host(arguments["labels"])
   if labels is None or isinstance(images, jax.core.Tracer):
     return
   keys = [arguments["key"]] if arguments.get("eot_iter") else []
-  logits = on_host(arguments["logits_fn"](images, *keys))
+  logits = _checks.on_host(arguments["logits_fn"](images, *keys))
   if logits is not None:
-    check_logits(logits, labels)
-    if (targets := on_host(arguments.get("targets", labels))) is not None and targets.ndim:
-      check_classes(targets, logits.shape[1], "targets")
+    _checks.check_logits(logits, labels)
+    if (targets := _checks.on_host(arguments.get("targets", labels))) is not None and targets.ndim:
+      _checks.check_classes(targets, logits.shape[1], "targets")
       _check_not_left_out(targets, logits)
 
 

@@ -12,10 +12,11 @@ from jax import Array
 from lrat_jax.attacks import threat_model
 from lrat_jax.attacks._apgd import apgd
 from lrat_jax.attacks._carlini_wagner import carlini_wagner
+from lrat_jax.attacks._checks import check_batch
 from lrat_jax.attacks._ddn import ddn
 from lrat_jax.attacks._deepfool import deepfool
 from lrat_jax.attacks._ead import ead
-from lrat_jax.attacks._entry import AttackResult, check_batch, entry, finished, per_image_keys
+from lrat_jax.attacks._entry import AttackResult, entry, finished, per_image_keys
 from lrat_jax.attacks._fab import fab
 from lrat_jax.attacks._fmn import fmn
 from lrat_jax.attacks._hop_skip_jump import hop_skip_jump

@@ -9,7 +9,8 @@ from jax import Array, lax
 from jax.tree_util import Partial
 
 from lrat_jax.attacks import losses, threat_model
-from lrat_jax.attacks._entry import AttackResult, check_batch, entry, per_image_keys
+from lrat_jax.attacks._checks import check_batch
+from lrat_jax.attacks._entry import AttackResult, entry, per_image_keys
 from lrat_jax.attacks._pgd import cw, pgd
 from lrat_jax.core.arguments import as_number
 from lrat_jax.core.typing import Keys, LogitsFn
