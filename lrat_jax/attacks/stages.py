@@ -20,7 +20,7 @@ class Stage(NamedTuple):
     attack: its name for `from_config`.
     arguments: keyword arguments besides epsilon and norm.
     rounds: restarts, or targets where `targeted`.
-    targeted: whether round r heads for the wrong class of rank r + 1.
+    targeted: whether round r targets the wrong class of rank r + 1.
     gradients_per_step: one, or one a class for an attack that looks for the nearest boundary.
   """
 

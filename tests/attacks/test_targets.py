@@ -134,7 +134,7 @@ TARGETED = {
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (lambda targets, labels: targets.at[5].set(labels[5]), r"targets\[5\]=0 is the image's label; an attack heads for"),
+    (lambda targets, labels: targets.at[5].set(labels[5]), r"targets\[5\]=0 is the image's label; choose another"),
     (lambda targets, labels: targets.at[3].set(5), r"targets\[3\]=5 is no class: logits_fn returns 5 classes, 0 to 4"),
     (lambda targets, labels: targets.at[3].set(-1), r"targets\[3\]=-1 is no class"),
     (lambda targets, labels: targets[:3], r"targets must be integers of shape \(16,\), one per image"),
