@@ -1,4 +1,4 @@
-"""The loss on a pair: how a natural image, its variants and their local weights make one number per instance.
+"""The loss of a pair: one number per instance from the natural image, its variants and their local weights.
 
 A pair's loss is the weighted sum over its members x' (the natural image x and its variants) of one member's loss:
 
@@ -6,12 +6,12 @@ A pair's loss is the weighted sum over its members x' (the natural image x and i
   trades  l(x) + beta KL(p(x) || p(x'))                      TRADES (arXiv:1901.08573, eq. 5)
   mart    bce(x') + beta KL(p(x) || p(x')) (1 - p_y(x))      MART (Wang et al., ICLR 2020)
 
-with l the cross-entropy, and bce that plus a margin. A label may be a distribution over the classes: l goes by it, the
-rest by the true class y, its likeliest. With the weights of plain training (variants share C, the natural image has
-none) these are the papers' own losses; with local weights the weight that a variant gives up goes to the natural image,
-whose divergence from itself is 0.
+where l is the cross-entropy, and bce is l plus a margin term. If a label is a distribution over the classes, l uses it;
+all else uses the true class y, its most likely one. With the weights of adversarial training (variants share C, the
+natural image has none) these are the papers' own losses. With local weights, the weight that a variant gives up goes to
+the natural image, whose divergence from itself is 0.
 
-Logit pairing (RAMP, arXiv:2402.06827) is a term beside these that compares the variants with one another.
+Logit pairing (RAMP, arXiv:2402.06827) is an additional term that compares the variants with one another.
 """
 
 import functools
@@ -53,7 +53,7 @@ OBJECTIVES = tuple(_MEMBER_LOSSES)
 
 
 def compares_with_natural(objective: str) -> bool:
-  """Whether a variant's loss needs the model's prediction on the natural image, whatever that image weighs."""
+  """Whether a variant's loss needs the prediction on the natural image, even if that image has no weight."""
   return objective != "ce"
 
 
@@ -67,7 +67,7 @@ def pair_losses(
   *,
   beta: float = 0.0,
 ) -> PerImage:
-  """omega_i0 L(x_i) + sum_j omega_ij L(x~_ij), with the loss L of a member that the objective says.
+  """omega_i0 L(x_i) + sum_j omega_ij L(x~_ij), where L is the objective's loss of a member.
 
   Gradients flow through natural and adversarial logits alike, as in the papers' code.
 
@@ -78,10 +78,10 @@ def pair_losses(
     labels: int [batch], or float [batch, classes], distributions over the classes.
     natural_weights: float [batch].
     adversarial_weights: float [batch, m].
-    beta: what the divergence from the natural prediction weighs in "trades" and "mart"; 0 or more.
+    beta: weight of the divergence from the natural prediction in "trades" and "mart"; 0 or more.
 
   Returns:
-    float [batch], the pairs' losses in nats, before any global weight and mean.
+    float [batch], the pairs' losses in nats, before global weights and the mean.
 
   Raises:
     ValueError: an unknown objective, with the choices.
@@ -101,7 +101,7 @@ def pair_losses(
 def logit_pairing(
   adversarial_logits: VariantLogits, labels: Labels, source: int, *, axis_name: AxisName | None = None
 ) -> PerImage:
-  """What the predictions on the other variants diverge from those on one, where that one is classified correctly.
+  """The divergence of the predictions on the other variants from that on one, where that one is classified correctly.
 
   RAMP (arXiv:2402.06827, section 4.2): KL(p(x~_iq) || p(x~_ir)) over the images whose variant q, the source, the model
   gets right, divided by their number. With more than two variants it is the mean over those besides the source.

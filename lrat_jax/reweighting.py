@@ -1,9 +1,9 @@
-"""Where the weight goes: vulnerability, local weights inside a pair, global weights across instances.
+"""The weights: vulnerability, local weights inside a pair, global weights across instances.
 
-An instance i with its natural image and the adversarial variants j = 1..m that the training attacks made of it is a
-pair. Local weights share out a pair's weight inside it: between all its members (LRAT, arXiv:2106.15776), or between
-the variants alone (AVG and MAX of arXiv:1904.13000, and a softmax that lies between the two). Global weights give whole
-pairs more or less weight than others (IRAT: GAIRAT, arXiv:2010.01736, and MAIL, arXiv:2106.07928). No weight carries a
+A pair is an instance's natural image together with the adversarial variants j = 1..m that the training attacks made of
+it. Local weights distribute a pair's weight inside it: over all its members (LRAT, arXiv:2106.15776), or over the
+variants alone (AVG and MAX of arXiv:1904.13000, and a softmax that lies between the two). Global weights give some
+pairs more weight than others (IRAT: GAIRAT, arXiv:2010.01736, and MAIL, arXiv:2106.07928). No weight carries a
 gradient.
 """
 
@@ -111,7 +111,7 @@ def softmax_local_weights(vulnerabilities: PerVariant, *, total: float, slope: f
   Args:
     vulnerabilities: float [batch, m] in [-1, 1].
     total: C, the weight of a pair.
-    slope: how much more a more vulnerable variant weighs; 0 or more.
+    slope: 0 or more; the larger it is, the more weight goes to the most vulnerable variants.
 
   Returns:
     (zeros [batch], adversarial [batch, m] that sum to C), no gradient.
@@ -121,21 +121,21 @@ def softmax_local_weights(vulnerabilities: PerVariant, *, total: float, slope: f
 
 
 def weighs_natural(kind: str) -> bool:
-  """Whether local weights of that kind may give the natural image a weight: LRAT's, and a function of the user's."""
+  """Whether local weights of that kind may give the natural image weight: LRAT's and user-defined ones."""
   return kind not in ("none", "max", "softmax")
 
 
 def user_local_weights(function: Callable[..., tuple[Array, Array]], vulnerabilities: Array, **options: float):
-  """The weights of a function that takes and returns what `local_weights` does, safe to train with.
+  """User-defined local weights, made safe to train with; the function takes and returns what `local_weights` does.
 
-  Whatever the function does, no gradient flows through them, and one below 0 becomes NaN, which stops a run.
+  No gradient flows through the weights, whatever the function does. A weight below 0 becomes NaN, which stops the run.
   """
   weights = function(jax.lax.stop_gradient(vulnerabilities), **options)
   return tuple(_raw(part) for part in weights)
 
 
 def _raw(weights: Array) -> Array:
-  """Weights of any function in float32, without gradient; NaN where one is below 0."""
+  """Weights in float32 without a gradient; those below 0 become NaN."""
   weights = jax.lax.stop_gradient(jnp.asarray(weights, jnp.float32))
   return jnp.where(weights >= 0, weights, jnp.nan)
 
@@ -151,17 +151,17 @@ def global_weights(
 ) -> PerPair:
   """Weights across instances (IRAT): one per pair, with mean 1 over the global batch.
 
-  h of a score that says how much attention an instance wants: for "gairat" 1 - 2 kappa / K, from how many iterates the
-  model survives; for "mail" the probabilistic margin, which is the vulnerability. With several variants in a pair
-  their mean score counts. MAIL's constant factor 3 is not there: the mean is 1 in either case. They weigh
-  whole pairs under every objective, where MAIL's own TRADES and MART weigh one term of the loss.
+  A weight is h of a score: for "gairat" 1 - 2 kappa / K, where kappa of the attack's K iterates are classified
+  correctly; for "mail" the probabilistic margin, which is the vulnerability. If a pair has several variants, their mean
+  score is used. MAIL's constant factor 3 is left out, because the weights are scaled to mean 1. The weights apply to
+  whole pairs under every objective, whereas in MAIL's own TRADES and MART they apply to one term of the loss.
 
   Args:
     kind: "none" (ones), "gairat", "mail", or a function (*, vulnerabilities, surviving_fractions) -> [batch], raw
-      weights of 0 or more, which are brought to mean 1; one below 0 becomes NaN, and where all are 0 all weigh alike.
+      weights of 0 or more, which are scaled to mean 1. One below 0 becomes NaN; if all are 0, all weights are 1.
     vulnerabilities: float [batch, m] in [-1, 1].
     surviving_fractions: float [batch, m] in [0, 1], kappa / K.
-    slope, bias: of `increasing_weight`, which says what the two papers' own constants are; a function takes none.
+    slope, bias: of `increasing_weight`, which gives the two papers' constants; not passed to a function.
     axis_name: mesh axes over which the batch is sharded, so that the device count changes nothing; None for one device.
 
   Returns:
@@ -177,7 +177,7 @@ def global_weights(
   elif kind in GLOBAL_KINDS:
     scores = vulnerabilities if kind == "mail" else 1.0 - 2.0 * surviving_fractions
     scores = jnp.mean(jax.lax.stop_gradient(scores), axis=-1)
-    # Only ratios matter, so take the largest out: all scores far below the bias must not underflow to 0 / 0.
+    # Only ratios matter. Divide by the largest, or scores that are all far below the bias would underflow to 0 / 0.
     logs = jax.nn.log_sigmoid(2.0 * slope * (scores - bias))
     weights = jnp.exp(logs - across(jax.lax.pmax, jnp.max(logs)))
   else:

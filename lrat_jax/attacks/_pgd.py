@@ -17,7 +17,7 @@ _GAUSSIAN_START = 0.001
 
 
 def starting_points(kind: str, keys: Array, images: Array, epsilon: float | Array, norm: threat_model.Norm) -> Array:
-  """Where attacks of many steps begin: images [batch, h, w, c] in [0, 1], inside the epsilon ball.
+  """The starting points of iterative attacks: images [batch, h, w, c] in [0, 1], inside the epsilon ball.
 
   Args:
     kind: "uniform" in the ball, "gaussian" (0.001 * N(0, 1), as TRADES and MAIL), or "none", the images themselves.
@@ -48,16 +48,16 @@ def stepped(
   step_size: float | Array,
   sparsity: Scalar,
 ) -> Array:
-  """Where a step of a length leads: along the steepest direction of a norm, then back into its ball and [0, 1].
+  """One step: along the steepest direction of a norm, then projected on its ball and [0, 1].
 
-  In L1 the steepest direction is a single coordinate, and small balls take many steps of it. So the step is spread over
-  the coordinates with the largest gradients (SLIDE, arXiv:1904.13000, appendix D), and comes back to the nearest point
-  of the ball cut with [0, 1] (arXiv:2103.01208).
+  In L1 the steepest direction is one coordinate, so many steps would be needed. Instead the step is spread over the
+  coordinates with the largest gradients (SLIDE, arXiv:1904.13000, appendix D), and projected on the intersection of the
+  ball and [0, 1] (arXiv:2103.01208).
 
   Args:
-    points, gradient: float [batch, h, w, c], where the step begins, and the numbers that it follows.
-    images: the middle of the ball.
-    sparsity: in [0, 1], L1 alone: the share of the coordinates that the step leaves as they are.
+    points, gradient: float [batch, h, w, c], the starting points of the step, and the gradient there.
+    images: the centre of the ball.
+    sparsity: in [0, 1], L1 only: the share of the coordinates that the step does not change.
   """
   if norm == "l1":
     step = step_size * _l1.direction(_l1.movable(points, gradient), 1.0 - sparsity)

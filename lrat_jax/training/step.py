@@ -1,4 +1,4 @@
-"""One training step: prepare, differentiate (`gradients`), descend. Pure, and sharded over devices."""
+"""One training step: prepare the batch, differentiate (`gradients`), update. Pure, and sharded over devices."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -23,19 +23,19 @@ from lrat_jax.training import inputs as inputs_lib
 from lrat_jax.training import variants as variants_lib
 from lrat_jax.training.phases import Phase
 
-# Streams of random keys under the seed; numbers are never reused, so that old runs keep their noise.
+# Streams of random keys under the seed. A number is never reused, so that old runs keep their random numbers.
 _STREAMS = {"init": 0, "augment": 1, "attack": 2, "sampling": 3}
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """What a step changes; over devices it lies as `state_specs` says, by default whole on every one.
+  """What a step updates. `state_specs` says how it is laid out over devices: by default, it is replicated.
 
   Attributes:
-    step: int32 [], steps done.
+    step: int32 [], number of steps done.
     variables: the model's {"params", "batch_stats"}; the second may be empty.
     opt_state: optax's.
-    ema: an exponential moving average of `variables`, or None where it is off.
-    sampling: how the training attacks fared, where one is drawn for each batch, else None.
+    ema: an exponential moving average of `variables`, or None if it is off.
+    sampling: success rates of the training attacks if one is drawn for each batch (`train.variants`), else None.
   """
 
   step: Array
@@ -51,14 +51,14 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class StepOutput(NamedTuple):
-  """What a step tells. The scalars are of the global batch; the rest is per image, [batch] or [batch, m].
+  """What a step reports. The scalars are of the global batch; the rest is per image, [batch] or [batch, m].
 
-  `drawn` is the number of the attack that made the variants, where one was drawn for the batch, so m = 1; else it is 0.
+  If one attack is drawn for each batch, m = 1 and `drawn` is that attack's number; else `drawn` is 0.
 
-  `natural_correct` comes free where natural images are in the loss (its forward, in train mode). Where they are not, it
-  is a sample, the first eighth of each device's images in eval mode: a forward of all would be a tenth of a PGD-5 step.
-  `labels` are the true classes; of an image that was mixed from two, that of the one with the larger share.
-  `surviving_fractions` is kappa / K. `gradient_norm` is that before clipping.
+  `natural_correct` costs nothing if natural images are in the loss: it is from that forward, in train mode. If they are
+  not, it is of a sample, the first eighth of each device's images, in eval mode: a forward of all images would take a
+  tenth of a PGD-5 step. `labels` are the true classes, of a mixed image that with the larger share.
+  `surviving_fractions` is kappa / K. `gradient_norm` is the norm before clipping.
   """
 
   loss: Array
@@ -76,14 +76,14 @@ class StepOutput(NamedTuple):
   global_weights: Array
 
 
-# How what a step tells lies over the devices.
+# How a step's output is laid out over the devices.
 _OF_THE_BATCH = ("loss", "gradient_norm", "parameter_norm", "drawn")
 _PLACES: dict[str, Any] = dict.fromkeys(StepOutput._fields, sharding.BATCHED)
 _OUTPUT_SPECS = StepOutput(**_PLACES | dict.fromkeys(_OF_THE_BATCH, sharding.REPLICATED))
 
 
 def stream_key(seed: int, stream: str) -> Array:
-  """The root key of one named use of randomness under a seed."""
+  """The root key of one stream of random numbers under a seed."""
   return jax.random.fold_in(jax.random.key(seed), _STREAMS[stream])
 
 
@@ -103,18 +103,18 @@ def create_state(
 
 
 def state_specs(config: ConfigDict, mesh: Mesh, state: Any) -> Any:
-  """How the arrays of a state lie over a mesh, large ones in parts over its axis "model" (`fsdp.specs`)."""
+  """How the arrays of a state are laid out over a mesh: large ones are sharded over its axis "model" (`fsdp.specs`)."""
   return fsdp.specs(state, mesh, config.mesh.shard_above)
 
 
 def leaf_names(tree: Any) -> dict[str, Any]:
-  """A tree's leaves by their names, "params/network/Conv_0/kernel"."""
+  """A tree's leaves by name, such as "params/network/Conv_0/kernel"."""
   leaves = jax.tree.leaves_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def begin_with(state: TrainState, arrays: Mapping[str, Any]) -> TrainState:
-  """The state before the first step with other variables where `arrays` has them by their names; all other are kept."""
+  """An initial state in which the variables that `arrays` has, by name, replace those of `state`."""
   name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
   taken = lambda path, leaf: jnp.asarray(arrays[name(path)], leaf.dtype) if name(path) in arrays else leaf
   variables = jax.tree.map_with_path(taken, state.variables)
@@ -122,13 +122,13 @@ def begin_with(state: TrainState, arrays: Mapping[str, Any]) -> TrainState:
 
 
 class _OnDevice(NamedTuple):
-  """What a device makes of its shard of the batch.
+  """What a device computes from its shard of the batch.
 
   Attributes:
     joined: the gradient of the global batch.
     classes: int [b], the true classes.
     drawn: int32 [], the number of the attack that was drawn, or None.
-    sampling: the state's after the batch, or None.
+    sampling: the updated `TrainState.sampling`, or None.
   """
 
   joined: gradients.Joined
@@ -150,7 +150,7 @@ def _on_device(
   sampling: variants_lib.Sampling | None,
   batch: data.loader.Batch,
 ) -> _OnDevice:
-  """The part of a step that is mapped over devices: from a shard of the batch to the gradient of all of it."""
+  """The part of a step that is mapped over devices: from a shard of the batch to the global batch's gradient."""
   variables, indices = fsdp.all_gather(variables, specs), batch["indices"]
   keys = attacks.example_keys(jax.random.fold_in(root_keys["augment"], step), indices)
   model_logits = gradients.logits_fn(model, variables, config.train.attack_batch_norm)
@@ -184,9 +184,9 @@ def _step(
   state: TrainState,
   batch: data.loader.Batch,
 ) -> tuple[TrainState, StepOutput]:
-  """A step on all devices: the gradient, which is mapped over them, and what the optimiser makes of it, which is not.
+  """A step on all devices: the gradient is mapped over them, the optimiser's update is not.
 
-  So an optimiser may look at all parameters, as clipping does, wherever their parts are.
+  So an optimiser may use all parameters, as clipping does, also where they are sharded.
   """
   specs, params = state_specs(config, mesh, state), state.variables["params"]
   whole: Any = sharding.REPLICATED
@@ -222,16 +222,16 @@ def _steps(
   state: TrainState,
   *batches: data.loader.Batch,
 ) -> tuple[TrainState, StepOutput]:
-  """A step for each of several batches, in a loop, and their outputs as one."""
+  """One step for each of several batches, in a loop; their outputs are stacked."""
   stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
   state, outputs = lax.scan(functools.partial(step, root_keys), state, stacked)
-  # Images lead, as in the output of one step: what is split over the devices is so by the first axis.
+  # The axis of images comes first, as in the output of one step, because outputs are sharded over their first axis.
   outputs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1) if x.ndim > 1 else x, outputs)
   return state, fsdp.constrain(outputs, mesh, _OUTPUT_SPECS)
 
 
 def outputs_by_step(output: StepOutput) -> list[StepOutput]:
-  """What a call of one step or more tells, step by step; of arrays on the host."""
+  """The output of each step of a call that ran one or more; takes arrays on the host."""
   if np.ndim(output.loss) == 0:
     return [output]
   of_step = lambda number: jax.tree.map(lambda x: x[:, number] if x.ndim > 1 else x[number], output)
@@ -239,7 +239,7 @@ def outputs_by_step(output: StepOutput) -> list[StepOutput]:
 
 
 def _moving_average(config: ConfigDict, state: TrainState, variables: Variables) -> Variables | None:
-  """The average with a decay that grows to its configured value, so that the first steps do not hold it back."""
+  """The moving average. Its decay grows to the configured value, so that the initial weights are soon forgotten."""
   if state.ema is None:
     return None
   decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
@@ -257,17 +257,18 @@ def train_step_program(
 ) -> jax.stages.Wrapped:
   """The jitted step of one phase: (root keys, state, batch) -> (state, StepOutput).
 
-  With more `num_steps` it takes so many batches, (root keys, state, *batches), and goes through them in a loop on the
-  devices. Its output has an axis of steps: [num_steps], and after the images [batch, num_steps, ...].
+  With `num_steps` above 1 it takes that many batches, (root keys, state, *batches), and loops over them on the devices.
+  Its output then has an axis of steps: [num_steps], or [batch, num_steps, ...] for what is per image.
 
-  The seed enters by `root_keys`, so that one compiled program serves every seed. The state lies as `state_specs` says
-  and its buffers are given up to the new one; the batch {"images" [b, h, w, c], "labels" [b] or [b, classes], "indices"
-  [b]} and the per-image outputs are split over the mesh. A step holds one mean over devices for loss and gradient (two
-  with AWP), those of batch norm and of global weights where they are on, and with MixUp or CutMix one image sent from
-  each device to the next. The attack loop holds none, but with `train.attack_batch_norm` "train" those of batch norm at
-  every step of it. With `model.batch_norm` "local" batch norm has none of its own: its running averages go into the one
-  of the gradient. Where parameters are split, they are gathered at the step's begin, and their gradients scattered
-  instead of being joined everywhere.
+  The seed is an input, by `root_keys`, so one program serves every seed. The state is laid out as `state_specs`
+  says, and its buffers are donated. The batch {"images" [b, h, w, c], "labels" [b] or [b, classes], "indices" [b]} and
+  the per-image outputs are sharded over the mesh.
+
+  Collectives of a step: one mean over devices for loss and gradient (two with AWP); those of batch norm, and of global
+  weights if they are on; with MixUp or CutMix, one image sent from each device to the next. The attack loop has none,
+  unless `train.attack_batch_norm` is "train": then each of its steps has those of batch norm. With `model.batch_norm`
+  "local" batch norm has none of its own, because its running averages join the mean of the gradient. Sharded parameters
+  are gathered at the start of a step, and their gradients are reduced and scattered.
   """
   on_device = functools.partial(_on_device, config, model, total_steps, phase, sharding.platform(mesh))
   step = functools.partial(_step, config, optimizer, mesh, on_device)
