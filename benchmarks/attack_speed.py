@@ -3,10 +3,10 @@
     pip install -r benchmarks/requirements.txt
     python -m benchmarks.attack_speed --model resnet18 --output attack_speed.json
 
-Image-steps a second: images times steps over the median time of a call. Every side runs in a process of its own, one
-after the other in turn. A "plain model" is the network with `lax`'s convolutions, as anybody writes it; "as written",
-with those left alone (`attacks.as_written`). Float32 on CPU. Before anything is timed, ours and PyTorch's logits are
-compared. Foolbox's JAX backend calls the model from Python: eagerly, as its users have it, or jitted.
+Image-steps per second are images times steps, divided by the median time of a call. Each side runs in its own process,
+and the sides take turns. A "plain model" is the network with `lax`'s convolutions, as in a user's own network; "as
+written" keeps these in our attack (`attacks.as_written`). Float32 on CPU. Our logits and PyTorch's are compared before
+anything is timed. Foolbox's JAX backend calls the model from Python: eagerly, as its users do, or jitted.
 """
 
 import functools

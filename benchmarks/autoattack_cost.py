@@ -1,15 +1,15 @@
-"""What AutoAttack takes beside the attacks' gradients: its first call, memory on the device and the host, few images.
+"""The cost of AutoAttack besides the attacks' gradients: first call, device and host memory, small batches.
 
     python -m benchmarks.autoattack_cost --table=first_call     (needs PyTorch)
     python -m benchmarks.autoattack_cost --table=device_memory --output=device_memory.json
 
-Weights and images are random, and the radius is so small that no image falls: every step is taken.
+Weights and images are random, and the radius is so small that no attack succeeds, so all steps are run.
 
-first_call     APGD-CE on 256 images of 28x28, by the small network with `lax`'s convolutions, compilation included;
-               in turn with the same 101 gradients in a PyTorch loop.
-device_memory  APGD-CE on 224x224 images by a ResNet-18 of width 8: temporaries and peak of the process by `chunk_size`.
-host_memory    the process's peak by the number of images of 32x32, which are bytes.
-survivors      the time of each attack on the images of a chunk, and on the few that are left.
+first_call     APGD-CE on 256 images of 28x28, small network with `lax`'s convolutions, including compilation;
+               alternating with the same 101 gradients in a PyTorch loop.
+device_memory  APGD-CE on 224x224 images, ResNet-18 of width 8: temporaries and peak of the process by `chunk_size`.
+host_memory    the peak memory of the process by the number of 32x32 images, which are uint8.
+survivors      the time of each attack on all images of a chunk, and on the few that remain robust.
 """
 
 import functools
@@ -31,12 +31,12 @@ from lrat_jax.attacks.stages import stages
 EPSILON = 1e-6
 CHUNKS = (8, 16, 32, 64)
 COUNTS = (8_000, 32_000, 128_000)
-# Steps of the tables on memory, which do not depend on how many there are.
+# Steps in the tables on memory, which does not depend on their number.
 FEW_STEPS = {"apgd-ce": {"num_steps": 2}}
 
 
 def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
-  """A function's result, from a process of its own."""
+  """Runs a function in its own process and returns the result."""
   with multiprocessing.get_context("spawn").Pool(1) as pool:
     return pool.apply(function, arguments)
 
@@ -48,7 +48,7 @@ def _model(name: str, shape: tuple[int, ...], plain: bool = False) -> Partial:
 
 
 def _predicted(logits_fn: Callable[[Any], Any], images: np.ndarray) -> np.ndarray:
-  """The model's own predictions, so that every image is attacked."""
+  """The model's own predictions; used as labels, so that every image is attacked."""
   predict = jax.jit(lambda x: logits_fn(x.astype(np.float32) / 255).argmax(axis=-1))
   return np.concatenate([predict(images[first : first + 50]) for first in range(0, len(images), 50)])
 
@@ -58,7 +58,7 @@ def _bytes(count: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _peak_mib() -> float:
-  """The most memory that this process held, on Linux; `ru_maxrss` would count what started it too."""
+  """The peak memory of this process, on Linux; `ru_maxrss` would include the process that started it."""
   status = Path("/proc/self/status").read_text()
   return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 

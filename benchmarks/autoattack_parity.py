@@ -1,16 +1,16 @@
-"""Our AutoAttack beside the original (github.com/fra31/auto-attack, PyTorch): same weights, same images, one run.
+"""Our AutoAttack compared with the original (github.com/fra31/auto-attack, PyTorch): same weights and images, one run.
 
     pip install -r benchmarks/requirements.txt
     python -m benchmarks.autoattack_parity --original=PATH_TO_ITS_CLONE --workdir=runs/at_digits_seed0 --norm=linf
 
-takes the model that `python -m lrat_jax.main` left in the workdir, carries its weights over to PyTorch, checks that
-both give the same logits, and runs the parts of `standard` in turn, the original's and ours one after the other: each
-on the survivors of its own earlier parts, or with `--alone` on all images. Every part is a line of robust accuracies
-and seconds (ours with compilation); `--output=FILE.json` keeps them. `--parts` runs some, which then stand on what
-the output file of an earlier call says survived. `--whole` runs each side in one call, as its users do; ours then
-compiles coming parts while earlier ones run. Both sides draw their starts: `--seeds 0 1 2` repeats all that with
-other draws, on both sides, and ends with the means over the seeds. `--plain` gives ours the network with `lax`'s
-convolutions in it, as a network of anybody's has them.
+loads the model that `python -m lrat_jax.main` saved in the workdir, copies its weights to PyTorch, checks that both
+give the same logits, and runs the parts of `standard` one by one, first the original's, then ours. Each side attacks
+the images that its own earlier parts left robust, or with `--alone` all correctly classified images. Each part prints
+robust accuracies and seconds (ours with compilation); `--output=FILE.json` saves them. `--parts` runs only some parts,
+on the images that are robust according to the output file of an earlier call. `--whole` runs each side in one call, as
+its users do; ours then compiles later parts while earlier ones run. Both sides start at random points: `--seeds 0 1 2`
+repeats everything with other random numbers on both sides, and prints the means over the seeds. `--plain` gives ours
+the network with `lax`'s convolutions, as in a user's own network.
 """
 
 import argparse
@@ -37,7 +37,7 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 def _load(workdir: Path, num_images: int, plain: bool = False):
-  """(logits_fn, PyTorch model, images [n, h, w, c], labels [n], images at once) of a workdir's best checkpoint."""
+  """(logits_fn, PyTorch model, images [n, h, w, c], labels [n], microbatch size) of a workdir's best checkpoint."""
   config = workdir_lib.load_config(workdir)
   dataset = data.load_for(config.data)
   experiment = experiment_lib.build(config, dataset, sharding.make_mesh(1))
@@ -53,12 +53,12 @@ def _load(workdir: Path, num_images: int, plain: bool = False):
 
 
 def _to_torch(images):
-  """[n, c, h, w] in PyTorch's default layout: the original takes views that channels_last does not allow."""
+  """[n, c, h, w] in PyTorch's default layout: the original uses views that channels_last does not allow."""
   return torch_models.to_torch(images).contiguous(memory_format=torch.contiguous_format)
 
 
 def original(auto_attack, model, images, labels, parts, norm, epsilon, batch_size, seed, device="cpu"):
-  """(bool [n] still right, seconds) of some parts of the original in its standard version."""
+  """(bool [n] still correctly classified, seconds) for some parts of the original in its standard version."""
   start = time.perf_counter()
   attack = auto_attack(
     model, norm=NORMS[norm], eps=epsilon, seed=seed, verbose=False, version="standard", device=device
@@ -83,7 +83,7 @@ def _ours(logits_fn, images, labels, indices, parts, norm, epsilon, batch_size, 
 
 
 def _one_seed(sides, right, labels, setting, options, records):
-  """Runs the parts in turn, each side on what it left; prints a line and keeps a record of each part."""
+  """Runs the parts one by one, each side on its own robust images; prints and records a line for each part."""
   earlier = [r for r in records if all(r.get(k) == v for k, v in setting.items()) and not r["alone"]]
   left = {side: right.copy() for side in sides}
   if earlier and not options.alone:
@@ -106,7 +106,7 @@ def _one_seed(sides, right, labels, setting, options, records):
 
 
 def _print_means(records, sides, parts) -> None:
-  """The mean over the seeds and their standard deviation, by part and side, and the mean of the differences."""
+  """Prints mean and standard deviation over the seeds by part and side, and the mean of the differences."""
   print("over the seeds:")
   for part in parts:
     found = {side: 100 * np.array([r[side]["accuracy"] for r in records if r["part"] == part]) for side in sides}
@@ -128,7 +128,7 @@ def _options() -> argparse.Namespace:
   parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
   parser.add_argument("--whole", action="store_true", help="all parts in one call")
   parser.add_argument("--plain", action="store_true", help="ours with plain convolutions in the network")
-  parser.add_argument("--alone", action="store_true", help="each part on all images")
+  parser.add_argument("--alone", action="store_true", help="each part on all images that are correct when clean")
   parser.add_argument("--output", type=Path, help="a JSON file that is added to")
   options = parser.parse_args()
   try:
@@ -144,7 +144,7 @@ def _options() -> argparse.Namespace:
 def main() -> None:
   options = _options()
   sys.path.insert(0, options.original)
-  from autoattack import AutoAttack  # the original is known only now
+  from autoattack import AutoAttack  # its path is known only now
 
   sharding.use_cpu_cores(options.batch_size - options.batch_size % 2)
   logits_fn, model, images, labels, microbatch_size = _load(options.workdir, options.num_images, options.plain)

@@ -1,17 +1,17 @@
-"""The question of this project on CIFAR-10, as one command for a machine with an accelerator; resumable.
+"""The main comparison of this project on CIFAR-10, as one command for a machine with an accelerator; resumable.
 
     python -m benchmarks.cifar10_evidence --data_dir=DIR --workdir=runs/cifar10_evidence
 
-ResNet-18, 30 epochs, PGD-10 in training, 8/255, rates that fall after half and three quarters, bfloat16, the images on
-the device: AT, GAIRAT, LRAT, and both together. Evaluated twice: by APGD-CE and APGD-T on all 10,000 test images, into
-apgd/, and by the suite "full" (in a trial "full_apgd") with AutoAttack's standard version on the first 1,000, into the
-workdir itself.
+ResNet-18, 30 epochs, PGD-10 in training, 8/255, learning rates that drop after half and three quarters of the epochs,
+bfloat16, images on the device: AT, GAIRAT, LRAT, and GAIRAT with LRAT. Each run is evaluated twice: with APGD-CE and
+APGD-T on all 10,000 test images, results in apgd/; and with the suite "full" (in a trial "full_apgd"), including
+AutoAttack's standard version, on the first 1,000, results in the workdir itself.
 
-Published tables lead one to expect, after a whole schedule, AT about 82 clean, 51 to 53 under PGD-20, 44 to 48 under
-AutoAttack; GAIRAT high under PGD, at most 45 under CW and 40 under AutoAttack. A GAIRAT that stays high under
-AutoAttack says that an attack is weak.
+Expected from published tables, in percent after a whole schedule: AT about 82 clean, 51 to 53 under PGD-20, 44 to 48
+under AutoAttack; GAIRAT high under PGD, at most 45 under CW and 40 under AutoAttack. If GAIRAT stays high under
+AutoAttack, an attack is weak.
 
-`--trial` goes the same way with little: 256 images, two epochs, few steps; it shows that everything is in its place.
+`--trial` runs the same code at a small scale (256 images, two epochs, few steps), to check that everything works.
 """
 
 import shutil
@@ -31,7 +31,7 @@ flags.DEFINE_bool("trial", False, "a few steps of everything")
 METHODS = "at,irat,lrat,lrat_irat"
 RESULTS = ("comparison.json", "comparison.md", "comparison.png")
 
-# The schedule is the preset's, on 30 epochs; the last rate is long enough for robust accuracy to settle.
+# The preset's schedule, on 30 epochs; the last learning rate is used long enough for robust accuracy to converge.
 FULL = {"train.epochs": 30, "data.placement": "device", "model.dtype": "bfloat16"}
 TRIAL = {
   "train.epochs": 2,
@@ -44,7 +44,7 @@ TRIAL = {
   "eval.batch_size": 64,
   "eval.num_sanity_examples": 16,
 }
-# Ways to make each attack of a suite short, by the suite.
+# Fields that shorten the attacks, by suite.
 SHORT = {
   "apgd": {},
   "full_apgd": {
@@ -77,7 +77,7 @@ def main(_) -> None:
     if code := _compare("apgd", 0):
       sys.exit(code)
     (workdir / "apgd").mkdir(exist_ok=True)
-    for name in reversed(RESULTS):  # the one that says that this is done comes last
+    for name in reversed(RESULTS):  # the file that marks this as done is copied last
       shutil.copy(workdir / name, workdir / "apgd" / name)
   sys.exit(_compare("full_apgd" if FLAGS.trial else "full", 1000))
 

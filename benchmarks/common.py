@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: sides timed in turn, medians, one table and one JSON file."""
+"""Shared code of the benchmarks: timing of alternating sides, medians, one table and one JSON file."""
 
 import argparse
 import functools
@@ -27,7 +27,7 @@ from lrat_jax.training import experiment as experiment_lib
 from lrat_jax.training import phases
 from lrat_jax.training import step as step_lib
 
-# Image shape and global batch of the networks that the figures are quoted for.
+# Image shape and global batch size of the networks that are measured.
 SETTINGS = {"cnn": ((28, 28, 1), 128), "resnet18": ((32, 32, 3), 64), "wide_resnet_34_10": ((32, 32, 3), 64)}
 NUM_CLASSES = 10
 LEARNING_RATE = 0.01
@@ -43,7 +43,7 @@ def parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def make_mesh(name: str):
-  """The devices that the program itself would take for one of the networks, with its way of using memory."""
+  """The devices that the program itself would use for one of the networks; sets up memory allocation as it does."""
   sharding.use_cpu_cores(SETTINGS[name][1])
   malloc.disable_malloc_trim()
   return sharding.make_mesh()
@@ -66,7 +66,7 @@ def _medians(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
 
 
 def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-  """Median seconds of each side, once each in turn for so many rounds, after one round that does not count."""
+  """Median seconds of each side. The sides take turns for `rounds` rounds, after one round that is not counted."""
   return _medians({name: functools.partial(_time, side) for name, side in sides.items()}, rounds)
 
 
@@ -77,9 +77,9 @@ def _serve(make_side: Callable[[], Callable[[], Any]], pipe) -> None:
 
 
 def alternate_processes(makers: Mapping[str, Callable[[], Callable[[], Any]]], rounds: int) -> dict[str, float]:
-  """As `alternate`, each side made in a process of its own and kept there, as its users have it.
+  """Like `alternate`, but each side is created and kept in its own process, as its users run it.
 
-  The sides then share no threads, memory or devices; one works at a time, the others wait without turning.
+  The sides then share no threads, memory or devices. One runs at a time; the others block without using a core.
   """
   context = multiprocessing.get_context("spawn")
   processes, sides = [], {}
@@ -87,7 +87,7 @@ def alternate_processes(makers: Mapping[str, Callable[[], Callable[[], Any]]], r
     here, there = context.Pipe()
     processes.append(context.Process(target=_serve, args=(make_side, there), daemon=True))
     processes[-1].start()
-    there.close()  # so that a side that dies is an EOFError here, not a wait without end
+    there.close()  # so that a side that crashes raises EOFError here, instead of blocking forever
 
     def run(pipe=here):
       pipe.send(True)
@@ -102,7 +102,7 @@ def alternate_processes(makers: Mapping[str, Callable[[], Callable[[], Any]]], r
 
 
 def classifier(name: str, mesh, batch_size: int | None = None, dtype: str = "float32"):
-  """(model, variables, images, labels, keys) on a mesh: random weights with a spread batch norm, random images."""
+  """(model, variables, images, labels, keys) on a mesh: variables as initialised, random images."""
   shape, default_batch = SETTINGS[name]
   batch = batch_size or default_batch
   model = models.create(name, NUM_CLASSES, dtype=dtype, axis_name=sharding.AXIS)
@@ -119,7 +119,7 @@ def _plain_convolution(x, kernel, strides=(1, 1), padding=((1, 1), (1, 1))):
 
 
 def with_plain_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
-  """A function of one of the networks with `lax`'s convolutions in it, as a network of somebody else's has them."""
+  """A function of one of the networks, changed to use `lax`'s convolutions, as in a user's own network."""
 
   def call(*args: Any, **kwargs: Any) -> Any:
     with mock.patch.object(layers, "conv2d", _plain_convolution):
@@ -129,13 +129,13 @@ def with_plain_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_in_training(name: str, attack: attacks.Attack) -> attacks.Attack:
-  """An attack on one of the networks as a train step runs it: on as many images at once as suit the device."""
+  """An attack on one of the networks as a train step runs it: in microbatches that suit the device."""
   height, width, _ = SETTINGS[name][0]
   return attacks.microbatch(attack, models.microbatch_size(name, height, width, platform=jax.devices()[0].platform))
 
 
 def over_devices(function: Callable[..., Any], mesh, num_batched: int) -> Callable[..., Any]:
-  """`function(variables, *batched)` jitted, the batched arguments and the result split over the mesh."""
+  """`function(variables, *batched)`, jitted, with the batched arguments and the result sharded over the mesh."""
   specs = (sharding.REPLICATED, *[sharding.BATCHED] * num_batched)
   return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=sharding.BATCHED))
 
@@ -164,7 +164,7 @@ def lrat_experiment(name: str, mesh) -> experiment_lib.Experiment:
 
 
 def lrat_step(experiment: experiment_lib.Experiment):
-  """The compiled step, a call that takes one step, the variables at the start, and the batch on the devices."""
+  """(compiled step, function that runs one step, initial variables, batch on the devices)."""
   phase = phases.Phase(use_local_weights=True, use_global_weights=False)
   step = step_lib.make_train_step(
     experiment.config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh, phase
@@ -200,7 +200,7 @@ def abstract_step(mesh: Mesh, fields: Mapping[str, Any], shape: tuple[int, ...] 
 
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], output: Path | None) -> None:
-  """Prints the rows as a table, and writes them with what they were measured on."""
+  """Prints the rows as a table, and writes them to `output` with a description of the machine."""
   table = Table(title=title, title_justify="left")
   columns = list(dict.fromkeys(column for row in rows for column in row))
   for column in columns:

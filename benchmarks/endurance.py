@@ -1,10 +1,10 @@
-"""What a long run costs besides its steps: the time that saving takes, and whether memory stays flat.
+"""The cost of a long run besides its steps: the time for saving, and whether memory stays constant.
 
   python -m benchmarks.endurance --config=configs/lrat.py
   python -m benchmarks.endurance --config=configs/lrat.py --memory_steps=2000
 
-Trains in a temporary folder, with and without its checkpoints in turn, after a first run that compiles. With
---memory_steps it trains once, over so many steps, and prints the memory of the process on the way.
+Trains in a temporary folder, alternately with and without checkpoints, after a first run that compiles. With
+--memory_steps it trains once, for that number of steps, and prints the memory of the process at intervals.
 """
 
 import resource
@@ -35,7 +35,7 @@ def _experiment(config):
 
 
 def _seconds(experiment, *, saving):
-  """Seconds of a whole training run, and of those the ones in which it waited for a save to begin or to end."""
+  """(seconds of a whole training run, seconds of these spent waiting for saves, number of saves)."""
   waited = []
 
   def timed(method):
@@ -73,7 +73,7 @@ def _resident_mib():
 
 
 def _memory(experiment, steps):
-  """Prints the resident memory at every tenth of so many steps."""
+  """Trains for `steps` steps and prints the resident memory after every tenth of them."""
   taken = iter(range(1, steps + 1))
 
   def note():

@@ -1,4 +1,4 @@
-"""What the attack loop costs beside its gradients: K steps over K bare jitted input gradients; compile time and memory.
+"""The cost of the attack loop: K steps relative to K bare jitted input gradients; compile time and memory.
 
 python -m benchmarks.loop_overhead --model resnet18 --output loop_overhead.json
 """

@@ -1,14 +1,14 @@
-"""Robust overfitting: training three times as long, the best checkpoint and the last, and validation by epoch.
+"""Robust overfitting: training three times as long; the best checkpoint, the last one, and validation by epoch.
 
     python -m benchmarks.overfitting --data=digits
     python -m benchmarks.overfitting --data=fashion_mnist -- --config.data.train_size=6000 --config.eval.num_images=300
 
 Trains AT, LRAT and GAIRAT for three times the preset's epochs and evaluates the best and the last checkpoint of every
-run by AutoAttack; resumable. What follows `--` is passed to `lrat_jax.compare`, for every run. It writes
+run with AutoAttack; resumable. Arguments after `--` are passed to `lrat_jax.compare`, for every run. It writes
 overfitting.md, overfitting.json and overfitting.png into the workdir; `--beside=WORKDIR` draws another data set's
-curves too. Robust accuracy falls from the best checkpoint to the last where a network overfits (Rice, Wong & Kolter,
-arXiv:2002.11569). "clean" and "robust" are of test images, and a difference is the last less the best, with the 95 %
-interval of a paired bootstrap over seeds and images.
+curves too. If a network overfits, its robust accuracy decreases from the best checkpoint to the last (Rice, Wong &
+Kolter, arXiv:2002.11569). "clean" and "robust" are accuracies on test images. A difference is the last checkpoint minus
+the best, with the 95 % interval of a paired bootstrap over seeds and images.
 """
 
 import shlex
@@ -35,9 +35,9 @@ FLAGS = flags.FLAGS
 
 METHODS = "at,lrat,irat"
 LONGER = 3
-# By column of the table, the array of per_example.npz.
+# The array in per_example.npz for each column of the table.
 COLUMNS = {"clean": "clean_correct", "robust": "robust"}
-# Of the figure: a panel each, and the rows and field of metrics.jsonl that it shows.
+# The panels of the figure, and the rows and field of metrics.jsonl that each shows.
 PANELS = {
   "robust accuracy in validation (%)": ("validation", "robust"),
   "robust accuracy in training (%)": ("train", "adversarial_accuracy"),
@@ -45,7 +45,7 @@ PANELS = {
 
 
 def arguments(data: str, checkpoint: str, workdir: str, seeds: str, jobs: int, more: Sequence[str]) -> list[str]:
-  """Of `lrat_jax.compare`, for one of `CHECKPOINTS`."""
+  """Arguments of `lrat_jax.compare` for one of `CHECKPOINTS`."""
   return [
     f"--methods={METHODS}",
     f"--seeds={seeds}",
@@ -60,7 +60,7 @@ def arguments(data: str, checkpoint: str, workdir: str, seeds: str, jobs: int, m
 
 
 def planned(of: Sequence[str]) -> dict[str, list[PlannedRun]]:
-  """By method the runs of a comparison's arguments, in the order of their seeds."""
+  """The runs of a comparison with these arguments: by method, in the order of their seeds."""
   options = parse(of)
   named = {"data": options.data, "suite": options.suite, "overrides": options.overrides, "workdir": options.workdir}
   runs = methods.plan([methods.parse(name) for name in options.methods], options.seeds, **named)
@@ -79,13 +79,13 @@ def by_epoch(runs: Sequence[Sequence[Row]], split: str, field: str) -> np.ndarra
 
 
 def _mean_and_interval(per_image: np.ndarray) -> dict[str, float]:
-  """Of differences float [seeds, images]."""
+  """Mean and bootstrap interval of differences float [seeds, images]."""
   low, high = summary.paired_interval(per_image)
   return {"mean": float(per_image.mean()), "low": low, "high": high}
 
 
 def summarise(found: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-  """By method the accuracies of both checkpoints, what the last has more, and that difference less the first method's.
+  """By method: accuracies of both checkpoints, last minus best, and that difference minus the first method's.
 
   Args:
     found: by method, {"best/clean", "best/robust", "last/clean", "last/robust"}: bool [seeds, images].
@@ -114,7 +114,7 @@ def _points(value: Mapping[str, float] | None) -> str:
 
 
 def table(summarised: Mapping[str, Any], best_epochs: Mapping[str, Sequence[int]]) -> list[str]:
-  """Markdown: a row for each method."""
+  """A Markdown table with a row for each method."""
   accuracies = [f"{checkpoint}/{column}" for column in COLUMNS for checkpoint in CHECKPOINTS]
   first = next(iter(summarised))
   head = ["method", *(f"{key.split('/')[1]}, {key.split('/')[0]}" for key in accuracies)]
@@ -134,7 +134,7 @@ def plot(found: Sequence[Mapping[str, Any]]) -> Figure:
   """Robust accuracy by epoch, a row for each data set: the mean over seeds as a line, all seeds as a band.
 
   Args:
-    found: what overfitting.json holds; its "curves" are, by panel and method, accuracies [seeds, epochs] as shares.
+    found: contents of overfitting.json; "curves" are, by panel and method, accuracies [seeds, epochs] in [0, 1].
   """
   figure, axes = style.panels("", len(PANELS), len(found))
   for row, said in zip(axes, found, strict=True):
@@ -151,7 +151,7 @@ def plot(found: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def gather(runs: Mapping[str, Mapping[str, Sequence[PlannedRun]]]) -> dict[str, Any]:
-  """What finished runs, by checkpoint and method, say: the content of overfitting.json but for how it was made."""
+  """Collects the results of finished runs, by checkpoint and method: overfitting.json without its provenance."""
   names = list(runs["best"])
   found = {
     name: {

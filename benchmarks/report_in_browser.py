@@ -1,14 +1,14 @@
-"""Opens a report in headless Chromium and looks for what a reader would stumble over.
+"""Opens a report in headless Chromium and looks for problems that a reader would meet.
 
   python -m lrat_jax.report runs/lrat_digits_seed0
   python -m benchmarks.report_in_browser runs/lrat_digits_seed0/report.html --shots=/tmp/shots
 
-At 1280 and 360 pixels, in light and dark, and on paper: console messages, requests, charts that are not drawn, a page
-wider than its window, axe's rules (text contrast among them), and the contrast of the charts' text, which axe passes
-over. Screenshots and a PDF go to --shots. Needs benchmarks/requirements.txt and Chromium (--chromium, if it is not
-the one that is found on the path).
+Checks at widths of 1280 and 360 pixels, with light and dark colours: console messages, requests, charts that are not
+drawn, pictures that are not shown or have no alternative text, a page wider than its window, axe's rules (including
+text contrast), and the contrast of the charts' text, which axe does not check. Screenshots, and PDFs of the printed
+page, go to --shots. Needs benchmarks/requirements.txt and Chromium (--chromium, if it is not on the path).
 
-Exit codes: 0 nothing found, 1 something was.
+Exit codes: 0 no problem found, 1 problems found.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 WIDTHS = {"wide": 1280, "narrow": 360}
 SCHEMES = ("light", "dark")
-# What WCAG's level AA asks of text of this size.
+# The contrast that WCAG's level AA requires for text of this size.
 CONTRAST = 4.5
 
-# The lowest contrast of a chart's text with the page behind it, and which text that is.
+# The lowest contrast between a chart's text and the page behind it, and that text.
 _CHART_TEXT = """() => {
   const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
   const luminance = (colour) => {
@@ -51,7 +51,7 @@ _UNSEEN = """() => [...document.images].filter((i) => !i.complete || !i.naturalW
 
 
 def _findings(page: Page, address: str, heard: list[str]) -> Iterator[str]:
-  """Lines on what is wrong with an open page."""
+  """Opens a report in a page and yields a line for each problem."""
   page.goto(address)
   page.wait_for_function(_DRAWN, timeout=60_000)
   page.wait_for_timeout(300)
@@ -69,7 +69,7 @@ def _findings(page: Page, address: str, heard: list[str]) -> Iterator[str]:
 
 
 def look(browser: Browser, path: Path, width: str, scheme: str, shots: Path | None) -> list[str]:
-  """What is wrong with a report in a window of a width and a colour scheme; a screenshot goes to `shots`."""
+  """The problems of a report at one window width and colour scheme; writes screenshots to `shots`."""
   context = browser.new_context(viewport={"width": WIDTHS[width], "height": 900}, color_scheme=scheme)
   page, heard, address = context.new_page(), [], path.absolute().as_uri()
   page.on("console", lambda message: heard.append(f"console: {message.text}"))

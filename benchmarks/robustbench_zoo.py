@@ -1,13 +1,14 @@
-"""The share of RobustBench's entries that load here, and whether those that do give RobustBench's own logits.
+"""The share of RobustBench's entries that load here, and whether these give RobustBench's own logits.
 
     git clone https://github.com/RobustBench/robustbench; pip install torch torchvision timm pyyaml
     python -m benchmarks.robustbench_zoo --robustbench=robustbench
 
-No checkpoint is downloaded. The zoo's definition of each entry is built on PyTorch's meta device, and its state_dict,
-names and shapes, is given to the conversion: by the entry's name and without the definition's buffers of mean and std,
-as files come, and again with nothing said. "loads" is the first.
-Definitions of up to --most_parameters million are built once more, with random weights; their logits on random images
-in [0, 1], RobustBench's preprocessing included, are compared with those here. "wrong" loads, either way, with others.
+No checkpoint is downloaded. The zoo's definition of each entry is built on PyTorch's meta device, and the names and
+shapes of its state_dict are given to the conversion twice: with the entry's name but without the definition's buffers
+of mean and std, as in most checkpoint files; and with all buffers but no other information. "loads" means the first.
+Definitions of up to --most_parameters million parameters are also built with random weights; their logits on random
+images in [0, 1], including RobustBench's preprocessing, are compared with those here. "wrong" counts entries that load,
+in either way, but give different logits.
 """
 
 import argparse
@@ -34,10 +35,10 @@ from benchmarks import common
 from lrat_jax.convert import exchange, identity
 from lrat_jax.core.errors import WeightsError
 
-# What RobustBench imports and no definition that is compared needs.
+# Modules that RobustBench imports, but that no compared definition needs.
 _STAND_INS = ("autoattack", "gdown", "geotorch", "torchdiffeq")
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
-_TOLERANCE = 1e-4  # of logits of order 1, and of the largest where that is more
+_TOLERANCE = 1e-4  # absolute, or relative to the largest logit if that is above 1
 
 
 class ZooEntry(NamedTuple):
@@ -54,7 +55,7 @@ class ZooEntry(NamedTuple):
 
 
 class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-  """Modules that give an empty class for any name."""
+  """Modules in which any name is an empty class."""
 
   def find_spec(self, name, path=None, target=None):
     is_ours = name.partition(".")[0] in _STAND_INS
@@ -92,7 +93,7 @@ def zoo(folder: Path) -> Iterator[ZooEntry]:
 
 @contextlib.contextmanager
 def _without_downloads() -> Iterator[None]:
-  """Where a definition asks for pretrained weights, it keeps its own; numbers that it counts with stay off "meta"."""
+  """Definitions that load pretrained weights keep their own instead; the result of `linspace` is not on "meta"."""
   linspace = lambda *of, make=torch.linspace, **options: make(*of, **options | {"device": "cpu"})
   load = nn.Module.load_state_dict
   keep = lambda self, state, *of, **options: load(self, state, *of, **options) if state else None
@@ -106,13 +107,13 @@ def _without_downloads() -> Iterator[None]:
 
 
 def build(entry: ZooEntry, device: str) -> nn.Module:
-  """The entry's definition in evaluation mode, "cpu" or "meta"."""
+  """Builds the entry's definition in evaluation mode, on "cpu" or "meta"."""
   with _without_downloads(), torch.device(device):
     return entry.create().eval()
 
 
 def shapes_only(network: nn.Module) -> dict[str, np.ndarray]:
-  """A state_dict of ones that take no memory."""
+  """A state_dict of ones, which are broadcast and take no memory."""
   kind = lambda tensor: np.float32 if tensor.is_floating_point() else np.int64
   return {name: np.broadcast_to(kind(tensor)(1), tensor.shape) for name, tensor in network.state_dict().items()}
 
@@ -123,9 +124,10 @@ def _is_gain(name: str, tensor: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def randomise(network: nn.Module, images: torch.Tensor, seed: int = 0) -> nn.Module:
-  """Weights, gains, layer scales and offsets as training leaves them, and batch norms with the images' statistics.
+  """Sets random weights, gains, layer scales and offsets as after training, and batch norm statistics of the images.
 
-  Without the latter, activations of deep networks would overflow. MeanSparse's statistics and thresholds are drawn.
+  Without these statistics, activations of deep networks would overflow. MeanSparse's statistics are random, and its
+  thresholds 0.2.
   """
   generator = torch.Generator().manual_seed(seed)
   uniform = lambda like, low, high: torch.rand(like.shape, generator=generator) * (high - low) + low
@@ -157,14 +159,14 @@ def _images(entry: ZooEntry, count: int) -> np.ndarray:
 
 
 def without_buffers(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """As the files of most entries hold them: mean and std stand in the definition alone."""
+  """The tensors as in the files of most entries: without mean and std, which only the definition has."""
   kept = dict(tensors)
   identity.take_buffers(kept, 3)
   return kept
 
 
 def difference(entry: ZooEntry, by_name: bool, num_images: int) -> float:
-  """The largest between logits with the same random weights, of logits of order 1 or as a share of the largest."""
+  """The largest difference of logits with the same random weights; relative to the largest logit if that is above 1."""
   images = _images(entry, num_images)
   pictures = torch.tensor(images).permute(0, 3, 1, 2)
   network = randomise(build(entry, "cpu"), torch.cat([pictures, 1 - pictures]))
@@ -181,7 +183,7 @@ def _reason(error: Exception) -> str:
 
 
 class Examined:
-  """What was found of the entries so far; definitions that are the same but for their name are compared once."""
+  """The results of the entries so far; definitions that differ only in their name are compared once."""
 
   def __init__(self, most_parameters: float, num_images: int):
     self._most, self._num_images = most_parameters, num_images
@@ -189,11 +191,11 @@ class Examined:
     self._differences: dict[int, float] = {}
 
   def row(self, entry: ZooEntry) -> dict[str, Any]:
-    """What is reported of an entry."""
+    """The results of an entry, as a row of the report."""
     row = {"dataset": entry.dataset, "threat_model": entry.threat_model, "name": entry.name, "network": ""}
     try:
       network = build(entry, "meta")
-    except Exception as error:  # an ensemble, or a layer that asks for a GPU
+    except Exception as error:  # an ensemble, or a layer that needs a GPU
       return row | {"loads": False, "reason": f"its definition cannot be built on meta: {_reason(error)}"}
     tensors = shapes_only(network)
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
@@ -206,7 +208,7 @@ class Examined:
     return row | {"difference": max(self._difference(entry, network, stored) for stored in (by_name, unsaid) if stored)}
 
   def _tried(self, entry: ZooEntry, tensors: Mapping[str, np.ndarray], **said: str) -> tuple[Any, str]:
-    """(what it would load as, why it does not)."""
+    """(what it would load as or None, the reason if it does not load)."""
     try:
       stored = exchange.from_tensors(entry.place, tensors, **said)
       fit = hash(repr((stored.recognised, [(name, tensor.shape) for name, tensor in tensors.items()])))
@@ -228,7 +230,7 @@ class Examined:
 
 
 def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """By architecture, how many load of each data set and threat model; what loads nowhere is one line."""
+  """By architecture, how many load for each data set and threat model; unrecognised networks share one line."""
   places = list(dict.fromkeys((row["dataset"], row["threat_model"]) for row in rows))
   kinds = collections.defaultdict(list)
   for row in rows:
@@ -261,7 +263,7 @@ def main() -> None:
       continue
     try:
       rows.append(examined.row(entry))
-    except Exception:  # the conversion must not fail but by WeightsError; one entry's failure is no other's
+    except Exception:  # the conversion should raise only WeightsError; another error must not stop the other entries
       rows.append({"dataset": entry.dataset, "threat_model": entry.threat_model, "name": entry.name, "network": "",
                    "loads": False, "reason": traceback.format_exc(limit=-3)})  # fmt: skip
     row = rows[-1]

@@ -2,8 +2,8 @@
 
     python -m benchmarks.scaling --output scaling.json
 
-On CPU the devices are virtual and share the cores: time falls until there is one device for each core, and past that it
-should stay flat. "in loops" counts the collectives that the attack's loop would run at every step.
+On CPU the devices are virtual and share the cores: time decreases until there is one device per core, and should stay
+constant beyond. "in loops" counts the collectives that the attack's loop would run at every step.
 """
 
 import jax

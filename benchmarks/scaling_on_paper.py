@@ -1,11 +1,11 @@
-"""What a step of LRAT takes on 1 to 4,096 TPU chips, on paper: by its operations and bytes and the chips' data sheets.
+"""Estimates an LRAT step on 1 to 4,096 TPU chips from its operations and bytes and the chips' data sheets.
 
     python -m benchmarks.scaling_on_paper --model wide_resnet_70_16 --batch_size 2048 --output paper.json
 
-Nothing is compiled, and no TPU is needed. Operations are counted in the traced program, as a rehearsal counts them. The
+Nothing is compiled, and no TPU is needed. Operations are counted in the traced program, as in a rehearsal. The
 gradient of P bytes is summed over n chips of a pod in 2 P (n - 1) / n / links seconds, where a chip sends `links` bytes
-a second over all its links together; over p pods, a chip then sums its part of P / n bytes in 2 P / n (p - 1) / p /
-network seconds. Times are bounds from below: no chip computes at its peak, and slices without wrap-around links (v5e
+per second over all its links together; over p pods, a chip then sums its part of P / n bytes in 2 P / n (p - 1) / p /
+network seconds. Times are lower bounds: no chip computes at its peak, and slices without wrap-around links (v5e
 and v6e below 16x16) take up to twice as long to sum.
 """
 
@@ -20,18 +20,18 @@ from benchmarks import common
 from lrat_jax.core import fsdp, sharding, topologies
 from lrat_jax.training import rehearsal
 
-# A trace is the same for any number of images but for this many.
+# The batch size of the trace; traces of other batch sizes differ only in this number.
 _TRACED_IMAGES = 8
 
 
 class Pod(NamedTuple):
-  """How chips of a kind are connected, by Google's pages on it (docs.cloud.google.com/tpu/docs/v5e, v5p and v6e).
+  """How chips of one kind are connected, according to Google's pages (docs.cloud.google.com/tpu/docs/v5e, v5p and v6e).
 
   Attributes:
     kind: JAX's `device_kind`.
-    chips: in a pod, whose chips have links.
-    links: bytes a second that a chip sends at most, half of the page's "bidirectional" bandwidth.
-    network: bytes a second and chip between pods.
+    chips: the number of chips in a pod, which are connected by links.
+    links: the largest number of bytes per second that a chip sends, half of the page's "bidirectional" bandwidth.
+    network: bytes per second and chip between pods.
   """
 
   kind: str
@@ -48,7 +48,7 @@ PODS = {
 
 
 class Step(NamedTuple):
-  """What does not depend on the chips: operations for an image, bytes of the gradient and of the state."""
+  """What does not depend on the chips: operations per image, bytes of the gradient and of the state."""
 
   flops: float
   gradient: int
@@ -56,7 +56,7 @@ class Step(NamedTuple):
 
 
 def count(model: str, shape: tuple[int, ...] = (32, 32, 3)) -> Step:
-  """What a step takes, one PGD-10 variant in the pair."""
+  """The operations and bytes of a step with one PGD-10 variant in the pair."""
   mesh = sharding.make_mesh(1)
   fields = {"model.name": model, "data.batch_size": _TRACED_IMAGES}
   experiment, program, arguments = common.abstract_step(mesh, fields, shape)
@@ -67,7 +67,7 @@ def count(model: str, shape: tuple[int, ...] = (32, 32, 3)) -> Step:
 
 
 def summing(num_bytes: float, pod: Pod, chips: int) -> float:
-  """Seconds of an all-reduce over so many chips, all of one pod or of whole ones."""
+  """Seconds of an all-reduce over `chips` chips, which are in one pod or fill whole pods."""
   inside = min(chips, pod.chips)
   pods = -(-chips // pod.chips)
   between = 2 * num_bytes / inside * (pods - 1) / pods / pod.network
@@ -75,7 +75,7 @@ def summing(num_bytes: float, pod: Pod, chips: int) -> float:
 
 
 def row(step: Step, pod: Pod, chips: int, batch_size: int) -> dict:
-  """A line of the table. A batch has an image for each chip at the least."""
+  """A row of the table. A batch has at least one image per chip."""
   batch_size = max(batch_size, chips)
   flops = step.flops * batch_size / chips
   computing, adding = flops / topologies.CHIPS[pod.kind].flops, summing(step.gradient, pod, chips)

@@ -1,11 +1,11 @@
-"""What the training loop costs beside the device's work, by how many steps a call takes (`train.steps_per_call`).
+"""The cost of the training loop besides the device's work, by the number of steps in a call (`train.steps_per_call`).
 
     python -m benchmarks.step_calls --output step_calls.json
 
-"loop": the time of a step in `loop.train`, with its batches, logs and record of weights. "device": that of the same
-compiled call over and over on batches that lie on the devices, before it and after. The host's is the difference. Of
-each the median of the stretches between two rows of metrics counts, for the small CNN under adversarial training with
-one step of PGD. Batches are small, since the difference has the noise of the whole.
+"loop": the time of a step in `loop.train`, with its batches, logs and record of weights. "device": the time of a step
+when the same compiled call is repeated on batches that are on the devices, measured before the loop and after it.
+"host" is the difference. Each time is the median over the intervals between two rows of metrics, for the small CNN
+in adversarial training with one step of PGD. Batches are small, because the difference has the noise of both times.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def _experiment(steps_per_call: int, row: int, stretches: int, batch_size: int) 
 
 
 def _stretches(times: dict[int, float], row: int) -> Iterator[float]:
-  """Seconds of a step in each stretch, from when the first call after a row of metrics was made to the next such."""
+  """Seconds of a step in each interval between the first calls after two successive rows of metrics."""
   first = min(times)
   for start in range(first + row, max(times) - row + 1, row):
     yield (times[start + row] - times[start]) / row

@@ -1,9 +1,9 @@
-"""What a train step holds besides arguments and results: whole, in parts (`train.microbatches`), with `model.remat`.
+"""The memory of a train step besides arguments and results: whole, in parts (`train.microbatches`), with `model.remat`.
 
     python -m benchmarks.step_memory --model resnet18_16 --output step_memory.json
     python -m benchmarks.step_memory --microbatches 1 4 --remat False True --topology v5e:2x2
 
-Nothing runs: the compiler says the bytes of temporaries of LRAT's step on a device, one PGD variant in the pair.
+Nothing is run: the compiler reports the bytes of temporaries on a device, for LRAT's step with one PGD variant.
 """
 
 import argparse

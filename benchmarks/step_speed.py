@@ -1,12 +1,12 @@
-"""A train step: over the sum of its gradients, and beside the same LRAT step in PyTorch.
+"""The time of an LRAT train step, relative to the sum of its gradients and to the same step in PyTorch.
 
     pip install -r benchmarks/requirements.txt
     python -m benchmarks.step_speed --model resnet18 --output step_speed.json
 
-One variant in the pair, PGD-10 in eval mode, one forward in train mode over natural and adversarial images, local
+One variant in the pair, PGD-10 in eval mode, one forward pass in train mode over natural and adversarial images, local
 weights, SGD with momentum and weight decay, on images of random pixels. "gradients": the attack's ten input gradients,
-each as it runs inside a loop, and the parameters' gradient over both images, from programs of their own. Every side
-runs in a process of its own, one after the other in turn.
+as they run inside a loop, and the parameters' gradient over both images, as separate programs. Each side runs in its
+own process, and the sides take turns.
 """
 
 import functools

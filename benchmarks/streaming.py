@@ -1,12 +1,12 @@
-"""What streaming costs: the feed's rate beside that of bare decoding, and the memory of a process that trains from it.
+"""The cost of streaming: the data feed's rate compared with bare decoding, and the memory of the reading process.
 
   python -m benchmarks.streaming
   python -m benchmarks.streaming --counts=2000,20000 --output=streaming.json
 
-Makes folders of JPEGs of 224x224 of random shapes in a temporary folder. Each folder is then read in a process of its
-own, in turn by Pillow alone, in as many threads, and in training batches that are put on the devices. Rates are those
-of the fastest round by the clock; where others use the machine, the least of the processor's time says more. Memory is
-what is resident after 200 batches of 32 images, and the largest before.
+Writes JPEGs of 224x224 with random shapes to temporary folders. Each folder is then read in its own process,
+alternately by Pillow alone, in as many threads, and in training batches that are put on the devices. Rates are those of
+the fastest round in wall-clock time; if others use the machine, the lowest processor time is more reliable. Memory is
+the resident memory after 200 batches of 32 images, and the peak until then.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from lrat_jax.data.streams import Loading
 _SIDE = 224
 _CLASSES = 10
 _TEST = 16
-# Both sides are measured over so many images at a time, in turn.
+# The number of images in a round of each side; the sides take turns.
 _PART = 1024
-# Before the feed is timed, so many batches are taken as it may have read ahead, for which it is given some seconds.
+# Before the feed is timed, it has some seconds to read ahead, and the batches that it may have read ahead are taken.
 _AHEAD, _PAUSE = 6, 2.0
-# Memory is measured after so many batches of so many images: how many are on their way at once depends on the threads,
-# and should not count for more than the data set's size.
+# Memory is measured after this number of batches of this size. Batches are small because the number of batches in
+# flight depends on the threads, and should not matter more than the data set's size.
 _SETTLED, _SMALL_BATCH = 200, 32
 
 
@@ -52,7 +52,7 @@ def _draw(path: Path, seed: int) -> None:
 
 
 def make_folder(folder: Path, count: int) -> str:
-  """A data set of `count` training JPEGs in files of their own; those after the first thousand are copies."""
+  """Writes a data set of `count` training JPEGs, a file each; those after the first thousand are copies."""
   for split, number in (("train", count), ("test", _TEST)):
     for label in range(_CLASSES):
       (folder / split / f"class_{label}").mkdir(parents=True)
@@ -66,12 +66,12 @@ def make_folder(folder: Path, count: int) -> str:
 
 
 def _resident() -> int:
-  """Bytes of memory that this process has."""
+  """The resident memory of this process in bytes."""
   return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class _Peak(threading.Thread):
-  """The largest memory while it runs."""
+  """Measures the peak memory while it runs."""
 
   def __init__(self):
     super().__init__(daemon=True)
@@ -88,7 +88,7 @@ class _Peak(threading.Thread):
 
 
 class _Clock:
-  """Seconds since it was made, (by the clock, of the processor)."""
+  """Seconds since its creation: (wall-clock time, processor time)."""
 
   def __init__(self):
     self._start = time.perf_counter(), time.process_time()
@@ -98,7 +98,7 @@ class _Clock:
 
 
 def _bare(paths: list[Path], pool: futures.Executor) -> tuple[float, float]:
-  """Time to decode pictures, each to an array that is dropped."""
+  """Time to decode pictures, each to an array that is discarded."""
 
   def decode(path: Path) -> None:
     with Image.open(path) as picture:
@@ -111,7 +111,7 @@ def _bare(paths: list[Path], pool: futures.Executor) -> tuple[float, float]:
 
 
 def measure(source: str, batch_size: int, workers: int, images: int) -> dict:
-  """One folder, in this process."""
+  """Measures one folder, in this process."""
   malloc.disable_malloc_trim()
   mesh = sharding.make_mesh()
   split = data.load(source, validation_size=1, loading=Loading("stream", workers=workers)).train

@@ -1,10 +1,10 @@
-"""Synthetic images of a data set, from a generator fitted on its training images alone, in the form that EDM writes.
+"""Synthetic images of a data set, from a generator fitted only on its training images, in EDM's file format.
 
   python -m benchmarks.synthetic --preset=digits --count=20000 --out=runs/digits_synthetic.npz
 
-The generator is as simple as one can be: a Gaussian for each class, on the first principal components of all training
-images. It stands for a diffusion model where there is none; what it shows is the way of the data, not how good a
-generator can be. Validation and test images are never looked at.
+The generator is as simple as possible: a Gaussian for each class, on the first principal components of all training
+images. It takes the place of a diffusion model if there is none; it demonstrates how the data are used, not how good a
+generator can be. Validation and test images are not used.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 from lrat_jax import data
 from lrat_jax.config import default as config_lib
 
-# Of the variance of training images, what the principal components keep; the rest is mostly noise.
+# The share of the training images' variance that the principal components keep; the rest is mostly noise.
 _KEPT = 0.95
 
 
@@ -27,7 +27,7 @@ class Generator(NamedTuple):
     centre: float [pixels], the mean image.
     components: float [k, pixels], orthonormal.
     means: float [c, k].
-    roots: float [c, k, k], of the covariances: root @ root.T.
+    roots: float [c, k, k]; the covariances are root @ root.T.
   """
 
   centre: np.ndarray
@@ -36,27 +36,27 @@ class Generator(NamedTuple):
   roots: np.ndarray
 
   def sample(self, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """float [n, pixels] in [0, 1], an image of each class in `labels` [n]."""
+    """Draws images float [n, pixels] in [0, 1], one for each class in `labels` [n]."""
     noise = generator.normal(size=(len(labels), len(self.components)))
     places = self.means[labels] + np.einsum("nij,nj->ni", self.roots[labels], noise)
     return np.clip(self.centre + places @ self.components, 0, 1)
 
 
 def fit(images: np.ndarray, labels: np.ndarray, kept: float = _KEPT) -> Generator:
-  """Fits a generator on images float [n, pixels] in [0, 1] with labels int [n] of classes from 0; `kept` as above."""
+  """Fits a generator on images float [n, pixels] in [0, 1] with labels int [n] of classes from 0; `kept` as `_KEPT`."""
   centre = images.mean(axis=0)
   _, singular, components = np.linalg.svd(images - centre, full_matrices=False)
   explained = np.cumsum(singular**2) / np.sum(singular**2)
   components = components[: 1 + int(np.searchsorted(explained, kept))]
   places = (images - centre) @ components.T
   classes = [places[labels == label] for label in range(labels.max() + 1)]
-  small = 1e-6 * np.eye(len(components))  # a class of few images has no full covariance
+  small = 1e-6 * np.eye(len(components))  # the covariance of a class with few images is singular
   roots = [np.linalg.cholesky(np.cov(of_class.T) + small) for of_class in classes]
   return Generator(centre, components, np.stack([of_class.mean(axis=0) for of_class in classes]), np.stack(roots))
 
 
 def make(split: data.Split, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-  """{"image" uint8 [count, h, w, c], "label" int64 [count]}: as many of each class as the split has in proportion."""
+  """{"image" uint8 [count, h, w, c], "label" int64 [count]}, with classes drawn in the proportions of the split."""
   pixels = data.to_float(split.images).reshape(len(split.labels), -1).astype(np.float64)
   random = np.random.default_rng(seed)
   labels = random.choice(split.labels, count).astype(np.int64)

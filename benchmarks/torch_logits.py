@@ -1,10 +1,10 @@
-"""How far the logits of converted networks are from PyTorch's, at full width on images of 32x32, in both directions.
+"""Differences between logits of converted networks and PyTorch's, at full width on 32x32 images, in both directions.
 
     pip install torch
     python -m benchmarks.torch_logits --model wide_resnet_34_10
 
-"in": weights that PyTorch wrote as a .pt file, loaded here. "out": weights that were drawn here, written as safetensors
-and loaded strictly there. Both have batch norms with scales, offsets and statistics as training leaves them.
+"in": weights that PyTorch wrote as a .pt file, loaded here. "out": random weights made here, written as safetensors and
+loaded in PyTorch with strict=True. In both, batch norms have scales, offsets and statistics as after training.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def compare(name: str, images: np.ndarray, folder: Path) -> list[dict]:
   torch.save(network.state_dict(), folder / "in.pt")
   loaded = exchange.load(folder / "in.pt", mean=(0.0,), std=(1.0,))
   rows = [_row(name, "in", definitions.logits(network, images), np.asarray(loaded.logits_fn(images)))]
-  # Drawn here: each weight of the other direction times a number near 1, so that the sizes stay sensible.
+  # Random weights: those of the other direction, each times a random number near 1, so that sizes stay realistic.
   generator = np.random.default_rng(1)
   move = lambda leaf: np.asarray(leaf) * generator.uniform(0.9, 1.1, leaf.shape).astype(np.float32)
   variables = jax.tree.map(move, loaded.variables)

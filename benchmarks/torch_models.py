@@ -1,4 +1,4 @@
-"""Our networks in PyTorch with the same weights, for comparisons side by side."""
+"""Our networks in PyTorch with the same weights, for comparisons."""
 
 import math
 
@@ -16,14 +16,14 @@ from tests import torch_definitions
 
 
 class _FlattenInMemoryOrder(nn.Module):
-  """Flattens features as they lie in channels_last, which spares a copy there and back."""
+  """Flattens features in the memory order of channels_last, which saves a copy forwards and backwards."""
 
   def forward(self, x):
     return x.permute(0, 2, 3, 1).flatten(1)
 
 
 def _flatten_in_memory_order(network: nn.Sequential) -> None:
-  """Changes the CNN, and the order of its hidden layer's inputs, so that its answers stay as they were."""
+  """Changes the CNN's flattening, and the order of its hidden layer's inputs so that its outputs stay the same."""
   index = next(i for i, layer in enumerate(network) if isinstance(layer, nn.Flatten))
   hidden, channels = network[index + 1], network[index - 2].out_channels
   weight = hidden.weight.data.reshape(len(hidden.weight), channels, -1)
@@ -44,7 +44,7 @@ def _network(network, found: torch_names.Recognised) -> nn.Module:
 def classifier(model, variables, in_memory_order: bool = False) -> nn.Module:
   """A classifier of `lrat_jax.models` in PyTorch: images [batch, c, h, w] in [0, 1] -> logits.
 
-  The CNN flattens its features as PyTorch does, channels first, or with `in_memory_order` as they lie in channels_last.
+  The CNN flattens its features as PyTorch does, channels first, or with `in_memory_order` in channels_last order.
   """
   tensors = torch_names.state_dict(model.network, jax.tree.map(np.asarray, dict(variables)))
   network = _network(model.network, torch_names.recognise({name: array.shape for name, array in tensors.items()}))

@@ -1,13 +1,13 @@
-"""Candidate weights inside a pair of several variants, and the search among them on validation images.
+"""Candidates for the local weights of several variants, and the search among them on validation images.
 
     python -m benchmarks.weightings --workdir=runs/weightings
 
 Trains every candidate on digits in three norms, two seeds, and evaluates it by APGD-CE + APGD-T in each norm on 497
 validation images; resumable. A candidate is a function for `local_weights.kind`. The list was written before any of
-them was run. Tried by fields alone: slopes of the softmax, and its start after a quarter and after half of the epochs,
-as the coarsest of annealings.
+them was run. Some candidates differ only in configuration fields: slopes of the softmax, and its start after a quarter
+and after half of the epochs, as the coarsest form of annealing.
 
-All take what `reweighting.user_local_weights` gives: vulnerabilities [batch, m] in [-1, 1], and `total`,
+All functions take what `reweighting.user_local_weights` passes: vulnerabilities [batch, m] in [-1, 1], and `total`,
 `minimum_natural`, `slope` and `bias` of `local_weights`. They return (natural [batch], adversarial [batch, m]).
 """
 
@@ -28,10 +28,10 @@ _SMALLEST_SPREAD = 1e-3
 
 
 def standardised(vulnerabilities: Array, *, total: float, slope: float, **_) -> Weights:
-  """A softmax of how many standard deviations a variant lies above its pair's mean.
+  """A softmax of vulnerabilities that are standardised by their pair's mean and standard deviation.
 
-  Where all variants of a pair are nearly equally vulnerable, a plain softmax is nearly uniform. This one depends on
-  their order and relative distances alone. Where they are equal it is uniform.
+  If all variants of a pair are nearly equally vulnerable, a plain softmax is nearly uniform. This one depends only on
+  their order and relative distances. If they are equal, it is uniform.
   """
   deviation = vulnerabilities - jnp.mean(vulnerabilities, axis=1, keepdims=True)
   spread = jnp.maximum(jnp.std(vulnerabilities, axis=1, keepdims=True), _SMALLEST_SPREAD)
@@ -39,7 +39,7 @@ def standardised(vulnerabilities: Array, *, total: float, slope: float, **_) -> 
 
 
 def floored_max(vulnerabilities: Array, *, total: float, minimum_natural: float, **_) -> Weights:
-  """MAX that leaves every variant its share of `minimum_natural`, here the weight that is shared evenly."""
+  """MAX, except that the weight `minimum_natural` is distributed evenly over the variants."""
   natural, most = reweighting.max_local_weights(vulnerabilities, total=total - minimum_natural)
   return natural, most + minimum_natural / vulnerabilities.shape[1]
 
@@ -47,9 +47,9 @@ def floored_max(vulnerabilities: Array, *, total: float, minimum_natural: float,
 def natural_of_least(
   vulnerabilities: Array, *, total: float, minimum_natural: float, slope: float, bias: float
 ) -> Weights:
-  """The natural image's weight by LRAT's curve of the least vulnerable variant; a softmax shares out the rest.
+  """The natural weight is LRAT's curve of the least vulnerable variant; a softmax distributes the rest.
 
-  A pair of which every variant fools the model gives its natural image the least. LRAT takes all variants together.
+  If every variant of a pair fools the model, the natural image has the least weight. LRAT uses all variants together.
   """
   least = jnp.min(vulnerabilities, axis=1)
   natural = jnp.maximum(total * (1 - reweighting.increasing_weight(least, slope=slope, bias=bias)), minimum_natural)
@@ -59,15 +59,15 @@ def natural_of_least(
 def by_norm(vulnerabilities: Array, *, total: float, slope: float, **_) -> Weights:
   """A softmax of the mean vulnerability of each attack over the batch: all pairs have the same weights.
 
-  It asks whether weights of single pairs matter, or only how much each norm is trained on. On one device alone: the
-  mean is over the images that it has.
+  It tests whether weights of single pairs matter, or only how much each norm is trained on. For one device only: the
+  mean is over the images of a device.
   """
   shares = jax.nn.softmax(slope * jnp.mean(vulnerabilities, axis=0))
   return jnp.zeros_like(vulnerabilities[:, 0]), jnp.broadcast_to(total * shares, vulnerabilities.shape)
 
 
 def _candidate(name: str, **fields: float) -> str:
-  """As `compare` names a method: weights of that name from the first epoch on, unless fields say otherwise."""
+  """A method as `compare` names it: these weights from the first epoch on, unless `fields` say otherwise."""
   own = {"local_weights.kind": f"benchmarks.weightings:{name}", "local_weights.begin_fraction": 0.0}
   own |= {f"local_weights.{field}": value for field, value in fields.items()}
   return "@".join(["at:union", *(f"{field}={value}" for field, value in own.items())])
@@ -88,7 +88,7 @@ METHODS = (
 
 
 def arguments(workdir: str, seeds: str, jobs: int) -> list[str]:
-  """Of `lrat_jax.compare`, for the whole search."""
+  """Arguments of `lrat_jax.compare` for the whole search."""
   return [
     f"--methods={','.join(METHODS)}",
     f"--seeds={seeds}",

@@ -1,4 +1,4 @@
-"""E-AT (arXiv:2105.12508): each batch is attacked in one norm, drawn by how little the network withstands it.
+"""E-AT (arXiv:2105.12508): each batch is attacked in one norm, drawn in proportion to its robust error.
 
 python -m lrat_jax.main --config=configs/eat.py            (or eat.py:cifar10, eat.py:cifar10,pgd,pgd_l1)
 """

@@ -1,4 +1,4 @@
-"""MART (Wang et al., ICLR 2020): boosted cross-entropy, and a divergence that counts where natural images are unsure.
+"""MART (Wang et al., ICLR 2020): boosted cross-entropy, and a divergence weighted by uncertainty on natural images.
 
 python -m lrat_jax.main --config=configs/mart.py            (or mart.py:cifar10, mart.py:cifar10,pgd,cw)
 """

@@ -1,4 +1,4 @@
-"""MAX (arXiv:1904.13000): of the variants in several norms the most vulnerable alone is trained on.
+"""MAX (arXiv:1904.13000): trains only on the most vulnerable of the variants in several norms.
 
 python -m lrat_jax.main --config=configs/max.py            (or max.py:cifar10, max.py:cifar10,pgd,pgd_l1)
 """

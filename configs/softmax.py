@@ -1,4 +1,4 @@
-"""Between AVG and MAX: a softmax over the variants in several norms says what each weighs.
+"""Between AVG and MAX: variants in several norms, weighted by a softmax.
 
 python -m lrat_jax.main --config=configs/softmax.py            (or softmax.py:cifar10, softmax.py:cifar10,pgd,pgd_l1)
 """

@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation. Its source is the whole repository, so that links work there and here."""
+"""Sphinx's configuration. The source is the whole repository, so that links work on GitHub and in the documentation."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ project = "lrat_jax"
 root_doc = "docs/index"
 include_patterns = ["docs/**", "*.md", "launch/*.md", "results/*.md", "results/**/*.md", "benchmarks/*.md"]
 exclude_patterns = ["**/.*", ".*", "build", "runs"]
-# The pages that `lrat_jax.compare` writes begin with a heading of the second rank.
+# The pages that `lrat_jax.compare` writes begin with a heading of level two.
 suppress_warnings = ["myst.header"]
 extensions = [
   "myst_parser",
@@ -24,7 +24,7 @@ extensions = [
 myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath"]
 
-# Members in the order of the source, and what a module lists in __all__ where it does.
+# Members in the order of the source; only those in __all__, if a module has it.
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -35,10 +35,10 @@ python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
-# As text, in which a colon does not end a type.
+# Returns sections are plain text, in which a colon does not end a type.
 napoleon_custom_sections = ["Returns"]
 
-# Nothing is fetched when a page is read: system fonts, formulas as MathML, an index that the search reads from disk.
+# Pages load nothing from elsewhere: system fonts, formulas as MathML, a local index for the search.
 html_theme = "furo"
 html_title = "lrat_jax"
 html_static_path = ["static"]

@@ -22,13 +22,13 @@ def mi_fgsm(keys, logits_fn, images, labels, *, epsilon, step_size, num_steps, n
       and the step size they are traced: calculate with them, but do not branch on them.
 
   Returns:
-    AttackResult: images inside the ball and [0, 1], and at how many of the iterates the model was correct.
+    AttackResult: images inside the ball and [0, 1], and the number of iterates at which the model was correct.
   """
   ball = attacks.get_norm(norm)
 
   def total_loss(points):
     logits = logits_fn(points)
-    return jnp.sum(losses.cross_entropy(logits, labels)), logits  # a sum: each image's gradient stays its own
+    return jnp.sum(losses.cross_entropy(logits, labels)), logits  # a sum, so no image changes another's gradient
 
   def step(_, carry):
     points, momentum, survived = carry
@@ -40,6 +40,6 @@ def mi_fgsm(keys, logits_fn, images, labels, *, epsilon, step_size, num_steps, n
     return points, momentum, survived
 
   start = attacks.starting_points("uniform", keys, images, epsilon, ball)
-  # Zeros made of images and labels, not constants: a loop's carry must vary over devices from the start.
+  # Zeros computed from images and labels, not constants: a loop's carry must vary over devices from the start.
   points, _, survived = jax.lax.fori_loop(0, num_steps, step, (start, 0 * images, 0 * labels))
   return attacks.AttackResult(points, survived)

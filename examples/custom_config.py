@@ -9,7 +9,7 @@ from lrat_jax.config import default as base
 def get_config(arg=None):
   """The default configuration for a data set and its training attacks, with some fields changed."""
   config = base.default("mine", arg)
-  budget = config.validation_attack  # the norm, radius and step size that go with the data set
+  budget = config.validation_attack  # the norm, radius and step size of the data set
   mine = dict(
     name="examples.custom_attack:mi_fgsm",  # package.module:function; the other fields are its arguments
     norm=budget.norm,

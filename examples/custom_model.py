@@ -12,8 +12,8 @@ class Network(nn.Module):
   """Normalised images [batch, h, w, c] -> logits [batch, num_classes]."""
 
   num_classes: int
-  dtype: Any  # the type it computes in: float32, or bfloat16 on accelerators
-  axis_name: str | tuple[str, ...] | None  # of the devices, over which batch norm averages in training
+  dtype: Any  # dtype of the computation: float32, or bfloat16 on accelerators
+  axis_name: str | tuple[str, ...] | None  # mesh axes over which batch norm averages in training
 
   @nn.compact
   def __call__(self, images, train=False):
@@ -26,5 +26,5 @@ class Network(nn.Module):
 
 
 def make_network(num_classes, *, dtype, axis_name):
-  """The function that the configuration names. Normalization by config.model.mean and std comes before the network."""
+  """The function that the configuration names. The network gets images normalised by config.model.mean and std."""
   return Network(num_classes, dtype, axis_name)

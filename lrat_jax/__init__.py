@@ -6,7 +6,7 @@
     model = lrat_jax.load_model("runs/lrat_cifar10_seed0")
     lrat_jax.attacks, lrat_jax.models, lrat_jax.reweighting
 
-Every name is imported when it is first used, so that `import lrat_jax` costs nothing.
+Every name is imported on first use, so that `import lrat_jax` itself imports almost nothing.
 """
 
 import importlib
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BenchmarkResult", "__version__", "attacks", "benchmark", "load_model", "models", "reweighting"]
 
-# Name -> the module that has it, and its name there; None is the module itself.
+# Public name -> its module, and its name there; None means the module itself.
 _PUBLIC = {
   "attacks": ("lrat_jax.attacks", None),
   "models": ("lrat_jax.models", None),

@@ -1,12 +1,12 @@
-"""Command line of the installed package: `lrat-jax COMMAND ...`, which `python -m lrat_jax COMMAND ...` is too.
+"""Command line of the installed package: `lrat-jax COMMAND ...`, or `python -m lrat_jax COMMAND ...`.
 
   lrat-jax train --config=lrat:cifar10       train, then evaluate; the same
                                              command again resumes
-  lrat-jax evaluate --config=lrat            evaluate what was trained, or with
+  lrat-jax evaluate --config=lrat            evaluate a trained run, or with
                                              --model=FILE any other model
-  lrat-jax compare --methods=at,lrat         several methods and seeds, one table
-  lrat-jax report runs/lrat_digits_seed0     one HTML page on runs
-  lrat-jax convert weights.pt out.safetensors  PyTorch weights, in and out
+  lrat-jax compare --methods=at,lrat         compare methods over several seeds
+  lrat-jax report runs/lrat_digits_seed0     write an HTML report about runs
+  lrat-jax convert weights.pt out.safetensors  import or export PyTorch weights
 
 `lrat-jax COMMAND --help` explains each.
 """
@@ -15,7 +15,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-# Command -> the module that has it, and the arguments that it stands for.
+# Command -> its module, and the arguments that are put before the user's.
 COMMANDS = {
   "train": ("lrat_jax.main", ()),
   "evaluate": ("lrat_jax.main", ("--mode=evaluate",)),
@@ -27,7 +27,7 @@ BAD_INPUT = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs a command and returns its exit code; a wrong one is one line on stderr and 2."""
+  """Runs a command and returns its exit code; for an unknown command, prints one line on stderr and returns 2."""
   arguments = list(sys.argv[1:] if arguments is None else arguments)
   if not arguments or arguments[0] in ("--help", "-h", "-help"):
     print(__doc__.strip())

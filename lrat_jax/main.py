@@ -10,20 +10,21 @@
                  METHOD: at irat lrat lrat_irat max softmax eat trades mart, or
                  a file such as configs/lrat.py; DATA_SET: digits fashion_mnist
                  cifar10 cifar100 svhn tiny_imagenet imagenet;
-                 SUITE: apgd (if not given) pgd autoattack union
+                 SUITE: apgd (default) pgd autoattack union
                  autoattack_union full full_apgd unforeseen multirobustbench
                  corruptions lpips transfer
-  --config.X=Y   any field, as config.seed; lrat_jax/config/default.py explains them
+  --config.X=Y   sets any field, such as config.seed; all are in
+                 lrat_jax/config/default.py
   --mode=MODE    train_and_evaluate (default), train or evaluate
-  --workdir=DIR  where the run lives; default runs/NAME_seedSEED
+  --workdir=DIR  the run's folder; default runs/NAME_seedSEED
   --model=MODEL  FILE.pt, FILE.safetensors, or PACKAGE.MODULE:FUNCTION
   --preprocessing=NAME --mean=M,M,M --std=S,S,S --activation=NAME
   --architecture=NAME --robustbench=NAME --key=NAME
-                 of the file of --model: lrat-jax convert --help
-  --dry_run      prints steps, memory and time; writes nothing
-  --dry_run --topology=v5e:4x4    compiles for TPUs that are not there
-  --track=LIST   logs the run to wandb, mlflow as well
-  --profile=DIR  a trace of where the time goes, for TensorBoard or Perfetto
+                 about the file of --model; see lrat-jax convert --help
+  --dry_run      estimates steps, memory and time; writes nothing
+  --dry_run --topology=v5e:4x4    compiles for TPUs that are not present
+  --track=LIST   also logs the run to wandb, mlflow
+  --profile=DIR  writes a profiler trace, for TensorBoard or Perfetto
   --coordinator=HOST:PORT --num_processes=N --process_id=I    several processes
 
 Exit codes: 0 done, 2 bad input, 3 a metric was not finite, 4 a file could not
@@ -54,7 +55,7 @@ BAD_INPUT, NOT_FINITE, FILES_FAILED, STOPPED = 2, 3, 4, 75
 
 
 class _Outcome(NamedTuple):
-  """How the program ended: its exit code, the line that says why, and whether all processes of the run end so."""
+  """How the program ended: exit code, message, and whether all processes of the run end in the same way."""
 
   code: int = 0
   line: str = ""
@@ -64,7 +65,7 @@ class _Outcome(NamedTuple):
 def _outcome(options: Options, stop: Callable[[], bool]) -> _Outcome:
   from rich.console import Console
 
-  from lrat_jax.run import run  # here, so that help and a wrong flag need not wait for what training imports
+  from lrat_jax.run import run  # here, so that help and flag errors do not wait for the imports of training
 
   again = "the same command goes on there."
   try:
@@ -88,7 +89,7 @@ def _outcome(options: Options, stop: Callable[[], bool]) -> _Outcome:
 
 @contextlib.contextmanager
 def _background_failures_in_a_line() -> Iterator[None]:
-  """In place of a background thread's traceback: what ended it reaches the run as an error too."""
+  """Prints one line instead of a background thread's traceback; the run gets the error too."""
 
   def say(failed: threading.ExceptHookArgs) -> None:
     print(f"{failed.thread.name} failed: {' '.join(str(failed.exc_value).split())}", file=sys.stderr)
@@ -101,11 +102,12 @@ def _background_failures_in_a_line() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None, *, stop: Callable[[], bool] = lambda: False) -> int:
-  """Runs the program on command-line arguments and returns its exit code; what went wrong is one line on stderr.
+  """Runs the program on command-line arguments and returns its exit code; an error is printed as one line on stderr.
 
   Args:
-    stop: asked after every step and every evaluated batch; where it returns True, the run saves and ends, as it does
-      after SIGTERM. The way to stop a run in a thread, which hears no signals.
+    stop: called after every call of one or more training steps and after every evaluated batch; if it returns True, the
+      run saves and ends, as it does after SIGTERM. Use it to stop a run in a thread, because only the main thread
+      receives signals.
   """
   try:
     options = command_line.parse(sys.argv[1:] if arguments is None else arguments)
@@ -115,7 +117,7 @@ def main(arguments: Sequence[str] | None = None, *, stop: Callable[[], bool] = l
   if options.config is None:
     print(__doc__.strip())
     return 0
-  logging.set_verbosity(logging.FATAL)  # Orbax and TFDS warn of their own defaults, and log what they raise anyway
+  logging.set_verbosity(logging.FATAL)  # Orbax and TFDS warn about their own defaults, and also log what they raise
   with _background_failures_in_a_line():
     code, line, together = _outcome(options, stop)
   from lrat_jax.core import distributed
@@ -123,7 +125,7 @@ def main(arguments: Sequence[str] | None = None, *, stop: Callable[[], bool] = l
   if line and (distributed.is_primary() or not together):
     print(line, file=sys.stderr, flush=True)
   if not together and distributed.place().count > 1:
-    os._exit(code)  # the others wait for this process in the middle of a step; its end is how they learn of it
+    os._exit(code)  # the other processes wait for this one inside a step; they notice the error only when it ends
   return code
 
 

@@ -7,9 +7,9 @@ A pair's loss is the weighted sum over its members x' (the natural image x and i
   mart    bce(x') + beta KL(p(x) || p(x')) (1 - p_y(x))      MART (Wang et al., ICLR 2020)
 
 where l is the cross-entropy, and bce is l plus a margin term. If a label is a distribution over the classes, l uses it;
-all else uses the true class y, its most likely one. With the weights of adversarial training (variants share C, the
-natural image has none) these are the papers' own losses. With local weights, the weight that a variant gives up goes to
-the natural image, whose divergence from itself is 0.
+everything else uses the true class y, its most likely one. With the weights of adversarial training (variants share C,
+the natural image has none) these are the papers' own losses. With local weights, the weight that a variant gives up
+goes to the natural image, whose divergence from itself is 0.
 
 Logit pairing (RAMP, arXiv:2402.06827) is an additional term that compares the variants with one another.
 """
@@ -28,7 +28,7 @@ from lrat_jax.core.typing import AnyLabels, AxisName, Labels, Logits, PerImage, 
 # (logits of the member [batch, classes], natural logits or None, labels, beta) -> losses [batch], in nats
 MemberLoss = Callable[[Array, Array | None, Array, float], Array]
 
-# MART's own constants, which keep its logarithm and its weight above 0.
+# MART's own constants, which keep the argument of its logarithm and its weight above 0.
 _MART_LOG, _MART_WEIGHT = 1.0001, 1.0000001
 
 
@@ -73,7 +73,7 @@ def pair_losses(
 
   Args:
     objective: "ce", "trades" or "mart".
-    natural_logits: float [batch, classes]; None where every natural weight is 0 and the objective is "ce".
+    natural_logits: float [batch, classes]; None if every natural weight is 0 and the objective is "ce".
     adversarial_logits: float [batch, m, classes].
     labels: int [batch], or float [batch, classes], distributions over the classes.
     natural_weights: float [batch].
@@ -101,11 +101,11 @@ def pair_losses(
 def logit_pairing(
   adversarial_logits: VariantLogits, labels: Labels, source: int, *, axis_name: AxisName | None = None
 ) -> PerImage:
-  """The divergence of the predictions on the other variants from that on one, where that one is classified correctly.
+  """The divergence of the predictions on other variants from the one on a source variant, if that one is correct.
 
-  RAMP (arXiv:2402.06827, section 4.2): KL(p(x~_iq) || p(x~_ir)) over the images whose variant q, the source, the model
-  gets right, divided by their number. With more than two variants it is the mean over those besides the source.
-  Gradients flow through both, as in the paper's code; which images count carries none.
+  RAMP (arXiv:2402.06827, section 4.2): the sum of KL(p(x~_iq) || p(x~_ir)) over the images whose variant q, the source,
+  is classified correctly, divided by their number. With more than two variants it is the mean over those besides the
+  source. Gradients flow through both predictions, as in the paper's code, but not through the choice of the images.
 
   Args:
     adversarial_logits: float [batch, m, classes], m of 2 or more.

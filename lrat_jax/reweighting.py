@@ -27,7 +27,7 @@ GLOBAL_KINDS = ("none", "gairat", "mail")
 
 
 def vulnerability(logits: _AnyLogits, labels: _AnyLabels) -> _AnyScores:
-  """How clearly a variant fools the model: max_{k != y} p_k - p_y, p the softmax.
+  """How clearly a variant fools the model: max_{k != y} p_k - p_y, where p is the softmax.
 
   It needs only the model's output on the variant, not the attack's path, so any two attacks can be compared. It is also
   MAIL's probabilistic margin.
@@ -37,7 +37,7 @@ def vulnerability(logits: _AnyLogits, labels: _AnyLabels) -> _AnyScores:
     labels: int [...], the true classes.
 
   Returns:
-    float [...] in [-1, 1], positive exactly when the variant is misclassified; no gradient.
+    float [...] in [-1, 1], positive if and only if the variant is misclassified; no gradient.
   """
   probabilities = jax.nn.softmax(jax.lax.stop_gradient(logits))
   true = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
@@ -46,13 +46,13 @@ def vulnerability(logits: _AnyLogits, labels: _AnyLabels) -> _AnyScores:
 
 
 def increasing_weight(score: Array, *, slope: float, bias: float) -> Array:
-  """h(v) = (1 + tanh(slope * (v - bias))) / 2, in (0, 1), the one curve behind every weight here.
+  """h(v) = (1 + tanh(slope * (v - bias))) / 2, in (0, 1): the curve of the LRAT, GAIRAT and MAIL weights.
 
   The closed form is this project's own: the LRAT paper requires an increasing function of vulnerability. GAIRAT's Tanh
   weight is h(1 - 2 kappa / K) with slope 5 and bias -lambda / 5 (0.2 for its lambda = -1); MAIL's sigmoid(s (PM + b))
   is h(PM) with slope s / 2 and bias -b (5 and 0.5 for its s = 10, b = -0.5).
   """
-  return jax.nn.sigmoid(2.0 * slope * (score - bias))  # equal to the tanh form, and exact where that one cancels to 0
+  return jax.nn.sigmoid(2.0 * slope * (score - bias))  # equal to the tanh form; exact even if that form cancels to 0
 
 
 def local_weights(

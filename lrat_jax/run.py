@@ -1,4 +1,4 @@
-"""From the options of a command to a finished run: data, devices, training, evaluation, and what they leave."""
+"""Runs a command from its options: data, devices, training, evaluation, and output files."""
 
 import contextlib
 import functools
@@ -29,11 +29,11 @@ from lrat_jax.training import dry_run, loop, metric_writers, rehearsal
 from lrat_jax.training import workdir as workdir_lib
 from lrat_jax.training.experiment import Experiment, build
 
-# Programs that took longer to compile are kept. JAX's own second leaves out half of a small network's.
+# Programs that take longer to compile are cached. JAX's default of 1 s leaves out half of a small network's programs.
 _WORTH_KEEPING_S = 0.1
 
 
-# Matplotlib takes a second to import, and what draws is a thread beside the compiler.
+# Imported here, because importing Matplotlib takes a second, and drawing runs in a thread during compilation.
 def _draw_run(*of: Any) -> None:
   from lrat_jax.analysis import plots
 
@@ -47,12 +47,12 @@ def _draw_evaluation(*of: Any) -> None:
 
 
 def _asked(options: Options) -> dict[str, Any]:
-  """What config.json and results.json say of the command."""
+  """What config.json and results.json record about the command."""
   return {"preset": options.preset, "arguments": list(options.arguments)}
 
 
 def _keep_compiled(where: str, workdir: Path) -> None:
-  """Keeps compiled programs in a folder, beside the workdir unless told otherwise; the environment's word stands."""
+  """Sets the cache of compiled programs, by default beside the workdir; JAX's environment variables have priority."""
   if where == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
   folder = workdir.parent / "compilation_cache" if where == "auto" else Path(where)
@@ -62,7 +62,7 @@ def _keep_compiled(where: str, workdir: Path) -> None:
 
 
 def _load_dataset(config: ConfigDict, workdir: Path, trains: bool) -> tuple[data.Dataset, dict[str, Any]]:
-  """The data, and what config.json is to say of them."""
+  """The data, and what config.json records about them."""
   validate.check(config)
   workdir_lib.check(workdir, config)
   try:
@@ -78,7 +78,7 @@ def _load_dataset(config: ConfigDict, workdir: Path, trains: bool) -> tuple[data
 
 
 def _describe_loading(dataset: data.Dataset, console: Console) -> None:
-  """Says where the images are, where that was chosen; and of an extra source that it is held in memory, where it is."""
+  """Prints whether images are streamed, if that was a choice, and whether an extra source is held in memory."""
   if dataset.loading:
     console.print(dataset.loading, highlight=False, markup=False, soft_wrap=True)
   if dataset.extra is not None and (held := data.bytes_in_memory(dataset.extra)):
@@ -93,11 +93,11 @@ def _describe_loading(dataset: data.Dataset, console: Console) -> None:
 def _load_data(
   config: ConfigDict, workdir: Path, console: Console, *, trains: bool, topology: str | None = None
 ) -> tuple[data.Dataset, dict[str, Any], Mesh]:
-  """Checks what can be wrong with a configuration before anything is written, and starts JAX.
+  """Loads the data, checks the configuration before anything is written, and starts JAX.
 
   Args:
     trains: whether more than the test split is needed.
-    topology: of the TPUs that the run is rehearsed for; None for this machine's own devices.
+    topology: the TPUs for which the run is rehearsed; None for this machine's own devices.
   """
   same = f"{workdir} {json.dumps(workdir_lib.portable(config), sort_keys=True)}"
   dataset, about = distributed.run_on_all_processes("data", lambda: _load_dataset(config, workdir, trains), same)
@@ -115,10 +115,10 @@ def _load_data(
 
 
 def _load_surrogates(config: ConfigDict, dataset: data.Dataset, num_classes: int) -> dict[str, user_model.LogitsFn]:
-  """By attack of the suite the model that it is made on, where the entry names one.
+  """The surrogate model of each attack in the suite that names one, by attack name.
 
   Raises:
-    ConfigError: there is none, or it does not fit the data.
+    ConfigError: a surrogate cannot be loaded, or does not fit the data.
   """
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
   found = {}
@@ -146,10 +146,10 @@ def _evaluate_checkpoint(
   stop: preemption.Watch,
   drawn: Callable[[], Any],
 ) -> dict[str, Any]:
-  """Evaluates config.eval's checkpoint, and returns the content of results.json. `drawn` waits for other pictures."""
+  """Evaluates config.eval's checkpoint; returns the content of results.json. `drawn` waits for the other plots."""
 
   def draw(*of: Any) -> None:
-    drawn()  # Matplotlib is for one thread at a time
+    drawn()  # Matplotlib is not thread-safe
     _draw_evaluation(*of)
 
   last = experiment.config.eval.checkpoint == "last"
@@ -175,7 +175,7 @@ def _evaluate_checkpoint(
 
 
 def _read_stored(name: str, options: Mapping[str, Any]) -> exchange.Stored | None:
-  """What `--model` names where that is a file or directory of weights."""
+  """Reads the weights that `--model` names; None if it is not a file or directory of weights."""
   if not exchange.is_stored(name):
     if given := [f"--{flag}" for flag, value in options.items() if value is not None]:
       raise ConfigError(f"{', '.join(given)}: only of a file of weights, not of --model={name}.")
@@ -189,7 +189,7 @@ def _read_stored(name: str, options: Mapping[str, Any]) -> exchange.Stored | Non
 
 
 def _evaluate_model(options: Options, workdir: Path, console: Console, stop: preemption.Watch) -> None:
-  """Evaluates a function or a file of weights of the user's."""
+  """Evaluates a user-defined function or a file of weights."""
   config, name = options.config, options.model
   if (workdir / "checkpoints").exists():
     raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
@@ -239,26 +239,26 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
       )
   except (user_model.UserModelError, exchange.WeightsError) as error:
     raise ConfigError(f"--model={error}") from error
-  except jax.errors.JaxRuntimeError as error:  # a callback of the model's, or memory that it took
+  except jax.errors.JaxRuntimeError as error:  # a callback of the model failed, or memory ran out
     raise ConfigError(f"--model={name!r} failed as it ran: {reason(error)}") from error
 
 
 @contextlib.contextmanager
 def _drawing(draw: Callable[[], Any] | None) -> Iterator[Callable[[], Any]]:
-  """Draws in a thread while what is inside compiles and runs; what it is given waits until that is done."""
+  """Runs `draw` in a thread while the body of the context runs; yields a function that waits until it is done."""
   if draw is None:
     yield lambda: None
     return
   with futures.ThreadPoolExecutor(1) as pool:
     drawing = pool.submit(draw)
     yield lambda: futures.wait([drawing])
-  drawing.result()  # what went wrong there is this thread's error
+  drawing.result()  # raises an error of that thread here
 
 
 def _initial(experiment: Experiment, workdir: Path) -> tuple[Callable[[], Mapping[str, Any]], dict[str, Any]]:
-  """What gives the weights that a run begins with, and what its files say of them.
+  """A function that returns the run's initial weights by name, and what its files record about them.
 
-  They are read before anything is written, and never again: a run with checkpoints has its own.
+  The weights are read once, before anything is written. A run that has checkpoints uses those instead.
   """
   config, dataset = experiment.config, experiment.dataset
   if not config.train.init_from:
@@ -272,7 +272,7 @@ def _initial(experiment: Experiment, workdir: Path) -> tuple[Callable[[], Mappin
 
 
 def _run_config(options: Options, workdir: Path, console: Console, stop: preemption.Watch) -> None:
-  """Trains, evaluates, or both; or says what that would take."""
+  """Trains, evaluates, or both; for a dry run, prints the estimated cost instead."""
   config, mode = options.config, options.mode
   services = distributed.run_on_all_processes("track", lambda: metric_writers.find(options.track))
   if options.dry_run:
@@ -319,7 +319,7 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
 
 
 def _profiled(folder: str | None) -> contextlib.AbstractContextManager:
-  """Records a trace of what happens meanwhile, without Python's own calls, of which there are too many."""
+  """Records a profiler trace of the context, without Python calls, because there are too many of them."""
   if folder is None:
     return contextlib.nullcontext()
   without_python = jax.profiler.ProfileOptions()
@@ -329,7 +329,10 @@ def _profiled(folder: str | None) -> contextlib.AbstractContextManager:
 
 @contextlib.contextmanager
 def _damage_of(config: ConfigDict) -> Iterator[None]:
-  """Names the data where a record that is read as it is needed is damaged, which one process alone may see."""
+  """Raises CorruptFileError, which names the data source, if a record is damaged.
+
+  Records are read when they are needed, so the error may occur on one process only.
+  """
   try:
     yield
   except data.DataError as error:
@@ -337,13 +340,13 @@ def _damage_of(config: ConfigDict) -> Iterator[None]:
 
 
 def run(options: Options, console: Console, stop: Callable[[], bool] = lambda: False) -> None:
-  """Does what was asked for; `stop` is as of `main`. Raises ConfigError for bad input, and what `main` exits by."""
+  """Runs the command; `stop` is as in `main`. Raises ConfigError for bad input, and what else `main` handles."""
   distributed.join(options.coordinator, options.num_processes, options.process_id)
   console.quiet = console.quiet or not distributed.is_primary()
   name = options.config.name if options.model is None else exchange.label(options.model)
   workdir = Path(options.workdir or f"runs/{name}_seed{options.config.seed}")
   watch = preemption.Watch(stop)
-  # A dry run has nothing to save: it ends where it is told to, also while it compiles.
+  # A dry run has nothing to save, so a signal ends it at once, also while it compiles.
   listening: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if options.dry_run else watch
   with listening, _profiled(options.profile), _damage_of(options.config):
     (_run_config if options.model is None else _evaluate_model)(options, workdir, console, watch)

@@ -1,1 +1,1 @@
-"""Everything worth measuring on an accelerator that is at hand for minutes, in one command (`__main__`)."""
+"""All measurements for an accelerator that is available only for minutes, in one command (`__main__`)."""

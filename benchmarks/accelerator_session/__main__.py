@@ -1,4 +1,4 @@
-"""One quarter of an hour on an accelerator: does it run, how fast, and what does a first CIFAR-10 run say.
+"""A quarter of an hour on an accelerator: does it run, how fast, and what does a first CIFAR-10 run show.
 
     python -m benchmarks.accelerator_session --minutes=9 --data_dir=DIR --out=DIR
     python -m benchmarks.accelerator_session --trial --minutes=8 --out=DIR      small, on any machine
@@ -25,7 +25,7 @@ from typing import NamedTuple
 from benchmarks.accelerator_session import table
 from benchmarks.accelerator_session.session import METHODS, Session, read_records
 
-# Seconds of the whole that are kept for stopping a part and writing the last table.
+# Seconds that are reserved for stopping a part and writing the last table.
 _RESERVE = 6
 
 
@@ -47,12 +47,12 @@ PARTS = (
 
 
 def _run_part(part: Part, session: Session, log: Path, update) -> str:
-  """Runs a part to its end or its deadline; returns what became of it."""
+  """Runs a part until it ends or its deadline passes; returns its status."""
   environment = os.environ | {
     "JAX_COMPILATION_CACHE_DIR": str(Path(session.scratch) / "compiled"),
-    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # PyTorch works on the same device
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # PyTorch uses the same device
   }
-  if session.trial and part.name != "autoattack":  # there alone running takes longer than compiling
+  if session.trial and part.name != "autoattack":  # only there does running take longer than compiling
     environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
   command = [sys.executable, "-m", "benchmarks.accelerator_session.part", json.dumps(session._asdict())]
   with log.open("ab") as errors:
@@ -80,7 +80,7 @@ def _title(options: argparse.Namespace) -> str:
 
 
 def run(options: argparse.Namespace) -> None:
-  """Runs the parts one after the other; what one leaves of its time is the others'."""
+  """Runs the parts one after the other; time that a part does not use is left to the others."""
   end = time.time() + 60 * options.minutes - _RESERVE
   options.out.mkdir(parents=True, exist_ok=True)
   scratch = (options.scratch or Path(tempfile.mkdtemp(prefix="accelerator_session_"))).absolute()
@@ -158,7 +158,7 @@ def _options(arguments=None) -> argparse.Namespace:
 def main() -> None:
   options = _options()
   if options.load:
-    from benchmarks.accelerator_session import reload  # imports JAX, which a session's parent never does
+    from benchmarks.accelerator_session import reload  # imports JAX, which a session's parent process never does
 
     reload.evaluate(options.load, options.data_dir, options.attacks, options.num_images)
   else:

@@ -1,4 +1,4 @@
-"""AutoAttack, whole, on the network that was trained adversarially: seconds by attack, beside the original's."""
+"""The whole of AutoAttack on the first trained network: seconds by attack, compared with the original's."""
 
 import multiprocessing
 import sys
@@ -43,7 +43,7 @@ def _ours(session: Session, model, pixels: np.ndarray, labels: np.ndarray, run: 
 
 
 def _original(session: Session, method: str, pixels: np.ndarray, labels: np.ndarray) -> None:
-  """The original, attack by attack, each on what those before it left, in a process of its own."""
+  """The original, attack by attack, each on the images that are still robust; runs in its own process."""
   import torch
 
   from benchmarks import torch_models
@@ -52,7 +52,7 @@ def _original(session: Session, method: str, pixels: np.ndarray, labels: np.ndar
   from autoattack import AutoAttack
 
   device = "cuda" if torch.cuda.is_available() else "cpu"
-  jax.config.update("jax_platforms", "cpu")  # the weights alone
+  jax.config.update("jax_platforms", "cpu")  # JAX only loads the weights
   loaded = weights.load(Path(session.scratch) / "weights", method)
   model = torch_models.classifier(loaded.module, loaded.variables).eval().to(device)
   with torch.no_grad():

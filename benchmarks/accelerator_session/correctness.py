@@ -1,4 +1,4 @@
-"""Does it run: attacks and train steps on the accelerator beside the same on this machine's CPU, and twice."""
+"""Does it run: attacks and train steps on the accelerator, compared with this machine's CPU, and repeated."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ from lrat_jax.training import experiment as experiment_lib
 from lrat_jax.training import phases
 from lrat_jax.training import step as step_lib
 
-# name -> what `attacks.from_config` takes, at the digits preset's radius.
+# name -> the argument of `attacks.from_config`, with the digits preset's radius.
 _ATTACKS = {
   "PGD": {"name": "pgd", "epsilon": 0.2, "step_size": 0.05, "num_steps": 10},
   "CW": {"name": "cw", "epsilon": 0.2, "step_size": 0.05, "num_steps": 10},
@@ -28,7 +28,7 @@ _ATTACKS = {
   "FAB": {"name": "fab", "epsilon": 0.2, "num_steps": 10},
   "Square": {"name": "square", "epsilon": 0.2, "num_queries": 200},
 }
-# How the accelerator computes: its name in the table, the network's type, and the precision of float32 products.
+# How the accelerator computes: the name in the table, the network's dtype, and the precision of float32 products.
 _WAYS = (("float32", "float32", "highest"), ("float32, default", "float32", None), ("bfloat16", "bfloat16", None))
 
 
@@ -44,7 +44,7 @@ def _experiment(session: Session, device: jax.Device, method: str = "lrat") -> e
 
 
 def _steps(experiment: experiment_lib.Experiment):
-  """(the compiled step, batches that wait on the device)."""
+  """(the compiled step, an iterator of batches on the device)."""
   phase = phases.phase_at(experiment.config, 0)
   step = step_lib.make_train_step(
     experiment.config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh, phase
@@ -54,7 +54,7 @@ def _steps(experiment: experiment_lib.Experiment):
 
 
 def _train(session: Session, experiment: experiment_lib.Experiment, guard: str):
-  """The variables after some epochs of LRAT, all but the first step under a transfer guard."""
+  """Trains some epochs of LRAT, all but the first step under a transfer guard; returns the variables."""
   step, batches = _steps(experiment)
   state, output = step(experiment.initial_state(), next(batches))
   start = time.perf_counter()
@@ -72,7 +72,7 @@ def _train(session: Session, experiment: experiment_lib.Experiment, guard: str):
 
 
 def _largest(a, b) -> float:
-  """The largest difference of two trees of arrays."""
+  """The largest difference between two trees of arrays."""
   leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
   return max(float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)))) for x, y in leaves)
 
@@ -86,7 +86,7 @@ def _fetch(tree):
 
 
 def _compare_step(session: Session, device: jax.Device, cpu: jax.Device) -> None:
-  """One LRAT step from the same state on the same images."""
+  """Compares one LRAT step from the same state on the same images."""
   results = {}
   for name, where, precision in (
     ("CPU", cpu, "highest"), ("float32", device, "highest"), ("float32, default", device, None)
@@ -125,7 +125,7 @@ def _logits(model, variables, images):
 
 
 def _compare_attacks(session: Session, experiment: experiment_lib.Experiment, variables, device, cpu) -> None:
-  """Every attack on the same network and images; verdicts are the CPU's in float32."""
+  """Compares every attack on the same network and images; the CPU classifies all results in float32."""
   split = experiment.dataset.test.take(np.arange(session.scale.compared_images))
   host = _fetch(variables)
   fields = experiment.config.model

@@ -8,7 +8,7 @@ from jax.extend import core
 
 
 def _equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
-  """All equations of a program without loops, those of the functions that it calls included."""
+  """All equations of a program without loops, including those of the functions that it calls."""
   for equation in jaxpr.eqns:
     inner = [value for value in equation.params.values() if isinstance(value, core.Jaxpr | core.ClosedJaxpr)]
     for called in inner:

@@ -9,7 +9,7 @@ from lrat_jax import data
 
 
 def load(session: Session) -> data.Dataset:
-  """The three splits as uint8; the first call of a session keeps the decoded arrays for the others."""
+  """The three splits as uint8; the first call in a session saves the decoded arrays for the others."""
   cached = Path(session.scratch) / "images.npz"
   if not cached.exists():
     whole = data.load(session.source, data_dir=session.data_dir, validation_size=1)

@@ -1,4 +1,4 @@
-"""Where the time of a few calls goes on the device: the longest kernels of a profiler's trace, as text."""
+"""The kernels that take the most time on the device in a few calls, from a profiler's trace."""
 
 import collections
 import tempfile
@@ -9,7 +9,7 @@ import jax
 
 
 def longest(call: Callable[[], object], most: int = 10) -> list[dict[str, object]]:
-  """The kernels that took longest in all while `call` ran: name, times, milliseconds, share of all kernels."""
+  """The kernels with the longest total time during `call`: name, number of runs, milliseconds, share of all kernels."""
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
       jax.block_until_ready(call())

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.accelerator_session.evaluation import TABLE
 
-COLORS = ("#0072b2", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by color-blind readers
+COLORS = ("#0072b2", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9")  # that colour-blind readers can distinguish
 LABELS = {
   "at": "adversarial training",
   "lrat": "LRAT",

@@ -1,4 +1,4 @@
-"""The weights of a session evaluated again, on any machine: accuracies from its files beside those that it recorded."""
+"""Evaluates the weights of a session again, on any machine: accuracies from its files beside those that it recorded."""
 
 import json
 import tempfile
@@ -16,8 +16,8 @@ def evaluate(folder: Path, data_dir: str, attacks: list[str], num_images: int) -
   Args:
     folder: a session's `--out`.
     data_dir: where TFDS keeps CIFAR-10; empty for a trial on digits.
-    attacks: names of the session's table; empty is all.
-    num_images: attacks the first so many; 0 is as many as the session did.
+    attacks: names in the session's table; empty means all.
+    num_images: the number of images to attack, from the first one; 0 means as many as in the session.
   """
   records = json.loads((folder / "records.json").read_text())
   trial = records["trial"]

@@ -1,4 +1,4 @@
-"""What the parts of a session share: settings, records that are on disk at once, and the sizes of a trial."""
+"""Shared by the parts of a session: settings, records that are written to disk at once, and the sizes of a trial."""
 
 import json
 import os
@@ -20,20 +20,20 @@ class Setting(NamedTuple):
 
 
 class Scale(NamedTuple):
-  """How large everything is; the trial goes through the same code in minutes on a laptop's processor."""
+  """The sizes of everything; a trial runs the same code in minutes on a laptop's processor."""
 
   compared_images: int = 256  # correctness: attacked on the accelerator and on the CPU
-  compared_epochs: int = 20  # correctness: of training before that
+  compared_epochs: int = 20  # correctness: epochs of training before that
   timed: tuple[Setting, ...] = (Setting("resnet18", 512), Setting("wide_resnet_34_10", 512), Setting("resnet18", 1024))
-  num_compiled: int = 3  # how many of those are also timed beside compiled PyTorch
+  num_compiled: int = 3  # how many of those are also compared with compiled PyTorch
   rounds: int = 3
   round_seconds: float = 0.7
   product_size: int = 8192
-  network: str = "resnet18"  # evidence
+  network: str = "resnet18"  # from here on: training and evaluation
   train_batch_size: int = 256
   learning_rate: float = 0.2
   train_size: int = 0
-  compile_seconds: float = 40.0  # of one method's programs, as an estimate
+  compile_seconds: float = 40.0  # an estimate, for one method's programs
   least_epochs: int = 8
   most_epochs: int = 30
   num_steps: int = 10
@@ -70,19 +70,19 @@ TRIAL = Scale(
 
 
 class Method(NamedTuple):
-  """Fields beside those of adversarial training, and the training attacks as a preset names them."""
+  """Fields besides those of adversarial training, and the training attacks by their name in a preset."""
 
   fields: dict[str, str]
   attacks: str = "pgd"
 
   @property
   def cost(self) -> int:
-    """Attacks in a step."""
+    """The number of attacks in a step."""
     return 3 if self.attacks == "union" else 1
 
 
 _LOCAL, _GLOBAL = {"local_weights.kind": "lrat"}, {"global_weights.kind": "gairat"}
-# In this order: where time is short, the last ones are left out.
+# In order of priority: if time is short, the last ones are left out.
 METHODS = {
   "at": Method({}),
   "lrat": Method(_LOCAL),
@@ -94,18 +94,18 @@ METHODS = {
 
 
 class Session(NamedTuple):
-  """What a part is told. It crosses to the part's process as JSON.
+  """The settings of a part, which its process gets as JSON.
 
   Attributes:
-    part: its name, under which its records stand.
-    out: the folder for what is kept.
-    scratch: a folder for all else.
-    source: `data.load`'s name of the data set.
+    part: its name, which its records have too.
+    out: the folder for the results.
+    scratch: a folder for all other files.
+    source: the name of the data set in `data.load`.
     data_dir: where TFDS keeps it.
-    trial: whether sizes are those of the trial.
+    trial: whether sizes are those of a trial.
     deadline: when the part is stopped, in seconds of `time.time`.
     auto_attack: a folder with the original AutoAttack's source, or "".
-    methods: those to train, of `METHODS`.
+    methods: the names in `METHODS` to train.
   """
 
   part: str
@@ -140,10 +140,10 @@ class Session(NamedTuple):
       os.fsync(file.fileno())
 
   def attempt(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
-    """`call(*arguments)`, or None where it fails: then why is a record, and the part goes on."""
+    """Returns `call(*arguments)`, or None if it fails; the reason is then recorded, and the part continues."""
     try:
       return call(*arguments)
-    except Exception as error:  # on a device that this has never run on, anything may be raised
+    except Exception as error:  # on an untested kind of device, any exception is possible
       reason = " ".join(str(error).split())[:300]
       self.record("What failed", part=self.part, what=what, why=f"{type(error).__name__}: {reason}")
       traceback.print_exc()
@@ -156,14 +156,14 @@ class Session(NamedTuple):
 
 
 def read_records(scratch: Path) -> list[dict[str, Any]]:
-  """All whole records of a session so far."""
+  """All complete records of a session so far."""
   path = scratch / "records.jsonl"
   lines = path.read_text().split("\n")[:-1] if path.exists() else []
   return [json.loads(line) for line in lines]
 
 
 def end_with_parent() -> None:
-  """Ends this process when the one that started it is gone, so that nothing holds the accelerator after a kill."""
+  """Ends this process when the one that started it has ended, so that the accelerator is free after a kill."""
   parent = os.getppid()
 
   def watch() -> None:

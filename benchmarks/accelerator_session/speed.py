@@ -1,4 +1,4 @@
-"""How fast: train steps of full networks beside PyTorch's on the same device, against the device's own peak."""
+"""How fast: train steps of full networks, compared with PyTorch's on the same device and with the device's peak."""
 
 import functools
 import multiprocessing
@@ -68,7 +68,7 @@ class _Ours:
     return self._state
 
   def time(self, steps: int) -> float:
-    """Seconds a step, over so many."""
+    """Seconds per step, averaged over `steps`."""
     start = time.perf_counter()
     jax.block_until_ready(self.take(steps))
     return (time.perf_counter() - start) / steps
@@ -85,7 +85,7 @@ class _Ours:
 
 
 class _Torch:
-  """The PyTorch side, in a process of its own that is kept."""
+  """The PyTorch side, in its own process, which keeps running."""
 
   def __init__(self, setting: Setting, num_steps: int, compiled: bool):
     context = multiprocessing.get_context("spawn")
@@ -97,7 +97,7 @@ class _Torch:
     self.memory_gib = 0.0
 
   def time(self, method: str, steps: int) -> float:
-    """Seconds a step. Raises RuntimeError with what PyTorch said."""
+    """Seconds per step. Raises RuntimeError with PyTorch's message."""
     self._pipe.send((method, steps))
     answer = self._pipe.recv()
     if isinstance(answer, str):
@@ -111,7 +111,7 @@ class _Torch:
 
 
 def _peak(session: Session) -> float:
-  """Operations a second of one large bfloat16 matrix product."""
+  """Operations per second of one large bfloat16 matrix product."""
   size = session.scale.product_size
   keys = jax.random.split(jax.random.key(0))
   a, b = (jax.random.normal(key, (size, size), jnp.bfloat16) for key in keys)
@@ -128,12 +128,12 @@ def _peak(session: Session) -> float:
 
 
 def _step_flops(forward: int, method: str, num_steps: int) -> float:
-  """Of one image: forward and input gradient for each attack step, forward and both gradients for each loss term."""
+  """Operations for an image: forward and input gradient per attack step, forward and both gradients per loss term."""
   return forward * (2 * num_steps + (6 if method == "lrat" else 3 + 1 / 8))
 
 
 def _in_turn(session: Session, sides: dict[str, Callable[[int], float]]) -> dict[str, float]:
-  """Median seconds a step of each side, in turn; the number of steps of a round is set by the first call."""
+  """Median seconds per step of each side, in turn; the first call sets the number of steps in a round."""
   scale = session.scale
   steps = {name: max(1, round(scale.round_seconds / time_steps(2))) for name, time_steps in sides.items()}
   rounds = [{name: time_steps(steps[name]) for name, time_steps in sides.items()} for _ in range(scale.rounds)]
@@ -155,13 +155,13 @@ def _record(session: Session, setting: Setting, method: str, side: str, seconds:
 
 
 def _compare(session: Session, setting: Setting, ours: dict[str, _Ours], compiled: bool, forward: int, peak) -> None:
-  """Ours and PyTorch's steps of both methods in turn."""
+  """Times our steps and PyTorch's alternately, for both methods."""
   name = "PyTorch, compiled" if compiled else "PyTorch, eager"
   torch_side = _Torch(setting, session.scale.num_steps, compiled)
   try:
     start = time.perf_counter()
     for method in METHODS:
-      torch_side.time(method, 1)  # what is compiled and tuned on first use
+      torch_side.time(method, 1)  # compiles and tunes on first use
     warm_up = time.perf_counter() - start
     for method in METHODS:
       sides = {"lrat_jax": ours[method].time, name: functools.partial(torch_side.time, method)}
@@ -177,7 +177,7 @@ def _compare(session: Session, setting: Setting, ours: dict[str, _Ours], compile
 
 
 def _loop_overhead(session: Session, setting: Setting, ours: _Ours) -> None:
-  """The attack's loop over as many bare input gradients, each jitted."""
+  """The time of the attack's loop relative to that of as many bare input gradients, each jitted."""
   model, mesh, num_steps = (ours.experiment.model, ours.experiment.mesh, session.scale.num_steps)
   batch = next(ours.batches)
   images, labels = data.to_float(batch["images"]), batch["labels"]
@@ -206,7 +206,7 @@ def _loop_overhead(session: Session, setting: Setting, ours: _Ours) -> None:
 
 
 def _alone(session: Session, setting: Setting, method: str, ours: _Ours, forward: int, peak: float) -> None:
-  """Our step by itself, so that it is known whatever becomes of the other sides."""
+  """Times our step by itself, so that there is a result even if the other sides fail."""
   seconds = _in_turn(session, {"lrat_jax": ours.time})["lrat_jax"]
   about = {"compile s": ours.compile_seconds, "memory GiB": ours.memory_gib}
   work = _step_flops(forward, method, session.scale.num_steps)
@@ -227,7 +227,7 @@ def _trace(session: Session, setting: Setting, ours: _Ours) -> None:
 
 
 def _measure(session: Session, setting: Setting, peak: float) -> Callable[[], None]:
-  """All of one setting but the compiled PyTorch side, whose compilation is long; returns what measures that."""
+  """Measures one setting except compiled PyTorch, which compiles slowly; returns a function that measures that."""
   where = f"{setting.network}, batch {setting.batch_size}: "
   ours = {}
   for method in METHODS:

@@ -9,7 +9,7 @@ from benchmarks.accelerator_session.session import read_records
 
 Row = dict[str, Any]
 
-# What a reader has to know of a table, by the beginning of its name.
+# Explanations of the tables, by the beginning of a table's name.
 _NOTES = {
   "Attacks on": "One trained network, the same images and keys everywhere; the verdict on every result is the CPU's in "
   'float32. "float32" computes products in full precision, "default" in JAX\'s default (TF32 on NVIDIA cards).',
@@ -38,7 +38,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def write(out: Path, scratch: Path, title: str, trial: bool, status: Sequence[Row]) -> None:
-  """Writes what is known so far over what was written before."""
+  """Writes the records so far, in place of earlier files."""
   tables: dict[str, list[Row]] = {}
   for record in read_records(scratch):
     tables.setdefault(record["table"], []).append(record["row"])

@@ -1,4 +1,4 @@
-"""The PyTorch side of the speed table: the same train steps, channels_last and autocast, eager or `torch.compile`."""
+"""The PyTorch side of the speed table: the same train steps, channels_last and autocast, eager or compiled."""
 
 import time
 
@@ -23,7 +23,7 @@ def _network(name: str) -> torch.nn.Module:
 
 
 class Side:
-  """One network in PyTorch with an optimiser; `step` takes a train step."""
+  """One network in PyTorch with an optimiser; `step` runs a train step."""
 
   def __init__(self, setting: Setting, num_steps: int, compiled: bool):
     torch.backends.cudnn.benchmark = True
@@ -69,7 +69,7 @@ class Side:
     self._optimizer.step()
 
   def time(self, method: str, steps: int) -> float:
-    """Seconds a step, over so many."""
+    """Seconds per step, averaged over `steps`."""
     start = time.perf_counter()
     for _ in range(steps):
       self.step(method)
@@ -82,10 +82,10 @@ class Side:
 
 
 def serve(pipe, setting: Setting, num_steps: int, compiled: bool) -> None:
-  """Answers (method, steps) with (seconds a step, peak GiB), in its own process; an error is answered as text."""
+  """In its own process, answers (method, steps) with (seconds per step, peak GiB); an error is sent as text."""
   try:
     side = Side(setting, num_steps, compiled)
     while True:
       pipe.send((side.time(*pipe.recv()), side.peak_gib()))
-  except Exception as error:  # whatever PyTorch raises is a line of the table
+  except Exception as error:  # any error of PyTorch is shown in the table
     pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")

@@ -18,12 +18,12 @@ from lrat_jax.training import experiment as experiment_lib
 from lrat_jax.training import loop, metrics, phases
 from lrat_jax.training import step as step_lib
 
-# The share of the time that steps may take; the rest is for validation, checkpoints and a wrong estimate.
+# The share of the time that is planned for steps; the rest is for validation, checkpoints and errors of the estimate.
 _USED = 0.75
-# The speed part's batches are larger than those trained on, and faster.
+# Images per second relative to the speed part, whose batches are larger and therefore faster.
 _RATE_AT_SMALL_BATCH = 0.9
-# What the first method compiles, validation included, over one step; and a later one over the first, with which it
-# shares the step without weights and what was found out about convolutions.
+# Compile time of the first method, including validation, relative to that of one step; and of a later method relative
+# to the first, with which it shares the step without weights and the tuning of convolutions.
 _ALL_PROGRAMS, _LATER_PROGRAMS = 1.5, 0.5
 # `--out` gets at most 8 files, two of which are tables, and stays under 64 MiB.
 _MOST_FILES, _MOST_BYTES = 6, 60 * 2**20
@@ -53,7 +53,7 @@ def _config(session: Session, method: str, epochs: int) -> ConfigDict:
 
 
 def _estimates(session: Session, dataset: data.Dataset) -> tuple[dict[str, float], float]:
-  """Seconds of a step of adversarial training and of LRAT, and of compiling; from the speed part, or measured here."""
+  """Seconds of a step of AT and of LRAT, and of compiling: from the speed part, or measured and estimated here."""
   rows = [row for row in session.records(speed.TABLE) if row["network"] == session.scale.network]
   rows = {row["method"]: row for row in rows if row["side"].startswith("lrat_jax")}
   if len(rows) < 2:
@@ -64,7 +64,7 @@ def _estimates(session: Session, dataset: data.Dataset) -> tuple[dict[str, float
 
 
 def _measure(session: Session, dataset: data.Dataset, method: str) -> float:
-  """Seconds of one step with all its weights."""
+  """Seconds of one step with all its weights in use."""
   config = _config(session, method, 1)
   config.local_weights.begin_fraction = 0.0
   experiment = experiment_lib.build(config, dataset, sharding.make_mesh(1))
@@ -92,10 +92,10 @@ def plan(
   least: int,
   most: int,
 ) -> tuple[list[str], int]:
-  """The methods and the number of epochs that end in a time: all that are wanted, or as many as get `least` epochs.
+  """The methods and the number of epochs that fit in `seconds`: all that are wanted, or as many as get `least` epochs.
 
-  Half of the epochs are adversarial training for every method; one that compares with natural images then takes LRAT's
-  time. Both are of one attack in a step.
+  For every method, half of the epochs are adversarial training. In the other half, methods that compare with natural
+  images take LRAT's time. Both times in `epoch_seconds` are for one attack in a step.
   """
   for count in range(len(wanted), 0, -1):
     methods = wanted[:count]
@@ -111,7 +111,7 @@ def plan(
 
 
 def _keep(session: Session, folder: Path, name: str) -> str:
-  """Copies a model's files to the session's folder where they fit there; says whether."""
+  """Copies a model's files to the session's folder if there is room; returns a text that says whether."""
   out, files = Path(session.out), sorted(folder.glob(f"{name}-*-of-*.safetensors"))
   there = list(out.glob("*.safetensors"))
   if len(there) + len(files) > _MOST_FILES or sum(p.stat().st_size for p in there + files) > _MOST_BYTES:

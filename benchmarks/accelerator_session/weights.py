@@ -1,4 +1,4 @@
-"""Trained weights in bfloat16, in files of a limited size, and back: NAME-1-of-2.safetensors in PyTorch's names."""
+"""Saves and loads trained weights in bfloat16, in files of limited size: NAME-1-of-2.safetensors in PyTorch's names."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from lrat_jax.convert import exchange, torch_names, weight_files
 
 
 def save(folder: Path, name: str, module, variables, most_bytes: int, **metadata) -> list[Path]:
-  """Writes a model's tensors, each as bfloat16, in as few files of at most `most_bytes` as hold them."""
+  """Writes a model's tensors, floats as bfloat16, in order, in files of at most `most_bytes`."""
   tensors = torch_names.state_dict(module.network, jax.tree.map(np.asarray, dict(variables)))
   shards, size = [{}], 0
   for key, tensor in tensors.items():
@@ -30,7 +30,7 @@ def save(folder: Path, name: str, module, variables, most_bytes: int, **metadata
 
 
 def names(folder: Path) -> list[str]:
-  """The models whose files are all in a folder, in the order in which they were written."""
+  """The models of which all files are in a folder, in the order in which they were written."""
   found: dict[tuple[str, int], list[Path]] = {}
   for path in folder.glob("*.safetensors"):
     if match := re.fullmatch(r"(.+)-\d+-of-(\d+)", path.stem):
@@ -40,6 +40,6 @@ def names(folder: Path) -> list[str]:
 
 
 def load(folder: Path, name: str, dtype: str = "float32") -> exchange.Model:
-  """The model of a name, its weights as float32."""
+  """Loads the model of a name, with float32 weights."""
   (first,) = folder.glob(f"{name}-1-of-*.safetensors")
   return exchange.read(str(first)).build(dtype)

@@ -1,1 +1,1 @@
-"""Our attacks beside public implementations of the same: one module for each."""
+"""Our attacks compared with public implementations of the same attacks: one module for each table."""

@@ -1,11 +1,11 @@
-"""Our attacks beside the code of others: the same networks, images, steps and constants, one table at a time.
+"""Our attacks compared with other implementations: same networks, images, steps and constants, one table at a time.
 
     python -m benchmarks.attack_references --table=minimum_norm
     python -m benchmarks.attack_references --table=gradient --output=gradient.json
     python -m benchmarks.attack_references --table=latent --peers=DIR
     python -m benchmarks.attack_references --table=corruptions --make_cifar_c=PATH
 
-What a table needs installed is in the first lines of its module here.
+The first lines of a table's module here list the packages that it needs.
 """
 
 import argparse

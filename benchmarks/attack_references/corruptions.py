@@ -1,15 +1,16 @@
-"""Our corruptions beside the code that made CIFAR-10-C (github.com/hendrycks/robustness), on the same bytes.
+"""Our corruptions compared with the code that made CIFAR-10-C (github.com/hendrycks/robustness), on the same bytes.
 
     git clone https://github.com/hendrycks/robustness
     pip install scikit-image opencv-python-headless wand    # Wand needs ImageMagick: apt install libmagickwand-dev
 
-`rows` takes the path of its ImageNet-C/create_c/make_cifar_c.py, of which the functions alone are run, under their
-modules' present names. Kinds that draw are compared twice: by how far they change images on average, and with the same
-draws in both. Without ImageMagick `motion_blur` and `snow` are left out.
+`rows` takes the path of its ImageNet-C/create_c/make_cifar_c.py. Only the functions of that file are run, with the
+current names of the modules that they use. Every kind is compared by the mean change of images; those in `SHARED` and
+`FIXED` also image by image, with the same random numbers on both sides. Without ImageMagick, `motion_blur` and `snow`
+are left out.
 
     python -c "from benchmarks.attack_references import corruptions as c; c.write_golden(PATH, c.GOLDEN)"
 
-writes what tests/attacks/test_corruptions_reference.py compares with where none of that is installed.
+writes the reference results of tests/attacks/test_corruptions_reference.py, which needs none of these packages.
 """
 
 import argparse
@@ -35,8 +36,8 @@ from lrat_jax.attacks.corruptions import _blur, _digital, _filters, _spatter, _w
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "attacks" / "corruptions_golden.npz"
 SEVERITIES = range(1, corruptions.SEVERITIES + 1)
-_SIDE = 32  # which the original has in its code
-# Every so many pixels of a golden image are kept.
+_SIDE = 32  # fixed in the original's code
+# The distance between the pixels of a golden image that are kept.
 STRIDE = 4
 
 Draws = dict[str, np.ndarray]
@@ -50,7 +51,7 @@ def images(count: int) -> np.ndarray:
 
 
 def draws(kind: str, severity: int) -> Draws:
-  """What one image's corruption draws, by the names that `SHARED` uses; the same wherever it is called."""
+  """The random numbers of one image's corruption, by the names that `SHARED` uses; the same in every call."""
   generator = np.random.default_rng([zlib.crc32(kind.encode()), severity])
   uniform = lambda *shape: generator.uniform(-1, 1, shape)
   return {
@@ -92,13 +93,13 @@ def _spattered(image, drawn, strength):
 
 
 def _in_turn(values) -> Callable[..., Any]:
-  """A stand-in for a function of NumPy's that returns the values one after another, times its upper bound."""
+  """Replaces a function of NumPy's: returns the values one after another, times its upper bound."""
   iterator = iter(values)
   return lambda low, high, size: high * next(iterator)
 
 
 def _pixels(drawn: Draws):
-  """The offsets in the order in which the original asks for them: from the last pixel to the third."""
+  """The offsets in the order in which the original draws them: from the last pixel to the third."""
   places = range(_SIDE - 1, 1, -1)
   return iter([offsets[row, column] for offsets in drawn["offsets"] for row in places for column in places])
 
@@ -117,7 +118,7 @@ def _spatter_draws(drawn):
   return {"normal": lambda size, loc, scale: loc + scale * drawn["flakes"].reshape(size)}
 
 
-# kind -> (ours with the draws given, what gives them to the original in place of functions of numpy.random)
+# kind -> (ours with given random numbers, the functions that replace numpy.random's to give the original the same)
 SHARED: dict[str, tuple[Callable[..., jax.Array], Callable[[Draws], Mapping[str, Any]]]] = {
   "glass_blur": (_glass, _glass_draws),
   "motion_blur": (_motion, lambda drawn: {"uniform": lambda low, high: high * drawn["angle"]}),
@@ -126,13 +127,13 @@ SHARED: dict[str, tuple[Callable[..., jax.Array], Callable[[Draws], Mapping[str,
   "fog": (_fog, lambda drawn: {"uniform": _in_turn(draw for level in _levels(drawn) for draw in level)}),
   "elastic_transform": (_elastic, lambda drawn: {"uniform": _in_turn([drawn["corners"], *drawn["field"]])}),
 }
-# Kinds that draw nothing; the golden images have those that no formula or library in the tests stands for.
+# Kinds without random numbers; the golden images have those that tests compare with no formula or library.
 _GOLDEN_FIXED = ("defocus_blur", "zoom_blur", "saturate")
 FIXED = (*_GOLDEN_FIXED, "brightness", "contrast", "pixelate", "jpeg_compression", "gaussian_blur")
 
 
 def ours(kind: str, severity: int, image: np.ndarray) -> np.ndarray:
-  """An image uint8 [32, 32, 3] corrupted by `draws`, where it draws, as float in [0, 1]."""
+  """Our result for an image uint8 [32, 32, 3], float in [0, 1]; `SHARED` kinds use `draws`."""
   function, strengths = corruptions.KINDS[kind]
   strength, floats = strengths[severity - 1], jnp.asarray(image / 255, jnp.float32)
   if kind in FIXED:
@@ -168,7 +169,7 @@ def published(path: Path) -> dict[str, Callable[[Image.Image, int], Any]]:
 
 
 def _motion_image() -> type:
-  """What the original calls for motion blur: ImageMagick's, which Wand does not offer by itself."""
+  """The class that the original uses for motion blur: it calls ImageMagick's, which Wand does not offer by itself."""
   from wand.api import library
   from wand.image import Image as WandImage
 
@@ -183,7 +184,7 @@ def _motion_image() -> type:
 
 
 def theirs(function: Callable[..., Any], kind: str, severity: int, image: np.ndarray) -> np.ndarray:
-  """What the original makes of an image uint8 [32, 32, 3] with the draws of `draws`, as float in [0, 1]."""
+  """The original's result for an image uint8 [32, 32, 3], float in [0, 1]; `SHARED` kinds use `draws`."""
   changes = SHARED[kind][1](draws(kind, severity)) if kind in SHARED else {}
   with contextlib.ExitStack() as stack:
     for name, value in changes.items():
@@ -192,7 +193,7 @@ def theirs(function: Callable[..., Any], kind: str, severity: int, image: np.nda
 
 
 def write_golden(path: str | Path, to: str | Path) -> None:
-  """Every fourth pixel of the original's results on the first of `images`, by kind [5, 8, 8, 3]."""
+  """Writes every fourth pixel of the original's results on the first of `images`, by kind [5, 8, 8, 3]."""
   functions, (image,) = published(Path(path)), images(1)
   results = {
     kind: np.stack([theirs(functions[kind], kind, severity, image)[::STRIDE, ::STRIDE] for severity in SEVERITIES])
@@ -213,7 +214,7 @@ def _row(kind: str, measure: str, ours: float, theirs: float, seconds: tuple[flo
 
 
 def _mean_changes(kind: str, function: Callable[..., Any], pictures: np.ndarray) -> list[dict]:
-  """For each severity how far images are changed on average, by draws of each side's own."""
+  """The mean change of images at each severity; each side draws its own random numbers."""
   ours_of, strengths = corruptions.KINDS[kind]
   keys, floats, rows = jax.random.split(jax.random.key(0), len(pictures)), jnp.asarray(pictures / 255, jnp.float32), []
   np.random.seed(0)
@@ -231,14 +232,14 @@ def _mean_changes(kind: str, function: Callable[..., Any], pictures: np.ndarray)
 
 
 def rows(arguments: argparse.Namespace) -> list[dict]:
-  """For each kind its mean change by severity, ours and theirs, and what is left of a difference with the same draws.
+  """For each kind, the mean change by severity, ours and theirs, and the largest difference with the same draws.
 
   Args:
-    arguments: `make_cifar_c`, the path of that file, or "" for nothing; `num_images`.
+    arguments: `make_cifar_c`, the path of that file, or "" for no rows; `num_images`.
 
   Returns:
     Rows of "attack", "reference", "measure", "ours", "theirs", "seconds_ours" and "seconds_theirs" for all images. The
-    largest difference is in levels of 255; an original that rounds down has one of 1.
+    largest difference is in levels of 255; it is 1 if the original rounds down.
   """
   if not arguments.make_cifar_c:
     return []

@@ -1,13 +1,13 @@
-"""Our targeted and transferred attacks beside torchattacks and Foolbox, on the same networks and images.
+"""Our targeted and transferred attacks compared with torchattacks and Foolbox, on the same networks and images.
 
     pip install foolbox==3.3.4
     pip install --no-deps torchattacks==3.5.1
 
-`rows` trains two small networks on digits, enlarged and in three equal channels (torchattacks' TI-FGSM takes three),
-one that is attacked and another that sees the images found. Both are carried over to PyTorch. Steps, radius and
-constants are the same on both sides. Without a draw the images should be the same but for the sign of gradients that
-are nearly 0. With draws, shares are means over seeds: torchattacks draws one size and place of DI-FGSM for the whole
-batch at a step, and ours one for each image, at the far edges too.
+`rows` trains two small networks on digits, enlarged and in three equal channels (torchattacks' TI-FGSM takes three):
+one is attacked, the other is evaluated on the same adversarial images. Both are copied to PyTorch. Steps, radius and
+constants are the same on both sides. Attacks without random numbers should give the same images except for the sign of
+gradients that are nearly 0. For random attacks, shares are means over seeds: in DI-FGSM, torchattacks draws one size
+and position per step for the whole batch, and ours one for each image, including positions at the far edges.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _SEEDS = 3
 _TRAINING_STEPS = 200
 _EPSILON, _STEP_SIZE, _NUM_STEPS = 0.1, 0.02, 10
 _KERNEL = 15
-# Images agree where they differ by less; a step whose sign is the other is 0.04 away.
+# Pixels agree if they differ by less than this; steps with opposite signs differ by 0.04.
 _SAME = 1e-4
 
 
@@ -127,10 +127,10 @@ def _run(pair: Pair, twin: Twin, images: np.ndarray, labels: np.ndarray, targets
 
 
 def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-  """Rows for each attack and reference; `arguments.num_images` are those that both networks get right.
+  """Rows for each attack and reference, on the first `arguments.num_images` that both networks classify correctly.
 
-  Measures: the share of images on which an attack succeeds (another class, or the target), on the network attacked and
-  on the other one; and the share of pixels on which both sides' images agree, in percent.
+  Measures in percent: the share of images on which an attack succeeds (another class, or the target), on the attacked
+  network and on the other one; and the share of pixels on which both sides' images agree.
   """
   digits = data.load("digits")
   twin, other = (

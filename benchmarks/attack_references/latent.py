@@ -1,4 +1,4 @@
-"""`attacks.unforeseen` and `attacks.lpips` beside their references: the same network, images, radius and steps.
+"""`attacks.unforeseen` and `attacks.lpips` compared with their references: same network, images, radius and steps.
 
     pip install torch torchvision recoloradv perceptual-advex
     git clone https://github.com/ddkang/advex-uar PEERS/advex-uar
@@ -6,10 +6,10 @@
     python -m benchmarks.attack_references --table=latent --peers=PEERS
 
 The network is small, trained here on scikit-learn's digits in random colours at 32x32, and has a twin in PyTorch.
-Of StAdv and ReColorAdv the reference is what MultiRobustBench runs: 20 steps of Adam on the margin, with a penalty on
-rough flows and colour maps, which ours has not. The references of the others take steps of epsilon / sqrt(20), as ours.
-Robust accuracies are means over seeds where something is drawn, and seconds those of the last one. LPIPS is measured by
-the network's own activations on both sides.
+For StAdv and ReColorAdv, the reference is the attack of MultiRobustBench: 20 steps of Adam on the margin, with a
+penalty on rough flows and colour maps, which ours does not have. The other references take steps of epsilon / sqrt(20),
+as ours. Robust accuracies are means over seeds if the attack is random, and seconds are those of the last seed. LPIPS
+uses the network's own activations on both sides.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from lrat_jax import attacks, models
 
 _SEEDS = 3
 _TRAINING_IMAGES, _TRAINING_STEPS = 1500, 300
-# The training images are there so many times, each with noise of that deviation.
+# The number of copies of each training image, and the standard deviation of the noise on each copy.
 _COPIES, _NOISE = 4, 0.05
 _MULTIROBUSTBENCH, _UAR, _CORRUPTIONS = "recoloradv (MultiRobustBench)", "advex-uar", "adversarial-corruptions"
 _NETWORK, _NUM_CLASSES = "cnn_8", 10
-# kind -> radius, whose attack it is.
+# kind -> (radius, reference).
 STRENGTHS = {
   "stadv": (0.05, _MULTIROBUSTBENCH),
   "elastic": (0.5, _UAR),
@@ -60,7 +60,7 @@ def _coloured_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _trained(images: np.ndarray, labels: np.ndarray) -> Twin:
-  """A small network that knows those digits."""
+  """A small network, trained on these digits."""
   images = np.concatenate([images] * _COPIES)
   noise = np.random.default_rng(1).normal(0, _NOISE, images.shape).astype(np.float32)
   return trained(_NETWORK, np.clip(images + noise, 0, 1), np.concatenate([labels] * _COPIES), _TRAINING_STEPS)
@@ -92,7 +92,7 @@ def _theirs(
   labels: np.ndarray,
   num_seeds: int,
 ) -> tuple[list[float], float]:
-  """The same of a reference."""
+  """The same for a reference."""
   inputs, targets = latent_peers.to_torch(images), torch.tensor(labels).long()
   left = []
   for seed in range(num_seeds):
@@ -103,7 +103,7 @@ def _theirs(
 
 
 def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-  """For each kind the robust accuracy that ours leaves and that the reference leaves, and seconds a call.
+  """For each kind, the robust accuracies under our attack and under the reference, and seconds per call.
 
   Args:
     arguments: `peers`, the folder with the clones, and `num_images`.
@@ -115,7 +115,7 @@ def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
   found = []
   for kind, (epsilon, reference) in STRENGTHS.items():
     ours, seconds = _ours(kind, epsilon, twin, images, labels)
-    num_seeds = 1 if reference == _MULTIROBUSTBENCH else _SEEDS  # that one draws nothing
+    num_seeds = 1 if reference == _MULTIROBUSTBENCH else _SEEDS  # it is deterministic
     with latent_peers.on_cpu(arguments.peers):
       attack = latent_peers.peer(kind, reference, twin.network, epsilon)
       theirs, their_seconds = _theirs(attack, twin, images, labels, num_seeds)

@@ -1,8 +1,8 @@
-"""The decoders of `latent`'s references, for tests that have none of them installed.
+"""The results of the decoders of `latent`'s references, for tests without these packages.
 
     python -c "from benchmarks.attack_references import latent_decoders as d; d.write_golden(PEERS, d.GOLDEN)"
 
-writes what tests/attacks/test_unforeseen.py compares with.
+writes the reference results of tests/attacks/test_unforeseen.py.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,16 @@ import numpy as np
 from benchmarks.attack_references.latent_peers import SIDE, aligned_corners, on_cpu, to_torch
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "attacks" / "unforeseen_reference.npz"
-# Every so many pixels of a golden image are kept.
+# The distance between the pixels of a golden image that are kept.
 STRIDE = 9
 
 
 def decoder_inputs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """kind -> an image [32, 32, 3] and a latent, on which decoder and reference must agree.
 
-  They differ by intent elsewhere: JPEG averages the chroma of 2x2 pixels first, ReColorAdv cuts colours far from grey,
-  and glitch moves all by half a pixel, which cannot be seen where columns are constant.
+  For other inputs, the references differ from ours, which is intended: JPEG averages the chroma of 2x2 pixels first,
+  ReColorAdv clips colours far from grey, and glitch shifts the image by half a pixel, which has no effect if columns
+  are constant.
   """
   generator = np.random.default_rng(0)
   draw = lambda low, high, *shape: generator.uniform(low, high, shape).astype(np.float32)
@@ -69,7 +70,7 @@ def _jpeg(image, latent):
   import torch
   from advex_uar.attacks.jpeg import JPEG
 
-  # It works on transposed images: blocks go down the columns first, and so do coefficients.
+  # The reference works on transposed images: blocks and coefficients are in column-major order.
   blocks = lambda part, side: part.view(1, side, side, 8, 8).permute(0, 2, 1, 4, 3).reshape(1, side * side, 8, 8)
   parts = [blocks(latent[:, :1024], 4), blocks(latent[:, 1024:1280], 2), blocks(latent[:, 1280:], 2)]
   return JPEG()(255 * image, parts, torch.ones(1)) / 255
@@ -93,7 +94,7 @@ def decoded_by_references(peers: Path) -> dict[str, np.ndarray]:
   with on_cpu(peers):
     from attacks import gabor, glitch, hsv, pixel
 
-    # Latents of images are [1, c, h, w], others as they are.
+    # Latents that are images are [1, c, h, w], others are unchanged.
     decoders: dict[str, Callable[..., Any]] = {
       "stadv": _moved,
       "elastic": _elastic,
@@ -115,6 +116,6 @@ def decoded_by_references(peers: Path) -> dict[str, np.ndarray]:
 
 
 def write_golden(peers: str | Path, to: str | Path) -> None:
-  """Each ninth pixel of what `decoded_by_references` finds."""
+  """Writes every ninth pixel, in both directions, of the results of `decoded_by_references`."""
   found = decoded_by_references(Path(peers))
   np.savez(to, **{kind: image[::STRIDE, ::STRIDE] for kind, image in found.items()})

@@ -1,6 +1,6 @@
 """The references of `latent`: their code on a CPU, and their attacks as functions of (images, labels).
 
-The elastic attack was written for a `grid_sample` that aligns corners, as PyTorch's did then; it gets that one.
+The elastic attack was written for a `grid_sample` that aligns corners, PyTorch's default then; it is given that one.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ SIDE = 32
 
 @contextlib.contextmanager
 def on_cpu(peers: Path) -> Iterator[None]:
-  """The clones can be imported, and what they put on a GPU stays here."""
+  """Makes the clones importable, and keeps on the CPU what they would put on a GPU."""
   import torch
   from torch.overrides import TorchFunctionMode
 
@@ -51,12 +51,12 @@ def aligned_corners() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_a_shift() -> Iterator[None]:
-  """Glitch with the half a pixel that it leaves out of places: else the image moves by as much at radius 0 too."""
+  """Corrects glitch's sampling positions by half a pixel; otherwise the image moves by that, even at radius 0."""
   import torch.nn.functional as F
   from attacks import glitch
 
   shifted = lambda images, places, **options: F.grid_sample(images, places + 1 / SIDE, **options)
-  # Its own F: a patched torch.nn.functional would be entered twice under `on_cpu`.
+  # Patches only the module's F: a patched torch.nn.functional would be called twice under `on_cpu`.
   with mock.patch.object(glitch, "F", types.SimpleNamespace(grid_sample=shifted, cross_entropy=F.cross_entropy)):
     yield
 
@@ -156,7 +156,7 @@ def _adversarial_corruptions(kind: str, network, epsilon: float):
 
 
 def _perceptual(kind: str, network, epsilon: float):
-  """LPA by the network's own activations, with the constants of its authors."""
+  """LPA with the network's own activations and the constants of its authors."""
   import torch
   from perceptual_advex import models, perceptual_attacks
 

@@ -1,11 +1,11 @@
-"""Our minimum-norm, decision-based and score-based attacks beside adversarial-library, Foolbox and torchattacks.
+"""Our minimum-norm, decision- and score-based attacks compared with adversarial-library, Foolbox and torchattacks.
 
     pip install adv-lib foolbox==3.3.4
     pip install --no-deps torchattacks==3.5.1
 
-`rows` trains a small network on digits, carries its weights over to PyTorch, and runs each attack and its reference on
-the same images, with the same steps and constants. Norms are medians over the images that the network gets right, inf
-where no adversarial was found. Ours is timed once with compilation and once without.
+`rows` trains a small network on digits, copies its weights to PyTorch, and runs each attack and its reference on the
+same images, with the same steps and constants. Norms are medians over the images that the network classifies correctly;
+an image without an adversarial example counts as inf. Ours is timed once with compilation and once without.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _EPSILON, _SPSA_STEPS, _SAMPLES, _LEARNING_RATE = 0.1, 20, 64, 0.02
 
 
 class Sides(NamedTuple):
-  """A network on both sides, and images [n, h, w, c] that it gets right with their labels [n]."""
+  """A network on both sides, and images [n, h, w, c] that it classifies correctly, with their labels [n]."""
 
   twin: Twin
   images: np.ndarray
@@ -45,7 +45,7 @@ def _sides(num_images: int) -> Sides:
 
 
 class Pair(NamedTuple):
-  """An attack of ours and its reference, and the norm that they minimise; None: in a ball, of which accuracy counts."""
+  """An attack of ours, its reference, and the norm they minimise; None for attacks in a ball, compared by accuracy."""
 
   name: str
   reference: str
@@ -120,7 +120,7 @@ def _torchattacks() -> Iterator[Pair]:
 
 
 def _measured(pair: Pair, images: np.ndarray, adversarial: np.ndarray, success: np.ndarray) -> float:
-  """The median norm, inf where there is no success; or robust accuracy in percent."""
+  """The median norm, with inf for images on which the attack fails; or robust accuracy in percent."""
   if pair.norm is None:
     assert np.abs(adversarial - images).max() <= _EPSILON + 1e-6
     return 100 * float(1 - success.mean())
@@ -129,7 +129,7 @@ def _measured(pair: Pair, images: np.ndarray, adversarial: np.ndarray, success: 
 
 
 def _run_ours(pair: Pair, sides: Sides) -> tuple[float, float, float]:
-  """What is measured, and seconds with compilation and without."""
+  """(measured value, seconds with compilation, seconds without)."""
   attack = jax.jit(lambda key, images, labels: pair.ours(key, sides.twin.logits_fn, images, labels))
   arguments = jax.random.key(0), jnp.asarray(sides.images), jnp.asarray(sides.labels)
   _, first = timed(lambda: attack(*arguments))
@@ -148,7 +148,7 @@ def _run_theirs(pair: Pair, sides: Sides) -> tuple[float, float]:
 
 
 def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-  """A row for each attack and reference. `arguments.num_images` are those that the network gets right."""
+  """A row for each attack and reference, on the first `arguments.num_images` that the network classifies correctly."""
   sides, found = _sides(arguments.num_images), []
   for pair in itertools.chain(_adversarial_library(), _foolbox(), _torchattacks()):
     ours, first, second = _run_ours(pair, sides)

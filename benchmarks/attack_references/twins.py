@@ -1,4 +1,4 @@
-"""Small networks, trained in seconds, that are the same on both sides; and the time that a call takes."""
+"""Small networks, trained in seconds, that are the same in JAX and in PyTorch; and a timer of calls."""
 
 import functools
 import time
@@ -25,7 +25,7 @@ class Twin(NamedTuple):
 
 
 def trained(name: str, images: np.ndarray, labels: np.ndarray, num_steps: int, seed: int = 0) -> Twin:
-  """A network of `models.create`, trained on images [n, h, w, c] of ten classes by so many steps of Adam."""
+  """Trains a network of `models.create` on images [n, h, w, c] of ten classes with `num_steps` steps of Adam."""
   model = models.create(name, 10)
   variables = jax.jit(model.init)(jax.random.key(seed), jnp.asarray(images[:1]))
   optimizer = optax.adam(3e-3)
@@ -45,7 +45,7 @@ def trained(name: str, images: np.ndarray, labels: np.ndarray, num_steps: int, s
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-  """What a call returns, and its seconds."""
+  """(result of a call, its seconds)."""
   start = time.perf_counter()
   result = jax.block_until_ready(call())
   return result, time.perf_counter() - start

@@ -2,15 +2,14 @@
 
   python -m lrat_jax.main --config=configs/recipes/debenedetti2022.py --config.data.data_dir=DIR
 
-Needs ImageNet as TFDS prepares it (imagenet2012, array_record), whose pictures are read batch by batch, and several
-accelerators; `--dry_run` estimates memory and time on the machine at hand. RobustBench's entry
-Debenedetti2022Light_XCiT-S12: 72.34 % clean, 41.78 % under AutoAttack, L-infinity 4/255. It was not run here at full
-size.
+Needs ImageNet as TFDS prepares it (imagenet2012, array_record), read batch by batch, and several accelerators;
+`--dry_run` estimates memory and time on the current machine. RobustBench's entry Debenedetti2022Light_XCiT-S12: 72.34 %
+clean, 41.78 % under AutoAttack, L-infinity 4/255. It was not run here at full size.
 
 Constants are those of github.com/dedeswim/vits-robustness-torch (configs/xcit-adv-training.yaml on 8 TPU cores, where
-the attack goes by the batch's own statistics). What differs here: no changes of colour, and no drop path (there of
-0.05); the rate falls to 0 over all 110 epochs, there to 1e-5 over 100 and stays there; epsilon grows with every step,
-there with every epoch.
+the attack uses the batch's own statistics). What differs here: no colour augmentation, and no drop path (original:
+0.05); the learning rate falls to 0 over all 110 epochs (original: to 1e-5 over 100 epochs, then constant); epsilon
+grows with every step (original: with every epoch).
 """
 
 from lrat_jax.config import methods
@@ -19,11 +18,11 @@ EPSILON = "4/255"
 
 
 def get_config(arg=None):
-  """The configuration; `arg` names a suite in place of AutoAttack, "suite=apgd"."""
+  """The configuration; `arg` names a suite in place of AutoAttack, such as "suite=apgd"."""
   config = methods.at(f"cifar10,pgd,{arg or 'suite=autoattack'}")
   config.name = "debenedetti2022"
   config.model.name = "xcit_small_12_p16"
-  config.model.mean, config.model.std = (0.0,), (1.0,)  # images go in as they are
+  config.model.mean, config.model.std = (0.0,), (1.0,)  # no normalisation
   config.model.batch_norm = "local"
   config.data.source = "tfds:imagenet2012"
   config.data.image_size = 224

@@ -3,16 +3,16 @@
   python -m lrat_jax.main --config=configs/recipes/singh2023.py --config.data.data_dir=DIR \\
     --config.train.init_from=convnext_t_cvst_clean.pt
 
-Needs ImageNet as TFDS prepares it (imagenet2012, array_record), whose pictures are read batch by batch, the clean
-weights that the paper begins with, and several accelerators; `--dry_run` estimates memory and time on the machine at
-hand. RobustBench's entry Singh2023Revisiting_ConvNeXt-T-ConvStem: 72.72 % clean, 49.46 % under AutoAttack, L-infinity
-4/255. It was not run here at full size.
+Needs ImageNet as TFDS prepares it (imagenet2012, array_record), read batch by batch, the clean weights from which the
+paper starts, and several accelerators; `--dry_run` estimates memory and time on the current machine. RobustBench's
+entry Singh2023Revisiting_ConvNeXt-T-ConvStem: 72.72 % clean, 49.46 % under AutoAttack, L-infinity 4/255. It was not run
+here at full size.
 
 Constants are those of github.com/nmndeep/revisiting-at (run_train.sh on 8 GPUs). What differs here: no random erasing
-(there of a quarter of the images); RandAugment draws from Pillow's operations at magnitude 9, there from timm's and at
-magnitudes around 9; APGD starts at random in the ball, there at the image; MixUp and CutMix draw a share for each
-image, there for the batch; gains of layer norm and of layer scale do not decay; the moving average begins with a
-smaller decay. The best epoch is chosen by PGD-10, there none is.
+(original: on a quarter of the images); RandAugment draws from Pillow's operations at magnitude 9 (original: timm's, at
+magnitudes around 9); APGD starts at a random point of the ball (original: at the image); MixUp and CutMix draw a share
+for each image (original: for the batch); gains of layer norm and of layer scale have no weight decay; the moving
+average starts with a smaller decay. The best epoch is selected by PGD-10 (original: no selection).
 """
 
 from lrat_jax.config import methods
@@ -21,11 +21,11 @@ EPSILON = "4/255"
 
 
 def get_config(arg=None):
-  """The configuration; `arg` names a suite in place of AutoAttack, "suite=apgd"."""
+  """The configuration; `arg` names a suite in place of AutoAttack, such as "suite=apgd"."""
   config = methods.at(f"cifar10,pgd,{arg or 'suite=autoattack'}")
   config.name = "singh2023"
   config.model.name = "convnext_tiny_convstem"
-  config.model.mean, config.model.std = (0.0,), (1.0,)  # images go in as they are
+  config.model.mean, config.model.std = (0.0,), (1.0,)  # no normalisation
   config.data.source = "tfds:imagenet2012"
   config.data.image_size = 224
   config.data.random_resized_crop = 0.08

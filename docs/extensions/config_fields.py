@@ -1,4 +1,4 @@
-"""What the code itself says of every field of a configuration: type, defaults, and the comment beside it."""
+"""Reads every field of a configuration from the code: type, defaults, and the comment beside it."""
 
 import ast
 import inspect
@@ -17,7 +17,7 @@ from lrat_jax.config import suites
 
 # Groups whose members are attacks; their fields are the attacks' own arguments.
 ATTACK_GROUPS = ("train_attacks", "validation_attack", "eval.suite")
-# What an attack with a short docstring refers to.
+# The attack to which an attack with a short docstring refers for its arguments.
 _ARGUMENTS_OF = {"fgsm": attacks.pgd, "cw": attacks.pgd}
 
 
@@ -31,7 +31,7 @@ class Field(NamedTuple):
 
 
 def _comments(source: str) -> dict[int, str]:
-  """The comments by line; one that has lines of its own belongs to the line below it."""
+  """The comments by line number; a comment on lines of its own belongs to the line below it."""
   found: dict[int, str] = {}
   above: list[str] = []
   for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -47,10 +47,10 @@ def _comments(source: str) -> dict[int, str]:
 
 
 def explanations(source: str) -> dict[str, str]:
-  """What the comments in config.py say of each field, by its path.
+  """The comment on each field in config/default.py, by the field's path.
 
-  A field stands in a `dict(...)`, as `name=value,  # explanation`. Where the value is `preset["name"]` its fields stand
-  in the function `_name`. A comment at the head of a group goes for those of its fields that have none.
+  A field is an argument of `dict(...)`, as `name=value,  # explanation`. If the value is `preset["name"]`, its fields
+  are in the function `_name`. The comment on a group applies to those of its fields that have none.
   """
   tree, comments = ast.parse(source), _comments(source)
   functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -74,7 +74,7 @@ def explanations(source: str) -> dict[str, str]:
 
 
 def leaves(config: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
-  """(path, value) of every field; a group of attacks is one."""
+  """(path, value) of every field; a group of attacks is one field."""
   for name, value in config.items():
     if isinstance(value, ConfigDict) and f"{path}{name}" not in ATTACK_GROUPS:
       yield from leaves(value, f"{path}{name}.")
@@ -83,7 +83,7 @@ def leaves(config: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, Any
 
 
 def fields() -> list[Field]:
-  """Every field but those of attacks, in the order of config.py; what no comment explains comes first."""
+  """Every field except those of attacks, in the order of config/default.py; fields without a comment come first."""
   explained = explanations(inspect.getsource(config_lib))
   order = list(explained)
   presets = {preset: dict(leaves(config_lib.default("at", preset))) for preset in config_lib.PRESETS}
@@ -96,14 +96,14 @@ def fields() -> list[Field]:
 
 
 def training_attacks() -> list[str]:
-  """The names that a config's argument can give the training attacks."""
+  """The names of training attacks that a config's argument accepts."""
   tree = ast.parse(inspect.getsource(config_lib))
   (maker,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "_training_attacks")
   return [key.value for key in next(n for n in ast.walk(maker) if isinstance(n, ast.Dict)).keys]
 
 
 def argument_explanations(name: str) -> dict[str, str]:
-  """What an attack's docstring says of its arguments; `name` is one of the registry's or "autoattack"."""
+  """The explanations of arguments in an attack's docstring; `name` is one of the registry's or "autoattack"."""
   attack = attacks.autoattack if name == suites.AUTOATTACK else _ARGUMENTS_OF.get(name, registry.REGISTRY[name])
   section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(attack) or "", re.DOTALL | re.MULTILINE)
   entries = re.findall(r"^  (\w+(?:, \w+)*): (.*(?:\n    .*)*)", section[1] if section else "", re.MULTILINE)
@@ -111,7 +111,7 @@ def argument_explanations(name: str) -> dict[str, str]:
 
 
 def attack_arguments(name: str) -> dict[str, tuple[Any, str]]:
-  """(default, explanation) of each argument that a configuration can give an attack; no default is Parameter.empty."""
+  """(default, explanation) of each argument of an attack in a configuration; without a default, Parameter.empty."""
   explained = argument_explanations(name)
   if name == suites.AUTOATTACK:
     given = inspect.signature(attacks.autoattack).parameters

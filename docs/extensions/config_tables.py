@@ -1,4 +1,4 @@
-"""The tables of the page on configurations, made from the code: a directive that names one of them."""
+"""A directive for the tables on the page about configurations, which are made from the code."""
 
 import inspect
 import re
@@ -33,7 +33,7 @@ def _code(value: Any) -> str:
 
 
 def _by_preset(values: Mapping[str, str]) -> str:
-  """One text where all presets agree, else each text with the presets that have it."""
+  """One text if all presets agree, else each text with the presets that have it."""
   groups: dict[str, list[str]] = {}
   for preset, text in values.items():
     groups.setdefault(text, []).append(preset)
@@ -60,7 +60,7 @@ def _fields_text() -> str:
 
 
 def _entries(configs: Mapping[str, Mapping[str, Any]]) -> str:
-  """A table of attacks as a group of the configuration names them, with what each may do in each preset."""
+  """A table of the attacks in a group of the configuration, with the threat model of each in each preset."""
   names = dict.fromkeys(name for group in configs.values() for name in group)
   rows = []
   for name in names:
@@ -96,7 +96,7 @@ def _arguments_text() -> str:
 
 
 def _methods_text() -> str:
-  """What each file in configs/ sets that is not as in configs/at.py."""
+  """A table of the fields that each file in configs/ sets differently from configs/at.py."""
   files = {path.stem: runpy.run_path(str(path))["get_config"]() for path in sorted(_CONFIGS.glob("*.py"))}
   plain = dict(config_fields.leaves(files["at"]))
   rows = []
@@ -125,7 +125,7 @@ class ConfigTables(SphinxDirective):
   required_arguments = 1
 
   def run(self) -> list[nodes.Node]:
-    self.env.note_reread()  # the code may have changed where the page has not
+    self.env.note_reread()  # the code may have changed although the page has not
     return self.parse_text_to_nodes(_TABLES[self.arguments[0]](), allow_section_headings=True)
 
 

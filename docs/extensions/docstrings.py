@@ -1,4 +1,4 @@
-"""Docstrings as they are written here, in plain text with `code`, made into what Sphinx reads."""
+"""Converts this project's docstrings, plain text with `code`, to reStructuredText for Sphinx."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ _LIST_ITEM = re.compile(r" *- ")
 
 
 def _escaped(text: str) -> str:
-  """Single backticks are code, and no other character is markup."""
+  """Escapes text, in which single backticks are code and no other character is markup."""
   parts = _CODE.split(text)
   plain = [re.sub(r"[*|\\]|(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
   code = [f"`{part}`" for part in parts[1::2]]
@@ -19,13 +19,13 @@ def _escaped(text: str) -> str:
 
 
 def _one_by_one(paragraph: str) -> str:
-  """Attributes that share an explanation, `a, b: text`, as one each."""
+  """Splits attributes that share an explanation, `a, b: text`, into one entry each."""
   entry = re.compile(r"^  (\w+(?:, \w+)+)(:.*(?:\n    .*)*)", re.MULTILINE)
   return entry.sub(lambda m: "\n".join(f"  {name}{m[2]}" for name in m[1].split(", ")), paragraph)
 
 
 def _lists_apart(text: str) -> str:
-  """A blank line before a list's first item."""
+  """Inserts a blank line before a list's first item."""
   lines: list[str] = []
   for line in text.splitlines():
     if _LIST_ITEM.match(line) and lines and lines[-1] and not _in_list(lines):
@@ -45,7 +45,7 @@ def _in_list(lines: list[str]) -> bool:
 
 
 def as_rst(docstring: str) -> str:
-  """A docstring in reStructuredText. Paragraphs that are indented by themselves (formulas, code) stay as they are."""
+  """A docstring in reStructuredText. Indented paragraphs outside sections (formulas, code) are shown as they are."""
   paragraphs = []
   in_section = False
   for paragraph in docstring.split("\n\n"):
@@ -63,12 +63,12 @@ def _process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: l
 
 
 def _skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-  """Fields of a NamedTuple are explained in its docstring."""
+  """Skips the fields of a NamedTuple, which are explained in its docstring."""
   return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-  """Reads docstrings before napoleon makes fields of their sections."""
+  """Converts docstrings before napoleon reads their sections."""
   app.connect("autodoc-process-docstring", _process, priority=100)
   app.connect("autodoc-skip-member", _skip)
   return {"parallel_read_safe": True, "parallel_write_safe": True}

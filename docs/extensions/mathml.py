@@ -1,4 +1,4 @@
-"""Formulas as MathML, which every browser draws by itself: no script and no font to load."""
+"""Renders formulas as MathML, which every browser can display without a script or a font."""
 
 from typing import Any
 

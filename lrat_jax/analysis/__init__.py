@@ -1,1 +1,1 @@
-"""What a run's records say about its weights and attacks, and the plots of it."""
+"""Analysis of what a run recorded about its weights and attacks, and plots."""

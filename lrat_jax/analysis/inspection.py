@@ -1,4 +1,4 @@
-"""What a run's records say: where its weights went, and whether attacks agree on which instances are vulnerable."""
+"""Analysis of a run's records: the weights of its instances, and whether attacks agree on the vulnerable instances."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,17 +29,17 @@ _RECORDED = {
 
 
 class WeightHistory(NamedTuple):
-  """The recorded weights of a run, aligned by instance. NaN where an instance was in no batch of an epoch.
+  """The recorded weights of a run, aligned by instance. NaN if an instance was in no batch of an epoch.
 
   Attributes:
     epochs: int [e], from 0.
-    indices: int [k], rising: the instances' indices in the source's training split.
+    indices: int [k], increasing: the instances' indices in the source's training split.
     labels: int [k].
-    variants: text [m], the training attacks.
+    variants: str [m], the names of the training attacks.
     natural: float [e, k], local weights of the natural images.
     adversarial: float [e, k, m], local weights of the variants.
     across: float [e, k], global weights.
-    vulnerabilities: float [e, k, m], in [-1, 1]; positive: fooled.
+    vulnerabilities: float [e, k, m], in [-1, 1]; positive: the variant fools the model.
   """
 
   epochs: np.ndarray
@@ -53,19 +53,19 @@ class WeightHistory(NamedTuple):
 
 
 class Distribution(NamedTuple):
-  """Quantiles of groups of instances: names of the groups [g]; quantiles [e, g, 5] at LEVELS, NaN for nobody."""
+  """Quantiles of groups of instances: names of the groups [g]; quantiles [e, g, 5] at LEVELS, NaN without instances."""
 
   groups: np.ndarray
   quantiles: np.ndarray
 
 
 class Moved(NamedTuple):
-  """Instances by how far their weight moved, the farthest first.
+  """Instances by the movement of their weight, the largest first.
 
   Attributes:
-    columns: int [c], where they stand along a history's axis of instances.
+    columns: int [c], their positions along the instance axis of a history.
     indices: int [c], in the source's training split.
-    movement: float [c], 0 or more.
+    movement: float [c], 0 or more; `most_moved` defines it.
   """
 
   columns: np.ndarray
@@ -74,14 +74,14 @@ class Moved(NamedTuple):
 
 
 class Inconsistency(NamedTuple):
-  """How far attacks disagree about the instances that the model gets right when clean.
+  """How much attacks disagree on the instances that the model gets right when clean.
 
   Attributes:
     names: the attacks [k].
-    rank_correlation: [k, k] Spearman's, of the vulnerabilities; NaN where an attack's do not vary.
+    rank_correlation: [k, k] Spearman's, of the vulnerabilities; NaN if those of an attack do not vary.
     cross: [k, k] in [0, 1], the share of the instances that the row's attack breaks and the column's does not.
     broken: [k] in [0, 1], the share that each attack breaks.
-    count: how many instances are right when clean.
+    count: the number of instances that are right when clean.
   """
 
   names: list[str]
@@ -102,7 +102,7 @@ def has_weights(workdir: Path) -> bool:
 
 
 def weight_history(workdir: Path) -> WeightHistory:
-  """Reads weights/epoch_*.npz. Of an instance that was in several batches of an epoch, the last one counts.
+  """Reads weights/epoch_*.npz. If an instance was in several batches of an epoch, the last one is used.
 
   Raises:
     ValueError: no weights were recorded there, or a file is damaged.
@@ -126,13 +126,13 @@ def weight_history(workdir: Path) -> WeightHistory:
 
 
 def values(history: WeightHistory, field: str) -> np.ndarray:
-  """One number per epoch and instance, [e, k].
+  """The values of a field for each epoch and instance, [e, k].
 
   Args:
     field: "natural", "across", "adversarial/VARIANT" or "vulnerability/VARIANT".
 
   Raises:
-    ValueError: another field, with the choices.
+    ValueError: an unknown field; the message lists the choices.
   """
   fields = {"natural": history.natural, "across": history.across}
   for j, variant in enumerate(history.variants):
@@ -144,27 +144,27 @@ def values(history: WeightHistory, field: str) -> np.ndarray:
 
 
 def quantiles(column: np.ndarray) -> np.ndarray:
-  """At LEVELS [e, 5], of values [e, k], over the instances that are in each epoch; NaN where none is."""
+  """The quantiles [e, 5] at LEVELS of values [e, k], over the instances present in each epoch; NaN if there is none."""
   present = [row[~np.isnan(row)] for row in column]
   return np.array([np.quantile(row, LEVELS) if len(row) else np.full(len(LEVELS), np.nan) for row in present])
 
 
 def by_class(history: WeightHistory, field: str = "natural") -> Distribution:
-  """How a field of `values` is distributed in each class; the groups are the labels."""
+  """The distribution of a field of `values` in each class; the groups are the labels."""
   column, classes = values(history, field), np.unique(history.labels)
   return Distribution(classes, np.stack([quantiles(column[:, history.labels == label]) for label in classes], axis=1))
 
 
 def by_attack(history: WeightHistory, kind: str = "adversarial") -> Distribution:
-  """How the "adversarial" weights, or "vulnerability", are distributed; the groups are the variants."""
+  """The distribution of the "adversarial" weights, or of "vulnerability", for each variant; these are the groups."""
   columns = [values(history, f"{kind}/{variant}") for variant in history.variants]
   return Distribution(history.variants, np.stack([quantiles(column) for column in columns], axis=1))
 
 
 def first_difference(history: WeightHistory, field: str = "natural") -> int | None:
-  """The position of the first epoch in which instances differ in a field of `values`: there reweighting begins.
+  """The position of the first epoch in which instances differ in a field of `values`, where reweighting begins.
 
-  None where they never do. Before reweighting all pairs have the same weights.
+  None if they never differ. Before reweighting begins, all pairs have the same weights.
   """
   for position, row in enumerate(values(history, field)):
     present = row[~np.isnan(row)]
@@ -174,11 +174,11 @@ def first_difference(history: WeightHistory, field: str = "natural") -> int | No
 
 
 def most_moved(history: WeightHistory, count: int, field: str = "natural") -> Moved:
-  """The `count` instances whose value of a field of `values` moves most.
+  """The `count` instances with the largest movement of a field of `values`.
 
-  Movement is the sum of the absolute changes from one epoch to the next, from the epoch on in which reweighting begins
-  (`first_difference`): the jump as it begins is not in it. An epoch without the instance is passed over, so that the
-  change is from its last value to its next. Equal ones are in the order of their indices.
+  Movement is the sum of the absolute changes from one epoch to the next, starting with the epoch in which reweighting
+  begins (`first_difference`), so the jump at its beginning is not included. An epoch without the instance is skipped:
+  the change is then from the last value before it to the next value after it. Ties are in the order of the indices.
   """
   column = values(history, field)[first_difference(history, field) or 0 :].copy()
   for before, row in itertools.pairwise(column):
@@ -189,7 +189,7 @@ def most_moved(history: WeightHistory, count: int, field: str = "natural") -> Mo
 
 
 def look_up(split: data.Split, indices: Iterable[int]) -> data.Split:
-  """The instances of a split that have these indices, in their order. Raises ValueError naming one that it lacks."""
+  """The instances of a split with these indices, in the given order. Raises ValueError with a missing index."""
   rows = {int(index): row for row, index in enumerate(split.indices)}
   for index in indices:
     if int(index) not in rows:
@@ -200,7 +200,7 @@ def look_up(split: data.Split, indices: Iterable[int]) -> data.Split:
 def attack_names(per_example: Mapping[str, np.ndarray]) -> list[str]:
   """The attacks of an evaluation whose vulnerabilities can be compared: all but AutoAttack.
 
-  AutoAttack returns the first image that broke the model, or the clean one, and not the worst that it found.
+  AutoAttack returns the first image that broke the model, or the clean image, not the worst image that it found.
   """
   names = [name.removeprefix("robust/") for name in per_example if name.startswith("robust/")]
   return [name for name in names if f"broken_by/{name}" not in per_example]
@@ -210,11 +210,11 @@ def vulnerabilities(per_example: Mapping[str, np.ndarray], names: Sequence[str] 
   """Every instance's vulnerability under each attack, [n, k] in [-1, 1]; positive: the attack fools the model.
 
   Args:
-    per_example: as in a workdir's per_example.npz, or of `evaluate`.
-    names: the attacks [k]; `attack_names` if not given.
+    per_example: as in a workdir's per_example.npz, or as returned by `evaluate`.
+    names: the attacks [k]; by default `attack_names`.
 
   Raises:
-    ValueError: an attack that is not there, with the choices.
+    ValueError: an attack was not evaluated; the message lists the choices.
   """
   names = attack_names(per_example) if names is None else names
   found = [name.removeprefix("vulnerability/") for name in per_example if name.startswith("vulnerability/")]
@@ -225,13 +225,13 @@ def vulnerabilities(per_example: Mapping[str, np.ndarray], names: Sequence[str] 
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:
-  """From 1 on, those of equal scores their mean: `scipy.stats.rankdata`, whose import takes two seconds."""
+  """Ranks from 1, mean ranks for ties: the same as `scipy.stats.rankdata`, whose import takes two seconds."""
   ordered = np.sort(scores)
   return (np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right") + 1) / 2
 
 
 def _rank_correlation(scores: np.ndarray) -> np.ndarray:
-  """Spearman's, [k, k] of [n, k]; NaN for columns that do not vary, which have no ranks."""
+  """Spearman's rank correlation, [k, k] from [n, k]; NaN for columns that do not vary, which have no ranks."""
   result = np.full((scores.shape[1],) * 2, np.nan)
   varied = np.flatnonzero(np.ptp(scores, axis=0) > 0)
   if len(varied):
@@ -241,17 +241,17 @@ def _rank_correlation(scores: np.ndarray) -> np.ndarray:
 
 
 def inconsistency(per_example: Mapping[str, np.ndarray], names: Sequence[str] | None = None) -> Inconsistency:
-  """Whether the instances that fall to one attack are those that fall to another.
+  """Measures whether different attacks break the same instances.
 
-  Only instances that are right when clean count: the others are broken before any attack. Mind that a minimum-norm
-  attack (carlini_wagner) stops just behind the decision boundary, so that its vulnerabilities rank little.
+  Only instances that are right when clean are used: the others are broken before any attack. Note that a minimum-norm
+  attack (carlini_wagner) stops just beyond the decision boundary, so its vulnerabilities hardly rank the instances.
 
   Args:
-    per_example: as in a workdir's per_example.npz, or of `evaluate`.
-    names: the attacks, two or more; `attack_names` if not given.
+    per_example: as in a workdir's per_example.npz, or as returned by `evaluate`.
+    names: the attacks, two or more; by default `attack_names`.
 
   Raises:
-    ValueError: an attack that is not there, fewer than two, or no instance that is right when clean.
+    ValueError: an attack that was not evaluated, fewer than two attacks, or no instance that is right when clean.
   """
   names = attack_names(per_example) if names is None else list(names)
   if len(names) < 2:
@@ -266,13 +266,13 @@ def inconsistency(per_example: Mapping[str, np.ndarray], names: Sequence[str] | 
 
 
 def least_correlated(found: Inconsistency) -> tuple[int, int] | None:
-  """The two attacks, as positions in `names`, of the lowest rank correlation; None where no two have one."""
+  """The positions in `names` of the two attacks with the lowest rank correlation; None if no two attacks have one."""
   pairs = [(a, b) for b in range(len(found.names)) for a in range(b) if np.isfinite(found.rank_correlation[a, b])]
   return min(pairs, key=lambda pair: found.rank_correlation[pair], default=None)
 
 
 def _suite(workdir: Path, config: ConfigDict, suite: str | Mapping[str, Mapping[str, Any]] | None) -> Suite:
-  """The entries of the run's own suite, of a named one with the budget of the run's preset, or those given."""
+  """The entries of the run's own suite, of a named suite with the radii of the run's preset, or the given entries."""
   if suite is None:
     return config.eval.suite.to_dict()
   if not isinstance(suite, str):
@@ -290,10 +290,10 @@ def _suite(workdir: Path, config: ConfigDict, suite: str | Mapping[str, Mapping[
 
 
 def load_experiment(workdir: Path, *, trust_user_code: bool = False) -> experiment_lib.Experiment:
-  """What the config.json of a run built: data, model, optimiser, on all devices.
+  """Rebuilds the experiment from a run's config.json: data, model, optimiser, on all devices.
 
   Raises:
-    ValueError: as `workdir.load_config`, where `trust_user_code` is explained, or data that are gone.
+    ValueError: as for `workdir.load_config`, which explains `trust_user_code`, or if the data are missing.
   """
   config = workdir_lib.load_config(workdir, trust_user_code=trust_user_code)
   return experiment_lib.build(config, data.load_for(config.data), sharding.make_mesh())
@@ -307,22 +307,22 @@ def evaluate(
   num_images: int = 0,
   trust_user_code: bool = False,
 ) -> dict[str, np.ndarray]:
-  """Attacks a run's best checkpoint; nothing is written.
+  """Attacks a run's best checkpoint; writes no files.
 
   Args:
-    workdir: of a run that was trained.
-    suite: the run's own if not given; or the name of one, with the radii of the run's preset; or {name: attack} as in
+    workdir: the workdir of a trained run.
+    suite: by default the run's own; or the name of a suite, with the radii of the run's preset; or {name: attack} as in
       config.eval.suite.
     split: "train", "validation" or "test".
-    num_images: evaluates the first so many; 0 is all.
-    trust_user_code: whether the run's configuration may name code of its author's, as `workdir.load_config` says.
+    num_images: the number of images to evaluate, from the first on; 0: all.
+    trust_user_code: whether the run's configuration may name user-defined code to run; see `workdir.load_config`.
 
   Returns:
-    The arrays [n] of a per_example.npz, as `evaluate.run_suite` says; `vulnerabilities` and `inconsistency` take them.
+    The arrays [n] of a per_example.npz (see `evaluate.run_suite`), as input for `vulnerabilities` and `inconsistency`.
 
   Raises:
-    ValueError: a workdir without a run or checkpoint, a configuration that names code without leave, or an unknown
-      split, suite or attack.
+    ValueError: a workdir without a run or checkpoint, a configuration that names user-defined code without
+      `trust_user_code`, or an unknown split, suite or attack.
   """
   if split not in data.SPLITS:
     raise ValueError(f"split={split!r} is unknown; choose from {list(data.SPLITS)}.")
@@ -331,7 +331,7 @@ def evaluate(
   _, state = loop.load_checkpoint(experiment, workdir)
   chosen = data.for_evaluation(experiment.dataset.split(split))
   chosen = chosen.select(np.arange(min(num_images or len(chosen.labels), len(chosen.labels))))
-  # A run may be looked at on other devices than it was evaluated on; the size of batches changes no result.
+  # The number of devices may differ from the run's, so the batch size is rounded up; it does not change the results.
   devices = experiment.mesh.size
   batch_size = -(-experiment.config.eval.batch_size // devices) * devices
   evaluation = evaluate_lib.run_suite(

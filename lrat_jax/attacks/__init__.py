@@ -4,8 +4,8 @@
     result.images, result.success
 
 Images are float [batch, h, w, c] in [0, 1], labels int [batch]; normalisation belongs inside `logits_fn`.
-A custom attack is made of `starting_points`, `losses`, `get_norm` and `project` (examples/custom_attack.py).
-This package imports nothing else of lrat_jax but `core` and `convolutions`.
+A custom attack can use `starting_points`, `losses`, `get_norm` and `project` (see examples/custom_attack.py).
+This package imports only `core` and `convolutions` from the rest of lrat_jax.
 """
 
 from lrat_jax.attacks import losses, transforms

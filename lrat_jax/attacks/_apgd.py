@@ -1,4 +1,4 @@
-"""Auto-PGD: projected gradient ascent with momentum that sets its own step size."""
+"""Auto-PGD: projected gradient ascent with momentum and an adaptive step size."""
 
 import functools
 from collections.abc import Callable
@@ -18,55 +18,55 @@ from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Rank, Scalar
 
 LOSSES = ("ce", "cw", "margin", "dlr", *losses.TARGETED_LOSSES)
 
-# Share of the way to the new point; the rest goes on in the direction of the last step.
+# Weight of the gradient step; the last step has the remaining weight.
 _MOMENTUM = 0.75
-# The step stays as long as the loss rose in more than this share of a period's steps.
+# The step size is halved if the loss increased in at most this share of a period's steps.
 _ENOUGH_RISES = 0.75
 
 
 class _Evaluation(NamedTuple):
-  """What the model says at some points: the loss [batch], two answers [batch], the loss's gradient."""
+  """An evaluation of the model at some points: the loss [batch], its gradient, and flags [batch]."""
 
   loss: Array
-  wrong: Array  # whether the prediction is not the label
-  success: Array  # whether the points are adversarial: wrong, or with targets the target
+  wrong: Array  # whether the prediction differs from the label
+  success: Array  # whether the points are adversarial: the prediction is wrong or, with targets, is the target
   gradient: Array
-  broken: Array  # whether the gradient is NaN or infinite somewhere
+  broken: Array  # whether the gradient has a NaN or infinite entry
 
 
 class _Pace(NamedTuple):
-  """How the step size came about, each [batch]: itself, what the last step and check saw, and what came of it."""
+  """The step size and the values that decide when to halve it, each [batch]."""
 
   step_size: Array
   last_loss: Array
-  rises: Array  # steps of this period in which the loss rose
+  rises: Array  # number of steps of this period in which the loss increased
   checked_loss: Array  # the best loss at the last check
-  halved: Array  # whether that check halved the step
+  halved: Array  # whether that check halved the step size
 
 
 class _State(NamedTuple):
-  """A run before the model is asked about x^step; arrays [batch, ...] but for `step`."""
+  """The state of a run before the model is evaluated at x^step; arrays [batch, ...] except `step`."""
 
   step: Array
-  points: Array  # x^step, about which the model is asked next
-  origin: Array  # the point from which the last step was taken: x^{step-1}, or the best one
+  points: Array  # x^step, where the model is evaluated next
+  origin: Array  # the point from which the last step was taken: x^{step-1}, or the best point
   best_points: Array
   best: _Evaluation
   adversarial: Array
   fooled: Array
   survived: Array
-  broken: Array  # gradients so far that were NaN or infinite somewhere
+  broken: Array  # number of gradients so far with a NaN or infinite entry
   pace: Any
 
 
 class _Rule(NamedTuple):
-  """What differs between norms: how a run paces itself, where a step leads, what a check changes, and when it is due.
+  """The parts of APGD that depend on the norm: initial pace, step, update at a check, and times of the checks.
 
   Attributes:
     begin: (start, evaluation) -> pace.
-    move: (pace, points, where the step to them came from, gradient, whether it is the first step) -> the next points.
-    adapt: (pace, best_points, best_loss, period) -> (pace, [batch] bool: go on from the best point).
-    periods: int [steps], the length of the period that ends with a step, 0 where none ends.
+    move: (pace, points, origin of the last step, gradient, whether it is the first step) -> the next points.
+    adapt: (pace, best_points, best_loss, period) -> (pace, [batch] bool: whether to continue from the best point).
+    periods: int [steps], the length of the period that ends with each step, 0 if none ends there.
   """
 
   begin: Callable[[Array, _Evaluation], Any]
@@ -76,9 +76,9 @@ class _Rule(NamedTuple):
 
 
 def check_periods(num_steps: int) -> np.ndarray:
-  """int [num_steps]: the length of the period that ends with each step, 0 where none does.
+  """int [num_steps]: the length of the period that ends with each step, 0 if none ends there.
 
-  The first is 22% of the steps; each is 3% of the steps shorter than the one before, down to 6% (arXiv:2003.01690,
+  The first period is 22% of the steps. Each next one is shorter by 3% of the steps, but at least 6% (arXiv:2003.01690,
   section 3.2): 22, 19, 16, 13, 10, 7, 6, 6, ... for 100 steps.
   """
   length, shrink, shortest = (max(int(share * num_steps), 1) for share in (0.22, 0.03, 0.06))
@@ -92,17 +92,17 @@ def check_periods(num_steps: int) -> np.ndarray:
 
 
 def _choose(where: Array, new: Any, old: Any) -> Any:
-  """For each image the first tree where `where` [batch], else the second."""
+  """Selects, for each image, the values of tree `new` if `where` [batch] is true, else those of tree `old`."""
   return jax.tree.map(lambda a, b: jnp.where(per_image(where, a.ndim), a, b), new, old)
 
 
 def _dense_rule(images: Array, epsilon: float | Array, ball: threat_model.Norm, num_steps: int) -> _Rule:
-  """L-inf and L2: momentum, and a step that is halved when the loss rises too seldom or its best stands still."""
+  """L-inf and L2: momentum; the step size is halved if the loss increases too rarely or the best loss is unchanged."""
 
   def begin(_: Array, evaluation: _Evaluation) -> _Pace:
     zero = 0.0 * evaluation.loss
-    # The original compares the first loss with an empty row of its table, that is with 0, and never halves at the first
-    # check because the best loss stands still. Both are kept: they decide on the steps that follow.
+    # The original compares the first loss with an empty row of its table, that is with 0, and at the first check it
+    # ignores that the best loss is unchanged. Both are kept, because they affect all later steps.
     return _Pace(2.0 * epsilon + zero, zero, zero, evaluation.loss, zero == 0.0)
 
   def move(pace: _Pace, points: Array, origin: Array, gradient: Array, is_first: Array) -> Array:
@@ -121,7 +121,7 @@ def _dense_rule(images: Array, epsilon: float | Array, ball: threat_model.Norm, 
 
 
 def _sparse_rule(images: Array, epsilon: float | Array, num_steps: int) -> _Rule:
-  """L1: steps along few coordinates, of which fewer move as the perturbation's support shrinks; no momentum."""
+  """L1: steps along few coordinates, and along fewer as the support of the perturbation shrinks; no momentum."""
   period = _l1.period(num_steps)
   return _Rule(
     begin=lambda start, _: _l1.begin(start, images, epsilon),
@@ -140,9 +140,9 @@ def _observe(pace: Any, loss: Array) -> Any:
 def _ascend(
   rule: _Rule, ask: Callable[[Array, Array], _Evaluation], start: Array, num_steps: int, early_stop: bool
 ) -> _State:
-  """`num_steps` steps from `start`; with `early_stop` only until every image was fooled once.
+  """Runs `num_steps` steps from `start`; with `early_stop`, ends once the attack has succeeded on every image.
 
-  The model is asked at one place, about x^0 too: its gradient is compiled once.
+  The model is called at one place in the code, also for x^0, so that its gradient is compiled only once.
   """
   periods = jnp.asarray(np.append(0, rule.periods))  # of the period that ends with the step to x^k
 
@@ -151,7 +151,7 @@ def _ascend(
     evaluation = ask(state.points, state.step)
     adversarial = _choose(evaluation.success & ~(state.fooled & early_stop), state.points, state.adversarial)
     fooled = state.fooled | evaluation.success
-    counts = ~evaluation.wrong & (state.step < num_steps) & ~(fooled & early_stop)  # x^K is none of x^0..x^{K-1}
+    counts = ~evaluation.wrong & (state.step < num_steps) & ~(fooled & early_stop)  # x^0..x^{K-1}, not x^K
     better = is_first | (evaluation.loss > state.best.loss)
     best_points, best = _choose(better, (state.points, evaluation), (state.best_points, state.best))
     begun = rule.begin(state.points, evaluation)
@@ -168,7 +168,7 @@ def _ascend(
     more = state.step <= num_steps
     return more & ~jnp.all(state.fooled) if early_stop else more
 
-  # From the points, not a constant: under shard_map a carry must vary over devices from the start.
+  # Computed from the points, not a constant: under shard_map, a loop carry must vary over devices from the start.
   never = jnp.any(start > jnp.inf, axis=tuple(range(1, start.ndim)))
   no_gradient = jnp.broadcast_to(per_image(never, start.ndim), start.shape).astype(start.dtype)
   unasked = _Evaluation(never.astype(start.dtype), never, never, no_gradient, never)
@@ -179,7 +179,7 @@ def _ascend(
 
 
 def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Array, targets, keys, eot_iter: int):
-  """(points, step) -> `_Evaluation`, of one call of the model and its gradient, or the mean of several random ones."""
+  """Returns (points, step) -> `_Evaluation`, from one call of the model, or the mean over `eot_iter` random calls."""
 
   def total_loss(points, *draw):
     logits = logits_fn(points, *draw)
@@ -207,7 +207,7 @@ def _asker(logits_fn: Callable, surrogate: Callable[[Array], Array], labels: Arr
 
 
 def _run_dense(ask, images, epsilon, ball: threat_model.Norm, draw, num_steps: int, early_stop: bool, keys) -> _State:
-  """From a random point, drawn by `draw` and brought to the edge of the ball."""
+  """Runs APGD from a random point, drawn by `draw` and scaled to the surface of the ball."""
   noise = jax.vmap(lambda key: draw(key, images.shape[1:]))(keys).astype(images.dtype)
   noise = noise / (per_image(ball.length(noise), noise.ndim) + 1e-12)
   start = jnp.clip(images + epsilon * noise, 0.0, 1.0)
@@ -215,13 +215,13 @@ def _run_dense(ask, images, epsilon, ball: threat_model.Norm, draw, num_steps: i
 
 
 def _run_l1(ask, images, epsilon, num_steps: int, early_stop: bool, keys: Array) -> _State:
-  """From a random point of a ball three times as large, in three parts; only the last part's points are in the ball."""
+  """Runs L1-APGD in three parts, starting in a ball of 3 epsilon; only the points of the last part are in the ball."""
   noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys).astype(images.dtype)
   points, survived, broken = images + noise, jnp.int32(0), jnp.int32(0)
   for factor, steps in _l1.schedule(num_steps):
     radius = factor * epsilon
     start = _l1.project(points, images, radius)
-    # Being fooled from outside the ball is no reason to stop.
+    # An adversarial outside the ball is no reason to stop.
     state = _ascend(_sparse_rule(images, radius, steps), ask, start, steps, early_stop and factor == 1.0)
     points, survived, broken = state.best_points, survived + state.survived, broken + state.broken
   return state._replace(survived=survived, broken=broken)
@@ -234,7 +234,7 @@ def _check_loss(loss: str, targets: Array | None, target_rank: int | Array | Non
 
 
 def _surrogate(loss: str, logits_fn, images, labels, keys, eot_iter: int, targets, target_rank):
-  """The loss as a function of logits; a rank is turned into targets by one forward of the clean images."""
+  """The loss as a function of logits. A target rank is converted to targets by one forward pass on the clean images."""
   if targets is None and target_rank is None:
     return losses.surrogate(loss, logits_fn, images, labels)
   clean_logits = logits_fn(images, keys) if eot_iter else logits_fn(images)
@@ -260,38 +260,40 @@ def apgd(
 ) -> AttackResult:
   """Auto-PGD (Croce & Hein, arXiv:2003.01690, algorithm 1; for L1 arXiv:2103.01208), as AutoAttack runs it.
 
-  The step is 2 epsilon (L1: epsilon) at first. At each check (`check_periods`) it is halved, and the run goes on from
-  its best point with that point's gradient, if the loss rose in 75% of the period's steps or fewer, or if the last
-  check did not halve it and the best loss has not moved since. L1 runs 30% of the steps in a ball of 3 epsilon and 30%
-  in one of 2. One gradient a step. Works under `jit` and `shard_map`. Elsewhere epsilon is `eps`, num_steps `n_iter` or
+  The initial step size is 2 epsilon (L1: epsilon). For L-inf and L2, at each check (`check_periods`), it is halved, and
+  the run continues from its best point with that point's gradient, if the loss increased in 75% of the period's steps
+  or fewer, or if the last check did not halve it and the best loss has not changed since. For L1, the step size depends
+  on the support of the perturbation, and 30% of the steps run in a ball of 3 epsilon, then 30% in one of 2 epsilon.
+  One gradient per step. Works under `jit` and `shard_map`. In other libraries epsilon is `eps`, num_steps `n_iter` or
   `steps`, num_restarts `n_restarts`.
 
-  Differences to the original: noise comes from a key per image, so an image's result does not depend on its batch. An
-  image on which the attack fails is returned at its highest loss, not unchanged. For a random model the loss is the
-  mean over the draws and a majority of them decides on success, not the last one. L1 always starts in larger balls, not
-  only in the standard version.
+  Differences from the original: noise comes from a key per image, so an image's result does not depend on its batch. An
+  image on which the attack fails is returned at its highest loss, not unchanged. For a random model, the loss is the
+  mean over the draws, and success is decided by a majority of the draws, not by the last one. L1 always starts in
+  larger balls, not only in the standard version.
 
   Args:
     key, images, labels: as for `pgd`.
     logits_fn: images -> logits [batch, classes]; with `eot_iter` (images, keys [batch]) -> logits.
     epsilon: radius of the ball; may be traced.
     norm: "linf", "l2" or "l1".
-    loss: "ce", "dlr", "margin", "cw", with targets or target_rank that of `losses.targeted`, or for these alone
-      "dlr_targeted", "margin_targeted".
+    loss: "ce", "dlr", "margin" or "cw"; with targets or target_rank, its targeted form (`losses.targeted`). Only with
+      targets or target_rank also "dlr_targeted" or "margin_targeted".
     num_steps: 1 or more.
-    num_restarts: independent runs; each image is that of the first run that succeeds, else that of highest loss.
-    targets: int [batch], target classes, none the image's label; success is that the prediction is the target. Or
-    target_rank: the target class by its rank among the wrong ones on the clean image, 1 = the most likely; may be
-      traced. It is a direction only: any wrong prediction is a success, as in AutoAttack.
-    eot_iter: for a random model, the number of draws that a gradient is averaged over; 0 for a deterministic model.
+    num_restarts: number of independent runs. For each image, the first successful run is used, else the run with the
+      highest loss.
+    targets: int [batch], target classes, never the image's label; success means that the prediction is the target.
+    target_rank: instead of targets, the target class by its rank among the wrong classes on the clean image, 1 = the
+      most likely; may be traced. It only sets the direction: any wrong prediction is a success, as in AutoAttack.
+    eot_iter: for a random model, the number of draws over which a gradient is averaged; 0 for a deterministic model.
     early_stop: end when the attack has succeeded on all images, and keep each image's first adversarial, not the last.
 
   Returns:
-    AttackResult. An image is the last iterate that is adversarial (`early_stop`: the first), else the one of
-    highest loss. With `early_stop`, `surviving_steps` counts only up to that first one.
+    AttackResult. Each image is its last adversarial iterate (`early_stop`: the first), else the iterate with the
+    highest loss. With `early_stop`, `surviving_steps` counts only the steps before the first adversarial.
 
   Raises:
-    ValueError: an argument outside what is listed here; the message gives its name and the choices.
+    ValueError: an argument outside the values listed here; the message gives its name and the choices.
   """
   ball = threat_model.get_norm(norm)
   _check_loss(loss, targets, target_rank)

@@ -1,7 +1,7 @@
-"""The loop of every gradient attack with fixed steps: ascent on what an image is made of, and the best of several runs.
+"""The loop of all gradient attacks with fixed steps: gradient ascent on a latent, and the best of several runs.
 
-An attack is a latent o, a differentiable decoder A that makes images of it, and a rule for the next latent, which ends
-in the latent's ball. In PGD the latent is the image itself, and the decoder leaves it as it is.
+An attack consists of a latent o, a differentiable decoder A from latents to images, and an update rule that keeps the
+latent in its ball. In PGD the latent is the image, and the decoder is the identity.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from lrat_jax.core.typing import LogitsFn, Scalar
 
 T = TypeVar("T")
 
-# Folded into a run's keys for the draws of its transform; no restart has this number.
+# Folded into a run's keys for the random draws of its transform; no restart has this index.
 _TRANSFORM_STREAM = 2**31 - 1
 
 
 def as_it_is(latent: Array) -> Array:
-  """The decoder of an attack whose latent is the image."""
+  """The identity: the decoder of an attack whose latent is the image."""
   return latent
 
 
@@ -36,23 +36,23 @@ def ascent(
   transform: transforms.GradientTransform = transforms.IDENTITY,
   step_size: Scalar = 0.0,
 ) -> Callable[[Array, Array], AttackResult]:
-  """`num_steps` steps o <- advance(step, o, gradient of the loss of A(o)), as a function of the first latent and keys.
+  """Returns a function that runs `num_steps` steps o <- advance(step, o, gradient of the loss of A(o)).
 
   Args:
-    surrogate: logits [batch, classes] -> the loss to raise [batch].
+    surrogate: logits [batch, classes] -> the loss to maximise [batch].
     advance: (step 0, 1, ..., latent, gradient without NaN) -> the next latent, inside its ball.
     decode: latent -> images [batch, h, w, c] in [0, 1].
-    transform: of the latents and their gradients.
-    step_size: the one that the transform looks ahead by.
+    transform: gradient transform, applied to the latents and their gradients.
+    step_size: the step size with which the transform looks ahead.
 
   Returns:
-    (latent [batch, ...], keys [batch], for the transform alone) -> AttackResult: the images of the last latent;
-    `surviving_steps` counts the steps before which the model was right.
+    (first latent [batch, ...], keys [batch], only for the transform) -> AttackResult: the images of the last latent;
+    `surviving_steps` counts the steps at whose start the model was right.
   """
 
   def total_loss(latent: Array, keys: Array, state: Any) -> tuple[Array, Array]:
     logits = logits_fn(decode(transform.inputs(keys, latent, state, step_size)))
-    return jnp.sum(surrogate(logits)), logits  # a sum: each image's gradient stays its own
+    return jnp.sum(surrogate(logits)), logits  # a sum, so images do not affect each other's gradients
 
   def step(index: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
     latent, survived, broken, state, keys = carry
@@ -64,19 +64,19 @@ def ascent(
     return advance(index, latent, direction), survived, broken, state, keys
 
   def run(start: Array, keys: Array) -> AttackResult:
-    # From the labels, not from a constant: under shard_map a carry must vary over devices from the start.
+    # Computed from the labels, not a constant: under shard_map, a loop carry must vary over devices from the start.
     none = 0 * labels.astype(jnp.int32)
     carry = (start, none, none, transform.init(start), keys)
     latent, survived, broken, *_ = jax.lax.fori_loop(0, num_steps, step, carry)
     return AttackResult(decode(latent), survived, broken_gradients=broken)
 
-  return run  # its restarts share what is traced here
+  return run  # restarts reuse what is traced here
 
 
 def best_run(run: Callable[[Array], T], score: Callable[[T], Array], keys: Array, num_restarts: int) -> T:
-  """Of `num_restarts` runs from fresh keys, the one with the highest score [batch] for each image.
+  """Returns, for each image, the run with the highest score [batch] out of `num_restarts` runs with different keys.
 
-  `run` takes keys [batch] to a tree of arrays [batch, ...]; of equal scores the first counts.
+  `run` maps keys [batch] to a tree of arrays [batch, ...]. If scores are equal, the first run is used.
   """
 
   def restart(index, carry):
@@ -88,7 +88,7 @@ def best_run(run: Callable[[Array], T], score: Callable[[T], Array], keys: Array
     return jax.tree.map(choose, result, best), jnp.maximum(best_score, new_score)
 
   first = run(keys)
-  if num_restarts == 1:  # nothing to compare, so no forward for a score
+  if num_restarts == 1:  # nothing to compare, so no forward pass for a score
     return first
   return jax.lax.fori_loop(1, num_restarts, restart, (first, score(first)))[0]
 
@@ -102,7 +102,7 @@ def strongest(
   surrogate: Callable[[Array], Array],
   targets: Array | None = None,
 ) -> AttackResult:
-  """The attack's result: for each image the run that succeeds, then that of the highest loss."""
+  """The attack's result: for each image the first successful run, else the run with the highest loss."""
 
   def score(result: AttackResult) -> Array:
     logits = logits_fn(result.images)

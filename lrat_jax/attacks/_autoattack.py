@@ -1,4 +1,4 @@
-"""AutoAttack: several strong attacks in a row, each on the images that the ones before it left standing."""
+"""AutoAttack: several strong attacks in sequence, each on the images that are still robust."""
 
 import functools
 import hashlib
@@ -25,9 +25,9 @@ ROBUST = -1
 
 
 def _clean(programs: _stage_runner.Programs, job: Job) -> tuple[np.ndarray, int, str]:
-  """Which clean images the model gets right, bool [n], how many classes it uses, and a digest of its predictions.
+  """Returns which clean images the model gets right, bool [n], the number of classes used, and a digest of the logits.
 
-  Raises ValueError, with an image's number, if it returns no logits of the labels.
+  Raises ValueError, with an image's index, if the model does not return valid logits for the labels.
   """
   program, shared = programs.submit(None, job.plan).result(), _stage_runner.shared(job, 0, 0)
   right, used, digest = [], False, hashlib.sha256()
@@ -41,7 +41,7 @@ def _clean(programs: _stage_runner.Programs, job: Job) -> tuple[np.ndarray, int,
 
 
 def _fingerprint(job: Job, planned: Sequence[Stage], predictions: str) -> dict[str, str]:
-  """What the result depends on, by the name under which a store tells that it has changed."""
+  """Everything that the result depends on, by the name that a store's error message gives if it has changed."""
   data = hashlib.sha256()
   for array in (job.images, job.labels, job.indices):
     data.update(np.ascontiguousarray(array).view(np.uint8).data)
@@ -52,14 +52,14 @@ def _fingerprint(job: Job, planned: Sequence[Stage], predictions: str) -> dict[s
     "threat": f"{job.norm} {job.epsilon!r}",
     "attacks": str(attacks),
     "key": str(np.asarray(jax.random.key_data(job.key)).tolist()),
-    # A piece is a batch, and its size decides which images are in it.
+    # A stored piece is a batch, and the batch size decides which images are in it.
     "batch size": f"{job.plan.batch_size} in chunks of {[layout.chunk_size for layout in job.ladder]}",
     "version of jax": jax.__version__,
   }
 
 
 def _distances(job: Job, fallen: np.ndarray, adversarials: np.ndarray) -> np.ndarray:
-  """float [n], how far from its image each adversarial is, in the norm; 0 where there is none."""
+  """float [n], the distance of each adversarial to its clean image in the norm; 0 if an image has none."""
   length = threat_model.get_norm(job.norm).length
   distances = np.zeros(len(job.images), adversarials.dtype)
   for first in range(0, len(fallen), 1024):
@@ -99,44 +99,48 @@ def autoattack(
 ) -> AutoAttackReport:
   """AutoAttack (Croce & Hein, arXiv:2003.01690), with the original's attacks, counts and order.
 
-  "standard": APGD-CE, targeted APGD, targeted FAB, Square. "plus": restarts and untargeted FAB as well. "rand": for
-  random models, gradients averaged over 20 draws. "apgd": the first two of "standard", an upper bound. Later attacks,
-  and later targets of the same attack, run only on the images that are still robust. An attack succeeds if the model is
-  wrong on the image that it returns, once that is checked to be in the ball and in [0, 1].
+  "standard": APGD-CE, targeted APGD, targeted FAB, Square. "plus": also restarts, APGD-DLR and untargeted FAB. "rand":
+  for random models, APGD-CE and APGD-DLR with gradients averaged over 20 draws. "apgd": only the first two attacks of
+  "standard", which give an upper bound. Later attacks, and later targets of the same attack, run only on the images
+  that are still robust. An attack succeeds if the model is wrong on the image that it returns, after a check that this
+  image is in the ball and in [0, 1].
 
-  Differences to the original: each image has its own key, so results depend neither on batch size nor on devices; an
+  Differences from the original: each image has its own key, so results depend neither on batch size nor on devices; an
   attack ends at an image's first adversarial; an image outside the ball is projected and evaluated again; 2 and 3
-  classes work; "rand" takes the majority of several predictions on clean and attacked images, not one prediction.
-  Runs on the host, in a single process, not under jit. One batch is on the devices at a time, all else in host memory.
+  classes are supported; "rand" takes the majority of several predictions on clean and attacked images, not one
+  prediction. Runs on the host, in a single process, not under jit. Only one batch at a time is on the devices;
+  everything else is in host memory.
 
   Args:
-    key: a typed key; each image's is derived from it by stage, round and `example_indices`.
-    logits_fn: images -> logits [batch, classes] ("rand": (images, keys [batch]) -> logits). Wrap parameters as
-      `jax.tree_util.Partial(apply, variables)`, or they are compiled in as constants.
-    images: uint8, or float in [0, 1], [n, h, w, c], on the host, where they stay as they are.
+    key: a typed key; each image's key is derived from it and from the stage, the round and `example_indices`.
+    logits_fn: images -> logits [batch, classes] ("rand": (images, keys [batch]) -> logits). Pass parameters with
+      `jax.tree_util.Partial(apply, variables)`; otherwise they are compiled in as constants.
+    images: uint8, or float in [0, 1], [n, h, w, c], in host memory; not modified.
     labels: int [n].
     epsilon: radius of the ball.
     norm: "linf", "l2" or "l1", in upper or lower case.
     version: "standard", "plus", "rand" or "apgd".
-    batch_size: images on all devices together, rounded up to whole chunks. Changes no result, to the last bit, unless
-      it is smaller than a chunk, which it bounds.
+    batch_size: images on all devices together, rounded up to whole chunks. Results are bit-identical for all batch
+      sizes, unless the batch size is smaller than chunk_size, which it then limits.
     chunk_size: images that go through the model at once on one device, which determines the memory used; by default
-      256, and on CPU 8 to 32, so that the outputs of the convolutions fit in a core's cache. The last images go in
-      smaller ones: half a chunk of them in chunks of a quarter, an eighth in chunks of a sixteenth. If an accelerator
-      runs out of memory, chunks are halved, and a warning says so. Another size changes results only by rounding.
-    devices: all by default. Their number changes no result, to the last bit. A CPU that is one device is shared by a
-      thread for each core.
+      256, and on CPU 8 to 32, so that the outputs of the convolutions fit in a core's cache. Rounds with few images
+      use smaller chunks: a quarter of this size for at most half a chunk of images, a sixteenth for at most an eighth.
+      If an accelerator runs out of memory, chunks are halved, with a warning. With another size, results differ only by
+      rounding.
+    devices: by default all. Results are bit-identical for any number of devices. If the only device is a CPU, one
+      thread per core shares it.
     example_indices: int [n], the images' indices in their data set; by default 0 to n - 1.
-    attacks_to_run: names of the version's stages to run; all by default.
-    overrides: stage name -> arguments other than the version's, such as {"square": {"num_queries": 100}}.
+    attacks_to_run: names of the version's stages to run; by default all.
+    overrides: stage name -> arguments that replace the version's, such as {"square": {"num_queries": 100}}.
     on_stage: called with each stage's summary when it ends.
-    on_progress: called after each batch with the stage's name, the number of images that its rounds have attacked, and
-      the number that they will attack in all if no more are broken.
-    store: saves finished work, so that the same call resumes after a stop; see `FileStore`.
+    on_progress: called after each batch with the stage's name, the number of images attacked so far over its rounds,
+      and the total that will be attacked if no more images are broken.
+    store: saves finished work, so that the same call resumes after an interruption; see `FileStore`.
 
   Raises:
-    ValueError: an argument outside what is listed here, or a store of other work; the message gives the reason.
-    MemoryError: a device has no memory for `chunk_size` images, and they cannot be halved; the message names it.
+    ValueError: an argument outside the values listed here, or a store of other work; the message gives the reason.
+    MemoryError: a device has no memory for `chunk_size` images, and chunks cannot be halved; the message names the
+      device.
   """
   logits_fn = _entry.as_function(logits_fn)
   _checks.check_one_key(key)
@@ -167,7 +171,7 @@ def _evaluate(
   overrides: Mapping[str, Mapping[str, Any]],
   on_stage: Callable[[StageSummary], None],
 ) -> AutoAttackReport:
-  """The clean images and all stages, in chunks as large as memory allows."""
+  """Evaluates the clean images and runs all stages, in chunks as large as memory allows."""
   num_classes = _num_classes(job)
   planned, notes = stages(version, job.norm, num_classes, attacks_to_run, overrides)
   _checks.check_classes(job.labels, num_classes)
@@ -192,7 +196,7 @@ def _num_classes(job: Job) -> int:
 
 
 def _joined(job: Job, found: list[Found]) -> Found:
-  """All that was found, in the order of the images."""
+  """All adversarials found, in the order of the images."""
   nothing = job.rows(np.arange(0))[0]
   fallen = np.concatenate([np.zeros(0, np.int64), *(places for places, _ in found)])
   order = np.argsort(fallen)
@@ -202,7 +206,7 @@ def _joined(job: Job, found: list[Found]) -> Found:
 def _run(
   job: Job, planned: list[Stage], robust: np.ndarray, programs: _stage_runner.Programs, on_stage
 ) -> tuple[Job, AutoAttackReport]:
-  """The stages in order, from the images that the model gets right; and the job in the chunks that they took."""
+  """Runs the stages in order on the images that the model gets right. Returns the job with its last chunk size, too."""
   clean_accuracy, summaries = float(robust.mean()), []
   found: list[Found] = []
   notes: list[str] = []

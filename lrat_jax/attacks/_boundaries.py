@@ -1,4 +1,4 @@
-"""Decision boundaries, linearised at a point: what FAB and DeepFool step towards."""
+"""Decision boundaries, linearised at a point, for the steps of FAB and DeepFool."""
 
 import math
 from typing import NamedTuple
@@ -11,22 +11,22 @@ from lrat_jax.attacks import threat_model
 from lrat_jax.attacks.threat_model import per_image
 from lrat_jax.core.typing import LogitsFn
 
-# Keeps 0 / 0 out of the distances.
+# Prevents 0 / 0 in the distances.
 _TINY_SLOPE = 1e-12
-# Whose gradients are taken together, so that memory does not grow with the number of classes.
+# Number of classes whose gradients are computed together, so that memory does not grow with the number of classes.
 _CLASSES_AT_ONCE = 10
 
 
 class Boundary(NamedTuple):
-  """z_class - z_label of one class an image, linearised at a point."""
+  """z_class - z_label for one class per image, linearised at a point."""
 
   values: Array  # [batch]
   gradients: Array  # [batch, h, w, c], without NaN
-  broken: Array  # bool [batch]: whether a gradient was NaN or infinite somewhere
+  broken: Array  # bool [batch]: whether a gradient had a NaN or infinite entry
 
 
 def targeted(logits_fn: LogitsFn, points: Array, rivals: Array | None, targets: Array) -> tuple[Boundary, Array]:
-  """The targets' boundaries to the rivals, None: to the most likely other class, and the logits."""
+  """The boundaries between the targets and the rivals (None: the most likely other class), and the logits."""
 
   def total_gap(points):
     logits = logits_fn(points)
@@ -46,14 +46,14 @@ def targeted(logits_fn: LogitsFn, points: Array, rivals: Array | None, targets: 
 def nearest(
   logits_fn: LogitsFn, points: Array, labels: Array, norm: str, classes: Array | None = None
 ) -> tuple[Boundary, Array]:
-  """The boundaries that are nearest by their linearisation, and the logits. A gradient for each class, few at once.
+  """The nearest of the linearised boundaries, and the logits. Takes one gradient per class, in small groups.
 
   Args:
     logits_fn: images -> logits [batch, classes].
     points: float [batch, h, w, c], where the model is linearised.
     labels: int [batch].
-    norm: in which the distance is measured.
-    classes: int [batch, n], those that count for each image; None: all. A label among them does not.
+    norm: the norm of the distance.
+    classes: int [batch, n], the candidate classes of each image; None: all. The image's label is ignored.
   """
   logits, pull_back = jax.vjp(logits_fn, points)
   num_classes = logits.shape[-1]
@@ -62,7 +62,7 @@ def nearest(
   size = min(len(candidates), _CLASSES_AT_ONCE)
 
   def towards(target: Array) -> tuple[Array, Boundary]:
-    """One class an image [batch]: its distance [batch], inf where it is the label, and its boundary."""
+    """For one class per image [batch]: its distance [batch], inf if it is the label, and its boundary."""
     target = jnp.broadcast_to(target, labels.shape)
     row = jax.nn.one_hot(target, num_classes) - jax.nn.one_hot(labels, num_classes)
     raw = pull_back(row.astype(logits.dtype))[0]

@@ -12,9 +12,9 @@ from lrat_jax.attacks._entry import AttackResult, entry
 from lrat_jax.attacks._minimum_norm import Nearest
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
 
-# Keeps images at 0 and 1 inside the range of tanh.
+# Keeps pixels of 0 and 1 inside the range of tanh.
 _SHRINK = 0.999999
-# Far beyond use, and far from overflow.
+# Far above useful values, and far below overflow.
 _LENGTHS = "(0, 1e6]"
 
 
@@ -25,7 +25,7 @@ def _to_image(free: Array) -> Array:
 def _descend(
   logits_fn, images, labels, targets, constants, nearest: Nearest, num_steps: int, learning_rate, confidence
 ):
-  """Adam from the clean images with these constants [batch]: (nearest, which images fell in this run)."""
+  """Runs Adam from the clean images with these constants [batch]; returns (nearest, success in this run [batch])."""
   optimizer = optax.adam(learning_rate)
   length = threat_model.get_norm("l2").length
   free = jnp.arctanh((2.0 * images - 1.0) * _SHRINK)
@@ -46,7 +46,7 @@ def _descend(
     update, moments = optimizer.update(threat_model.numbers(gradient), moments)
     return free + update, moments, _minimum_norm.count(nearest, right, gradient), fell | success
 
-  # Carries that vary over devices as the images do, under shard_map.
+  # Under shard_map, the loop carry must vary over devices like the images.
   moments = jax.tree.map(lambda x: x + 0 * free if x.shape == free.shape else x, optimizer.init(free))
   carry = lax.fori_loop(0, num_steps, step, (free, moments, nearest, labels != labels))
   return carry[2], carry[3]
@@ -74,32 +74,32 @@ def carlini_wagner(
   """The minimum-norm L2 attack (Carlini & Wagner, arXiv:1608.04644, sections V and VI).
 
   Adam on w, with x' = (tanh w + 1) / 2, minimises |x' - x|^2 + const * max(z_y - max_{k != y} z_k + confidence, 0).
-  A search over const, for each image, halves the interval between one that was too small and one that was enough.
+  A binary search finds const for each image, between a value that was too small and one that was large enough.
   Each step takes one gradient. In torchattacks it is `CW`, with num_steps as `steps`, learning_rate as `lr` and
   confidence as `kappa`; in Foolbox `L2CarliniWagnerAttack`, with num_steps as `steps` and learning_rate as `stepsize`.
 
   Args:
-    key: a typed key or one per image [batch]; nothing here is drawn.
+    key: a typed key or one per image [batch]; not used, because nothing is random.
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
     epsilon: perturbations longer than this do not count; inf: all count. May be traced.
-    norm: "l2", the only one.
-    binary_search_steps: values of const to try, 1 or more.
-    num_steps: steps of Adam for each.
-    learning_rate: Adam's, in units of w.
-    initial_const: the first const.
-    confidence: least margin, in logits, by which the model must be fooled.
-    targets: int [batch], target classes, none the image's label: the margin is z_t - max_{k != t} z_k, and an
+    norm: "l2", the only choice.
+    binary_search_steps: number of values of const to try, 1 or more.
+    num_steps: steps of Adam for each value.
+    learning_rate: of Adam, in units of w.
+    initial_const: the first value of const.
+    confidence: minimum margin of an adversarial, in logits.
+    targets: int [batch], target classes, never the image's label: the margin is z_t - max_{k != t} z_k, and an
       adversarial is a point whose prediction is the target.
 
   Returns:
     AttackResult: the nearest adversarial found, if its distance is at most epsilon, else the clean image unchanged;
-    also unchanged where the model is wrong on it (with targets: where it predicts the target).
-    `surviving_steps`: of all binary_search_steps * num_steps iterates, those that the model gets right.
+    also unchanged if the model is wrong on it (with targets: if it predicts the target).
+    `surviving_steps`: the number of the binary_search_steps * num_steps iterates that the model gets right.
 
   Raises:
-    ValueError: an argument outside what is listed here.
+    ValueError: an argument outside the values listed here.
   """
   descend = lambda constants, nearest: _descend(
     logits_fn, images, labels, targets, constants, nearest, num_steps, learning_rate, confidence

@@ -1,6 +1,6 @@
-"""Checks of what comes into an attack or out of a model: keys, images, labels and logits.
+"""Checks of the inputs of an attack and the outputs of a model: keys, images, labels and logits.
 
-All raise ValueError with one line that names the argument. Values are checked where they are known, not under a trace.
+All raise ValueError with one line that names the argument. Values are checked only if they are known, not if traced.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from lrat_jax.core import arguments as arguments_lib
 from lrat_jax.core.typing import Images, Labels
 
 _FEWEST_CLASSES = 2
-# How far from 1 a distribution may sum, as in half precision.
+# Tolerance for the sum of a distribution, wide enough for half precision.
 _SUM_ROUNDING = 1e-2
 
 
@@ -58,7 +58,7 @@ def check_integers(values: Any, name: str, shape: tuple[int, ...]) -> None:
 
 
 def distributions(values: Any, name: str, batch: int, dtype: Any) -> Array:
-  """Labels that are distributions over the classes, float [batch, classes], in that dtype. Raises ValueError."""
+  """Checks labels that are distributions, float [batch, classes], and converts them to `dtype`. Raises ValueError."""
   is_array = isinstance(values, np.ndarray | jax.Array)
   if not is_array or values.ndim != 2 or len(values) != batch or not jnp.issubdtype(values.dtype, jnp.floating):
     raise ValueError(f"{name} must be floats of shape ({batch}, classes), a row per image, not {kind(values)}.")
@@ -80,14 +80,14 @@ def host_array(values: Any, name: str) -> np.ndarray:
   """Anything that NumPy can convert, as an array in host memory. Raises ValueError with the name."""
   try:
     return np.asarray(values)
-  except Exception:  # ragged lists, traced values, and whatever a foreign type raises
+  except Exception:  # ragged lists, traced values, and any exception of a foreign type
     raise ValueError(f"{name} must be an array, not {kind(values)}.") from None
 
 
 def check_range(images: np.ndarray) -> None:
   """Raises ValueError if images are outside [0, 1] by more than rounding, or NaN."""
   low, high = float(images.min()), float(images.max())
-  if not (low >= -arguments_lib.ROUNDING and high <= 1 + arguments_lib.ROUNDING):  # also where one is NaN
+  if not (low >= -arguments_lib.ROUNDING and high <= 1 + arguments_lib.ROUNDING):  # also true if a value is NaN
     raise ValueError(f"images must be in [0, 1], they are in [{low:.8g}, {high:.8g}].")
 
 
@@ -98,14 +98,14 @@ def host_data(images: Any, labels: Any, indices: Any | None) -> tuple[np.ndarray
   if images.dtype != np.uint8:
     check_range(images)
     dtype = jax.dtypes.canonicalize_dtype(images.dtype)
-    images = np.clip(images, 0, 1).astype(dtype)  # clip alone makes float32 of bfloat16
+    images = np.clip(images, 0, 1).astype(dtype)  # clip alone converts bfloat16 to float32
   indices = np.arange(len(labels)) if indices is None else host_array(indices, "example_indices")
   check_integers(indices, "example_indices", labels.shape)
   return images, labels.astype(np.int32), indices.astype(np.int32)
 
 
 def check_classes(classes: np.ndarray, num_classes: int, name: str = "labels", first: int = 0) -> None:
-  """Raises ValueError if a label [n] is outside [0, num_classes). The first label is that of image `first`."""
+  """Raises ValueError if a label [n] is outside [0, num_classes). `first` is the index of the first label's image."""
   outside = np.flatnonzero((classes < 0) | (classes >= num_classes))
   if len(outside):
     place, label = first + outside[0], classes[outside[0]]
@@ -115,7 +115,7 @@ def check_classes(classes: np.ndarray, num_classes: int, name: str = "labels", f
 
 
 def check_not_labels(targets: Any, labels: Any) -> None:
-  """Raises ValueError, with the image, if a target [batch] is the image's label; nothing if either is traced."""
+  """Raises ValueError, with the image's index, if a target [batch] is the image's label. Skips traced values."""
   targets, labels = on_host(targets), on_host(labels)
   if targets is not None and labels is not None and (same := np.flatnonzero(targets == labels)).size:
     place = same[0]
@@ -136,12 +136,13 @@ def check_shape(logits: Any, batch: int) -> None:
 
 
 def check_logits(logits: Any, labels: np.ndarray, first: int = 0) -> None:
-  """Checks logits [batch, classes] of labels [batch], whose first is that of image `first`.
+  """Checks logits [batch, classes] against labels [batch]. `first` is the index of the first image.
 
-  A logit of -inf means that the model excludes the class, which is allowed if it is no image's label.
+  A logit of -inf means that the model excludes the class, which is allowed unless it is the image's label.
 
   Raises:
-    ValueError: another shape, or, with the image, a label that is no class, NaN, inf, or fewer than two finite logits.
+    ValueError: another shape, or, with the image's index, a label that is not a class or has a logit of -inf, a logit
+      of NaN or inf, or fewer than two finite logits.
   """
   check_shape(logits, len(labels))
   check_classes(labels, logits.shape[1], first=first)

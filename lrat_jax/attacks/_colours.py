@@ -1,6 +1,6 @@
-"""Decoders that change colours: each takes an image [h, w, c] and a latent, and is the identity where it is 0.
+"""Decoders that change colours: each takes an image [h, w, c] and a latent, and is the identity if the latent is 0.
 
-Images of one channel are grey: their single value is changed as lightness is.
+Images of one channel are greyscale: their value is changed like lightness.
 """
 
 import itertools
@@ -12,21 +12,21 @@ from jax import Array
 from lrat_jax.attacks import _warps
 
 CHANNELS = (1, 3)
-# Points of the grid of colours along lightness and the two differences of colour, as in the original.
+# Number of points of the colour grid along lightness and the two chroma axes, as in the original.
 _GRID = (16, 32, 32)
-# Linear sRGB to XYZ (IEC 61966-2-1), and the white of D65 in CIE 1976 u', v'.
+# Linear sRGB to XYZ (IEC 61966-2-1), and the D65 white point in CIE 1976 u', v'.
 _TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9504]])
 _WHITE = (0.1978, 0.4683)
-# Below these, sRGB's curve and lightness are straight lines.
+# Below these values, the sRGB curve and lightness are linear.
 _DARK_CODE, _DARK, _DARK_Y = 0.04045, 0.0031308, (6 / 29) ** 3
-# Keeps divisions away from 0, where all is black.
+# Prevents division by 0 at black pixels.
 _LEAST = 1e-3
-# The filter of the changes in HSV: three entries, of a deviation that makes them nearly equal.
+# Standard deviation and radius of the filter for changes in HSV: three entries, which are nearly equal.
 _HSV_DEVIATION, _HSV_RADIUS = 3.0, 1
 
 
 def to_luv(image: Array) -> Array:
-  """sRGB [..., 3] in [0, 1] to (L* / 100, (u* + 100) / 200, (v* + 100) / 200)."""
+  """Converts sRGB [..., 3] in [0, 1] to (L* / 100, (u* + 100) / 200, (v* + 100) / 200)."""
   linear = jnp.where(image < _DARK_CODE, image / 12.92, ((image + 0.055) / 1.055) ** 2.4)
   x, y, z = jnp.moveaxis(linear @ _TO_XYZ.T.astype(image.dtype), -1, 0)
   total = jnp.maximum(x + 15 * y + 3 * z, 1e-10)
@@ -36,7 +36,7 @@ def to_luv(image: Array) -> Array:
 
 
 def from_luv(luv: Array) -> Array:
-  """The inverse of `to_luv`, in [0, 1]: what is no colour of sRGB becomes one that is near."""
+  """The inverse of `to_luv`, in [0, 1]: a colour outside sRGB is clipped to one nearby."""
   lightness = 100 * jnp.clip(luv[..., 0], 0, 1)
   u, v = 200 * luv[..., 1] - 100, 200 * luv[..., 2] - 100
   y = jnp.where(lightness <= 8, lightness * (3 / 29) ** 3, ((lightness + 16) / 116) ** 3)
@@ -49,12 +49,12 @@ def from_luv(luv: Array) -> Array:
 
 
 def grid_shape(image_shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Of the latent of `recolor`: a grid of shifts, of colours or of grey values."""
+  """The shape of the latent of `recolor`: a grid of shifts of colours or of grey values."""
   return (*_GRID, 3) if image_shape[-1] == 3 else (_GRID[0], 1)
 
 
 def _interpolated(grid: Array, colours: Array) -> Array:
-  """A grid [n1, ..., nd, d] over [0, 1]^d at colours [..., d], linear between the points around each."""
+  """Interpolates a grid [n1, ..., nd, d] over [0, 1]^d linearly at colours [..., d]."""
   sizes = np.array(grid.shape[:-1])
   scaled = colours * (sizes - 1).astype(colours.dtype)
   low = jnp.floor(scaled)
@@ -68,19 +68,19 @@ def _interpolated(grid: Array, colours: Array) -> Array:
 
 
 def recolor(image: Array, grid: Array, drawn: None) -> Array:
-  """Every colour moved by the grid at it: ReColorAdv (arXiv:1906.00001) in CIELUV, scaled as in `to_luv`.
+  """Shifts every colour by the grid's value at it: ReColorAdv (arXiv:1906.00001) in CIELUV, scaled as in `to_luv`.
 
-  The original also keeps the grid's points among the colours of sRGB; here the image's colours are put back there.
+  The original also keeps the grid's points inside sRGB; here only the image's colours are clipped to it.
   """
   if image.shape[-1] == 1:
     return image + _interpolated(grid, image)
   luv = to_luv(image)
-  # The difference, so that rounding on the way there and back leaves an image as it is where nothing moves.
+  # The difference of two conversions, so that their rounding does not change colours with a shift of 0.
   return image + (from_luv(luv + _interpolated(grid, luv)) - from_luv(luv))
 
 
 def to_hsv(image: Array) -> Array:
-  """RGB [..., 3] in [0, 1] to hue (in turns), saturation and value, in [0, 1]."""
+  """Converts RGB [..., 3] in [0, 1] to hue (in turns), saturation and value, in [0, 1]."""
   value, least = jnp.max(image, axis=-1), jnp.min(image, axis=-1)
   chroma = value - least
   red, green, blue = jnp.moveaxis(image, -1, 0)
@@ -99,7 +99,7 @@ def from_hsv(hsv: Array) -> Array:
 
 
 def hsv(image: Array, change: Array, drawn: None) -> Array:
-  """A smoothed change [h, w, c] of hue, saturation and value, each cut to [0, 1] (arXiv:1908.08016v3)."""
+  """Adds a smoothed change [h, w, c] to hue, saturation and value, each clipped to [0, 1] (arXiv:1908.08016v3)."""
   maps = (_warps.smoothing(size, _HSV_DEVIATION, _HSV_RADIUS) for size in image.shape[:2])
   change = _warps.smoothed(change, *maps)
   if image.shape[-1] == 1:

@@ -1,4 +1,4 @@
-"""DDN: a sphere around the image that shrinks while the model is wrong on it, and grows while it is right."""
+"""DDN: steps on a sphere around the image that shrinks while the model is wrong, and grows while it is right."""
 
 import math
 
@@ -13,7 +13,7 @@ from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
 
 # Length of the first step and of the last, as in the paper.
 _FIRST_STEP, _LAST_STEP = 1.0, 0.01
-# Keeps 0 / 0 out of the way onto the sphere.
+# Prevents 0 / 0 in the projection onto the sphere.
 _TINY = 1e-12
 
 
@@ -33,32 +33,32 @@ def ddn(
 ) -> AttackResult:
   """Decoupling Direction and Norm, a minimum-norm L2 attack (Rony et al., arXiv:1811.09600, algorithm 1).
 
-  Each step goes along the gradient of the cross-entropy, by a length that falls from 1 to 0.01 along a cosine, then
-  onto a sphere around the image, and is cut to [0, 1]. The sphere's radius becomes 1 - gamma times as large where the
-  model is wrong, 1 + gamma times where it is right. One gradient a step. In adversarial-library it is `ddn`, in Foolbox
-  `DDNAttack`, both with num_steps as `steps`. Pixels are not rounded to 256 levels, as adversarial-library does unless
-  levels=None.
+  Each step moves along the gradient of the cross-entropy, by a length that decreases from 1 to 0.01 on a cosine
+  schedule. The point is then projected onto a sphere around the image and clipped to [0, 1]. The sphere's radius is
+  multiplied by 1 - gamma if the point is adversarial, else by 1 + gamma. One gradient per step. In adversarial-library
+  it is `ddn`, in Foolbox `DDNAttack`, both with num_steps as `steps`. Pixels are not rounded to 256 levels;
+  adversarial-library rounds them unless levels=None.
 
   Args:
-    key: a typed key or one per image [batch]; nothing here is drawn.
+    key: a typed key or one per image [batch]; not used, because nothing is random.
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
     epsilon: perturbations longer than this do not count; inf: all count. May be traced.
-    norm: "l2", the only one.
+    norm: "l2", the only choice.
     num_steps: gradient steps.
-    gamma: share by which the radius changes at each step, in [0, 1).
-    init_norm: the first radius.
-    targets: int [batch], target classes, none the image's label; an adversarial is then a point whose prediction
+    gamma: relative change of the radius at each step, in [0, 1).
+    init_norm: the initial radius.
+    targets: int [batch], target classes, never the image's label; an adversarial is then a point whose prediction
       is the target.
 
   Returns:
     AttackResult: the nearest adversarial found, if its distance is at most epsilon, else the clean image unchanged;
-    also unchanged where the model is wrong on it (with targets: where it predicts the target). `surviving_steps`:
-    iterates that the model gets right.
+    also unchanged if the model is wrong on it (with targets: if it predicts the target). `surviving_steps`: the
+    number of iterates that the model gets right.
 
   Raises:
-    ValueError: an argument outside what is listed here.
+    ValueError: an argument outside the values listed here.
   """
   ball = threat_model.get_norm(norm)
   farthest = ball.length(jnp.maximum(images, 1.0 - images))

@@ -1,4 +1,4 @@
-"""DeepFool: step after step onto the nearest boundary of the linearised model."""
+"""DeepFool: repeated steps onto the nearest boundary of the linearised model."""
 
 import math
 
@@ -39,30 +39,30 @@ def deepfool(
 ) -> AttackResult:
   """DeepFool (Moosavi-Dezfooli et al., arXiv:1511.04599, algorithm 2, and its section 2.4 for linf).
 
-  Each step goes from the last point onto the nearest boundary of the linearised model. The sum of all steps, times
-  1 + overshoot, is the perturbation, cut to [0, 1]. An image is done with the first point that fools the model, and the
-  loop ends when all are. A gradient for each candidate but the label a step, few of them held at once. In Foolbox it is
+  Each step moves from the last point onto the nearest boundary of the linearised model. The perturbation is the sum of
+  all steps times 1 + overshoot; the image is clipped to [0, 1]. An image is finished at its first adversarial, and the
+  loop ends when all are. Each step takes one gradient per candidate except the label, in small groups. In Foolbox it is
   `L2DeepFoolAttack` and `LinfDeepFoolAttack`, with num_steps as `steps`; in adversarial-library `df`.
 
-  It is fast, and its perturbations are not the smallest: `ddn`, `fmn` and `fab` find shorter ones.
+  It is fast, but its perturbations are not the smallest: `ddn`, `fmn` and `fab` find shorter ones.
 
   Args:
-    key: a typed key or one per image [batch]; nothing here is drawn.
+    key: a typed key or one per image [batch]; not used, because nothing is random.
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
     epsilon: perturbations longer than this do not count; inf: all count. May be traced.
     norm: "l2" or "linf".
-    num_steps: the most steps.
-    candidates: how many of the most likely classes are considered, the label among them, 2 or more.
-    overshoot: how far past the boundary a point lies, as a share of the perturbation.
+    num_steps: the maximum number of steps.
+    candidates: number of most likely classes to consider, including the label, 2 or more.
+    overshoot: distance past the boundary, as a share of the perturbation.
 
   Returns:
     AttackResult: the adversarial found, if its distance is at most epsilon, else the clean image unchanged; also
-    unchanged where the model is wrong on it. `surviving_steps`: iterates that the model gets right.
+    unchanged if the model is wrong on it. `surviving_steps`: the number of iterates that the model gets right.
 
   Raises:
-    ValueError: an argument outside what is listed here.
+    ValueError: an argument outside the values listed here.
   """
   ball, classes = threat_model.get_norm(norm), _candidates(logits_fn, images, labels, candidates)
   slope = threat_model.get_norm(threat_model.DUAL[norm]).length

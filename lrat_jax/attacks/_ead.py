@@ -13,12 +13,12 @@ from lrat_jax.core.arguments import check_choice
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
 
 DECISION_RULES = ("en", "l1")
-# Far beyond use, and far from overflow.
+# Far above useful values, and far below overflow.
 _LENGTHS = "(0, 1e6]"
 
 
 def _shrink(points: Array, images: Array, threshold: float) -> Array:
-  """The points with each component nearer to the image's by `threshold`, and on it from less away; in [0, 1]."""
+  """Moves each component towards that of the image by `threshold`, or onto it if it is closer; in [0, 1]."""
   delta = points - images
   moved = jnp.clip(points - jnp.sign(delta) * threshold, 0.0, 1.0)
   return jnp.where(jnp.abs(delta) > threshold, moved, images)
@@ -27,7 +27,7 @@ def _shrink(points: Array, images: Array, threshold: float) -> Array:
 def _descend(
   logits_fn, images, labels, targets, constants, nearest, measure, num_steps, learning_rate, beta, confidence
 ):
-  """FISTA from the clean images with these constants [batch]: (nearest, which images fell in this run)."""
+  """Runs FISTA from the clean images with these constants [batch]; returns (nearest, success in this run [batch])."""
   margin_of = losses.surrogate("margin", logits_fn, images, labels, targets)
 
   def objective(points):
@@ -74,34 +74,34 @@ def ead(
   """The elastic-net attack (Chen et al., arXiv:1709.04114, algorithm 1).
 
   FISTA minimises |x' - x|_2^2 + beta |x' - x|_1 + const * max(z_y - max_{k != y} z_k + confidence, 0), with const found
-  as in `carlini_wagner`, for each image. Steps shrink with the root of what is left. One gradient and one query a step.
-  In Foolbox it is `EADAttack`, with num_steps as `steps`, learning_rate as `initial_stepsize` and beta as
-  `regularization`; in torchattacks `EADEN` and `EADL1`.
+  for each image as in `carlini_wagner`. The step size decreases with the square root of the share of steps left. One
+  gradient and one forward pass per step. In Foolbox it is `EADAttack`, with num_steps as `steps`, learning_rate as
+  `initial_stepsize` and beta as `regularization`; in torchattacks `EADEN` and `EADL1`.
 
   Args:
-    key: a typed key or one per image [batch]; nothing here is drawn.
+    key: a typed key or one per image [batch]; not used, because nothing is random.
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
     epsilon: perturbations longer than this, in L1, do not count; inf: all count. May be traced.
-    norm: "l1", in which distances are given; the only one.
-    decision_rule: which of the adversarials counts, the nearest by "en", |x' - x|_2^2 + beta |x' - x|_1, or by "l1".
-    binary_search_steps: values of const to try, 1 or more.
-    num_steps: steps for each.
-    learning_rate: length of the first step as a factor of the gradient.
-    initial_const: the first const.
-    beta: weight of the L1 term, and how far each component is drawn to the image at each step.
-    confidence: least margin, in logits, by which the model must be fooled.
-    targets: int [batch], target classes, none the image's label; the margin is then z_t - max_{k != t} z_k, and an
+    norm: "l1", the norm of the distances; the only choice.
+    decision_rule: which adversarial is the nearest: by "en", |x' - x|_2^2 + beta |x' - x|_1, or by "l1", |x' - x|_1.
+    binary_search_steps: number of values of const to try, 1 or more.
+    num_steps: steps for each value.
+    learning_rate: the initial step size, a factor of the gradient.
+    initial_const: the first value of const.
+    beta: weight of the L1 term, and the distance by which each step moves each component towards the image.
+    confidence: minimum margin of an adversarial, in logits.
+    targets: int [batch], target classes, never the image's label; the margin is then z_t - max_{k != t} z_k, and an
       adversarial is a point whose prediction is the target.
 
   Returns:
     AttackResult: the nearest adversarial found, if its L1 distance is at most epsilon, else the clean image unchanged;
-    also unchanged where the model is wrong on it (with targets: where it predicts the target). `surviving_steps`: of
-    all binary_search_steps * num_steps iterates, those that the model gets right.
+    also unchanged if the model is wrong on it (with targets: if it predicts the target). `surviving_steps`: the number
+    of the binary_search_steps * num_steps iterates that the model gets right.
 
   Raises:
-    ValueError: an argument outside what is listed here.
+    ValueError: an argument outside the values listed here.
   """
   check_choice(decision_rule, "decision_rule", DECISION_RULES)
   length = threat_model.get_norm(norm).length

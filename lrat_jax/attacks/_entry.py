@@ -1,7 +1,7 @@
-"""What every attack begins and ends with: arguments checked and converted in one place, and a result in their type.
+"""The start and end of every attack: checks and converts the arguments, and returns the result in the images' type.
 
-Images are worked on in float32 or wider. The model is asked about images of the type that was given, and its logits are
-converted once, as they come back.
+Attacks compute in float32 or wider. The model is evaluated on images of the type that was given, and its logits are
+converted once, right after the call.
 """
 
 import functools
@@ -24,20 +24,20 @@ _STEP_SIZES = "[0, 1e6]"
 
 
 class AttackResult(NamedTuple):
-  """What an attack returns.
+  """The result of an attack.
 
   Attributes:
     images: float [batch, h, w, c] in [0, 1], inside the epsilon ball; carries no gradient.
-    surviving_steps: int32 [batch], how many of the iterates x^0..x^{K-1} (the start included, the returned
-      point not) the model still gets right, in 0..K: GAIRAT's kappa (arXiv:2010.01736).
-    success: bool [batch], whether the model is wrong on the returned image, also where it was wrong on the clean one;
-      of an attack with `targets`, whether the model's prediction on it is the target. One forward, which `jit` leaves
-      out where nobody asks. None only in what a user-defined attack builds itself.
-    broken_gradients: int32 [batch], how many of the gradients taken were NaN or infinite somewhere, so that an attack
-      that found nothing proves little; a coordinate that is NaN takes no step. None of an attack that does not count.
-    distances: float [batch], how far `images` are from the clean ones in the norm that the attack minimises: 0 where
-      the clean image is an adversarial already, inf where none was found, or none within epsilon. None of an attack
-      that does not minimise.
+    surviving_steps: int32 [batch], in 0..K, the number of iterates x^0..x^{K-1} (including the start, not the
+      returned point) that the model gets right: GAIRAT's kappa (arXiv:2010.01736).
+    success: bool [batch], whether the model is wrong on the returned image, also if it was wrong on the clean one;
+      for an attack with `targets`, whether it predicts the target. Costs one forward pass, which `jit` removes if the
+      value is not used. None only if a user-defined attack builds its own result.
+    broken_gradients: int32 [batch], the number of gradients with a NaN or infinite entry. If there are any, a failed
+      attack proves little; a NaN coordinate takes no step. None if the attack does not count them.
+    distances: float [batch], the distance of `images` to the clean images in the norm that the attack minimises: 0 if
+      the clean image is already adversarial, inf if no adversarial was found, or none within epsilon. None if the
+      attack does not minimise a norm.
   """
 
   images: Images
@@ -56,9 +56,9 @@ def finished(
   targets: Labels | None = None,
   distances: PerImage | None = None,
 ) -> AttackResult:
-  """An attack's result with its success, and without a gradient. Where there is no success, a distance is inf.
+  """An attack's result with its success, and without a gradient. The distance is inf if the attack fails.
 
-  `targets` are those that the user asked for.
+  `targets` are those that the user gave, not those of a target rank.
   """
   images = jax.lax.stop_gradient(images)
   success = losses.is_adversarial(logits_fn(images), labels, targets)
@@ -68,9 +68,9 @@ def finished(
 
 
 def example_keys(key: OneKey, example_indices: Counts) -> KeyPerImage:
-  """One key per image from one key and the images' indices [batch] in their data set.
+  """One key per image, derived from one key and the images' indices [batch] in their data set.
 
-  An image's key, and so its adversarial, then depends on which image it is, not on the batch that it came in.
+  An image's key, and so its adversarial, then depends on the image's index, not on its batch.
   """
   return jax.vmap(lambda index: jax.random.fold_in(key, index))(example_indices)
 
@@ -86,7 +86,7 @@ def per_image_keys(keys: Keys, images: Images) -> KeyPerImage:
 
 
 def _scalar(value: Any, name: str, dtype: Any, check: Callable[[float], None]) -> float | Array:
-  """A number that `check` lets pass, or one that is traced, in that type."""
+  """Returns a number that passes `check`, or converts a traced scalar to `dtype` without a check of its value."""
   if isinstance(value, jax.core.Tracer):
     if value.shape or not jnp.issubdtype(value.dtype, jnp.number):
       raise ValueError(f"{name} must be one number, not {_checks.kind(value)}.")
@@ -97,7 +97,7 @@ def _scalar(value: Any, name: str, dtype: Any, check: Callable[[float], None]) -
 
 
 def _per_norm(values: Any, name: str, dtype: Any, image_shape: tuple[int, ...]) -> dict[str, float | Array]:
-  """Lengths by norm, of balls where the name is "radii", else of steps, checked as one alone is. Raises ValueError."""
+  """Checked values by norm: radii of balls if the name is "radii", else step sizes. Raises ValueError."""
   found = {}
   for norm, value in arguments_lib.check_group(values, name).items():
     norm = threat_model.norm_name(norm, name)
@@ -113,7 +113,7 @@ def _per_norm(values: Any, name: str, dtype: Any, image_shape: tuple[int, ...]) 
 
 
 def _prepared(value: Any, name: str, form: Any, arguments: dict[str, Any], default: Any) -> Any:
-  """An argument as the attack takes it; see `entry` for `form`."""
+  """Checks an argument and converts it for the attack; see `entry` for `form`."""
   dtype, image_shape = arguments["images"].dtype, arguments["images"].shape[1:]
   if value is default or (name == "epsilon" and isinstance(value, float) and value == default):
     return value
@@ -138,7 +138,7 @@ def _prepared(value: Any, name: str, form: Any, arguments: dict[str, Any], defau
 
 
 def as_function(logits_fn: Any) -> LogitsFn:
-  """A model that takes any number of images (`any_batch_size`). Raises ValueError for what cannot be called."""
+  """The model as a function of any number of images (`any_batch_size`). Raises ValueError if it is not a function."""
   if any(kind.__module__.startswith("torch.nn.") for kind in type(logits_fn).__mro__):
     raise ValueError(
       "logits_fn is a PyTorch module; it must be a JAX function. lrat_jax.load_model makes one of its weights' file."
@@ -150,15 +150,15 @@ def as_function(logits_fn: Any) -> LogitsFn:
 
 
 def ask(given: Any, computed: Any, logits_fn: LogitsFn, points: Array, *keys: Array) -> Array:
-  """Asks the model about points as images of the type `given`, for logits of the type `computed`.
+  """Evaluates the model on the points, converted to the type `given`. Returns logits of the type `computed`.
 
-  On CPU its convolutions are replaced by faster ones (`rewrite.rewritten`) where this is compiled.
+  If this is compiled for CPU, the model's convolutions are replaced by faster ones (`rewrite.rewritten`).
 
   Raises:
-    ValueError: what it returns are no logits.
+    ValueError: the model does not return logits, or fails with an error that has a hint (`user_code.hint`).
   """
   points = points.astype(given)
-  # A copy, since the user's function may be a jit that donates its argument. Under another jit nothing is donated.
+  # A copy, because the user's function may be a jit that donates its argument. Inside another jit nothing is donated.
   traced = isinstance(points, jax.core.Tracer)
   points = points if traced else jnp.array(points)
 
@@ -169,14 +169,14 @@ def ask(given: Any, computed: Any, logits_fn: LogitsFn, points: Array, *keys: Ar
 
   try:
     return (rewrite.rewritten(answer) if traced else answer)(points, *keys)
-  except Exception as error:  # of these one line of ours says more than the user's traceback
+  except Exception as error:  # for known mistakes, our one line is clearer than the user's traceback
     if user_code.hint(error):
       raise ValueError(f"logits_fn failed ({user_code.reason(error)}).") from error
     raise
 
 
 def computed_type(given: Any) -> Any:
-  """The type that images of the given one are worked on in: float32 or wider."""
+  """The type in which attacks compute for images of the given type: float32 or wider."""
   return given if jnp.finfo(given).bits >= 32 else jnp.dtype(jnp.float32)
 
 
@@ -199,14 +199,14 @@ def _begin(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_not_left_out(targets: np.ndarray, logits: np.ndarray) -> None:
-  """Refuses targets [batch] that the model leaves out. Raises ValueError with the image."""
+  """Raises ValueError, with the image's index, if the model excludes a target [batch] by a logit of -inf."""
   out = np.flatnonzero(np.isneginf(np.asarray(logits, np.float64)[np.arange(len(targets)), targets]))
   if out.size:
     raise ValueError(f"targets[{out[0]}]={targets[out[0]]} is a class that the model leaves out: its logit is -inf.")
 
 
 def _check_clean(arguments: dict[str, Any]) -> None:
-  """Asks the model about the clean images, where they are known, and refuses what are no logits of the labels."""
+  """Evaluates the model on the clean images, if their values are known. Raises ValueError for invalid logits."""
   images, labels = arguments["images"], _checks.on_host(arguments["labels"])
   if labels is None or isinstance(images, jax.core.Tracer):
     return
@@ -220,15 +220,15 @@ def _check_clean(arguments: dict[str, Any]) -> None:
 
 
 def entry(**forms: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-  """What every public attack is decorated with: its arguments are checked and converted, and so is its result.
+  """The decorator of every public attack: checks and converts its arguments, and converts its result.
 
-  It gets a key per image, images in float32 or wider, a model that takes and returns that, `norm` in lower case, and
-  numbers as Python's or traced. What is wrong is a ValueError of one line that names the argument.
+  The attack receives a key per image, images in float32 or wider, a model that takes and returns this type, `norm` in
+  lower case, and Python or traced numbers. A wrong argument raises ValueError with one line that names it.
 
   Args:
-    forms: for each argument besides the four first: the least of a count, the span of a number such as "(0, 1]", or
-      `bool`; for `norm` its choices, where they are not all of `threat_model.NORMS`. Of an epsilon without, it is the
-      norm's. What equals the argument's default always passes.
+    forms: for each argument after the first four: the minimum of a count, the range of a number such as "(0, 1]", or
+      `bool`; for `norm` its choices, by default all of `threat_model.NORMS`. An epsilon without a form is checked
+      against the range of the norm. The default value of an argument is always accepted.
   """
   forms = {"step_size": _STEP_SIZES, "norm": tuple(threat_model.NORMS)} | forms
 
@@ -251,7 +251,7 @@ def entry(**forms: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         options[name] = _prepared(value, name, forms.get(name), known, default)
       _check_clean(arguments | options)
       result = attack(*arguments.values(), **options)
-      if not isinstance(result, AttackResult):  # a check, which returns figures
+      if not isinstance(result, AttackResult):  # a sanity check, which returns numbers instead
         return result
       return result._replace(images=result.images.astype(jax.dtypes.canonicalize_dtype(images.dtype)))
 

@@ -12,25 +12,25 @@ from lrat_jax.attacks._entry import AttackResult, entry, finished
 from lrat_jax.attacks.threat_model import per_image
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Rank, Scalar
 
-# Keeps 0 / 0 out of the bias.
+# Prevents 0 / 0 in the bias.
 _TINY_STEP = 1e-8
-# Random starts lie this share of epsilon away from the image.
+# Distance of random starts from the image, as a share of epsilon.
 _START_SHARE = 0.5
 
 
 class _State(NamedTuple):
-  """Where the loop stands: [batch, ...] arrays."""
+  """The state of the loop: arrays [batch, ...]."""
 
   points: Array  # where the next gradient is taken
-  adversarial: Array  # the result: the clean image until one is found
-  distance: Array  # its distance; inf before the first
-  fooled: Array  # bool: an adversarial inside the ball is found
-  survived: Array  # int32: points so far that the model gets right
-  broken: Array  # int32: gradients so far that were NaN or infinite somewhere
+  adversarial: Array  # the result: the clean image until an adversarial is found
+  distance: Array  # its distance; inf before the first adversarial
+  fooled: Array  # bool: whether an adversarial inside the ball has been found
+  survived: Array  # int32: number of points so far that the model gets right
+  broken: Array  # int32: number of gradients so far with a NaN or infinite entry
 
 
 def _advance(points, images, values, gradients, norm: str, alpha_max: float, overshoot: float) -> Array:
-  """A little past the linearised boundary from the point, mixed with as far from the clean image, in [0, 1]."""
+  """The next points: steps past the linearised boundary from the points and from the images, mixed; in [0, 1]."""
   step = _hyperplane.step_onto(points, gradients, values, norm)
   values_of_images = values + jnp.sum(gradients * (images - points), axis=(1, 2, 3))
   step_of_images = _hyperplane.step_onto(images, gradients, values_of_images, norm)
@@ -42,7 +42,7 @@ def _advance(points, images, values, gradients, norm: str, alpha_max: float, ove
 
 
 def _start(restart: int | Array, keys: Array, images: Array, radii: float | Array, norm: str) -> Array:
-  """The images, and for restarts after the first points at a share of the radii in random directions, cut to [0, 1]."""
+  """The start: the images for restart 0, else random points at `_START_SHARE` of the radii, clipped to [0, 1]."""
   if isinstance(restart, int) and restart == 0:
     return images
   ball = threat_model.get_norm(norm)
@@ -52,7 +52,7 @@ def _start(restart: int | Array, keys: Array, images: Array, radii: float | Arra
 
 
 def _make_step(logits_fn, images, labels, heading, targets, epsilon, norm, shorten, alpha_max, overshoot, backward):
-  """The body of the loop: (index, state) -> (index + 1, state). `heading`: each image's class, if there is one."""
+  """The body of the loop: (index, state) -> (index + 1, state). `heading`: each image's target class, or None."""
   length = threat_model.get_norm(norm).length
 
   def step(carry: tuple[int | Array, _State]) -> tuple[int | Array, _State]:
@@ -104,12 +104,12 @@ def fab(
 
   Each step linearises z_target - z_label, finds the shortest steps from the point and from the clean image onto that
   boundary inside [0, 1], goes slightly past it from both, and takes a convex combination of the two. A point that fools
-  the model is moved back towards the image. One gradient and one forward per step. Elsewhere epsilon is `eps`,
-  num_steps `n_iter` or `steps`, overshoot `eta`, backward `beta`.
+  the model is moved back towards the image. One gradient and one forward pass per step. In other libraries epsilon is
+  `eps`, num_steps `n_iter` or `steps`, overshoot `eta`, backward `beta`.
 
   With an epsilon, an image is finished at its first adversarial inside the ball, and the loop ends when all are. This
-  is all that AutoAttack needs: the original continues, and breaks the same images. Without an epsilon, or with
-  `shorten`, the shortest adversarial of all steps and restarts is returned, as by any minimum-norm attack.
+  is all that AutoAttack needs: the original continues, but breaks the same images. Without an epsilon, or with
+  `shorten`, the nearest adversarial of all steps and restarts is returned, as by any minimum-norm attack.
 
   Args:
     key: a typed key or one per image [batch]; only the starts after the first are random.
@@ -120,24 +120,24 @@ def fab(
     norm: "linf", "l2" or "l1".
     shorten: whether to continue after an image's first adversarial; None: only if epsilon is inf.
     num_steps: steps from each start.
-    num_restarts: starts; the first is the image itself, others lie epsilon / 2 away from it; with `shorten` half the
-      shortest distance so far, if that is less.
-    targets: int [batch], target classes, none the image's label: the boundary is that of z_t - max_{k != t} z_k, and
+    num_restarts: number of starts. The first is the image itself, the others are at a distance of epsilon / 2; with
+      `shorten`, of half the shortest distance so far, if that is less.
+    targets: int [batch], target classes, never the image's label: the boundary is that of z_t - max_{k != t} z_k, and
       an adversarial is a point whose prediction is the target.
-    target_rank: instead, the class of that rank in the clean image's logits; 1 is the second largest. May be traced.
-      It is a direction only: any wrong prediction counts, as in AutoAttack.
-      Given neither, it is the class whose boundary is nearest at each step (untargeted FAB): a gradient a class.
-    alpha_max: greatest share of the step from the clean image in the mix.
-    overshoot: how far past the boundary both steps go, as a factor.
-    backward: share of its distance that a point keeps when it is drawn back.
+    target_rank: instead of targets, the target class by its rank among the wrong classes on the clean image, 1 = the
+      most likely; may be traced. It only sets the direction: any wrong prediction is a success, as in AutoAttack.
+      With neither, each step uses the class with the nearest boundary (untargeted FAB), with one gradient per class.
+    alpha_max: maximum weight of the step from the clean image in the combination.
+    overshoot: factor on both steps, so that they go past the boundary.
+    backward: share of its distance that an adversarial keeps when it is moved back.
 
   Returns:
-    AttackResult: an adversarial inside the ball, else the clean image unchanged; also unchanged where the model is
-    wrong on it (with targets: where it predicts the target). `surviving_steps`: of the points where a gradient was
-    taken, those that the model gets right.
+    AttackResult: an adversarial inside the ball, else the clean image unchanged; also unchanged if the model is wrong
+    on it (with targets: if it predicts the target). `surviving_steps`: the number of points where a gradient was taken
+    and the model was right, until the first adversarial in the ball.
 
   Raises:
-    ValueError: an argument outside what is listed here.
+    ValueError: an argument outside the values listed here.
   """
   if shorten is None:
     shorten = not isinstance(epsilon, jax.core.Tracer) and bool(epsilon == math.inf)

@@ -12,13 +12,13 @@ from lrat_jax.attacks._minimum_norm import Nearest
 from lrat_jax.attacks.threat_model import per_image
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
 
-# Keeps 0 / 0 out of the distance to the boundary where a gradient vanishes.
+# Prevents 0 / 0 in the distance to the boundary if a gradient vanishes.
 _TINY = 1e-12
 _STEP_SIZES = "(0, 1e6]"
 
 
 def _keep_largest(delta: Array, count: Array) -> Array:
-  """delta [batch, ...] with 0 in all but its `count` [batch] largest components, 1 or more; of equal ones all stay."""
+  """Sets all but the `count` [batch], 1 or more, largest components of delta [batch, ...] to 0; ties are all kept."""
   sizes = jnp.abs(delta).reshape(delta.shape[0], -1)
   ordered = jnp.flip(jnp.sort(sizes, axis=1), axis=1)
   least = jnp.take_along_axis(ordered, count.astype(jnp.int32)[:, None] - 1, axis=1)[:, 0]
@@ -26,15 +26,15 @@ def _keep_largest(delta: Array, count: Array) -> Array:
 
 
 def _count(number: Array, success: Array, share: Array, nearest: Nearest) -> Array:
-  """How many components [batch] may differ next: one fewer or more, or that share where it is a greater change."""
+  """The next number of components that may differ [batch]: changed by `share`, but at least by one."""
   fewer = jnp.minimum(jnp.minimum(number - 1.0, jnp.floor(number * (1.0 - share))), nearest.distance)
   more = jnp.maximum(number + 1.0, jnp.floor(number * (1.0 + share)))
   return jnp.maximum(jnp.where(success, fewer, more), 1.0)
 
 
 def _radius(radius: Array, success: Array, share: Array, nearest: Nearest, boundary: Array) -> Array:
-  """The next radius [batch]: by that share smaller than the last, or larger; before a first success past `boundary`."""
-  # In the paper it is the boundary itself, on which a model that is linear there is not wrong yet.
+  """The next radius [batch]: smaller or larger by `share`; before the first success, larger than `boundary`."""
+  # The paper uses the boundary itself, but a locally linear model is not yet wrong on its boundary.
   least = jnp.where(jnp.isfinite(nearest.distance), radius, jnp.maximum(radius, boundary))
   return jnp.where(success, jnp.minimum(radius * (1.0 - share), nearest.distance), least * (1.0 + share))
 
@@ -60,14 +60,14 @@ def fmn(
 ) -> AttackResult:
   """The Fast Minimum-Norm attack (Pintor et al., arXiv:2102.12827, algorithm 1), from the clean image.
 
-  Each step goes by alpha along the gradient of the margin, scaled to unit L2 norm, onto the ball around the image and
-  into [0, 1]. Until a first adversarial is found the radius is the distance to the boundary by its linearisation; then
-  it becomes 1 - gamma times as large where the model is wrong, and 1 + gamma times where it is right. Alpha and gamma
-  fall along a cosine. One gradient a step. In adversarial-library it is `fmn`, in Foolbox `L2FMNAttack` and the like,
-  with num_steps as `steps`.
+  Each step moves by alpha along the gradient of the margin, scaled to unit L2 norm. The point is then projected onto
+  the ball around the image and clipped to [0, 1]. Before the first adversarial, the radius follows the distance to the
+  linearised boundary (not for "l0"); after that, it is multiplied by 1 - gamma if the point is adversarial, else by
+  1 + gamma. Alpha and gamma decrease on a cosine schedule. One gradient per step. In adversarial-library it is `fmn`,
+  in Foolbox `L2FMNAttack` and the like, with num_steps as `steps`.
 
   Args:
-    key: a typed key or one per image [batch]; nothing here is drawn.
+    key: a typed key or one per image [batch]; not used, because nothing is random.
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
@@ -75,19 +75,19 @@ def fmn(
     norm: "linf", "l2", "l1", or "l0", the number of components that differ: a pixel of three channels counts up to 3.
     num_steps: gradient steps.
     alpha_init: length of the first step, in L2.
-    alpha_final: what it falls to.
-    gamma_init: share by which the radius changes at first.
-    gamma_final: what it falls to.
-    targets: int [batch], target classes, none the image's label; an adversarial is then a point whose prediction
+    alpha_final: final value of alpha.
+    gamma_init: initial relative change of the radius per step.
+    gamma_final: final value of gamma.
+    targets: int [batch], target classes, never the image's label; an adversarial is then a point whose prediction
       is the target.
 
   Returns:
     AttackResult: the nearest adversarial found, if its distance is at most epsilon, else the clean image unchanged;
-    also unchanged where the model is wrong on it (with targets: where it predicts the target). `surviving_steps`:
-    iterates that the model gets right.
+    also unchanged if the model is wrong on it (with targets: if it predicts the target). `surviving_steps`: the
+    number of iterates that the model gets right.
 
   Raises:
-    ValueError: an argument outside what is listed here.
+    ValueError: an argument outside the values listed here.
   """
   counts, length, steepest = norm == threat_model.L0, threat_model.length_of(norm), threat_model.get_norm("l2").steepest
   shrink = _keep_largest if counts else threat_model.get_norm(norm).shrink

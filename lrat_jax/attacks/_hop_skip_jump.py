@@ -1,4 +1,4 @@
-"""HopSkipJump: along the decision boundary towards the image, by the model's predictions alone."""
+"""HopSkipJump: moves along the decision boundary towards the image, using only the model's predictions."""
 
 import math
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from lrat_jax.attacks._entry import AttackResult, entry
 from lrat_jax.attacks.threat_model import per_image
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
 
-# Random images that are tried for a start.
+# Number of random images to try as a start.
 _STARTS = 100
-# Length of the draws around the first point; later it follows from the distance.
+# Length of the random draws around the first point; later it is computed from the distance.
 _FIRST_SPREAD = 0.1
-# A step that is this often halved is none. A float32 has no more bits than this for a binary search either.
+# A step is skipped after this many halvings. A binary search ends there too, because float32 has no more bits.
 _HALVINGS = 24
 _TINY = 1e-12
 
@@ -26,26 +26,26 @@ Ask = Callable[[Array], Array]
 
 
 class _State(NamedTuple):
-  """Where the walk stands: [batch, ...] arrays."""
+  """The state of the attack: arrays [batch, ...]."""
 
   points: Array  # adversarial, once one is found
-  found: Array  # bool: whether one is
-  survived: Array  # int32: queries that the model withstood
+  found: Array  # bool: whether an adversarial has been found
+  survived: Array  # int32: number of queries that the model gets right
 
 
 def evaluations(step: int | Array, initial: int, most: int):
-  """Queries for the gradient at that step, counted from 0: initial * sqrt(step + 1), rounded down, `most` at most."""
+  """The queries for the gradient at a step 0, 1, ...: initial * sqrt(step + 1), rounded down, at most `most`."""
   return jnp.minimum(jnp.floor(initial * jnp.sqrt(jnp.asarray(step, jnp.float32) + 1.0)), most).astype(jnp.int32)
 
 
 def halvings(image_size: int, norm: str, gamma: float) -> int:
-  """Queries of a binary search: until the interval is gamma / d^1.5 (l2) or gamma / d^2 (linf) of what it was."""
+  """The queries of a binary search that reduces an interval to gamma / d^1.5 (l2) or gamma / d^2 (linf) of its size."""
   share = gamma / image_size ** (1.5 if norm == "l2" else 2.0)
   return min(max(math.ceil(-math.log2(share)), 1), _HALVINGS)
 
 
 def _start(ask: Ask, keys: Array, images: Array, state: _State) -> _State:
-  """The first of a number of random images that is adversarial."""
+  """Draws up to `_STARTS` random images, and keeps the first one that is adversarial."""
 
   def draw(carry):
     number, state = carry
@@ -63,7 +63,7 @@ def _start(ask: Ask, keys: Array, images: Array, state: _State) -> _State:
 
 
 def _between(images: Array, points: Array, share: Array, norm: str) -> Array:
-  """Points at that share [batch] of the way: on the line (l2), or clipped to that share of the distance (linf)."""
+  """Moves images to points by a share [batch]: on the line (l2), or clipped to that share of the distance (linf)."""
   if norm == "l2":
     return (1.0 - per_image(share)) * images + per_image(share) * points
   reach = per_image(share * threat_model.get_norm(norm).length(points - images))
@@ -71,7 +71,7 @@ def _between(images: Array, points: Array, share: Array, norm: str) -> Array:
 
 
 def _to_boundary(ask: Ask, images: Array, state: _State, norm: str, count: int) -> _State:
-  """A binary search between the images and the points, which stay on the adversarial side."""
+  """A binary search between the images and the points; the new points stay on the adversarial side."""
 
   def halve(_, carry):
     low, high, survived = carry
@@ -89,7 +89,7 @@ def _to_boundary(ask: Ask, images: Array, state: _State, norm: str, count: int) 
 
 
 def _direction(ask: Ask, keys: Array, state: _State, spread: Array, norm: str, count: Array) -> tuple[Array, Array]:
-  """Which way is adversarial, of unit length, by draws of length `spread` [batch]; and the queries withstood."""
+  """Returns the adversarial direction, of unit length, estimated from draws of length `spread`, and `survived`."""
   points = state.points
 
   def query(index, carry):
@@ -111,13 +111,13 @@ def _direction(ask: Ask, keys: Array, state: _State, spread: Array, norm: str, c
 
   zeros = 0.0 * points
   signed, total, mean, survived = lax.fori_loop(0, count, query, (zeros, zeros, zeros[:, 0, 0, 0], state.survived))
-  # The mean vote is taken off, which lowers the variance, unless all votes are the same.
+  # The mean vote is subtracted, which reduces the variance, unless all votes are equal.
   baseline = jnp.where(jnp.abs(mean) < 1.0 - 1e-5, mean, 0.0)
   return threat_model.get_norm(norm).steepest(signed - per_image(baseline) * total), survived
 
 
 def _jump(ask: Ask, state: _State, direction: Array, step_size: Array) -> _State:
-  """From the points along the directions, by a length [batch] that is halved until the end is adversarial."""
+  """Moves the points along the directions, by a length [batch] that is halved until the new point is adversarial."""
 
   def attempt(carry):
     number, length, moved, arrived, survived = carry
@@ -149,31 +149,32 @@ def hop_skip_jump(
 ) -> AttackResult:
   """HopSkipJump, a decision-based minimum-norm attack (Chen et al., arXiv:1904.02144, algorithm 2).
 
-  It starts at a random image of another class. A binary search brings the point to the boundary, votes of random points
-  around it say which way is adversarial, and a step that way, halved until its end is adversarial, leads to the next
-  search. It asks for predictions alone. In Foolbox it is `HopSkipJumpAttack`, with num_steps as `steps`,
-  initial_num_evals as `initial_gradient_eval_steps` and max_num_evals as `max_gradient_eval_steps`.
+  It starts at a random image of another class. A binary search moves the point to the boundary, and the predictions on
+  random points around it give an estimate of the adversarial direction. A step in this direction, halved until the new
+  point is adversarial, is the start of the next search. Only predictions are used. In Foolbox it is
+  `HopSkipJumpAttack`, with num_steps as `steps`, initial_num_evals as `initial_gradient_eval_steps` and max_num_evals
+  as `max_gradient_eval_steps`.
 
   Args:
     key: a typed key, which is split over the batch, or one key per image [batch].
-    logits_fn: images -> logits [batch, classes], of which only the largest counts.
+    logits_fn: images -> logits [batch, classes]; only the class of the largest logit is used.
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
     epsilon: perturbations longer than this do not count; inf: all count. May be traced.
     norm: "l2" or "linf".
-    num_steps: jumps.
-    initial_num_evals: queries for the first direction; for number t it is sqrt(t) times as many.
-    max_num_evals: the most queries for a direction.
-    gamma: the binary search ends within gamma / d^1.5 (l2) or gamma / d^2 (linf) of the distance, d the components of
-      an image; the draws around a point are gamma / d of the distance long.
+    num_steps: number of jumps.
+    initial_num_evals: queries for the first direction; direction t takes sqrt(t) times as many.
+    max_num_evals: maximum number of queries for a direction.
+    gamma: the tolerance of the binary search is gamma / d^1.5 (l2) or gamma / d^2 (linf) times the distance, with d
+      components in an image; the length of the draws around a point is gamma / d times the distance.
 
   Returns:
     AttackResult: the nearest adversarial found, if its distance is at most epsilon, else the clean image unchanged;
-    also unchanged where the model is wrong on it, or none of 100 random images is adversarial. `surviving_steps`:
-    queries that the model withstood.
+    also unchanged if the model is wrong on it, or if none of 100 random images is adversarial. `surviving_steps`: the
+    number of queries that the model gets right.
 
   Raises:
-    ValueError: an argument outside what is listed here.
+    ValueError: an argument outside the values listed here.
   """
   length, size = threat_model.get_norm(norm).length, math.prod(images.shape[1:])
   ask = lambda points: losses.is_adversarial(logits_fn(points), labels)

@@ -1,15 +1,15 @@
-"""The shortest step from a point onto a hyperplane inside the unit box, for each norm: what FAB's steps are made of."""
+"""The shortest step from a point onto a hyperplane inside the unit box, for each norm; used for the steps of FAB."""
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 
 def _raise_level(gains: Array, rooms: Array, speeds: Array, need: Array) -> Array:
-  """Moves [batch, n] min(level * speed, room) at the least level where sum(gain * move) = need.
+  """Returns moves [batch, n] = min(level * speed, room), at the smallest level with sum(gain * move) = need.
 
-  The sum is concave and piecewise linear in the level, so Newton from level 0 rises to the solution without passing
-  it, and rests there: an image's steps do not depend on how long others in the batch take. The caller sees to it that
-  `need` [batch] can be met.
+  The sum is concave and piecewise linear in the level, so Newton's method from level 0 increases to the solution
+  without overshooting, and stays there: an image's result does not depend on the number of iterations that other
+  images in the batch need. The caller ensures that `need` [batch] can be reached.
   """
 
   def refine(carry):
@@ -26,7 +26,7 @@ def _raise_level(gains: Array, rooms: Array, speeds: Array, need: Array) -> Arra
 
 
 def _best_first(gains: Array, rooms: Array, need: Array) -> Array:
-  """Moves [batch, n] of the least sum with sum(gain * move) = need: the largest gains first, each to its room."""
+  """Returns moves [batch, n] of smallest sum with sum(gain * move) = need: largest gains first, each up to its room."""
   order = jnp.argsort(-gains, axis=-1)
   sorted_gains, sorted_rooms = (jnp.take_along_axis(values, order, axis=-1) for values in (gains, rooms))
   worth = sorted_gains * sorted_rooms
@@ -38,19 +38,19 @@ def _best_first(gains: Array, rooms: Array, need: Array) -> Array:
 def step_onto(points: Array, normals: Array, values: Array, norm: str) -> Array:
   """The shortest delta with <normal, delta> = -value and point + delta in [0, 1] (FAB, arXiv:1907.02044, eq. 4).
 
-  Where the box holds no such point, each entry moves to its wall on the hyperplane's side, as near as the box allows.
+  If the box contains no such point, each entry moves to its bound on the hyperplane's side, as near as the box allows.
 
   Args:
     points: float [batch, ...] in [0, 1].
     normals: float [batch, ...], the gradient of a linear function.
     values: float [batch], that function at the points; 0 on the hyperplane.
-    norm: "linf", "l2" or "l1", in which the step is shortest.
+    norm: "linf", "l2" or "l1", the norm in which the step is shortest.
 
   Returns:
     float [batch, ...], the steps.
   """
   flat = points.reshape(points.shape[0], -1)
-  # Of unit largest entry, so that squares of tiny gradients do not underflow.
+  # Scaled to a largest entry of 1, so that squares of tiny gradients do not underflow.
   largest = jnp.max(jnp.abs(normals.reshape(flat.shape)), axis=-1, keepdims=True)
   scale = jnp.where(largest > 0, largest, 1.0)
   downhill = -normals.reshape(flat.shape) / scale * jnp.where(values >= 0, 1.0, -1.0)[:, None]

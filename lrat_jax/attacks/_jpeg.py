@@ -1,4 +1,4 @@
-"""JPEG compression as arithmetic on arrays: 8x8 cosine transforms, quantised, with chroma at half resolution."""
+"""JPEG compression in array operations: quantised 8x8 cosine transforms, with chroma at half resolution."""
 
 import math
 
@@ -18,7 +18,7 @@ _CHROMINANCE = """
 17 18 24 47 99 99 99 99  18 21 26 66 99 99 99 99  24 26 56 99 99 99 99 99  47 66 99 99 99 99 99 99
 99 99 99 99 99 99 99 99  99 99 99 99 99 99 99 99  99 99 99 99 99 99 99 99  99 99 99 99 99 99 99 99
 """
-# Levels of RGB to luminance and two differences of colour (JFIF).
+# RGB levels to luminance and two chroma components (JFIF).
 _TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)
 
 
@@ -30,13 +30,13 @@ def quantisation_table(text: str, quality: int) -> np.ndarray:
 
 
 def _padded(plane: Array, multiple: int) -> Array:
-  """Planes [batch, h, w] continued at their lower and right edge to whole blocks."""
+  """Pads planes [batch, h, w] at their lower and right edges to a multiple of `multiple`, by repeating the edges."""
   extra = [-size % multiple for size in plane.shape[1:]]
   return jnp.pad(plane, ((0, 0), (0, extra[0]), (0, extra[1])), mode="edge")
 
 
 def _code(plane: Array, table: np.ndarray) -> Array:
-  """Planes [batch, h, w] of levels 0..255 coded and decoded again."""
+  """Encodes and decodes planes [batch, h, w] of levels 0..255."""
   batch, height, width = plane.shape
   whole = _padded(plane, _BLOCK)
   rows, columns = whole.shape[1] // _BLOCK, whole.shape[2] // _BLOCK
@@ -50,23 +50,24 @@ def _code(plane: Array, table: np.ndarray) -> Array:
 
 
 def _halved(plane: Array) -> Array:
-  """The means of 2x2 pixels."""
+  """Halves the size: the means of 2x2 pixels."""
   whole = _padded(plane, 2)
   batch, height, width = whole.shape
   return jnp.mean(whole.reshape(batch, height // 2, 2, width // 2, 2), axis=(2, 4))
 
 
 def _doubled(plane: Array, height: int, width: int) -> Array:
-  """Twice the size, linear between the pixels' middles."""
+  """Doubles the size, with linear interpolation between pixel centres."""
   shape = (plane.shape[0], 2 * plane.shape[1], 2 * plane.shape[2])
   return jax.image.resize(plane, shape, "linear")[:, :height, :width]
 
 
 def jpeg(images: Array, quality: int) -> Array:
-  """Images [batch, h, w, c] in [0, 1] after JPEG of that quality, 1..100.
+  """Images [batch, h, w, c] in [0, 1] after JPEG compression with a quality of 1..100.
 
-  Three channels are taken as RGB with chroma at half resolution (4:2:0); of any other number each is a grey plane.
-  Grey images come out within a level of libjpeg's nearly everywhere; small colour ones about a level off on average.
+  Three channels are RGB, with chroma at half resolution (4:2:0); with any other number, each channel is a grey plane.
+  Grey images are within one level of libjpeg's nearly everywhere; small colour images differ by about one level on
+  average.
   """
   levels = jnp.round(255.0 * images)
   luminance, chrominance = (quantisation_table(text, quality) for text in (_LUMINANCE, _CHROMINANCE))
@@ -84,21 +85,21 @@ def jpeg(images: Array, quality: int) -> Array:
 
 
 def _blocks(image_shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
-  """For each plane of images [h, w, c] the rows and columns of 8x8 blocks, and the side of what one value covers."""
+  """For each plane of images [h, w, c]: rows and columns of 8x8 blocks, and the side in pixels of one value."""
   height, width, channels = image_shape
   sides = (1, 2, 2) if channels == 3 else (1,) * channels
   return [(-(-height // (side * _BLOCK)), -(-width // (side * _BLOCK)), side) for side in sides]
 
 
 def num_coefficients(image_shape: tuple[int, ...]) -> int:
-  """How many coefficients JPEG keeps of images [h, w, c], with chroma at half resolution where there are three."""
+  """The number of JPEG coefficients of an image [h, w, c]; if it has three channels, chroma is at half resolution."""
   return sum(rows * columns * _BLOCK**2 for rows, columns, _ in _blocks(image_shape))
 
 
 def from_coefficients(coefficients: Array, image_shape: tuple[int, ...]) -> Array:
-  """What a change of the quantised coefficients [n] adds to an image [h, w, c], at quality 50, in the image range.
+  """The change of an image [h, w, c] in [0, 1] by a change of its quantised coefficients [n], at quality 50.
 
-  They are those of luminance first, then of the two differences of colour; in a plane block by block.
+  The coefficients of luminance come first, then those of the two chroma planes; within a plane, block by block.
   """
   height, width, channels = image_shape
   basis = fft.dct(np.eye(_BLOCK), axis=0, norm="ortho").astype(coefficients.dtype)  # [frequency, place]

@@ -1,4 +1,4 @@
-"""The L1 ball: steps along few coordinates, APGD's rules for them, and the projection on the ball cut with [0, 1].
+"""The L1 ball: sparse steps, APGD's rules for them, and the projection onto the intersection of the ball and [0, 1].
 
 From Croce & Hein, "Mind the box" (arXiv:2103.01208), as AutoAttack runs it.
 """
@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-# Halvings of the interval in which the threshold is sought; then it is solved for exactly.
+# Bisection steps for the threshold, before it is solved for exactly.
 _HALVINGS = 25
-# The step shrinks by this factor, and so does the support that the next steps move...
+# The step size is divided by this, and so is the support that the next steps move.
 _REDUCTION = 1.5
-# ...down to this part of the first step.
+# The smallest step size, as a share of the first one.
 _SMALLEST_STEP = 0.1
-# The support has shrunk if it is under this share of what it was.
+# The support has shrunk if it is below this share of its last value.
 _SHRUNK = 0.95
 _SCHEDULE = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
 
 
 class Pace(NamedTuple):
-  """What the rule remembers, each [batch]: the step, the share of coordinates it moves, the support last checked."""
+  """The state of the rule, each [batch]: step size, share of coordinates to move, support at the last check."""
 
   step_size: Array
   share: Array
@@ -38,10 +38,10 @@ def _support(delta: Array) -> Array:
 
 
 def project(points: Array, originals: Array, epsilon: float | Array) -> Array:
-  """The nearest points (in L2) of the L1 ball around `originals` cut with [0, 1]; all [batch, h, w, c].
+  """Projects (in L2) onto the intersection of the L1 ball around `originals` and [0, 1]; all [batch, h, w, c].
 
-  Each coordinate's difference is shrunk by one threshold and cut at the room that [0, 1] leaves. The length left falls
-  piecewise linearly with the threshold, so after a bisection the piece is known and its line is solved.
+  All differences of an image are shrunk by one threshold and clipped to the room that [0, 1] leaves. The remaining
+  length decreases piecewise linearly in the threshold, so a bisection finds the linear piece, which is then solved.
   """
   delta = _flat(points - originals)
   sizes = jnp.abs(delta)
@@ -66,7 +66,7 @@ def project(points: Array, originals: Array, epsilon: float | Array) -> Array:
 
 
 def schedule(num_steps: int) -> list[tuple[float, int]]:
-  """(factor of epsilon, steps) of the three parts of a run: 30% at 3 epsilon, 30% at 2, and the rest at 1."""
+  """(factor of epsilon, steps) of the three parts of a run: 30% at 3 epsilon, 30% at 2 epsilon, the rest at epsilon."""
   parts = [math.ceil(share * num_steps) for _, share in _SCHEDULE[:-1]]
   parts = [min(parts[0], num_steps), min(parts[1], max(num_steps - parts[0], 0))]
   return list(zip((factor for factor, _ in _SCHEDULE), (*parts, num_steps - sum(parts)), strict=True))
@@ -78,13 +78,13 @@ def period(num_steps: int) -> int:
 
 
 def begin(points: Array, originals: Array, epsilon: float | Array) -> Pace:
-  """The pace at a start that comes from a larger ball: its own support sets the share."""
+  """The initial pace at a start from a larger ball; the share of coordinates is computed from the start's support."""
   support = _support(points - originals)
   return Pace(epsilon + 0.0 * support, support / _flat(originals).shape[1] / _REDUCTION, support)
 
 
 def direction(gradient: Array, share: Array | float) -> Array:
-  """Of L1 length 1, equal along the coordinates with the largest gradients: that `share` of them, or one at least."""
+  """A step of L1 length 1, equal along the `share` of coordinates with the largest gradients, at least one of them."""
   sizes = jnp.abs(_flat(gradient))
   count = sizes.shape[1]
   rank = jnp.clip((1.0 - share) * count, 0, count - 1).astype(jnp.int32)
@@ -95,9 +95,9 @@ def direction(gradient: Array, share: Array | float) -> Array:
 
 
 def movable(points: Array, gradient: Array) -> Array:
-  """The gradient without the coordinates that [0, 1] keeps from following it, which would waste their part of a step.
+  """The gradient with 0 at coordinates that it would move out of [0, 1], because their part of a step would be wasted.
 
-  As Maini et al. (arXiv:1909.04068) do.
+  As in Maini et al. (arXiv:1909.04068).
   """
   at_edge = jnp.where(gradient > 0, points >= 1.0, points <= 0.0)
   return jnp.where(at_edge, 0.0, gradient)
@@ -110,7 +110,7 @@ def move(pace: Pace, points: Array, gradient: Array, originals: Array, epsilon: 
 
 
 def adapt(pace: Pace, best_points: Array, originals: Array, epsilon: float | Array) -> tuple[Pace, Array]:
-  """The pace after a check, and which images [batch] begin again from their best point: whose support has shrunk."""
+  """The pace after a check, and which images [batch] continue from their best point, because the support shrank."""
   support = _support(best_points - originals)
   shrunk = support / pace.support < _SHRUNK
   step_size = jnp.where(shrunk, epsilon, pace.step_size / _REDUCTION)

@@ -1,4 +1,4 @@
-"""The Lagrangian attack in balls of LPIPS, a distance that the layers of a network measure, as of the model itself."""
+"""The Lagrangian attack in balls of LPIPS, a distance between activations of a network, such as the model itself."""
 
 import math
 from typing import Any
@@ -13,18 +13,19 @@ from lrat_jax.attacks.threat_model import per_image
 from lrat_jax.core.arguments import shown
 from lrat_jax.core.typing import FeaturesFn, Images, Keys, Labels, LogitsFn, PerImage, Scalar
 
-# Below these, squared lengths have no gradient; they are far from those of any float32 activation that matters.
+# Squared lengths below this have gradient 0; it is far below those of any relevant float32 activation.
 _TINY_SQUARE = 1e-20
+# Prevents division by 0 in the step size.
 _TINY_SLOPE = 1e-8
-# The constants of the original: deviation of the start, how far ahead the distance's slope is taken, the share of the
-# first step that is left for the last, the penalty's first weight and what a round multiplies it by, and the margin
-# that is enough.
+# The constants of the original: standard deviation of the start, distance at which the slope of LPIPS is measured, last
+# step size as a share of the first, initial weight of the penalty, its factor after each round, and the margin at which
+# the loss is clipped.
 _START, _AHEAD, _LAST_SHARE, _FIRST_WEIGHT, _RISE, _ENOUGH = 0.01, 0.1, 0.1, 0.01, 10.0, 1.0
 _HALVINGS = 15
 
 
 def _check_layer(layer: Any, batch: int) -> None:
-  """Refuses what is no layer's activations. Raises ValueError."""
+  """Raises ValueError unless this is a layer's activations, float [batch, h, w, c]."""
   is_array = isinstance(layer, jax.Array) and jnp.issubdtype(layer.dtype, jnp.floating)
   if not is_array or layer.ndim != 4 or layer.shape[0] != batch:
     found = f"{layer.dtype} {layer.shape}" if isinstance(layer, jax.Array) else type(layer).__name__
@@ -32,9 +33,9 @@ def _check_layer(layer: Any, batch: int) -> None:
 
 
 def _embedded(features_fn: FeaturesFn, images: Array) -> Array:
-  """Activations as one vector an image [batch, n], of which differences are as long as LPIPS says.
+  """Activations as one vector per image [batch, n], such that the L2 distance between vectors is LPIPS.
 
-  At each place channels are scaled to length 1; a layer counts as the mean over its places. Raises ValueError.
+  Channels are scaled to length 1 at each position, and each layer is averaged over its positions. Raises ValueError.
   """
   layers, vectors = features_fn(images), []
   if not isinstance(layers, list | tuple) or not layers:
@@ -50,24 +51,24 @@ def _embedded(features_fn: FeaturesFn, images: Array) -> Array:
 
 
 def _length(vectors: Array) -> PerImage:
-  """The lengths of vectors [batch, n], with a gradient of 0 where they are 0."""
+  """The lengths of vectors [batch, n], with a gradient of 0 if a vector is 0."""
   return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(vectors), axis=1), _TINY_SQUARE))
 
 
 def lpips_distance(features_fn: FeaturesFn, images: Images, others: Images) -> PerImage:
-  """LPIPS between images and others [batch, h, w, c] (Zhang et al., arXiv:1801.03924), all channels counting alike.
+  """LPIPS between images and others [batch, h, w, c] (Zhang et al., arXiv:1801.03924), with equal weights of channels.
 
-  The root of the sum over layers of the mean over places of |u - v|^2, with u and v the two images' activations there,
-  of length 1 (Laidlaw et al., arXiv:2006.12655, equation 2).
+  The square root of the sum over layers of the mean over positions of |u - v|^2, where u and v are the two images'
+  activations at that position, scaled to length 1 (Laidlaw et al., arXiv:2006.12655, equation 2).
 
   Args:
-    features_fn: images -> activations [batch, h, w, c], one array a layer.
+    features_fn: images -> activations [batch, h, w, c], one array per layer.
   """
   return threat_model.get_norm("l2").length(_embedded(features_fn, images) - _embedded(features_fn, others))
 
 
 def _brought_back(features_fn: FeaturesFn, images: Array, points: Array, epsilon: Scalar) -> Array:
-  """Points beyond the ball moved along the line to their image until they are in it, by bisection."""
+  """Moves points outside the ball along the line to their image until they are inside, by bisection."""
   clean = _embedded(features_fn, images)
   at = lambda shares: images + per_image(shares) * (points - images)
 
@@ -101,29 +102,30 @@ def lpips(
 ) -> AttackResult:
   """The Lagrangian perceptual attack (LPA, Laidlaw et al., arXiv:2006.12655, section 4 and appendix A.2).
 
-  Ascent on min(margin, 1) - weight * max(LPIPS - epsilon, 0), along the gradient, by steps of a length in LPIPS: from
-  epsilon, falling to a tenth of it. After each round the weight is ten times as large for images that lie beyond the
-  ball. An image is done with the first point in the ball that fools the model; of others the last is brought back into
-  it. With the activations of the model that is attacked the ball is the paper's self-bounded one.
+  Gradient ascent on min(margin, 1) - weight * max(LPIPS - epsilon, 0). Step sizes are measured in LPIPS, and decrease
+  in each round from epsilon to a tenth of it. After each round, the weight is multiplied by ten for images outside the
+  ball. An image is finished at its first adversarial in the ball; if there is none, the last point is moved back into
+  the ball. With activations of the attacked model itself, this is the paper's self-bounded attack.
 
   Args:
-    key: a typed key or one per image [batch], for the start at 0.01 * N(0, 1) from the image.
+    key: a typed key or one per image [batch], for the start: the image plus 0.01 * N(0, 1).
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
-    epsilon: radius, in LPIPS (`lpips_distance`); 0 returns the images. May be traced. The paper's are 0.5 and 1.
-    features_fn: images -> activations float [batch, h, w, c], one array a layer, as the outputs of a network's stages.
-      In a suite it is the evaluated model's own, if that is a network of `lrat_jax.models` or sows "features".
-    num_steps: steps of a round.
-    num_rounds: rounds, 1 or more.
-    targets: int [batch], target classes, none the image's label: the margin is z_t - max_{k != t} z_k.
+    epsilon: radius, in LPIPS (`lpips_distance`); 0 returns the images. May be traced. The paper uses 0.5 and 1.
+    features_fn: images -> activations float [batch, h, w, c], one array per layer, such as the outputs of a network's
+      stages. In a suite, the evaluated model's activations are used, if it is a network of `lrat_jax.models` or sows
+      "features".
+    num_steps: steps per round.
+    num_rounds: number of rounds, 1 or more.
+    targets: int [batch], target classes, never the image's label: the margin is z_t - max_{k != t} z_k.
 
   Returns:
-    AttackResult: `surviving_steps` counts the steps before which the model was right, in the ball or not, in
-    0..num_steps * num_rounds.
+    AttackResult: `surviving_steps`, in 0..num_steps * num_rounds, counts the steps at whose start the model was right,
+    inside the ball or not.
 
   Raises:
-    ValueError: an argument outside what is listed here, or features_fn is missing.
+    ValueError: an argument outside the values listed here, or features_fn is missing.
   """
   if not callable(features_fn):
     raise ValueError(f"features_fn={shown(features_fn)}: lpips needs a function that gives a model's activations.")
@@ -153,7 +155,7 @@ def lpips(
 
   noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(key)
   start = jnp.clip(images + _START * noise.astype(images.dtype), 0.0, 1.0)
-  # From the images and labels, not from constants: under shard_map a carry must vary over devices from the start.
+  # Computed from images and labels, not constants: under shard_map, a loop carry must vary over devices from the start.
   weights, none = 0.0 * images[:, 0, 0, 0] + _FIRST_WEIGHT, 0 * labels
   unfinished = lambda carry: (carry[0] < num_steps * num_rounds) & ~jnp.all(carry[3])
   carry = (jnp.int32(0), start, weights, labels != labels, none, none)

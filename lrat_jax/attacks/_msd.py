@@ -1,4 +1,4 @@
-"""Multi steepest descent: one attack on several norms at once, which takes at each step the norm that harms most."""
+"""Multi steepest descent: an attack in several norms at once; each step is in the norm that raises the loss most."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from lrat_jax.attacks.threat_model import per_image
 from lrat_jax.core.arguments import check_choice
 from lrat_jax.core.typing import Distributions, Images, Keys, Labels, LogitsFn, Scalar
 
-LOSSES = tuple(name for name in losses.LOSSES if name != "kl")  # which has no gradient at the clean image
+LOSSES = tuple(name for name in losses.LOSSES if name != "kl")  # KL has no gradient at the clean image
 
 
 @entry(num_steps=0, sparsity="[0, 1]")
@@ -32,26 +32,26 @@ def msd(
 ) -> AttackResult:
   """Multi steepest descent (Maini et al., arXiv:1909.04068, section 4.2): an attack on the union of several balls.
 
-  From x^0, the image, each step tries the step of `pgd` in every norm, which ends in that norm's ball, and goes where
-  the loss is highest: x^{k+1} = argmax_p loss(P_p(x^k + step_size_p d_p(grad loss(x^k)))), for each image by itself.
-  Each step takes one gradient, and one forward for each norm. Works under `jit` and `shard_map`.
+  It starts from the image, x^0. Each step computes the step of `pgd` in every norm, projected on that norm's ball, and
+  takes the one with the highest loss: x^{k+1} = argmax_p loss(P_p(x^k + step_size_p d_p(grad loss(x^k)))), separately
+  for each image. A step needs one gradient, and one forward pass per norm. Works under `jit` and `shard_map`.
 
   Args:
-    key: a typed key or one per image [batch]; nothing here is drawn.
+    key: a typed key or one per image [batch]; not used, because the attack is deterministic.
     logits_fn, images, labels: as for `pgd`.
-    radii: epsilon of each norm's ball, {"linf": 8 / 255, "l2": 0.5, "l1": 12}, of one norm or more. May be traced. In
-      the paper's code `epsilon_l_inf` and so on.
-    step_sizes: the length of a step in each of these norms. In the paper's code `alpha_l_inf` and so on.
+    radii: epsilon of each norm's ball, such as {"linf": 8 / 255, "l2": 0.5, "l1": 12}; at least one norm. May be
+      traced. In the paper's code `epsilon_l_inf` and so on.
+    step_sizes: length of a step in each of these norms. In the paper's code `alpha_l_inf` and so on.
     num_steps: number of steps K.
     loss: "ce", "cw", "margin" or "dlr".
-    sparsity: of L1's steps, as for `pgd`.
+    sparsity: sparsity of the L1 steps, as for `pgd`.
     label_distributions: as for `pgd`.
 
   Returns:
-    AttackResult, with the image of highest loss among x^0..x^K; it is in one of the balls, not in all.
+    AttackResult, with the image of highest loss among x^0..x^K; it is in at least one of the balls, not always in all.
 
   Raises:
-    ValueError: an argument outside what is listed here; the message gives its name and the choices.
+    ValueError: an argument outside the values listed here; the message gives its name and the choices.
   """
   check_choice(loss, "loss", LOSSES)
   if set(radii) != set(step_sizes):
@@ -76,7 +76,7 @@ def msd(
       stepped(points, gradient, images, norm=n, epsilon=radii[n], step_size=step_sizes[n], sparsity=sparsity)
       for n in sorted(radii)
     ])  # fmt: skip
-    scores = jax.lax.map(score, tried)  # one after another: the model is compiled once, and asked about a batch
+    scores = jax.lax.map(score, tried)  # one norm after another, so that the model is compiled only once, for one batch
     chosen = jnp.argmax(scores, axis=0)
     points = jnp.take_along_axis(tried, per_image(chosen, images.ndim)[None], axis=0)[0]
     reached = jnp.max(scores, axis=0)

@@ -1,4 +1,4 @@
-"""Decoders that lay something over an image [h, w, c]: each is the identity where its latent is 0.
+"""Decoders that overlay something on an image [h, w, c]: each is the identity where its latent is 0.
 
 The strengths and constants are those of Kaufmann et al. (arXiv:1908.08016v3) for CIFAR-10.
 """
@@ -11,29 +11,33 @@ import numpy as np
 from jax import Array
 from jax.scipy import signal
 
-# Of images of 32 pixels: the side of a coarse pixel, and the share of a side that the kernel of Gabor noise spans.
+# Values for images of 32 pixels: the side of a coarse pixel, and the side of a Gabor kernel as a share of the image.
 _COARSE = 4
 _GABOR_SIDE = 23 / 32
 _GABOR_DEVIATION, _GABOR_DIRECTIONS, _GABOR_DENSITY, _GABOR_SLOWEST = 3.0, 3, 0.1, 3.0
-# How much less every finer grid of fog adds, and fog's colour.
+# The factor by which each finer grid of fog adds less, and the colour of fog.
 _FOG_DECAY = 3.0
 _FOG_COLOUR = (0.485, 0.45, 0.406)
 
 
 def coarse_shape(image_shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Of the latent of `pixel`: one share for each channel of each coarse pixel."""
+  """The shape of the latent of `pixel`: one share for each channel of each coarse pixel."""
   height, width, channels = image_shape
   return -(-height // _COARSE), -(-width // _COARSE), channels
 
 
 def pixel(image: Array, shares: Array, drawn: None) -> Array:
-  """Each coarse pixel of 4x4 moved by its share in [0, 1] towards the value of its first pixel."""
+  """The image with each block of 4x4 pixels moved, by its share in [0, 1], towards the value of its first pixel."""
   places = np.ix_(*(np.arange(size) // _COARSE for size in image.shape[:2]))
   return image + shares[places] * (image[::_COARSE, ::_COARSE][places] - image)
 
 
 def gabor_kernel(direction: Array | float, frequency: Array | float, size: int) -> Array:
-  """Waves in three directions, sixty degrees apart from one (in half-turns) on, so many to a kernel [size, size]."""
+  """A kernel [size, size]: a weighted sum of waves in three directions, in a Gaussian window.
+
+  The first direction is `direction`, in half-turns; the others are 60 degrees apart. `frequency` is the number of waves
+  across the kernel.
+  """
   rows, columns = np.meshgrid(*2 * (np.linspace(-0.5, 0.5, size),), indexing="ij")
   window = np.exp(-0.5 * (rows**2 + columns**2) / (_GABOR_DEVIATION + 1e-3) ** 2)
   kernel = jnp.zeros((size, size))
@@ -45,7 +49,7 @@ def gabor_kernel(direction: Array | float, frequency: Array | float, size: int) 
 
 
 def draw_gabor(key: Array, image_shape: tuple[int, ...]) -> tuple[Array, Array]:
-  """A kernel of random direction and frequency, and which of the latent's entries count: a tenth of them."""
+  """A kernel of random direction and frequency, and a random mask of the latent's entries that are used: a tenth."""
   kernel_key, mask_key = jax.random.split(key)
   size = 2 * (int(_GABOR_SIDE * min(image_shape[:2])) // 2) + 1
   slowest = min(_GABOR_SLOWEST, size / 4)
@@ -55,21 +59,21 @@ def draw_gabor(key: Array, image_shape: tuple[int, ...]) -> tuple[Array, Array]:
 
 
 def gabor(image: Array, amplitudes: Array, drawn: tuple[Array, Array]) -> Array:
-  """The image with a kernel laid at each place of a sparse field [h, w, c], as high as that says."""
+  """The image plus the masked amplitudes [h, w, c], a sparse field, convolved with the kernel."""
   kernel, mask = drawn
   spread = lambda plane: signal.convolve(plane, kernel.astype(image.dtype), mode="same")
   return image + jax.vmap(spread, in_axes=-1, out_axes=-1)(jnp.where(mask, amplitudes, 0))
 
 
 def fog_shape(image_shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Of the latent of `fog`: a square whose side is the next power of 2."""
+  """The shape of the latent of `fog`: a square whose side is the next power of 2."""
   return 2 * (2 ** math.ceil(math.log2(max(image_shape[:2]))),)
 
 
 def _diamond_square(offsets: Array) -> Array:
-  """Each point of a square grid [n, n] is the mean of four around it plus its offset, from coarse to fine."""
+  """A square grid [n, n], from coarse to fine: each point is the mean of the four around it plus its scaled offset."""
   points, step, scale = 0 * offsets, len(offsets), 1.0
-  next_, last = -1, 1  # neighbours of places, beyond the edge those of the other side
+  next_, last = -1, 1  # shifts of `jnp.roll` to the next and the previous point; the grid wraps around
   while step >= 2:
     half = step // 2
     corners = points[::step, ::step]
@@ -86,7 +90,7 @@ def _diamond_square(offsets: Array) -> Array:
 
 
 def fog(image: Array, offsets: Array, drawn: None) -> Array:
-  """Fog as dense as the middle of a field of the diamond-square algorithm with these offsets."""
+  """The image in fog; its density is the centre of a field of the diamond-square algorithm with these offsets."""
   height, width, channels = image.shape
   top, left = ((len(offsets) - size) // 2 for size in (height, width))
   density = jnp.clip(jnp.abs(_diamond_square(offsets)), 0, 1)[top : top + height, left : left + width, None]

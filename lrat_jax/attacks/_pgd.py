@@ -22,10 +22,10 @@ def starting_points(kind: str, keys: Array, images: Array, epsilon: float | Arra
   Args:
     kind: "uniform" in the ball, "gaussian" (0.001 * N(0, 1), as TRADES and MAIL), or "none", the images themselves.
     keys: one per image [batch].
-    norm: of `get_norm`.
+    norm: as returned by `get_norm`.
 
   Raises:
-    ValueError: another kind, with the choices.
+    ValueError: any other kind; the message gives the choices.
   """
   check_choice(kind, "random_start", RANDOM_STARTS)
   if kind == "none":
@@ -102,24 +102,25 @@ def pgd(
     norm: "linf", "l2" or "l1".
     loss: "ce", "cw" (margin with confidence 50), "margin", "dlr", or "kl" (from the prediction on the clean images).
     random_start: "uniform" in the ball, "gaussian" (0.001 * N(0, 1), as TRADES and MAIL), or "none".
-    num_restarts: independent starts; per image a point that succeeds wins, then the highest loss.
-    sparsity: L1 alone, in [0, 1]: the share of the coordinates that a step leaves as they are; 1 moves a single one.
+    num_restarts: number of independent starts; for each image a run that succeeds is returned, else the run with the
+      highest loss.
+    sparsity: L1 only, in [0, 1]: the share of the coordinates that a step does not change; with 1 it changes only one.
       Elsewhere `l1_sparsity`, `quantile`.
-    targets: int [batch], target classes, none the image's label: the loss is that of `losses.targeted` ("ce",
-      "cw", "margin" or "dlr"), and success is that the prediction is the target. Elsewhere `set_mode_targeted_by_label`
-      (torchattacks) and `TargetedMisclassification` (Foolbox).
-    gradient_transform: for images that fool other models too: "momentum" (MI-FGSM), "nesterov" (NI-FGSM), "diversity"
-      (DI-FGSM), "translation" (TI-FGSM), several of these in their order, or one of `attacks.transforms`. With them,
+    targets: int [batch], target classes, which must differ from the labels: the loss is that of `losses.targeted`
+      ("ce", "cw", "margin" or "dlr"), and the attack succeeds if the prediction is the target. Elsewhere
+      `set_mode_targeted_by_label` (torchattacks) and `TargetedMisclassification` (Foolbox).
+    gradient_transform: for images that transfer to other models: "momentum" (MI-FGSM), "nesterov" (NI-FGSM),
+      "diversity" (DI-FGSM), "translation" (TI-FGSM), a sequence of these, or one of `attacks.transforms`. With them,
       random_start="none" is usual.
-    label_distributions: float [batch, classes], labels that are distributions, as after CutMix: "ce" is then the
-      cross-entropy from them. Success and the other losses still use `labels`.
+    label_distributions: float [batch, classes], labels that are distributions over the classes, as after CutMix: "ce"
+      is then the cross-entropy with them. Success and the other losses still use `labels`.
 
   Returns:
     AttackResult. With restarts, `surviving_steps` is that of the run whose image is returned. With targets it still
     counts predictions of the label. With a transform it counts at the points where the model was evaluated.
 
   Raises:
-    ValueError: an argument outside what is listed here; the message gives its name and the choices.
+    ValueError: an argument outside the values listed here; the message gives its name and the choices.
   """
   ball = threat_model.get_norm(norm)
   check_choice(random_start, "random_start", RANDOM_STARTS)
@@ -152,7 +153,7 @@ def fgsm(
 ) -> AttackResult:
   """The fast gradient (sign) method (Goodfellow et al., arXiv:1412.6572): one step of length epsilon from the image.
 
-  `pgd` with num_steps=1, step_size=epsilon, sparsity=1 and no random start; see there for the arguments.
+  `pgd` with num_steps=1, step_size=epsilon, sparsity=1 and no random start; see `pgd` for the arguments.
   """
   return pgd(
     key, logits_fn, images, labels,
@@ -178,7 +179,7 @@ def cw(
 ) -> AttackResult:
   """PGD on the margin loss with confidence 50, which GAIRAT and MAIL call CW-infinity.
 
-  `pgd` with loss="cw"; see there for the arguments. It is not the CW of torchattacks and Foolbox: that is the
+  `pgd` with loss="cw"; see `pgd` for the arguments. It is not the CW of torchattacks and Foolbox: that is the
   minimum-norm L2 attack, `carlini_wagner` here.
   """
   return pgd(

@@ -1,4 +1,4 @@
-"""Attacks that only ask: of a sequence of points, the first that fools the model, or the one that comes nearest."""
+"""Black-box search: of a sequence of points, the first that fools the model, or else the one of largest margin."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,16 +12,16 @@ from lrat_jax.core.typing import LogitsFn
 
 
 class _State(NamedTuple):
-  """Where the search stands: [batch, ...] arrays."""
+  """The state of the search: arrays [batch, ...]."""
 
   best: Array  # the points with the largest margin so far
-  margin: Array  # theirs
+  margin: Array  # of these points
   fooled: Array  # bool: the attack has succeeded
-  survived: Array  # int32
+  survived: Array  # int32: queries before success on which the model was right
 
 
 def _ask(logits_fn: LogitsFn, points: Array, labels: Array, targets: Array | None, state: _State) -> _State:
-  """One query for each image: the points stay where they raise the margin or succeed."""
+  """One query for each image: a point is kept if it raises the margin or succeeds."""
   logits = logits_fn(points)
   margin = losses.margin(logits, labels) if targets is None else -losses.margin(logits, targets)
   success = losses.is_adversarial(logits, labels, targets)
@@ -43,14 +43,14 @@ def search(
   num_queries: int,
   targets: Array | None = None,
 ) -> AttackResult:
-  """Asks about `start`, then `num_queries` times about propose(best points, query), query = 0, 1, ...
+  """Evaluates `start`, then `num_queries` times propose(best points, query), query = 0, 1, ...
 
-  An image is done with the first point that fools the model, or whose prediction is its target, and the loop ends when
-  all are. Images on which that holds at once come back as they are.
+  The search of an image ends at the first point that fools the model or, with targets, is predicted as the target. The
+  loop ends when all images are done. Images that are adversarial already are returned unchanged.
 
   Returns:
-    AttackResult: the best points; `surviving_steps` counts the queries that the model withstood, the start's included,
-    in 0..num_queries + 1.
+    AttackResult: the best points; `surviving_steps` counts the queries before success, including the start, on which
+    the model was right, in 0..num_queries + 1.
   """
 
   def step(carry: tuple[Array, _State]) -> tuple[Array, _State]:

@@ -1,4 +1,4 @@
-"""Rotations and translations: the worst of a grid for each image."""
+"""Rotations and translations: for each image the worst one of a grid."""
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn
 
 
 def transform(images: Array, angle: float | Array, down: float | Array, right: float | Array) -> Array:
-  """Images [batch, h, w, c] turned by `angle` degrees (counter-clockwise) about their middle, then moved by pixels.
+  """Images [batch, h, w, c] rotated by `angle` degrees (counter-clockwise) about their centre, then moved by pixels.
 
-  Bilinear, and 0 where nothing of the image comes to lie. Stays in [0, 1].
+  Interpolation is bilinear, and pixels from outside the image are 0. The result stays in [0, 1].
   """
   _, height, width, _ = images.shape
   rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
@@ -45,24 +45,25 @@ def spatial(
   """The worst of a grid of rotations and translations (Engstrom et al., arXiv:1712.02779, section 3).
 
   The defaults are that paper's for 32x32 images: 31 angles times 5 x 5 shifts. There is no epsilon: the images may
-  lie far from the originals in every norm.
+  be far from the originals in every norm.
 
   Args:
-    key: a typed key or one per image [batch]; nothing here is drawn.
+    key: a typed key or one per image [batch]; not used, because the attack is deterministic.
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].
-    max_rotation: degrees, in [0, 180]; angles are spread evenly over +-max_rotation.
-    max_translation: pixels, 0 or more; shifts down and right are spread evenly over +-max_translation.
+    max_rotation: degrees, in [0, 180]; angles are spaced evenly over +-max_rotation.
+    max_translation: pixels, 0 or more; shifts down and right are spaced evenly over +-max_translation.
     num_rotations: number of angles, 1 or more; a single one is 0 degrees.
     num_translations: number of shifts in each direction; a single one is 0 pixels.
 
   Returns:
-    AttackResult: the first of the grid that fools the model, else the one with the largest margin; unchanged where the
-    model is wrong on the image. `surviving_steps`: how many of the grid the model gets right until then.
+    AttackResult: the first image of the grid that fools the model, else the one with the largest margin; unchanged if
+    the model is wrong on the clean image. `surviving_steps`: number of images of the grid that the model classifies
+    correctly before that.
 
   Raises:
-    ValueError: an argument outside what is listed here.
+    ValueError: an argument outside the values listed here.
   """
   check_number(max_translation, "max_translation", f"[0, {max(images.shape[1:3])}]")
   check_count(num_rotations * num_translations**2, "num_rotations * num_translations ** 2", 1)

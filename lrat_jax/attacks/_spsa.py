@@ -1,4 +1,4 @@
-"""SPSA: projected gradient ascent on gradients that are estimated from the model's scores."""
+"""SPSA: projected gradient ascent with gradients that are estimated from the model's logits."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,10 @@ from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
 
 
 def _estimate(loss, keys: Array, points: Array, delta: float, num_samples: int) -> Array:
-  """The gradient of a loss [batch], the mean over pairs of points that differ by 2 delta in every component.
+  """Estimates the gradient of a loss [batch]: the mean over pairs of points that differ by 2 delta in each component.
 
-  Where [0, 1] cuts a pair short, its difference is divided by what is left.
+  If clipping to [0, 1] brings the points of a pair closer together, the difference of the loss is divided by their
+  distance after clipping.
   """
 
   def pair(index, total):
@@ -44,10 +45,10 @@ def spsa(
 ) -> AttackResult:
   """Simultaneous perturbation stochastic approximation, a score-based attack (Uesato et al., arXiv:1802.05666, 4.1).
 
-  Adam ascends the margin, with a gradient that is estimated from the margins of random pairs of points, and each step
-  is projected on the ball and [0, 1]. It asks for logits alone, which helps where gradients are masked. An image is
-  done with the first point that succeeds, and the loop ends when all are. In torchattacks it is `SPSA`, with num_steps
-  as `nb_iter`, num_samples as `nb_sample` and learning_rate as `lr`.
+  Adam maximises the margin with a gradient that is estimated from the margins of random pairs of points, and each step
+  is projected on the ball and [0, 1]. The attack uses only logits, which helps if gradients are masked. It ends for an
+  image at the first point that succeeds, and the loop ends when all images are done. In torchattacks it is `SPSA`, with
+  num_steps as `nb_iter`, num_samples as `nb_sample` and learning_rate as `lr`.
 
   Args:
     key: a typed key, which is split over the batch, or one key per image [batch].
@@ -57,17 +58,18 @@ def spsa(
     epsilon: radius of the ball. May be traced.
     norm: "linf", the only one.
     num_steps: steps of Adam.
-    num_samples: pairs of points for each, so 2 * num_samples + 1 queries a step.
-    delta: how far the points of a pair lie from the point between them, in each component.
-    learning_rate: Adam's, in units of the image range.
-    targets: int [batch], target classes, none the image's label; success is that the prediction is the target.
+    num_samples: pairs of points per step, so 2 * num_samples + 1 queries per step.
+    delta: distance of a pair's points from the current point, in each component.
+    learning_rate: learning rate of Adam, in units of the image range.
+    targets: int [batch], target classes, which must differ from the labels; the attack succeeds if the prediction is
+      the target.
 
   Returns:
-    AttackResult: the first point that succeeds, else the last; unchanged where the model is wrong on the clean image.
-    `surviving_steps`: iterates that the model gets right.
+    AttackResult: the first point that succeeds, else the last; unchanged if the model is wrong on the clean image (with
+    targets: if it predicts the target). `surviving_steps`: number of iterates that the model classifies correctly.
 
   Raises:
-    ValueError: an argument outside what is listed here.
+    ValueError: an argument outside the values listed here.
   """
   ball, optimizer = threat_model.get_norm(norm), optax.adam(learning_rate)
   margin = losses.surrogate("margin", logits_fn, images, labels, targets)
@@ -86,7 +88,7 @@ def spsa(
   logits = logits_fn(images)
   done = losses.is_adversarial(logits, labels, targets)
   survived = (losses.is_correct(logits, labels) & ~done & (num_steps > 0)).astype(jnp.int32)
-  # Carries that vary over devices as the images do, under shard_map.
+  # Under shard_map, carries must vary over devices as the images do.
   moments = jax.tree.map(lambda x: x + 0 * images if x.shape == images.shape else x, optimizer.init(images))
   unfinished = lambda carry: (carry[0] < num_steps) & ~jnp.all(carry[3])
   _, points, _, _, survived = lax.while_loop(unfinished, step, (0, images, moments, done, survived))

@@ -1,4 +1,4 @@
-"""Square: random search over square windows. It needs the model's outputs alone, no gradient."""
+"""Square: random search over square windows. It needs only the model's outputs, no gradient."""
 
 import math
 from collections.abc import Callable
@@ -12,22 +12,22 @@ from lrat_jax.attacks import _l1, _search, threat_model
 from lrat_jax.attacks._entry import AttackResult, entry
 from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn, Scalar
 
-# The windows' share of the image halves after each of these queries, however many queries there are.
+# The windows' share of the image halves after each of these queries, whatever the total number of queries.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-# The exponent with which a window's pattern falls off from its two centres.
+# The exponent with which a window's pattern decays from its two centres.
 _FALL_OFF = {"l2": 2, "l1": 4}
-# The first perturbation of the l2 and l1 attacks has this many tiles along the image.
+# The first perturbation of the l2 and l1 attacks has about this many tiles along the image's shorter side.
 _TILES = 5
 _TINY = 1e-12
 
-# (draws [batch, n] in [0, 1), best points, query) -> the points to ask about next.
+# (draws [batch, n] in [0, 1), best points, query) -> the points to evaluate next.
 Propose = Callable[[Array, Array, Array], Array]
 
 
 def window_sides(height: int, width: int, p_init: float, norm: str) -> tuple[int, ...]:
-  """The windows' side in pixels at each stage of the schedule: windows of area p * height * width, p halving.
+  """The windows' side in pixels at each stage of the schedule: their area is p * height * width, and p halves.
 
-  The l2 and l1 windows are odd and 3 pixels or more, so that their pattern has a centre, unless the image is smaller.
+  The side of l2 and l1 windows is odd and at least 3, so that their pattern has a centre, unless the image is smaller.
   """
   sides = [round(math.sqrt(p_init / 2**stage * height * width)) for stage in range(len(_HALVINGS) + 1)]
   if norm != "linf":
@@ -36,7 +36,7 @@ def window_sides(height: int, width: int, p_init: float, norm: str) -> tuple[int
 
 
 def _cone(height: int, width: int, exponent: int) -> np.ndarray:
-  """sum over m >= d of 1 / (m + 1)^exponent, with d the distance (in king's moves) from the middle. [height, width]."""
+  """sum over m >= d of 1 / (m + 1)^exponent, with d the Chebyshev distance from the centre. [height, width]."""
   reach = max(height, width) // 2 + 1
   steps = 1.0 / np.arange(1, reach + 1) ** exponent
   sums = np.cumsum(steps[::-1])[::-1]
@@ -45,16 +45,16 @@ def _cone(height: int, width: int, exponent: int) -> np.ndarray:
 
 
 def window_pattern(side: int, norm: str) -> np.ndarray:
-  """The l2 and l1 attacks' window: a positive cone above a negative one, of unit norm together. [side, side]."""
+  """The window of the l2 and l1 attacks: a positive cone above a negative one, with total norm 1. [side, side]."""
   size = {"l2": lambda x: np.sqrt(np.sum(x**2)), "l1": lambda x: np.sum(abs(x))}[norm]
   halves = [_cone(rows, side, _FALL_OFF[norm]) for rows in (side // 2, side - side // 2) if rows]
-  signs = (1, -1)[-len(halves) :]  # of a single row only the lower half is left
+  signs = (1, -1)[-len(halves) :]  # a single row has only the lower half
   pattern = np.concatenate([sign * half / size(half) for sign, half in zip(signs, halves, strict=True)])
   return pattern / size(pattern)
 
 
 def _draws(keys: Array, query: int | Array, count: int) -> Array:
-  """Uniform in [0, 1), [batch, count], fresh for each image and query."""
+  """Uniform draws in [0, 1), [batch, count], new for each image and query."""
   return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, query), (count,)))(keys)
 
 
@@ -63,16 +63,17 @@ def _signs(draws: Array) -> Array:
 
 
 def _offsets(draws: Array, side: Array, extent: int) -> Array:
-  """[batch, extent]: how far each pixel lies behind the start of a window of that side, placed by draws [batch].
+  """[batch, extent]: the distance of each pixel from the start of a window of that side, which draws [batch] place.
 
-  As in the original, the last place is never drawn, so the last row and column keep their start.
+  As in the original, the last place is never drawn, so the last row and column keep their starting values unless the
+  window is as large as the image.
   """
   start = jnp.floor(draws * (extent - side)).astype(jnp.int32)
   return jnp.arange(extent) - start[:, None]
 
 
 def _inside(rows: Array, columns: Array, side: Array) -> Array:
-  """The windows' pixels, bool [batch, h, w, 1], from the pixels' offsets."""
+  """The mask of the windows' pixels, bool [batch, h, w, 1], from the pixels' `_offsets`."""
   row, column = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
   return (row[:, :, None] & column[:, None, :])[..., None]
 
@@ -89,7 +90,7 @@ def _linf_start(keys: Array, images: Array, epsilon) -> Array:
 
 
 def _linf_proposal(images: Array, epsilon, p_init: float) -> tuple[int, Propose]:
-  """How many draws a query takes, and the query: one window set to +-epsilon, of one sign a channel."""
+  """The number of draws per query, and the proposal: one window set to +-epsilon, with one sign per channel."""
   _, height, width, channels = images.shape
   sides = window_sides(height, width, p_init, "linf")
   ball = threat_model.get_norm("linf")
@@ -104,7 +105,7 @@ def _linf_proposal(images: Array, epsilon, p_init: float) -> tuple[int, Propose]
 
 
 def _placed(patterns: Array, rows: Array, columns: Array, flip: Array) -> Array:
-  """The pattern [side, side] at the pixels' offsets, transposed where `flip` [batch]: [batch, h, w, 1]."""
+  """The pattern [side, side] at the pixels' offsets, transposed if `flip` [batch] is true: [batch, h, w, 1]."""
   side = patterns.shape[0]
   rows, columns = (jnp.clip(offsets, 0, side - 1) for offsets in (rows[:, :, None], columns[:, None, :]))
   index = jnp.where(flip[:, None, None], columns * side + rows, rows * side + columns)
@@ -112,7 +113,7 @@ def _placed(patterns: Array, rows: Array, columns: Array, flip: Array) -> Array:
 
 
 def _tiles_start(keys: Array, images: Array, epsilon, norm: str) -> Array:
-  """Tiles of the windows' pattern, each with its own sign a channel, brought into the ball."""
+  """The images plus tiles of the windows' pattern, each with its own sign per channel, inside the ball."""
   batch, height, width, channels = images.shape
   side = max(min(height, width) // _TILES, 1)
   rows, columns = height // side, width // side
@@ -127,7 +128,7 @@ def _tiles_start(keys: Array, images: Array, epsilon, norm: str) -> Array:
 
 
 def _inside_ball(images: Array, delta: Array, epsilon, norm: str) -> Array:
-  """The images plus delta; l2: scaled to length epsilon, then cut to [0, 1]; l1: projected on both together."""
+  """The images plus delta; l2: delta scaled to length epsilon, then clipped to [0, 1]; l1: projected on both."""
   if norm == "l1":
     return _l1.project(images + delta, images, epsilon)
   ball = threat_model.get_norm(norm)
@@ -136,7 +137,7 @@ def _inside_ball(images: Array, delta: Array, epsilon, norm: str) -> Array:
 
 
 def _pattern_proposal(images: Array, epsilon, p_init: float, norm: str) -> tuple[int, Propose]:
-  """How many draws a query takes, and the query: one window's perturbation moves, with what is left, to another."""
+  """The number of draws per query, and the proposal: the norm of one window, and what is unused, moves to another."""
   _, height, width, channels = images.shape
   sides = window_sides(height, width, p_init, norm)
   patterns = np.zeros((len(sides), max(sides), max(sides)), np.float32)
@@ -182,12 +183,12 @@ def square(
 ) -> AttackResult:
   """The Square attack (Andriushchenko et al., arXiv:1912.00049), margin loss, with the schedule of AutoAttack.
 
-  Black-box random search: a query changes one square window of the best point so far and is kept if the margin
-  rises or the model is fooled. The share of the image that a window covers begins at `p_init` and halves after
-  queries 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000. The loop ends when the whole batch is fooled. Elsewhere
-  epsilon is `eps` and num_queries `n_queries`.
+  Black-box random search: a query changes one square window of the best point so far, and the change is kept if the
+  margin rises or the model is fooled. The share of the image that a window covers starts at `p_init` and halves after
+  queries 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000. The loop ends when the attack has succeeded on the whole
+  batch. Elsewhere epsilon is `eps` and num_queries `n_queries`.
 
-  Deliberate differences to AutoAttack's Square:
+  Deliberate differences from AutoAttack's Square:
     - windows, signs and patterns are drawn for each image, not once for the batch, so that an image's result does not
       depend on its batch;
     - a tie of logits counts as fooled only if the model's prediction is another class;
@@ -201,18 +202,18 @@ def square(
     labels: int [batch].
     epsilon: radius of the ball. May be traced.
     norm: "linf", "l2" or "l1".
-    num_queries: queries for each image, after the one for its start.
+    num_queries: queries for each image, after the one for the starting point.
     p_init: share of the image's area that the first windows cover, in (0, 1].
-    targets: int [batch], target classes, none the image's label: the margin is z_t - max_{k != t} z_k (the
-      original's targeted form takes log p_t), and success is that the prediction is the target.
+    targets: int [batch], target classes, which must differ from the labels: the margin is z_t - max_{k != t} z_k (the
+      original's targeted form uses log p_t), and the attack succeeds if the prediction is the target.
 
   Returns:
-    AttackResult: inside the ball; unchanged where the model is wrong on the clean image (with targets: where it
-    predicts the target). `surviving_steps`: queries (the start's included) that the model gets right before that, in
-    0..num_queries + 1.
+    AttackResult: inside the ball; unchanged if the model is wrong on the clean image (with targets: if it predicts the
+    target). `surviving_steps`: number of queries (including the start) that the model classifies correctly before the
+    attack succeeds, in 0..num_queries + 1.
 
   Raises:
-    ValueError: an argument outside what is listed here.
+    ValueError: an argument outside the values listed here.
   """
   if norm == "linf":
     start, (num_draws, propose) = _linf_start(key, images, epsilon), _linf_proposal(images, epsilon, p_init)

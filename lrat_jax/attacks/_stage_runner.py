@@ -1,4 +1,4 @@
-"""One attack of AutoAttack: its compiled programs, the batches that they run on, and what came of them."""
+"""One attack of AutoAttack: its compiled programs, the batches that they run on, and their results."""
 
 import contextlib
 import functools
@@ -25,69 +25,70 @@ from lrat_jax.core import microbatch
 from lrat_jax.core.arguments import check_count, shown
 from lrat_jax.core.typing import LogitsFn
 
-# Floating point may carry a projected image this far outside its ball, relative and absolute.
+# Rounding may put a projected image this far outside its ball, relative and absolute.
 _SLACK = 1e-5, 1e-6
-# How many predictions of a random model are counted for its verdict on an image.
+# Number of predictions of a random model in the majority vote on an image.
 _VOTES = 11
-# Images that an accelerator works on at once.
+# Images that an accelerator processes at once.
 _LARGE_CHUNK = 256
-# On a CPU core fewer, down to so many, where what a network's layers return for them then stays in the cache. Networks
-# with more numbers than these in their kernels read those again for each chunk, and gain nothing.
+# A CPU core processes fewer: the largest of these numbers for which the outputs of the network's convolutions fit in
+# the cache. A network with more than `_LARGEST_KERNELS` numbers in its kernels reads them again for each chunk, and so
+# gains nothing from small chunks.
 _CPU_CHUNKS = (8, 16, 32)
 _CACHED_OUTPUTS = 2**19
 _LARGEST_KERNELS = 2**20
 
-# The last images go through the model in chunks that are so many times smaller, as soon as two of them hold all.
+# The last images go through the model in chunks that are smaller by these factors, as soon as two such chunks hold all.
 _SMALLER = (4, 16)
-# Programs of coming stages that are compiled at once, while earlier stages run.
+# Number of programs of later stages that are compiled at the same time, while earlier stages run.
 _COMPILERS = 2
 
 _Result = TypeVar("_Result")
 _Program = futures.Future[jax.stages.Compiled]
-# Places of images that fell, and what broke them.
+# Positions of the broken images, and their adversarial images.
 Found = tuple[np.ndarray, np.ndarray]
 
 
 class Job(NamedTuple):
-  """What stays the same through a run."""
+  """The inputs and settings of a run."""
 
   logits_fn: Partial
   key: Array
-  images: np.ndarray  # as they were given
+  images: np.ndarray  # as given
   labels: np.ndarray
   indices: np.ndarray
   epsilon: float
   norm: str
   ladder: tuple[microbatch.Layout, ...]  # from the largest chunks to those for the last few images
   store: Store
-  random: bool  # whether the model is a random one, called with keys
+  random: bool  # whether the model is random, and called with keys
   on_progress: Callable[[str, int, int], None]
 
   def rows(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Some images, in the type that attacks work in, with their labels and indices."""
+    """The images at some places, in the dtype that attacks compute in, with their labels and indices."""
     images = as_floats(self.images[places])
     return images.astype(_entry.computed_type(images.dtype)), self.labels[places], self.indices[places]
 
   @property
   def plan(self) -> microbatch.Layout:
-    """How many images lie on devices."""
+    """The layout for many images, with the largest chunks."""
     return self.ladder[0]
 
   def layout(self, count: int) -> microbatch.Layout:
-    """How so many images are attacked: their number alone decides, so that batches and devices change nothing."""
+    """The layout for `count` images. It depends on their number only, so that batches and devices change no result."""
     smaller = [layout for layout in self.ladder[1:] if count <= 2 * layout.chunk_size]
     return smaller[-1] if smaller else self.plan
 
 
 def _majority(logits_fn: LogitsFn, keys: Array, images: Array, labels: Array) -> Array:
-  """bool [batch], whether a random model is right by the majority of its predictions."""
+  """bool [batch], whether the majority of a random model's predictions is right."""
   draw = lambda index: jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
   right = lambda index: losses.is_correct(logits_fn(images, draw(index)), labels).astype(jnp.int32)
   return 2 * jax.lax.fori_loop(1, _VOTES, lambda index, total: total + right(index), right(0)) > _VOTES
 
 
 def _repair(found: Array, images: Array, epsilon: float, norm: str) -> tuple[Array, Array]:
-  """The images found, brought back where they are outside the ball or the range, and which were: bool [batch]."""
+  """The images found, projected if they are outside the ball or the range, and which ones were: bool [batch]."""
   ball = threat_model.get_norm(norm)
   outside = ~threat_model.finite(found) | (jnp.abs(found - 0.5) > 0.5).any(axis=(1, 2, 3))
   outside |= ball.length(found - images) > epsilon * (1 + _SLACK[0]) + _SLACK[1]
@@ -96,10 +97,10 @@ def _repair(found: Array, images: Array, epsilon: float, norm: str) -> tuple[Arr
 
 
 def _lower_stage(job: Job, stage: Stage, plan: microbatch.Layout) -> jax.stages.Lowered:
-  """One round of a stage on a batch.
+  """Lowers the program of one round of a stage on a batch.
 
-  Its program returns the images found, which of them had to be repaired, and on which the attack met gradients that are
-  no numbers.
+  The program returns the images found, which of them had to be repaired, and for which of them the attack got gradients
+  that are NaN or infinite.
   """
   attack = from_config({"name": stage.attack, "epsilon": job.epsilon, "norm": job.norm, **stage.arguments})
   epsilon, norm = job.epsilon, job.norm
@@ -116,7 +117,7 @@ def _lower_stage(job: Job, stage: Stage, plan: microbatch.Layout) -> jax.stages.
 
 
 def _lower_verdict(job: Job, plan: microbatch.Layout) -> jax.stages.Lowered:
-  """The model on a batch, clean or attacked: its logits, and whether it is right."""
+  """Lowers the program that evaluates the model on a batch, clean or attacked: its logits, and whether it is right."""
   random = job.random
 
   def on_chunk(shared: tuple[Partial, Array, Array], rows: tuple[Array, Array, Array]) -> dict[str, Array]:
@@ -131,9 +132,9 @@ def _lower_verdict(job: Job, plan: microbatch.Layout) -> jax.stages.Lowered:
 
 
 class Programs:
-  """The compiled programs of the stages and of the verdict on what they find, by the layout that they need.
+  """The compiled programs of the stages and of the evaluation of their results, for each layout.
 
-  Threads compile them; the calling thread traces them, since JAX's settings hold there.
+  Threads compile them; the calling thread traces them, because JAX's settings apply there.
   """
 
   def __init__(self, job: Job, pool: futures.Executor):
@@ -141,11 +142,11 @@ class Programs:
     self._found: dict[tuple[str, microbatch.Layout], _Program] = {}
 
   def submit(self, stage: Stage | None, plan: microbatch.Layout) -> _Program:
-    """Traces the program of a stage, or None: of the verdict, and has it compiled, once."""
+    """Traces the program of a stage (None: of the evaluation) and submits it for compilation, if not done before."""
     place = repr(stage), plan
     if place not in self._found:
       for (_, other), program in self._found.items():
-        if other != plan:  # the number of images only falls: programs for more of them are not needed again
+        if other != plan:  # the number of images only decreases: programs for more are not needed again
           program.cancel()
       lowered = _lower_stage(self._job, stage, plan) if stage else _lower_verdict(self._job, plan)
       self._found[place] = self._pool.submit(lowered.compile)
@@ -159,7 +160,7 @@ class Programs:
 
 @contextlib.contextmanager
 def compiling(job: Job) -> Iterator[Programs]:
-  """The programs of a run; what is not needed at its end is not compiled."""
+  """The programs of a run; those that are still queued when it ends are not compiled."""
   pool = futures.ThreadPoolExecutor(_COMPILERS)
   try:
     yield Programs(job, pool)
@@ -168,7 +169,7 @@ def compiling(job: Job) -> Iterator[Programs]:
 
 
 def shared(job: Job, number: int, round_: int) -> tuple[Partial, Array, Array]:
-  """What all images of a stage's round share, on every device: model, key, and the rank of the class to attack.
+  """The arguments that all images of a round share, replicated: model, key, and the rank of the target class.
 
   Stage 0 is the evaluation of the clean images.
   """
@@ -177,12 +178,12 @@ def shared(job: Job, number: int, round_: int) -> tuple[Partial, Array, Array]:
 
 
 def _like_shared(job: Job) -> tuple[Partial, Array, Array]:
-  """What `shared` is like, for tracing; nothing waits for a key to be folded."""
+  """Arguments of the same types as those of `shared`, for tracing, without waiting for a fold_in of the key."""
   return microbatch.replicate(job.plan, (job.logits_fn, job.key, np.int32(1)))
 
 
 def _shared_by(job: Job, number: int, round_: int, stage: Stage) -> tuple[Any, Any]:
-  """`shared` for a round's attack, and for its verdict, which has a key that no round has."""
+  """`shared` for a round's attack, and for the evaluation after it, whose key differs from those of all rounds."""
   return shared(job, number, round_), shared(job, number, stage.rounds + round_)
 
 
@@ -196,9 +197,9 @@ def _run_piece(
   batch: np.ndarray,
   name: str,
 ) -> dict[str, Any]:
-  """One batch of one round, from the store or run and kept there; its seconds count a wait for the programs.
+  """The result of one batch of one round, loaded from the store, or computed and saved there.
 
-  `shared` is what the images share under the attack, and under the verdict.
+  Its seconds include the wait for the programs. `shared` has the shared arguments of the attack and of the evaluation.
   """
   kept = job.store.load(name)
   if kept is not None:
@@ -223,9 +224,9 @@ def _run_piece(
 def run_stage(
   number: int, planned: Sequence[Stage], programs: Programs, robust: np.ndarray, job: Job
 ) -> tuple[np.ndarray, StageSummary, list[str], list[Found]]:
-  """All rounds of stage `number`, the first of `planned`; the programs of the others are compiled meanwhile.
+  """Runs all rounds of stage `number`, the first of `planned`; the programs of the others are compiled meanwhile.
 
-  Returns the images still robust [n], a summary, what to say of it, and what it found.
+  Returns which images are still robust [n], a summary, warnings, and the adversarial images found.
   """
   stage, *coming = planned
   entered, attacked, seconds, repaired = int(robust.sum()), 0, 0.0, 0
@@ -267,7 +268,7 @@ def run_stage(
 
 
 def _fastest_chunk(platform: str, logits_fn: LogitsFn, *one_image: Array) -> int:
-  """How many images a device works on at once, by the model's convolutions; `one_image` is what it is called on."""
+  """The number of images that a device processes at once, from the model's convolutions, traced on `one_image`."""
   if platform != "cpu":
     return _LARGE_CHUNK
   outputs, kernels = rewrite.sizes(logits_fn, *one_image)
@@ -278,9 +279,9 @@ def _fastest_chunk(platform: str, logits_fn: LogitsFn, *one_image: Array) -> int
 def layouts(
   devices: Any, batch_size: Any, chunk_size: Any, logits_fn: LogitsFn, *one_image: Array
 ) -> tuple[microbatch.Layout, ...]:
-  """For many images, then for ever fewer. Raises ValueError for what are no devices or sizes.
+  """The layouts for many images, then for fewer and fewer. Raises ValueError for invalid devices or sizes.
 
-  Without a `chunk_size` the model decides, which is traced on `one_image` and what else it takes.
+  If `chunk_size` is None, it depends on the model, which is traced on its arguments for one image, `one_image`.
   """
   devices = list(jax.devices()) if devices is None else devices
   if not isinstance(devices, list | tuple) or not devices or not all(isinstance(x, jax.Device) for x in devices):
@@ -298,7 +299,10 @@ def _ladder(devices: list[jax.Device], batch_size: int, chunk_size: int) -> tupl
 
 
 def in_memory(job: Job, action: Callable[[Job], _Result]) -> tuple[Job, _Result]:
-  """`action(job)`, and the job in the chunks that it took: half as large each time that a device ran out of memory."""
+  """Runs `action(job)`; each time that a device runs out of memory, starts again with chunks half as large.
+
+  Returns the job with the chunk size that was used, and the action's result.
+  """
   while True:
     try:
       return job, action(job)

@@ -1,4 +1,4 @@
-"""Attacks made on one model and tried on another."""
+"""Transfer attacks: run on one model and evaluated on another."""
 
 from typing import Any
 
@@ -10,26 +10,26 @@ from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn
 def _evaluated(
   key: Keys, logits_fn: LogitsFn, images: Images, labels: Labels, *, targets: Labels | None = None
 ) -> AttackResult:
-  """The images as they are, with their success on this model."""
+  """The images unchanged, with their success on this model."""
   return finished(logits_fn, labels, images, 0 * labels, targets=targets)
 
 
 def transfer(attack: Any, surrogate_logits_fn: LogitsFn) -> Any:
-  """The attack, run on a surrogate model in place of the model itself: a transfer attack.
+  """A transfer attack: the given attack, run on a surrogate model instead of the model itself.
 
       attack = attacks.transfer(attacks.pgd, surrogate_logits_fn)
       attack(key, logits_fn, images, labels, epsilon=8 / 255, ..., gradient_transform=("diversity", "momentum")).success
 
-  The model itself is evaluated once, on the resulting images. `success` is that of the model; `surviving_steps`,
-  `broken_gradients` and the choice among restarts are by the surrogate. An attack that leaves misclassified images
-  unchanged does so where the surrogate is wrong.
+  The model itself is only evaluated on the resulting images. `success` refers to the model; `surviving_steps`,
+  `broken_gradients` and the choice among restarts refer to the surrogate. An attack that returns misclassified images
+  unchanged does so for the images that the surrogate misclassifies.
 
   Args:
-    attack: one of this package, or what `from_config` and `functools.partial` make of it.
-    surrogate_logits_fn: images -> logits [batch, classes], of the same classes.
+    attack: an attack of this package, or the result of `from_config` or `functools.partial`.
+    surrogate_logits_fn: images -> logits [batch, classes], with the same classes.
 
   Returns:
-    The attack: (key, logits_fn, images, labels, *, ...) -> AttackResult, with the arguments of the one given.
+    The transfer attack: (key, logits_fn, images, labels, *, ...) -> AttackResult, with the given attack's arguments.
   """
 
   def run(key: Keys, logits_fn: LogitsFn, images: Images, labels: Labels, **arguments: Any) -> AttackResult:

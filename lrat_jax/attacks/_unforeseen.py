@@ -1,4 +1,4 @@
-"""Attacks that move, recolour or cover an image instead of adding to it: gradient ascent on what they are made of."""
+"""Attacks that warp, recolour or overlay an image instead of adding noise: gradient ascent on their latents."""
 
 import math
 
@@ -27,42 +27,43 @@ def unforeseen(
   loss: str = "ce",
   num_restarts: int = 1,
 ) -> AttackResult:
-  """Projected gradient ascent on the latent o of a decoder A(x, o), from a random latent of its ball.
+  """Projected gradient ascent on the latent o of a decoder A(x, o), from a random latent in its ball.
 
-  What stands in brackets is the unit of epsilon, and `lrat_jax.attacks.latents.KINDS` has the strengths of CIFAR-10.
+  The unit of epsilon is in brackets. `lrat_jax.attacks.latents.KINDS` has the usual strengths for CIFAR-10.
 
-  - "stadv" [half a side]: every pixel is taken from elsewhere, by a flow (Xiao et al., arXiv:1801.02612), bounded as in
-    perceptual-advex and MultiRobustBench.
-  - "elastic" [pixels]: the same by a smoothed flow (Kang et al., arXiv:1908.08016).
-  - "recolor" [a grid over CIELUV scaled to [0, 1]]: every colour becomes another one (ReColorAdv, Laidlaw & Feizi,
-    arXiv:1906.00001). Grey images get a curve of grey values.
-  - "jpeg_linf", "jpeg_l1" [steps of quantisation at quality 50; a latent counts half]: the coefficients of JPEG change
-    (Kang et al.); "jpeg_l1" takes Frank-Wolfe's steps, and no step size.
-  - "hsv" [hue in turns, saturation and value in [0, 1]]: a smoothed change of these; of grey images, of their value.
+  - "stadv" [half a side]: a flow moves the place from which each pixel is sampled (Xiao et al., arXiv:1801.02612),
+    bounded as in perceptual-advex and MultiRobustBench.
+  - "elastic" [pixels]: the same with a smoothed flow (Kang et al., arXiv:1908.08016).
+  - "recolor" [CIELUV scaled to [0, 1]]: a grid over the colours maps each colour to another one (ReColorAdv, Laidlaw &
+    Feizi, arXiv:1906.00001). For grey images it is a curve over the grey values.
+  - "jpeg_linf", "jpeg_l1" [quantisation steps at quality 50; a latent of 1 is half a step]: JPEG coefficients change
+    (Kang et al.); "jpeg_l1" uses Frank-Wolfe steps, and takes no step size.
+  - "hsv" [hue in turns, saturation and value in [0, 1]]: a smoothed change of these; for grey images, of their value.
   - "pixel" [L2 of shares in [0, 1]]: blocks of 4x4 pixels become flat.
-  - "gabor" [height of a wave]: waves of one random frequency at random places.
+  - "gabor" [amplitude of a wave]: waves of one random frequency at random places.
   - "fog" [density at the coarsest points]: fog from the diamond-square algorithm.
-  - "glitch" [half the width]: bars move sideways, each channel by itself.
+  - "glitch" [half the width]: horizontal bars move sideways, each channel separately.
 
   The last five are those of Kaufmann et al. (arXiv:1908.08016v3).
 
   Args:
     key: a typed key or one per image [batch].
     logits_fn: images -> logits [batch, classes].
-    images: float [batch, h, w, c] in [0, 1]; for "recolor" and "hsv" of one or three channels.
+    images: float [batch, h, w, c] in [0, 1]; for "recolor" and "hsv" with one or three channels.
     labels: int [batch].
     kind: one of the above.
     epsilon: radius of the latent's ball; 0 returns the images. May be traced.
-    step_size: length of a step in the latent's norm; None is epsilon / sqrt(num_steps), as in Kang et al.
+    step_size: length of a step in the latent's norm; by default epsilon / sqrt(num_steps), as in Kang et al.
     num_steps: number of gradient steps.
     loss: "ce", "cw", "margin", "dlr" or "kl", as in `pgd`.
-    num_restarts: independent runs; per image a point that fools the model wins, then the highest loss.
+    num_restarts: number of independent runs; for each image a run that fools the model is returned, else the run with
+      the highest loss.
 
   Returns:
-    AttackResult: as of `pgd`.
+    AttackResult: as for `pgd`.
 
   Raises:
-    ValueError: an argument outside what is listed here; the message gives its name and the choices.
+    ValueError: an argument outside the values listed here; the message gives its name and the choices.
   """
   check_choice(kind, "kind", list(latents.KINDS))
   chosen, image_shape = latents.KINDS[kind], images.shape[1:]

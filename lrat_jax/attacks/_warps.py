@@ -10,7 +10,8 @@ from jax import Array
 from jax.scipy import ndimage
 from scipy import ndimage as host_ndimage
 
-# Of a 32 pixels wide image: what the original smooths flows by, and how many bars of it are displaced.
+# As in the original for images 32 pixels wide: deviation and radius of the filter that smooths flows, as shares of a
+# side, and the number of bars that are displaced.
 _DEVIATION = 3.0 / 224
 _RADIUS = 12 / 224
 _BARS = 16
@@ -18,11 +19,11 @@ _BARS = 16
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def sample(image: Array, rows: Array, columns: Array, beyond: str = "constant") -> Array:
-  """An image [h, w, c] at those places in pixels, bilinear. Beyond it is 0, or with "reflect" the image mirrored.
+  """Samples an image [h, w, c] at places in pixels, bilinearly. Outside it is 0 or, with "reflect", mirrored.
 
-  Places are [h, w], or [h, w, c] for each channel its own. Their gradient is a central difference over a pixel to
-  each side. The derivative itself is 0 in a flat part of the image, even beside an edge, and a place that starts there
-  would never leave.
+  Places are [h, w], or [h, w, c] with separate ones for each channel. Their gradient is a central difference over one
+  pixel on each side. The exact derivative is 0 in a flat part of the image, even next to an edge, so a place that
+  starts there would never move.
   """
   one = lambda plane, rows, columns: ndimage.map_coordinates(plane, [rows, columns], order=1, mode=beyond)
   shared = None if rows.ndim == 2 else -1
@@ -49,9 +50,9 @@ def _places(image: Array) -> tuple[Array, Array]:
 
 
 def stadv(image: Array, flow: Array, drawn: None) -> Array:
-  """The image at places moved by a flow [h, w, 2], down and right, in halves of its sides (arXiv:1801.02612).
+  """The image at places moved by a flow [h, w, 2], down and right, in half sides (arXiv:1801.02612).
 
-  No place lies further than half a pixel beyond the image, as in the implementation of perceptual-advex.
+  No place is more than half a pixel outside the image, as in the implementation of perceptual-advex.
   """
   height, width, _ = image.shape
   rows, columns = _places(image)
@@ -61,7 +62,7 @@ def stadv(image: Array, flow: Array, drawn: None) -> Array:
 
 
 def smoothing(size: int, deviation: float, radius: int) -> np.ndarray:
-  """The linear map [size, size] of a Gaussian filter of 2 radius + 1 entries; what lies beyond is mirrored."""
+  """The linear map [size, size] of a Gaussian filter of 2 radius + 1 entries; edges are mirrored."""
   kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / deviation) ** 2)
   return host_ndimage.correlate1d(np.eye(size), kernel / kernel.sum(), axis=0, mode="mirror").astype(np.float32)
 
@@ -83,14 +84,15 @@ def elastic(image: Array, flow: Array, drawn: None) -> Array:
 
 
 def num_bars(height: int) -> int:
-  """How many horizontal bars an image of that height is cut into."""
+  """The number of horizontal bars that an image of that height is cut into."""
   return min(_BARS, height)
 
 
 def glitch(image: Array, shifts: Array, drawn: None) -> Array:
-  """Each channel of each horizontal bar moved right by shifts [bars, c] in halves of the width (arXiv:1908.08016v3).
+  """The image with each channel of each horizontal bar sampled from places moved right by shifts [bars, c].
 
-  What comes in from beyond is mirrored. The original moves the whole image by half a pixel too; this does not.
+  Shifts are in half widths (arXiv:1908.08016v3). The image is mirrored at its edges. The original also moves the whole
+  image by half a pixel; this does not.
   """
   height, width, _ = image.shape
   rows, columns = _places(image)

@@ -1,4 +1,4 @@
-"""Finished pieces of a long evaluation in a directory, so that it can stop at any moment and goes on there."""
+"""Saves finished pieces of a long evaluation in a directory, so that it can stop at any moment and resume there."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -15,39 +15,39 @@ from lrat_jax.core.errors import CorruptFileError
 
 @runtime_checkable
 class Store(Protocol):
-  """What `autoattack` asks of a place for finished work; a piece is one batch of one round of a stage."""
+  """The interface that `autoattack` needs to save finished work; a piece is one batch of one round of a stage."""
 
   def open(self, fingerprint: Mapping[str, str]) -> None:
-    """Told what the work depends on before anything else. Raises ValueError if what is kept depends on other things."""
+    """Called first, with what the work depends on. Raises ValueError if the saved work depends on something else."""
 
   def load(self, piece: str) -> dict[str, np.ndarray] | None:
     """The arrays of a finished piece, or None."""
 
   def save(self, piece: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Keeps a finished piece, whole or not at all."""
+    """Saves a finished piece, completely or not at all."""
 
 
 class NullStore:
-  """A store that keeps nothing."""
+  """A store that saves nothing."""
 
   def open(self, fingerprint: Mapping[str, str]) -> None:
-    """Nothing is kept that could differ."""
+    """Accepts any fingerprint, because nothing is saved."""
 
   def load(self, piece: str) -> None:
-    """No piece is there."""
+    """Returns None for every piece."""
 
   def save(self, piece: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Keeps nothing."""
+    """Saves nothing."""
 
 
 class FileStore:
-  """A store in a directory of its own: one npz a piece, and the fingerprint as fingerprint.json."""
+  """A store in its own directory: one npz file per piece, and the fingerprint as fingerprint.json."""
 
   def __init__(self, directory: Path | str):
     self._directory = Path(directory)
 
   def open(self, fingerprint: Mapping[str, str]) -> None:
-    """Takes the directory, new or of the same work. Raises ValueError naming what differs."""
+    """Opens the directory, which must be new or of the same work. Raises ValueError naming what differs."""
     self._directory.mkdir(parents=True, exist_ok=True)
     path = self._directory / "fingerprint.json"
     if not path.exists():
@@ -65,25 +65,25 @@ class FileStore:
       )
 
   def load(self, piece: str) -> dict[str, np.ndarray] | None:
-    """The arrays of a finished piece; None where there is no whole file."""
+    """The arrays of a finished piece; None if there is no complete file."""
     try:
       return files.read_arrays(self._directory / f"{piece}.npz")
-    except CorruptFileError:  # the piece is done again
+    except CorruptFileError:  # the piece is computed again
       return None
 
   def save(self, piece: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes the piece beside its place, then moves it there."""
+    """Writes the piece to a temporary file, then renames it."""
     files.write_arrays(self._directory / f"{piece}.npz", arrays, compress=False)
 
 
 class MultiHostStore:
-  """A store that several processes share: the first writes, and a piece is there when all of them see it."""
+  """A store that several processes share: the first writes, and a piece is loaded if all of them can load it."""
 
   def __init__(self, store: Store):
     self._store, self._writes = store, jax.process_index() == 0
 
   def open(self, fingerprint: Mapping[str, str]) -> None:
-    """Takes the store on the first process; ValueError on all if it does not fit there."""
+    """Opens the store on the first process. Raises ValueError on all processes if the first one does."""
     refusal = None
     if self._writes:
       try:
@@ -99,31 +99,31 @@ class MultiHostStore:
     return found if _everywhere(found is not None) else None
 
   def save(self, piece: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Keeps the piece, once."""
+    """Saves the piece, on the first process only."""
     if self._writes:
       self._store.save(piece, arrays)
 
 
 class CallbackStore:
-  """A store that calls a function after each piece that it has kept."""
+  """A store that calls a function after each piece that it has saved."""
 
   def __init__(self, store: Store, on_kept: Callable[[], None]):
     self._store, self._on_kept = store, on_kept
 
   def open(self, fingerprint: Mapping[str, str]) -> None:
-    """As the store does."""
+    """Opens the underlying store."""
     self._store.open(fingerprint)
 
   def load(self, piece: str) -> dict[str, np.ndarray] | None:
-    """As the store does."""
+    """Loads the piece from the underlying store."""
     return self._store.load(piece)
 
   def save(self, piece: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Keeps the piece, then calls."""
+    """Saves the piece, then calls the function."""
     self._store.save(piece, arrays)
     self._on_kept()
 
 
 def _everywhere(here: bool) -> bool:
-  """Whether it holds on every process."""
+  """Whether `here` is true on every process."""
   return bool(np.all(multihost_utils.process_allgather(np.asarray(here))))

@@ -1,7 +1,7 @@
-"""What an attack maximises: losses per example on logits, higher = closer to fooling the model.
+"""The losses that attacks maximise, per example, as functions of logits; higher = closer to fooling the model.
 
-Every loss takes logits [batch, classes] and labels [batch] in [0, classes) and returns [batch]. Cross-entropy takes
-labels that are distributions over the classes [batch, classes] too; for the others the true class is what counts.
+Every loss takes logits [batch, classes] and labels [batch] in [0, classes) and returns [batch]. Cross-entropy also
+takes labels that are distributions over the classes [batch, classes]; the other losses use only the true class.
 """
 
 from collections.abc import Callable
@@ -12,17 +12,17 @@ import jax.numpy as jnp
 from lrat_jax.core.arguments import check_choice
 from lrat_jax.core.typing import Answers, AnyLabels, Distributions, Images, Labels, Logits, LogitsFn, PerImage, Rank
 
-# The margin at which GAIRAT and MAIL stop pushing; their "CW-infinity" is PGD on this loss.
+# The margin beyond which the `cw` loss of GAIRAT and MAIL is constant; their "CW-infinity" is PGD on that loss.
 CW_CONFIDENCE = 50.0
 
 
 def is_answer(logits: Logits) -> Answers:
-  """Whether logits are a prediction, bool [batch]: none is NaN or inf; -inf is a class that the model leaves out."""
+  """Whether logits are a prediction, bool [batch]: none is NaN or inf, not all are -inf (-inf leaves a class out)."""
   return jnp.isfinite(jnp.max(logits, axis=-1))
 
 
 def is_correct(logits: Logits, labels: Labels) -> Answers:
-  """Whether the model's prediction is the label, bool [batch]; see `is_answer` for what is none."""
+  """Whether the model's prediction is the label, bool [batch]; False if there is none (`is_answer`)."""
   return is_answer(logits) & (jnp.argmax(logits, axis=-1) == labels)
 
 
@@ -32,15 +32,15 @@ def is_adversarial(logits: Logits, labels: Labels, targets: Labels | None = None
 
 
 def true_classes(labels: AnyLabels) -> Labels:
-  """The classes that are attacked and to be predicted, int [batch]: a distribution's likeliest, the first of equals."""
+  """The true classes, int [batch]: integer labels, or the most likely class of distributions (the first in a tie)."""
   return labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1).astype(jnp.int32)
 
 
 def cross_entropy(logits: Logits, labels: AnyLabels) -> PerImage:
-  """-log p_y, or of distributions q of the labels -sum_k q_k log p_k, in nats. float [batch].
+  """-log p_y, or -sum_k q_k log p_k if the labels are distributions q, in nats. float [batch].
 
-  That sum is the true class's term, as of an integer label, and what q differs by from that class alone: a one-hot q
-  adds zeros to what its class gives.
+  The sum is computed as the true class's term, as for an integer label, plus the terms of the difference between q and
+  the true class's one-hot vector: a one-hot q adds only zeros to the loss of its class.
   """
   log_probabilities, classes = jax.nn.log_softmax(logits), true_classes(labels)
   loss = -jnp.take_along_axis(log_probabilities, classes[:, None], axis=-1)[:, 0]
@@ -49,7 +49,7 @@ def cross_entropy(logits: Logits, labels: AnyLabels) -> PerImage:
   if labels.shape != logits.shape:
     raise ValueError(f"labels are distributions of shape {labels.shape}, the logits have shape {logits.shape}.")
   rest = labels - jax.nn.one_hot(classes, logits.shape[-1], dtype=labels.dtype)
-  # A class that the model leaves out has a log of -inf, which counts where the label has a share of it.
+  # A class that the model leaves out has a log of -inf, which is used only if the label has a share of that class.
   return loss - jnp.sum(jnp.where(rest != 0, rest * log_probabilities, 0.0), axis=-1)
 
 
@@ -68,14 +68,15 @@ def cw(logits: Logits, labels: Labels) -> PerImage:
 def dlr(logits: Logits, labels: Labels) -> PerImage:
   """Difference of logits ratio, max_{k != y}(z_k - z_y) / (z_1st - z_3rd) (AutoAttack, arXiv:2003.01690, eq. 6).
 
-  Invariant to shift and scale of the logits; at most 1. Raises ValueError below three classes, where it is undefined.
+  Invariant to shift and scale of the logits; at most 1. Raises ValueError for fewer than three classes, for which
+  it is undefined.
   """
   if logits.shape[-1] < 3:
     raise ValueError(f"loss='dlr' needs 3 classes or more, the model has {logits.shape[-1]}; use loss='cw'.")
   top = jax.lax.top_k(logits, 3)[0]
   lead = margin(logits, labels)
-  gap = jnp.where(jnp.isfinite(top[:, 2]), top[:, 0] - top[:, 2], 1.0)  # the margin itself, where a third is left out
-  # Where the true class is third this is 1 whatever the logits are; rounding must not make a direction of it.
+  gap = jnp.where(jnp.isfinite(top[:, 2]), top[:, 0] - top[:, 2], 1.0)  # if the third is left out, the margin itself
+  # If the true class is third, the loss is 1 for all logits; rounding must not give it a gradient.
   third = (lead == gap) & (lead > 0)
   return jnp.where(third, 1.0, lead / (gap + 1e-12))
 
@@ -89,7 +90,7 @@ def margin_targeted(logits: Logits, labels: Labels, targets: Labels) -> PerImage
 def dlr_targeted(logits: Logits, labels: Labels, targets: Labels) -> PerImage:
   """(z_t - z_y) / (z_1st - (z_3rd + z_4th) / 2) (AutoAttack, arXiv:2003.01690, eq. 7).
 
-  Raises ValueError below four classes, where it is undefined.
+  Raises ValueError for fewer than four classes, for which it is undefined.
   """
   if logits.shape[-1] < 4:
     raise ValueError(
@@ -104,11 +105,11 @@ def dlr_targeted(logits: Logits, labels: Labels, targets: Labels) -> PerImage:
 def choose_targets(
   clean_logits: Logits, labels: Labels, targets: Labels | None, target_rank: Rank | None
 ) -> Labels | None:
-  """The classes to head for, int [batch]: `targets` as they are, or those of a rank; None where neither is given.
+  """The target classes, int [batch]: `targets` as given, or those of a rank; None if neither is given.
 
-  `target_rank` counts the wrong classes by their logit on the clean image, 1 = the most likely. Where a model is right
-  that is AutoAttack's order, the 2nd largest logit, the 3rd and so on. It may be traced. Raises ValueError for both at
-  once, for targets that are not one class per image, and for a rank that does not exist.
+  `target_rank` ranks the wrong classes by their logit on the clean image, 1 = the most likely. If the model is right,
+  this is AutoAttack's order: the 2nd largest logit, the 3rd and so on. It may be traced. Raises ValueError if both are
+  given, for targets that are not one class per image, and for a rank that does not exist.
   """
   batch, num_classes = clean_logits.shape
   if targets is not None:
@@ -122,20 +123,20 @@ def choose_targets(
   if not isinstance(target_rank, jax.core.Tracer) and not 1 <= target_rank < num_classes:
     raise ValueError(f"target_rank={target_rank} is outside [1, {num_classes - 1}] for {num_classes} classes.")
   label_first = jnp.where(jax.nn.one_hot(labels, num_classes, dtype=bool), jnp.inf, clean_logits)
-  # Of an image with fewer classes, where the others' logits are -inf, the last one.
+  # If an image has fewer classes, because the logits of others are -inf, the last of them is used.
   rank = jnp.minimum(target_rank, jnp.sum(jnp.isfinite(label_first), axis=-1))
   return jnp.take_along_axis(jnp.argsort(-label_first, axis=-1), rank[:, None], axis=-1)[:, 0]
 
 
 def kl(logits: Logits, clean_logits: Logits) -> PerImage:
-  """KL(p(x) || p(x_adv)) in nats, what TRADES maximises (arXiv:1901.08573, eq. 5). float [batch]."""
+  """KL(p(x) || p(x_adv)) in nats, which TRADES maximises (arXiv:1901.08573, eq. 5). float [batch]."""
   log_clean, log_found = jax.nn.log_softmax(clean_logits), jax.nn.log_softmax(logits)
   used = jnp.isfinite(log_clean) & jnp.isfinite(log_found)  # a class of probability 0 adds nothing
   return jnp.sum(jnp.exp(log_clean) * jnp.where(used, log_clean - log_found, 0.0), axis=-1)
 
 
 _WITH_LABELS = {"ce": cross_entropy, "cw": cw, "dlr": dlr, "margin": margin}
-# Losses that need targets as they are, and those of above turned towards them: the target in the label's place.
+# Losses that need targets, and the targeted forms of the losses above, in which the target replaces the label.
 _WITH_TARGETS = {"dlr_targeted": dlr_targeted, "margin_targeted": margin_targeted}
 _TOWARDS_TARGETS = _WITH_TARGETS | {
   "ce": lambda logits, labels, targets: -cross_entropy(logits, targets),
@@ -157,8 +158,8 @@ def surrogate(
 ) -> Callable[[Logits], PerImage]:
   """The loss of that name as a function of logits alone: [batch, classes] -> [batch]; with targets that of `targeted`.
 
-  "kl" compares with the model's own prediction on the clean `images`, which costs one forward here. "ce" goes by
-  `label_distributions` where there are some, the others by `labels`.
+  "kl" compares with the model's own prediction on the clean `images`, which costs one forward pass here. "ce" uses
+  `label_distributions` if they are given; the other losses use `labels`.
   Raises ValueError, with the choices, for an unknown name.
   """
   check_choice(name, "loss", LOSSES)
@@ -175,8 +176,8 @@ def surrogate(
 def targeted(name: str, labels: Labels, targets: Labels) -> Callable[[Logits], PerImage]:
   """The loss of that name towards targets t, as a function of logits alone: [batch, classes] -> [batch].
 
-  "ce" is log p_t, "margin" z_t - max_{k != t} z_k, "cw" that margin up to 50, "dlr" and "dlr_targeted" AutoAttack's
-  targeted DLR, "margin_targeted" z_t - z_y. Raises ValueError, with the choices, for any other.
+  "ce" is log p_t, "margin" z_t - max_{k != t} z_k, "cw" that margin minus 50, at most 0, "dlr" and "dlr_targeted"
+  AutoAttack's targeted DLR, "margin_targeted" z_t - z_y. Raises ValueError, with the choices, for any other name.
   """
   if name not in _TOWARDS_TARGETS:
     raise ValueError(f"loss={name!r} takes no targets; choose from {sorted(_TOWARDS_TARGETS)}.")

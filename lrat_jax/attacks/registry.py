@@ -1,4 +1,4 @@
-"""Attacks by name, ours and the user's: from plain data to a function of (keys, logits_fn, images, labels)."""
+"""Attacks by name, built-in and user-defined: from plain data to a function of (keys, logits_fn, images, labels)."""
 
 import functools
 import inspect
@@ -56,9 +56,9 @@ REGISTRY: dict[str, Attack] = {
   "lpips": lpips,
 }
 
-# Lengths in the image range. A config may give them as the fraction that people quote, "8/255".
+# Lengths in units of the image range. A config may give them as fractions, such as "8/255".
 _LENGTHS = ("epsilon", "step_size")
-# The same for attacks in several norms, a length for each.
+# The same for attacks in several norms, with one length per norm.
 _LENGTHS_PER_NORM = ("radii", "step_sizes")
 
 
@@ -66,7 +66,7 @@ _FORM = "(keys, logits_fn, images, labels, *, ...)"
 
 
 def _own(name: str) -> tuple[Attack, dict[str, inspect.Parameter]]:
-  """The user's attack that a name stands for, behind the checks that all attacks begin with, and its parameters."""
+  """The user-defined attack of that name, with the argument checks that all attacks have, and its parameters."""
   attack = user_code.function(name)
   parameters = user_code.parameters(name, attack, 4, _FORM)
 
@@ -79,7 +79,7 @@ def _own(name: str) -> tuple[Attack, dict[str, inspect.Parameter]]:
 
 
 def _checked(name: str, result: Any, images: Array) -> tuple[Array, Array]:
-  """The images and surviving steps that the user's attack returned. Raises UserCodeError for anything else."""
+  """The images and surviving steps that a user-defined attack returned. Raises UserCodeError if they are not valid."""
   if not isinstance(result, tuple) or len(result) < 2 or not all(hasattr(part, "dtype") for part in result[:2]):
     raise user_code.UserCodeError(
       f"{name!r} returns {type(result).__name__}; it must return an AttackResult of arrays."
@@ -98,7 +98,7 @@ def _checked(name: str, result: Any, images: Array) -> tuple[Array, Array]:
 
 
 def _look_up(name: Any) -> tuple[Attack, dict[str, inspect.Parameter]]:
-  """The attack of that name, and the parameters that fields may set."""
+  """The attack of that name, and the parameters that a config may set."""
   if user_code.is_name(name):
     return _own(name)
   if not isinstance(name, str) or name not in REGISTRY:
@@ -108,7 +108,7 @@ def _look_up(name: Any) -> tuple[Attack, dict[str, inspect.Parameter]]:
 
 
 def defaults(name: str) -> dict[str, Any]:
-  """The keyword arguments of the attack of that name that have a value of their own."""
+  """The default values of the keyword arguments of the attack of that name, for those that have one."""
   return {key: p.default for key, p in _look_up(name)[1].items() if p.default is not p.empty}
 
 
@@ -116,17 +116,17 @@ def from_config(config: Mapping[str, Any]) -> functools.partial[AttackResult]:
   """The attack that `config` describes: its `name`, and that attack's keyword arguments.
 
   Args:
-    config: a mapping (an ml_collections.ConfigDict serves) such as
+    config: a mapping (for example an ml_collections.ConfigDict) such as
       {"name": "pgd", "norm": "linf", "epsilon": "8/255", "step_size": "2/255", "num_steps": 10}. A name of the form
-      "package.module:function" is the user's own attack: a function (keys, logits_fn, images, labels, *, ...) ->
-      AttackResult, whose module is imported. It gets a key for each image, and the mapping's other fields.
+      "package.module:function" is a user-defined attack: a function (keys, logits_fn, images, labels, *, ...) ->
+      AttackResult, whose module is imported. It is called with one key per image, and the mapping's other fields.
 
   Returns:
     A `functools.partial`: (keys, logits_fn, images, labels) -> AttackResult.
 
   Raises:
-    ValueError: an unknown name or argument (with the choices), a missing argument, or no number where one belongs.
-    user_code.UserCodeError: a ValueError too; an own attack that is not there or takes something else.
+    ValueError: an unknown name or argument (with the choices), a missing argument, or an invalid number.
+    user_code.UserCodeError: a ValueError for a user-defined attack that does not exist or takes other arguments.
   """
   arguments = dict(config)
   name = arguments.pop("name", None)
@@ -141,11 +141,11 @@ def from_config(config: Mapping[str, Any]) -> functools.partial[AttackResult]:
   missing = [key for key, p in parameters.items() if p.default is p.empty and key not in arguments]
   if missing:
     raise ValueError(f"{missing[0]} is missing for {name!r}.")
-  if user_code.is_name(name):  # lengths that it has by default are ramped as well
+  if user_code.is_name(name):  # so that `scaled` also applies to lengths that are defaults
     defaults = {key: p.default for key, p in parameters.items() if p.default is not p.empty and p.default is not None}
     arguments = defaults | arguments
-    threat_model.get_norm(arguments.get("norm", "linf"))  # in which distances are measured
-    check_count(arguments.get("num_steps", 0), "num_steps", 0)  # of which steps are survived
+    threat_model.get_norm(arguments.get("norm", "linf"))  # distances are measured in this norm
+    check_count(arguments.get("num_steps", 0), "num_steps", 0)  # the most that `surviving_steps` counts
   for field in _LENGTHS:
     if field in arguments:
       arguments[field] = as_number(arguments[field], field)
@@ -157,25 +157,25 @@ def from_config(config: Mapping[str, Any]) -> functools.partial[AttackResult]:
 
 
 def scaled(attack: functools.partial[AttackResult], factor: float | Array) -> functools.partial[AttackResult]:
-  """The same attack with its epsilon and step size times `factor`, for a ramp over training."""
+  """The same attack with its epsilon and step size multiplied by `factor`, to ramp them during training."""
   lengths = {key: attack.keywords[key] for key in (*_LENGTHS, *_LENGTHS_PER_NORM) if key in attack.keywords}
   return functools.partial(attack, **jax.tree.map(lambda length: length * factor, lengths))
 
 
 def takes_distributions(attack: functools.partial[AttackResult]) -> bool:
-  """Whether an attack may go by distributions over the classes (`label_distributions`), not by true classes alone."""
+  """Whether an attack accepts distributions over the classes (`label_distributions`) besides the true classes."""
   return "label_distributions" in inspect.signature(attack.func).parameters
 
 
 def microbatch(attack: Attack, most: int | None) -> Attack:
-  """The same attack on at most `most` of its images after another, from first step to last; None is all at once.
+  """The same attack, run on at most `most` images at a time, from the first step to the last; None: all at once.
 
-  For a network whose activations, of a whole batch, would leave a CPU core's cache at every step. `logits_fn` must give
-  each image's logits from that image alone. `scaled` comes before it. What the attack takes by name is then an array
-  with a row for each image.
+  For networks whose activations for a whole batch would not stay in a CPU core's cache from step to step. `logits_fn`
+  must compute each image's logits from that image alone. Apply `scaled` first. The keyword arguments of the returned
+  attack are arrays with one row per image.
 
   Raises:
-    ValueError: `most` is no integer of 1 or more.
+    ValueError: `most` is not an integer of 1 or more.
   """
   if most is None:
     return attack

@@ -1,4 +1,4 @@
-"""What attacks on many images come to: AutoAttack's verdicts and adversarials, and accuracy over a radius."""
+"""Results of attacks on many images: AutoAttack's report, and robust accuracy as a function of the radius."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,13 +19,13 @@ from lrat_jax.core.typing import (
 
 
 def as_floats(images: HostPixels) -> NumpyImages:
-  """Bytes as float32 in [0, 1], others as they are."""
+  """Bytes (uint8) as float32 in [0, 1]; other images unchanged."""
   images = np.asarray(images)
   return images / np.float32(255) if images.dtype == np.uint8 else images
 
 
 def with_adversarials(clean_images: HostPixels, fallen: HostIntegers, adversarials: HostImages) -> NumpyImages:
-  """The images [n, h, w, c] with those at `fallen` [m] replaced by `adversarials` [m, h, w, c], in their type."""
+  """The images [n, h, w, c] with those at `fallen` [m] replaced by `adversarials` [m, h, w, c], in their dtype."""
   images = as_floats(clean_images).astype(adversarials.dtype)  # a copy
   images[np.asarray(fallen)] = adversarials
   return images
@@ -34,17 +34,17 @@ def with_adversarials(clean_images: HostPixels, fallen: HostIntegers, adversaria
 def robust_accuracy_curve(distances: HostFloats | PerImage, epsilons: Sequence[float] | HostFloats) -> HostFloats:
   """Robust accuracy at every radius at once, from the distances of one minimum-norm attack.
 
-  An image is robust at epsilon where its distance is larger than epsilon: an adversarial at exactly epsilon is inside
-  the ball, as for every attack here. Distances and radii are compared in the distances' type. The curve is exact for
-  the adversarials found; like any attack's it is an upper bound for the model.
+  An image is robust at epsilon if its distance is larger than epsilon: an adversarial at exactly epsilon is inside
+  the ball, as for every attack here. Distances and radii are compared in the distances' dtype. The curve is exact for
+  the adversarials found; as for any attack, it is an upper bound on the model's robust accuracy.
 
   Args:
-    distances: [n] of `AttackResult.distances`, of an attack with epsilon=inf: 0 where the model is wrong on the clean
-      image, inf where no adversarial was found.
+    distances: [n], `AttackResult.distances` of an attack with epsilon=inf: 0 if the model is wrong on the clean image,
+      inf if no adversarial was found.
     epsilons: [m] radii of 0 or more, in any order.
 
   Returns:
-    float [m], shares in [0, 1]; at 0 the clean accuracy.
+    float [m], shares in [0, 1]; the clean accuracy at radius 0.
 
   Raises:
     ValueError: no distances, or a distance or radius that is negative or NaN.
@@ -62,16 +62,16 @@ class AutoAttackReport(NamedTuple):
   """The result of `autoattack` on n images.
 
   Attributes:
-    robust: bool [n], right on the clean image and under every attack.
+    robust: bool [n], whether the model is right on the clean image and under every attack.
     robust_accuracy, clean_accuracy: shares of n, in [0, 1].
-    broken_by: int [n], an index into `stages`: which broke the image; -1 where none did.
+    broken_by: int [n], the index in `stages` of the stage that broke the image; -1 if none did.
     stages: "clean", then the stages' names.
     distances: float [n], norm of the difference to the clean image.
-    per_attack: a `StageSummary` for each stage that ran; none runs on an empty rest.
-    warnings: lines to read before the number is believed.
-    clean_images: [n, h, w, c], those given.
-    fallen: int [m], the places of the images that an attack broke.
-    adversarials: float [m, h, w, c], what broke them; of the type given, or float32 for bytes.
+    per_attack: a `StageSummary` for each stage that ran; when no images are left, no further stage runs.
+    warnings: lines to read before you trust the robust accuracy.
+    clean_images: [n, h, w, c], as given.
+    fallen: int [m], the positions of the images that an attack broke.
+    adversarials: float [m, h, w, c], their adversarials; of the dtype given, or float32 for bytes.
   """
 
   robust: HostAnswers
@@ -88,5 +88,5 @@ class AutoAttackReport(NamedTuple):
 
   @property
   def images(self) -> NumpyImages:
-    """Float [n, h, w, c], the adversarial that broke an image, else the clean image; made when it is asked for."""
+    """Float [n, h, w, c], the adversarial that broke an image, else the clean image; computed at each access."""
     return with_adversarials(self.clean_images, self.fallen, self.adversarials)

@@ -1,4 +1,4 @@
-"""Signs that a robust accuracy is not to be trusted: figures from a small batch, and the lines that they amount to."""
+"""Checks whether a robust accuracy can be trusted: measurements on a small batch, and warnings based on them."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -17,38 +17,39 @@ from lrat_jax.core.typing import Keys, LogitsFn
 
 LOGIT_SCALES = (0.1, 1.0, 10.0, 100.0)
 
-# Rounding of inputs in [0, 1], and of sums of probabilities.
+# Tolerance for rounding of inputs in [0, 1], and of sums of probabilities.
 _ROUNDING = 1e-5
-# Two predictions to one image differ by less than this, of logits of unit length (AutoAttack's bound).
+# Two predictions for one image, as logits of unit length, must not differ by more than this (AutoAttack's bound).
 _SAME_PREDICTION = 1e-4
-# exp of less than minus this is 0 in float32. A margin in logits beyond it leaves no gradient but rounding, which
-# differs between compilers.
+# exp(-x) is 0 in float32 if x is larger than this. With a larger margin in logits the gradient is only rounding error,
+# which differs between compilers.
 _UNDERFLOW = 104.0
-# Of the survivors' gradients.
+# Largest acceptable share of zero gradients on the images that survive.
 _VANISHING_SHARE = 0.05
-# Of all images; half of them where the gradient has random signs.
+# Largest acceptable share of misled images among all images; gradients with random signs would mislead half.
 _MISLED_SHARE = 0.25
-# AutoAttack's bound on what Square may find that gradients did not.
+# AutoAttack's bound on the share of images that Square breaks after gradient attacks did not.
 _SQUARE_GAIN = 0.002
-# PGD - CW - APGD-T: 3 to 7 points for AT, TRADES and MART against 11 to 22 for GAIRAT and MAIL-AT.
+# Largest acceptable gap in robust accuracy between PGD, CW and APGD-T: it is 3 to 7 points for AT, TRADES and MART, and
+# 11 to 22 for GAIRAT and MAIL-AT.
 _ATTACK_GAP = 0.09
-# What PGD may gain by a scale on the logits: nothing for a model whose gradients are sound, but for chance.
+# Largest acceptable gain of PGD from scaled logits; a model with sound gradients has none, except by chance.
 _SCALE_GAIN = 0.03
 
 
 class Findings(NamedTuple):
-  """What the checks measured; a field that was not measured is None or empty.
+  """The measurements of the checks; a field that was not measured is None or empty.
 
   Attributes:
-    lowest, highest: of the images.
+    lowest, highest: the lowest and the highest value of the images.
     probabilities: whether the outputs look like a softmax.
-    prediction_difference: largest L2 distance between two predictions to one image, of logits of unit length.
-    vanishing_share: share of the survivors' gradients that are 0, over all steps of a PGD.
-    broken_share: share of all gradients of that PGD that are NaN or infinite somewhere.
-    misled_share: share of the images on which its first step, along a gradient, takes the model away from a mistake.
+    prediction_difference: largest L2 distance between two predictions for one image, as logits of unit length.
+    vanishing_share: share of zero gradients on the images that survive, over all steps of a PGD run.
+    broken_share: share of all gradients of that PGD run that are NaN or infinite somewhere.
+    misled_share: share of images on which its first step, along a gradient, makes the model more certain of the label.
     robust: robust accuracy by attack, weakest attack first, such as {"pgd": ..., "cw": ..., "apgd_t": ...}.
-    scaled: PGD's robust accuracy by the factor on the logits.
-    num_images: how many images `robust` and `scaled` are shares of; two of them more or less are taken for chance.
+    scaled: robust accuracy under PGD by the factor on the logits.
+    num_images: number of images in `robust` and `scaled`; a difference of two images is treated as chance.
     square_gain: share of all images that Square broke after gradient attacks could not.
   """
 
@@ -72,15 +73,15 @@ def looks_like_probabilities(logits: Array) -> Array:
 
 
 def prediction_difference(logits_fn: LogitsFn, images: Array, num_calls: int = 3) -> float:
-  """Largest L2 distance between predictions to the same image, of logits of unit length.
+  """Largest L2 distance between predictions for the same image, as logits of unit length.
 
-  Compares calls on the whole batch, and on its halves in reverse order: it must depend neither on chance nor on
-  the rest of the batch. Not for use under `jit`, which would freeze a model's chance.
+  Compares calls on the whole batch, and on its halves in reverse order: a prediction must depend neither on chance nor
+  on the rest of the batch. Not for use under `jit`, which would fix the random numbers of a model.
   """
   size = lambda logits: jnp.linalg.norm(logits, axis=-1, keepdims=True) + 1e-10
   shown = lambda logits: jnp.where(jnp.isneginf(logits), 0.0, logits)  # without the classes that are left out
   unit = lambda logits: shown(logits) / size(shown(logits))
-  ask = lambda images: logits_fn(jnp.array(images))  # a copy, which a jit of the user's may take for its own
+  ask = lambda images: logits_fn(jnp.array(images))  # a copy, because a jit of the user's may donate its argument
   halves = jnp.split(images, [(len(images) + 1) // 2])
   in_parts = jnp.concatenate([ask(half[::-1])[::-1] for half in halves if len(half)])
   predictions = [unit(in_parts), *(unit(ask(images)) for _ in range(num_calls))]
@@ -88,13 +89,13 @@ def prediction_difference(logits_fn: LogitsFn, images: Array, num_calls: int = 3
 
 
 class WatchedGradients(NamedTuple):
-  """What `watch_gradients` saw, by image.
+  """The results of `watch_gradients` for each image.
 
   Attributes:
-    zero_steps: int32 [batch], in 0..num_steps: steps whose gradient was 0 throughout.
+    zero_steps: int32 [batch], in 0..num_steps: steps whose gradient was 0 everywhere, or only rounding error.
     broken_steps: int32 [batch]: steps whose gradient was NaN or infinite somewhere.
     misled: bool [batch]: the first step followed a gradient, and the margin of the label grew.
-    survived: bool [batch]: the model is right on the image and at the end.
+    survived: bool [batch]: the model is right on the clean image and after the last step.
   """
 
   zero_steps: Array
@@ -114,7 +115,7 @@ def watch_gradients(
   norm: str = "linf",
   num_steps: int = 10,
 ) -> WatchedGradients:
-  """PGD on cross-entropy, watching its gradients at every step. Arguments as for `pgd`; the step is epsilon / 4."""
+  """Runs PGD on cross-entropy and checks the gradient of each step. Arguments as for `pgd`; the step is epsilon / 4."""
   ball = threat_model.get_norm(norm)
   noise = jax.vmap(lambda key: ball.sample(key, images.shape[1:]))(key).astype(images.dtype)
   right = lambda points: losses.is_correct(logits_fn(points), labels)
@@ -128,7 +129,7 @@ def watch_gradients(
     gradient, margin = jax.grad(total_loss, has_aux=True)(points)
     zero = jnp.all(gradient == 0, axis=(1, 2, 3)) | (margin < -_UNDERFLOW)
     broken = ~threat_model.finite(gradient)
-    # Known at the second step. Gradients that are 0 or broken are counted by themselves.
+    # Known at the second step. Gradients that are 0 or broken are counted separately.
     sound = (zero_steps == 0) & (broken_steps == 0)
     misled = jnp.where(index == 1, sound & (margin < first_margin), misled)
     first_margin = jnp.where(index == 0, margin, first_margin)
@@ -161,7 +162,7 @@ def scaled_accuracies(
 ) -> Array:
   """Robust accuracy under CE-PGD with the logits times each scale (Hitaj et al., arXiv:2103.01914). float [scales].
 
-  A scale changes no prediction of the model. Where it helps the attack, the model's robustness was partly the loss's.
+  A scale changes no prediction of the model. If it helps the attack, part of the robustness came from the loss.
   """
 
   def accuracy(scale: Array) -> Array:
@@ -184,18 +185,18 @@ def run_sanity_checks(
   norm: str = "linf",
   num_steps: int = 20,
 ) -> Findings:
-  """All that can be measured on one small batch; APGD-T's accuracy and Square's gain are for the caller to add.
+  """Measures all `Findings` on one small batch except APGD-T's accuracy and Square's gain, which the caller adds.
 
-  Not for use under `jit`: a model is asked from outside whether it predicts alike twice.
+  Not for use under `jit`: it calls the model several times to see whether its predictions are the same.
 
   Args:
     key, logits_fn, images, labels, epsilon, norm: as for `pgd`.
-    num_steps: steps of each PGD, epsilon / 10 long.
+    num_steps: steps of each PGD run, of length epsilon / 10 (in `watch_gradients` epsilon / 4).
   """
   check_batch(images, labels)
   epsilon = as_number(epsilon, "epsilon")
   attack = {"epsilon": epsilon, "norm": norm, "num_steps": num_steps}
-  # An argument of what is compiled, so that a model's parameters are no constants there.
+  # A Partial is an argument of the compiled function, so that the model's parameters are not constants in it.
   logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
 
   @jax.jit

@@ -1,4 +1,4 @@
-"""What AutoAttack consists of: the stages of each version, with the original's counts."""
+"""The stages of each version of AutoAttack, with the original's numbers of restarts and targets."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,15 +13,15 @@ _TARGETS = {"linf": 9, "l2": 9, "l1": 5}
 
 
 class Stage(NamedTuple):
-  """One attack of the suite, in rounds; an image that falls in one round is out of the next.
+  """One attack of the suite, in rounds; an image that is broken in one round is not attacked in the next.
 
   Attributes:
-    name: what the original calls it.
+    name: the original's name of the attack.
     attack: its name for `from_config`.
     arguments: keyword arguments besides epsilon and norm.
-    rounds: restarts, or targets where `targeted`.
+    rounds: number of restarts, or of targets if `targeted`.
     targeted: whether round r targets the wrong class of rank r + 1.
-    gradients_per_step: one, or one a class for an attack that looks for the nearest boundary.
+    gradients_per_step: one, or one per class for an attack that searches for the nearest decision boundary.
   """
 
   name: str
@@ -32,7 +32,7 @@ class Stage(NamedTuple):
   gradients_per_step: int = 1
 
   def gradient_calls(self) -> int:
-    """How many gradients one round takes of an image at most; 0 for an attack that takes none."""
+    """The largest number of gradients that one round computes for an image; 0 for an attack without gradients."""
     if self.attack == "square":
       return 0
     steps = self.arguments.get("num_steps", 100) + (self.attack == "apgd")
@@ -41,15 +41,16 @@ class Stage(NamedTuple):
 
 
 class StageSummary(NamedTuple):
-  """What one stage did.
+  """The results and costs of one stage.
 
   Attributes:
-    name: of the stage.
-    robust_accuracy: the share of all images that is left after it, in [0, 1].
-    attacked, broken: images that entered it, and those of them that fell.
-    seconds: wall-clock, compilation included; of work taken from a store, what it took then.
-    images_per_second: images attacked a second.
-    gradient_calls: gradients of the model for one image, at most: a batch stops when all its images have fallen.
+    name: the stage's name.
+    robust_accuracy: the share of all images that are still robust after it, in [0, 1].
+    attacked, broken: number of images that it attacked, and number of those that it broke.
+    seconds: wall-clock time, including compilation; for work loaded from a store, the time of the original computation.
+    images_per_second: images attacked per second.
+    gradient_calls: upper bound on the number of gradients of the model, each for one image, in all rounds: a batch
+      stops when all its images are broken.
   """
 
   name: str
@@ -88,7 +89,7 @@ def _all_stages(version: str, norm: str, num_classes: int) -> list[Stage]:
 
 
 def _check_parts(version: str, names: list[str], attacks_to_run: Any, overrides: Any) -> None:
-  """Refuses what are no names of stages, or no changes to their arguments. Raises ValueError."""
+  """Raises ValueError for unknown stages, or for overrides that are not dicts of arguments."""
   is_list = isinstance(attacks_to_run, list | tuple) and len(attacks_to_run)
   if attacks_to_run is not None and not is_list:
     raise ValueError(f"attacks_to_run={shown(attacks_to_run)} must be a list of stages; choose from {names}, or None.")
@@ -107,9 +108,9 @@ def stages(
   attacks_to_run: Sequence[str] | None,
   overrides: Mapping[str, Mapping[str, Any]],
 ) -> tuple[list[Stage], list[str]]:
-  """The stages of a version in their order, and warnings that belong beside the result.
+  """The stages of a version in their order, and warnings to show with the result.
 
-  With two or three classes the DLR losses that are not defined give way to margins, and there are as many targets as
+  With two or three classes, DLR losses that are not defined are replaced by margins. There are never more targets than
   wrong classes.
 
   Args:
@@ -117,7 +118,7 @@ def stages(
     overrides: stage name -> arguments that replace the version's own.
 
   Raises:
-    ValueError: an unknown version, or a part or a change of a stage that the version does not have.
+    ValueError: an unknown version, or `attacks_to_run` or `overrides` with a stage that the version does not have.
   """
   check_choice(version, "version", VERSIONS)
   found = _all_stages(version, norm, num_classes)

@@ -1,4 +1,4 @@
-"""What an attacker may do: the epsilon ball of a norm, cut with the image range [0, 1].
+"""The threat model: the epsilon ball of a norm, intersected with the image range [0, 1].
 
 Norms are named "linf", "l2" and "l1", in upper or lower case. `epsilon` and step sizes may be Python numbers or traced
 scalars (training ramps them), so nothing here branches on their value except `check_epsilon`.
@@ -14,21 +14,21 @@ from jax import Array
 
 from lrat_jax.core.arguments import shown
 
-# Keeps 0 / 0 out of a direction when a gradient or a draw vanishes; far below any float32 norm that matters.
+# Avoids 0 / 0 in a direction if a gradient or a draw is 0; far below any float32 norm that matters.
 _TINY = 1e-12
-# In place of an infinite slope; its reciprocal is a float32 yet.
+# Replaces an infinite slope; its reciprocal can still be represented in float32.
 _HUGE = 1e30
 
 
 class Norm(NamedTuple):
-  """The four things that an attack needs of a norm; `delta` and `gradient` are [batch, ...].
+  """The functions of a norm that attacks need; `delta` and `gradient` are [batch, ...].
 
   Attributes:
     length: delta -> [batch], the norm of each example.
-    shrink: (delta, epsilon) -> delta, the nearest point (in L2) of the ball around 0; an epsilon for each example is
+    shrink: (delta, epsilon) -> delta, the nearest point (in L2) of the ball around 0; epsilons per example are
       [batch, 1, ...].
     steepest: gradient -> the direction of unit norm that raises a linear function most; 0 where the gradient is 0.
-    sample: (key, shape) -> a draw from the unit ball, uniform in volume, of one example.
+    sample: (key, shape) -> a draw from the unit ball, uniform in volume, for one example.
     diameter: shape of one example -> the norm of the longest vector between two images in [0, 1].
   """
 
@@ -72,7 +72,7 @@ def _l1_length(x: Array) -> Array:
 
 
 def _l1_shrink(delta: Array, epsilon: Array | float) -> Array:
-  """Soft thresholding at the level at which the sizes add up to epsilon (Duchi et al. 2008, figure 1)."""
+  """Soft thresholding at the level at which the absolute values sum to epsilon (Duchi et al. 2008, figure 1)."""
   sizes = jnp.abs(delta).reshape(delta.shape[0], -1)
   ordered = jnp.flip(jnp.sort(sizes, axis=1), axis=1)
   budget = epsilon.reshape(-1, 1) if isinstance(epsilon, Array) and epsilon.ndim else epsilon
@@ -89,7 +89,7 @@ def _l1_steepest(gradient: Array) -> Array:
 
 def _l1_sample(key: Array, shape: tuple[int, ...]) -> Array:
   sign_key, size_key = jax.random.split(key)
-  # n + 1 exponentials divided by their sum are uniform on a simplex; the last one is what stays unspent.
+  # n + 1 exponentials divided by their sum are uniform on a simplex; the last one is the unused length.
   sizes = jax.random.exponential(size_key, (math.prod(shape) + 1,))
   return jax.random.rademacher(sign_key, shape, sizes.dtype) * (sizes[:-1] / jnp.sum(sizes)).reshape(shape)
 
@@ -128,52 +128,52 @@ NORMS: dict[str, Norm] = {
 
 # The distance to a hyperplane is measured by the dual norm of its normal.
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
-# How many components differ. It has no ball to draw from and no steepest direction, so it is no `Norm`.
+# The number of components that differ. It has no ball to sample from and no steepest direction, so it is not a `Norm`.
 L0 = "l0"
 
 
 def norm_name(name: str, field: str = "norm", choices: Collection[str] = tuple(NORMS)) -> str:
-  """ "linf", "l2" or "l1", however it is written: "Linf", "L2". Raises ValueError with the field and the choices."""
+  """A norm's name in lower case ("linf", "l2", "l1"). Raises ValueError, with field and choices, if it is unknown."""
   if not isinstance(name, str) or name.lower() not in choices:
     raise ValueError(f"{field}={shown(name)} is unknown; choose from {sorted(choices)}.")
   return name.lower()
 
 
 def length_of(name: str) -> Callable[[Array], Array]:
-  """The length that distances are measured by, delta -> [batch]: that of a `Norm`, or for "l0" the count."""
+  """The length that measures distances, delta -> [batch]: that of a `Norm`, or for "l0" the number of nonzeros."""
   return _l0_length if name == L0 else get_norm(name).length
 
 
 def get_norm(name: str) -> Norm:
-  """The `Norm` of that name, as `norm_name` reads it. Raises ValueError with the choices if there is none."""
+  """The `Norm` of that name, in upper or lower case. Raises ValueError with the choices if there is none."""
   return NORMS[norm_name(name)]
 
 
 def check_epsilon(epsilon: float, norm: str, image_shape: tuple[int, ...], field: str = "epsilon") -> None:
-  """Refuses a radius that is negative, not finite, or wider than [0, 1] images of that shape [h, w, c] allow."""
+  """Raises ValueError for a radius below 0, not finite, or above the diameter of [0, 1] images of shape [h, w, c]."""
   widest = math.prod(image_shape) if norm == L0 else get_norm(norm).diameter(image_shape)
   if not 0 <= epsilon <= widest:
     raise ValueError(f"{field}={epsilon:g} is outside [0, {widest:g}], the {norm} distances between images in [0, 1].")
 
 
 def per_image(values: Array, ndim: int = 4) -> Array:
-  """Values [batch] in a shape [batch, 1, ...] of `ndim` axes that goes with images."""
+  """Values [batch] reshaped to [batch, 1, ...] with `ndim` axes, to broadcast with images."""
   return values.reshape(values.shape + (1,) * (ndim - 1))
 
 
 def finite(images: Array) -> Array:
-  """Whether each of the images [batch, h, w, c] is one at all, bool [batch]; gradients that are NaN make others."""
+  """Whether all values of each image [batch, h, w, c] are finite, bool [batch]; NaN gradients can make them NaN."""
   return jnp.isfinite(images).all(axis=_axes(images))
 
 
 def numbers(gradient: Array) -> Array:
-  """The gradient with 0 in place of NaN, so that such a coordinate takes no step and the others do, and no infinity."""
+  """The gradient with NaN replaced by 0, so that only these coordinates take no step, and infinities by +-1e30."""
   return jnp.nan_to_num(gradient, posinf=_HUGE, neginf=-_HUGE)
 
 
 def project(images: Array, originals: Array, epsilon: Array | float, norm: Norm) -> Array:
-  """The images [batch, h, w, c] brought into the ball around `originals`, then into [0, 1].
+  """The images [batch, h, w, c] projected on the ball around `originals`, then clipped to [0, 1].
 
-  `originals` lie in [0, 1], so the second cut only shortens the difference and the result is inside both.
+  `originals` are in [0, 1], so clipping only shortens the difference and the result is inside both.
   """
   return jnp.clip(originals + norm.shrink(images - originals, epsilon), 0.0, 1.0)

@@ -1,10 +1,10 @@
-"""What makes gradients transfer to other models: momentum, Nesterov's look-ahead, diverse inputs, smoothed gradients.
+"""Gradient transforms for transfer to other models: momentum, Nesterov's look-ahead, diverse inputs, smoothing.
 
     transform = transforms.chain(transforms.diversity(), transforms.translation(), transforms.momentum())
     attacks.pgd(..., random_start="none", gradient_transform=transform)
 
 or by name, with the default constants: gradient_transform=("diversity", "translation", "momentum"). A transform is a
-`GradientTransform`, and one of the user's own is another such tuple. In torchattacks "momentum" is MIFGSM, "nesterov"
+`GradientTransform`, and a user-defined one is another such tuple. In torchattacks "momentum" is MIFGSM, "nesterov"
 NIFGSM, "diversity" DIFGSM, and "translation" TIFGSM with diversity_prob=0; all four start from the image itself.
 """
 
@@ -19,18 +19,19 @@ from jax import Array
 from lrat_jax.core.arguments import check_choice, check_count, check_number
 from lrat_jax.core.typing import Images, KeyPerImage, Scalar
 
-# Keeps 0 / 0 out of a gradient's mean size, which may be tiny by right.
+# Avoids a division of 0 by a gradient's mean size of 0; a tiny mean size is valid.
 _TINY = 1e-30
 
 
 class GradientTransform(NamedTuple):
-  """What stands between a model's gradient and an attack's step; all of it pure, and for each image by itself.
+  """Pure functions between a model's gradient and an attack's step; each image is treated independently.
 
   Attributes:
-    init: images -> state, a tree of arrays [batch, ...], made of the images so that they vary alike under `shard_map`.
-    inputs: (keys [batch], points, state, step_size) -> the points at which the model is asked. The gradient is that by
-      `points`, through this function. The keys are fresh at each step.
-    update: (gradient, state) -> (the gradient that is followed, state). The gradient holds no NaN.
+    init: images -> state, a tree of arrays [batch, ...], computed from the images so that it varies over devices as
+      they do under `shard_map`.
+    inputs: (keys [batch], points, state, step_size) -> the points at which the model is evaluated. The gradient is with
+      respect to `points`, through this function. The keys are new at each step.
+    update: (gradient, state) -> (the gradient to follow, state). The gradient contains no NaN.
   """
 
   init: Callable[[Images], Any]
@@ -59,38 +60,38 @@ def _accumulate(decay: float) -> Callable[[Array, Array], tuple[Array, Array]]:
 def momentum(decay: float = 1.0) -> GradientTransform:
   """Steps along a decaying sum of gradients, each of mean size 1 (MI-FGSM, Dong et al., arXiv:1710.06081, eq. 6).
 
-  The paper divides by the L1 norm; a constant factor, which is that of the authors' code, changes no direction.
+  The paper divides by the L1 norm, the authors' code by the mean size; this constant factor changes no direction.
 
   Args:
-    decay: what is left of the sum at the next step, in [0, 10]; the paper's 1.
+    decay: factor of the previous sum at each step, in [0, 10]; 1 in the paper.
   """
   check_number(decay, "decay", "[0, 10]")
   return IDENTITY._replace(init=lambda images: 0.0 * images, update=_accumulate(decay))
 
 
 def nesterov(decay: float = 1.0) -> GradientTransform:
-  """Momentum whose gradient is taken a step ahead, at x + step_size * decay * g (NI-FGSM, arXiv:1908.06281, eq. 6-8).
+  """Momentum with the gradient taken one step ahead, at x + step_size * decay * g (NI-FGSM, arXiv:1908.06281, eq. 6-8).
 
-  The points ahead may lie outside the ball and [0, 1]. g is of mean size 1 as in `momentum`, on which their distance
-  depends: so it is in the authors' code.
+  The points ahead may be outside the ball and [0, 1]. Their distance depends on the size of g, whose terms have mean
+  size 1 as in `momentum` and in the authors' code.
 
   Args:
-    decay: as of `momentum`.
+    decay: as for `momentum`.
   """
   look_ahead = lambda keys, points, state, step_size: points + step_size * decay * state
   return momentum(decay)._replace(inputs=look_ahead)
 
 
 def diversity(probability: float = 0.5, resize_rate: float = 0.9) -> GradientTransform:
-  """The model is asked about the image made smaller, at a random place on black (DIM, Xie et al., arXiv:1803.06978).
+  """The model is evaluated on the image, shrunk and placed at random on black (DIM, Xie et al., arXiv:1803.06978).
 
-  A size is drawn from floor(resize_rate * size) to size - 1, then a place; both for each image and step, where the
-  original draws them for the batch. Interpolation is bilinear. The paper enlarges the images instead; a smaller one
-  keeps the size that networks are made for, as in torchattacks.
+  A size is drawn from floor(resize_rate * size) to size - 1, then a place, both for each image and step; the original
+  draws them once for the batch. Interpolation is bilinear. The paper enlarges the images instead; shrinking them keeps
+  the input size that networks are made for, as in torchattacks.
 
   Args:
-    probability: how often, in [0, 1]; else the image is as it is. The paper's 0.5.
-    resize_rate: the least size as a share of the image's, in [0.1, 1].
+    probability: probability of shrinking, in [0, 1]; otherwise the image is unchanged. 0.5 in the paper.
+    resize_rate: the smallest size as a share of the image's, in [0.1, 1].
   """
   check_number(probability, "probability", "[0, 1]")
   check_number(resize_rate, "resize_rate", "[0.1, 1]")
@@ -109,20 +110,20 @@ def diversity(probability: float = 0.5, resize_rate: float = 0.9) -> GradientTra
 
 
 def gaussian(size: int, radius: float) -> np.ndarray:
-  """A Gaussian kernel of `size` weights that add up to 1, reaching from -radius to radius standard deviations."""
+  """A Gaussian kernel of `size` weights that sum to 1, reaching from -radius to radius standard deviations."""
   weights = np.exp(-0.5 * np.linspace(-radius, radius, size) ** 2)
   return weights / weights.sum()
 
 
 def translation(kernel_size: int = 15, radius: float = 3.0) -> GradientTransform:
-  """The gradient is smoothed, nearly the mean of those at shifted images (TI-FGSM, arXiv:1904.02884, eq. 7).
+  """Smooths the gradient, which approximates the mean over shifted images (TI-FGSM, arXiv:1904.02884, eq. 7).
 
-  Each channel is convolved with a Gaussian, with zeros around it. The paper's kernels are for 299 x 299 pixels; on
-  smaller images take smaller ones.
+  Each channel is convolved with a Gaussian, with zero padding. The paper's kernels are for 299 x 299 pixels; use
+  smaller ones for smaller images.
 
   Args:
-    kernel_size: pixels along the kernel, an odd number. The paper's best, 15.
-    radius: the kernel's half width in standard deviations, in (0, 10]; the paper's 3.
+    kernel_size: side of the kernel in pixels, an odd number; 15 is the best one in the paper.
+    radius: the kernel's half width in standard deviations, in (0, 10]; 3 in the paper.
   """
   if check_count(kernel_size, "kernel_size", 1) % 2 == 0:
     raise ValueError(f"kernel_size={kernel_size} must be odd.")
@@ -141,7 +142,7 @@ def translation(kernel_size: int = 15, radius: float = 3.0) -> GradientTransform
 
 
 def chain(*transforms: GradientTransform) -> GradientTransform:
-  """The transforms one after another: both the points and the gradient go through them in this order."""
+  """The transforms in sequence: both the points and the gradient pass through them in this order."""
 
   def init(images: Array) -> tuple[Any, ...]:
     return tuple(transform.init(images) for transform in transforms)
@@ -169,15 +170,15 @@ TRANSFORMS: dict[str, Callable[[], GradientTransform]] = {
   "translation": translation,
 }
 
-# What an attack takes: a transform, a name, or names in their order.
+# What attacks accept: a transform, a name, or a sequence of names.
 Transforms = GradientTransform | str | Sequence[str]
 
 
 def get_transform(given: Transforms | None) -> GradientTransform:
-  """A transform as it is, or the chain of those with such a name, with default constants; None is `IDENTITY`.
+  """A transform as given, or the chain of the named ones with default constants; None gives `IDENTITY`.
 
   Raises:
-    ValueError: anything else, with the choices.
+    ValueError: anything else; the message gives the choices.
   """
   if given is None or isinstance(given, GradientTransform):
     return given or IDENTITY

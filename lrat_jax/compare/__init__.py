@@ -1,1 +1,1 @@
-"""Several methods, each trained and evaluated over seeds, in one table and one plot."""
+"""Comparison of several methods, each trained and evaluated over seeds, in one table and one plot."""

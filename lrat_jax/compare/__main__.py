@@ -4,18 +4,18 @@
   python -m lrat_jax.compare --methods=at,lrat:pgd+cw,irat@global_weights.kind=mail --data=fashion_mnist
 
   --methods=METHOD,METHOD...     NAME[:ATTACK+ATTACK][@FIELD=VALUE...]: a file in configs/ (or a path), its training
-                           attacks, and fields of this method alone; the first is what the others are compared with
-  --seeds=N,N...           0,1,2 if not given
-  --data=PRESET            digits (if not given), fashion_mnist, cifar10, svhn, cifar100,
+                           attacks, and fields for this method only; the others are compared with the first
+  --seeds=N,N...           default 0,1,2
+  --data=PRESET            digits (default), fashion_mnist, cifar10, svhn, cifar100,
                            tiny_imagenet, imagenet
-  --suite=SUITE            what evaluates all methods; full if not given
-  --config.FIELD=VALUE     any field, for every method
-  --workdir=DIR            where the runs and the result live; runs/compare_PRESET if not given
-  --jobs=N                 runs at a time, which share the CPU's cores; 1 if not given
-  --track=wandb,mlflow     where the runs can be followed; nowhere else if not given
+  --suite=SUITE            evaluates all methods; default full
+  --config.FIELD=VALUE     sets any field, for every method
+  --workdir=DIR            the folder of the runs and the result; default runs/compare_PRESET
+  --jobs=N                 number of runs at the same time, which share the CPU's cores; default 1
+  --track=wandb,mlflow     also logs the runs to these services
 
-What is there already is not run again; the same command goes on where it was stopped. The result is comparison.md,
-comparison.json and comparison.png in the workdir.
+Runs that are finished are not repeated; the same command again resumes. The result is comparison.md, comparison.json
+and comparison.png in the workdir.
 Exit codes: 0 done, 1 a run failed, 2 bad input, 3 a run had a metric that was not finite.
 """
 

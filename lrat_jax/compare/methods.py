@@ -1,4 +1,4 @@
-"""The methods of a comparison: how each is named, the command that runs it, and whether its result is there."""
+"""The methods of a comparison: their names, the commands that run them, and their results if there are any."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ from lrat_jax.core.errors import ConfigError
 from lrat_jax.evaluation import runner
 from lrat_jax.training import workdir as workdir_lib
 
-# What a comparison reads of results.json.
+# The fields of results.json that a comparison reads.
 _RESULTS = {"schema_version": int, "clean": float, "union": float, "n": int, "warnings": list}
 
 _NAME = re.compile(r"(?P<file>[^:@]+)(:(?P<attacks>[^@]+))?(?P<fields>(@[^@=]+=[^@]*)*)")
@@ -26,10 +26,10 @@ class MethodSpec(NamedTuple):
   """One row of a comparison.
 
   Attributes:
-    name: as it was given, "lrat:pgd+cw@local_weights.slope=4".
-    config: what stands before the colon of --config: a method's name, or a file.
-    attacks: the training attacks that it names; empty is the method's own.
-    fields: (field, value) that it changes.
+    name: as given, such as "lrat:pgd+cw@local_weights.slope=4".
+    config: the part of --config before the colon: a method's name, or a file.
+    attacks: the training attacks that it names; if empty, the method's own.
+    fields: pairs (field, value) that it changes.
   """
 
   name: str
@@ -39,12 +39,12 @@ class MethodSpec(NamedTuple):
 
   @property
   def folder(self) -> str:
-    """Its name as a folder's."""
+    """Its name as a valid folder name."""
     return re.sub(r"[^\w.+-]+", "_", self.name)
 
 
 def _is_whole(results: Mapping[str, Any]) -> bool:
-  """Whether all that a comparison reads of results.json is there, as it was written."""
+  """Whether results.json has all that a comparison reads, in the form in which it was written."""
   if not all(isinstance(results.get(name), kind) for name, kind in _RESULTS.items()):
     return False
   if results["schema_version"] != provenance.SCHEMA_VERSION:
@@ -54,7 +54,7 @@ def _is_whole(results: Mapping[str, Any]) -> bool:
 
 
 class PlannedRun(NamedTuple):
-  """One method with one seed: its workdir, the arguments of `lrat_jax.main`, and the configuration that they make."""
+  """One method with one seed: its workdir, the arguments of `lrat_jax.main`, and the resulting configuration."""
 
   method: MethodSpec
   seed: int
@@ -68,21 +68,21 @@ class PlannedRun(NamedTuple):
 
   @property
   def command(self) -> str:
-    """What a reader types to repeat it."""
+    """The shell command that repeats the run."""
     return shlex.join(["python", "-m", "lrat_jax.main", *self.arguments])
 
   @property
   def process(self) -> list[str]:
-    """The same for this interpreter."""
+    """The same command as a list, with this Python interpreter."""
     return [sys.executable, "-m", "lrat_jax.main", *self.arguments]
 
   @property
   def results_folder(self) -> Path:
-    """Where its results lie."""
+    """The folder of its results."""
     return runner.results_folder(self.workdir, self.config)
 
   def results(self) -> dict[str, Any] | None:
-    """The content of results.json, if it is whole and of this very configuration; else None."""
+    """The content of results.json if it is complete and from exactly this configuration, otherwise None."""
     try:
       found = files.read_json(self.results_folder / "results.json")
     except files.CorruptFileError:
@@ -93,7 +93,7 @@ class PlannedRun(NamedTuple):
     """The arrays of per_example.npz.
 
     Raises:
-      files.CorruptFileError: it is not there, not whole, or lacks an attack of the suite.
+      files.CorruptFileError: the file is missing or damaged, or lacks an attack of the suite.
     """
     path = self.results_folder / "per_example.npz"
     attacked = [f"{field}/{name}" for name in self.config.eval.suite for field in ("robust", "vulnerability")]
@@ -106,10 +106,10 @@ class PlannedRun(NamedTuple):
 
 
 def parse(text: str) -> MethodSpec:
-  """A method from NAME[:ATTACK+ATTACK...][@FIELD=VALUE...]; NAME is a method's, or the path of a file.
+  """Parses NAME[:ATTACK+ATTACK...][@FIELD=VALUE...]; NAME is the name of a method or the path of a file.
 
   Raises:
-    ConfigError: a text of another form, or a file that is not there (with the choices).
+    ConfigError: a text of another form, or a file that does not exist (the message lists the choices).
   """
   match = _NAME.fullmatch(text)
   if match is None:
@@ -127,16 +127,16 @@ def parse(text: str) -> MethodSpec:
 def plan(
   methods: Sequence[MethodSpec], seeds: Sequence[int], *, data: str, suite: str, overrides: Sequence[str], workdir: Path
 ) -> list[PlannedRun]:
-  """All runs of a comparison, seed by seed so that whole comparisons come early, each checked as far as it can be.
+  """Plans all runs of a comparison, seed by seed so that complete comparisons come early, and checks each of them.
 
   Args:
     data: the name of a preset.
-    suite: the name of the suite that evaluates.
-    overrides: `--config.FIELD=VALUE` for every method; a method's own come after them.
-    workdir: the comparison's folder; a run's own is METHOD/seedN in it.
+    suite: the name of the evaluation suite.
+    overrides: `--config.FIELD=VALUE` for every method; a method's own fields come after them.
+    workdir: the comparison's folder; that of a run is METHOD/seedN in it.
 
   Raises:
-    ConfigError: a name, field or value that no run can use, with the method.
+    ConfigError: an invalid name, field or value; the message names the method.
   """
   runs = []
   for seed in seeds:
@@ -162,7 +162,7 @@ def plan(
 
 
 def _check_folders(runs: Sequence[PlannedRun]) -> None:
-  """Refuses methods whose names make one folder, and names that are too long for one."""
+  """Raises ConfigError if two methods would share a folder, or if a name is too long for a folder."""
   methods: dict[Path, str] = {}
   for run in runs:
     if len(run.method.folder.encode()) > 200:

@@ -1,4 +1,4 @@
-"""What the command line of a comparison asks for."""
+"""The command-line options of a comparison."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _MOST_JOBS = 1000
 
 
 class Options(NamedTuple):
-  """What was asked for."""
+  """The parsed options."""
 
   methods: list[str]
   seeds: list[int]
@@ -41,7 +41,7 @@ def _flags() -> flags.FlagValues:
 
 
 def parse(arguments: Sequence[str]) -> Options | None:
-  """Reads the command line; None where help was asked for. Raises ConfigError with one line of what is wrong."""
+  """Reads the command line; returns None if help was requested. Raises ConfigError with a one-line message."""
   command_line.check_characters(arguments)
   arguments = [command_line.expand_home(argument) for argument in arguments]
   overrides = [argument for argument in arguments if command_line.OVERRIDE.match(argument)]
@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str]) -> Options | None:
     raise ConfigError(f"{rest[0]!r} is not understood; options are written --name=value.")
   if not values.methods:
     raise ConfigError("--methods is missing; try --methods=at,irat,lrat,lrat_irat.")
-  from lrat_jax.config.default import PRESETS  # imports JAX, which help and a wrong flag need not wait for
+  from lrat_jax.config.default import PRESETS  # imports JAX, which is slow and not needed for help or a wrong flag
   from lrat_jax.config.suites import SUITES
 
   for name, value, choices in (("data", values.data, PRESETS), ("suite", values.suite, SUITES)):

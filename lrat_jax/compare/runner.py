@@ -1,4 +1,4 @@
-"""The runs of a comparison as processes, some at a time, and the table and plot that they end in."""
+"""Runs the methods of a comparison in processes, some at a time, and writes the table and plot of the results."""
 
 import datetime
 import os
@@ -29,7 +29,7 @@ FAILED = 1
 
 
 def _core_shares(jobs: int) -> list[set[int]]:
-  """For each job the CPU cores that are its own; empty sets where a system cannot say."""
+  """The CPU cores assigned to each job; empty sets if the operating system does not support it."""
   if not hasattr(os, "sched_getaffinity"):
     return [set()] * jobs
   cores = sorted(os.sched_getaffinity(0))
@@ -37,7 +37,7 @@ def _core_shares(jobs: int) -> list[set[int]]:
 
 
 def _execute(run: methods.PlannedRun, more: Sequence[str], cores: set[int], processes: list[subprocess.Popen]) -> int:
-  """Runs one program to its end, with its output in the workdir's log.txt, and returns its exit code."""
+  """Runs one process to its end, appends its output to the workdir's log.txt, and returns its exit code."""
   run.workdir.mkdir(parents=True, exist_ok=True)
   with (run.workdir / "log.txt").open("ab") as log:
     process = subprocess.Popen([*run.process, *more], stdout=log, stderr=subprocess.STDOUT)
@@ -48,7 +48,7 @@ def _execute(run: methods.PlannedRun, more: Sequence[str], cores: set[int], proc
 
 
 def _run_all(runs: Sequence[methods.PlannedRun], jobs: int, more: Sequence[str], console: Console) -> list[int]:
-  """Runs what is missing with `more` options, `jobs` at a time, and returns the exit codes of those that failed."""
+  """Executes missing runs with the options `more`, `jobs` at a time, and returns the exit codes of failed runs."""
   missing = [run for run in runs if run.results() is None]
   console.print(f"{len(runs)} runs, {len(runs) - len(missing)} of them done before.")
   shares: queue.Queue[set[int]] = queue.Queue()
@@ -77,7 +77,7 @@ def _run_all(runs: Sequence[methods.PlannedRun], jobs: int, more: Sequence[str],
   pool = ThreadPoolExecutor(jobs)
   try:
     list(pool.map(execute, missing))
-  except BaseException:  # Ctrl-C or SIGTERM: nothing new begins, and what runs ends; it goes on from its checkpoint
+  except BaseException:  # Ctrl-C or SIGTERM: starts no new runs and stops the current ones, which can be resumed
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
       process.terminate()
@@ -87,7 +87,7 @@ def _run_all(runs: Sequence[methods.PlannedRun], jobs: int, more: Sequence[str],
 
 
 def _check_data(runs: Sequence[methods.PlannedRun]) -> None:
-  """Refuses runs that were made before on other data under the same name. Raises ConfigError."""
+  """Raises ConfigError if an earlier run in a workdir used other data under the same name."""
   loaded: dict[str, data.Dataset] = {}
   for run in runs:
     if not (run.workdir / "config.json").exists():
@@ -111,7 +111,7 @@ def _provenance(arguments: Sequence[str], jobs: int) -> dict[str, Any]:
 
 
 def run(options: Options, arguments: Sequence[str]) -> int:
-  """Runs what is missing and writes the comparison; returns the exit code. Raises ConfigError for bad input."""
+  """Executes missing runs, writes the comparison, and returns the exit code. Raises ConfigError for bad input."""
   console = Console()
   metric_writers.find(options.track)
   runs = methods.plan(

@@ -1,4 +1,4 @@
-"""What a comparison of methods says: means, spread and paired differences over seeds, as data and as Markdown."""
+"""Summary of a comparison of methods: means, spread and paired differences over seeds, as data and as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ class _Named(Protocol):
 
 
 class ComparedRun(Protocol):
-  """What a comparison asks of a run: one that was planned (`methods.PlannedRun`), or one that was found."""
+  """The interface of a run in a comparison: a planned one (`methods.PlannedRun`), or one that exists already."""
 
   @property
   def name(self) -> str: ...
@@ -46,16 +46,16 @@ class ComparedRun(Protocol):
 def paired_intervals(differences: np.ndarray, seed: int = 0) -> np.ndarray:
   """The 95 % bootstrap intervals of the means of paired differences, over seeds and images.
 
-  Both are drawn again, with replacement and independently, so the interval holds for other seeds and other images of
-  the same kind; with one seed it holds for other images alone. A few seeds say little about all seeds: with so few it
-  is rather too narrow than too wide.
+  Seeds and images are resampled independently, with replacement, so the interval holds for other seeds and other images
+  of the same kind; with one seed, it holds only for other images. With only a few seeds, which say little about all
+  seeds, the interval tends to be too narrow.
 
   Args:
-    differences: float [k, seeds, images], for each seed and image what one method has more than the other.
-    seed: of the resampling, which is the same for all k.
+    differences: float [k, seeds, images], the value of one method minus that of the other, for each seed and image.
+    seed: seed of the resampling, which is the same for all k.
 
   Returns:
-    float [k, 2], low and high.
+    float [k, 2], the low and high ends.
   """
   generator = np.random.default_rng(seed)
   _, num_seeds, num_images = differences.shape
@@ -75,12 +75,12 @@ def paired_interval(difference: np.ndarray, seed: int = 0) -> tuple[float, float
 
 
 def _trained_on(run: ComparedRun) -> list[str]:
-  """The attacks of the suite that are of a kind that the run trained on."""
+  """The attacks of the suite whose kind the run trained on."""
   return suites.trained_on(run.config.eval.suite.to_dict(), run.config.train_attacks.to_dict())
 
 
 def _columns(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
-  """The suite's attacks by group: trained on by any method, by none, and AutoAttack."""
+  """The suite's attacks in three groups: of a kind that any method trained on, of other kinds, and AutoAttack."""
   suite = runs[0].config.eval.suite.to_dict()
   trained = {name for run in runs for name in _trained_on(run)}
   return {
@@ -91,13 +91,13 @@ def _columns(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
 
 
 def robust_columns(run: ComparedRun, columns: Mapping[str, list[str]]) -> dict[str, np.ndarray]:
-  """For each column of the table float [images], in the order of the table: 1 where the model holds.
+  """The values of each column of the table, float [images], in the order of the table: 1 if the model is right.
 
-  Columns of several attacks are in between: means over held-out attacks and over strengths, and shares of the best
-  known accuracies, which may be more than 1.
+  Columns over several attacks can have other values: means over held-out attacks and over strengths are in [0, 1], and
+  shares of the best known accuracies may be more than 1.
 
   Args:
-    run: with results.
+    run: a run that has results.
     columns: the attacks as "trained_on", "held_out" and "autoattack", as `summarise` groups them.
   """
   arrays = run.per_example()
@@ -114,7 +114,7 @@ def robust_columns(run: ComparedRun, columns: Mapping[str, list[str]]) -> dict[s
 
 
 def training_seconds(workdir: Path, batch_size: int) -> float | None:
-  """How long a run's steps took, by its metrics.jsonl: compilation and no validation included; None without rows."""
+  """Seconds of a run's steps, from its metrics.jsonl, with compilation and without validation; None without rows."""
   rows = [row for row in metrics.read_rows(workdir / "metrics.jsonl") if row["split"] == "train"]
   return sum(row["steps"] * batch_size / row["images_per_second"] for row in rows) if rows else None
 
@@ -135,7 +135,7 @@ def _method_summary(runs: Sequence[ComparedRun], robust: Mapping[str, Mapping[st
 
 
 def _differences(ours: Sequence[Mapping[str, np.ndarray]], theirs: Sequence[Mapping[str, np.ndarray]]):
-  """For each column {"mean", "low", "high"} of ours - theirs, seed by seed; nothing where no seed is paired."""
+  """For each column {"mean", "low", "high"} of ours - theirs, paired by seed; empty if no seed is paired."""
   if not ours:
     return {}
   pairs = list(zip(ours, theirs, strict=True))
@@ -145,14 +145,14 @@ def _differences(ours: Sequence[Mapping[str, np.ndarray]], theirs: Sequence[Mapp
 
 
 def _spread(tables: Sequence[np.ndarray]) -> dict[str, Any]:
-  """{"mean", "std"} over seeds of tables [k, k], as lists; None where one is NaN, or where there is one seed."""
+  """{"mean", "std"} over seeds of tables [k, k], as lists; None for NaN, and as "std" if there is only one seed."""
   plain = lambda table: [[None if np.isnan(value) else float(value) for value in row] for row in table]
   spread = np.std(tables, axis=0, ddof=1) if len(tables) > 1 else np.full_like(tables[0], np.nan)
   return {"mean": plain(np.mean(tables, axis=0)), "std": plain(spread)}
 
 
 def _inconsistency(runs: Sequence[ComparedRun]) -> dict[str, Any] | None:
-  """How far attacks disagree on one method's runs (`inspection.inconsistency`); None where they cannot be compared."""
+  """How much attacks disagree on one method's runs (`inspection.inconsistency`); None if they cannot be compared."""
   found = []
   for run in runs:
     per_example = run.per_example()
@@ -164,21 +164,19 @@ def _inconsistency(runs: Sequence[ComparedRun]) -> dict[str, Any] | None:
 
 
 def summarise(runs: Sequence[ComparedRun], title: str) -> dict[str, Any]:
-  """The comparison as plain data; the first run's method is the one that the others are compared with.
+  """The comparison as plain data. The first run's method is the baseline of the differences.
 
-  A run without results is left out, and its method's "seeds" lack it. Differences are over the seeds
+  A run without results is left out, and its seed is missing in its method's "seeds". Differences are over the seeds
   that both methods have.
 
   Returns:
     {"title", "n", "split", "suite", "columns", "trained_on", "held_out", "autoattack", "baseline", "warnings",
-    "missing",
-    "inconsistency" of the first method: {"method", "attacks" [k], "rank_correlation", "cross": {"mean", "std"} [k, k]},
-    "methods": {method: {"commands", "trained_on", "training_seconds", "seeds": {seed: {column: accuracy}}, "mean",
-    "std",
-    "difference": {column: {"mean", "low", "high"}}}}}, accuracies and differences as shares.
+    "missing", "inconsistency" of the first method: {"method", "attacks" [k], "rank_correlation", "cross": {"mean",
+    "std"} [k, k]}, "methods": {method: {"commands", "trained_on", "training_seconds", "seeds": {seed: {column:
+    accuracy}}, "mean", "std", "difference": {column: {"mean", "low", "high"}}}}}, accuracies and differences as shares.
 
   Raises:
-    ValueError: no run has results, or a file of one is damaged.
+    ValueError: no run has results, or a file of a run is damaged.
   """
   groups = _columns(runs)
   results = {run.name: run.results() for run in runs}
@@ -238,7 +236,7 @@ def _inconsistency_lines(found: Mapping[str, Any]) -> list[str]:
   def cell(mean: float | None, std: float | None, scale: float, digits: int) -> str:
     if mean is None:
       return "-"
-    # A table's own diagonal does not vary but by rounding.
+    # The diagonal of a table varies only by rounding.
     spread = f" ± {scale * std:.{digits}f}" if std is not None and std > 1e-9 else ""
     return f"{scale * mean:.{digits}f}{spread}"
 
@@ -262,7 +260,7 @@ def _inconsistency_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _provenance_lines(summary: Mapping[str, Any]) -> list[str]:
-  """Command, commit, date, device and versions, where the summary has them."""
+  """Command, commit, date, device and versions, if the summary has them."""
   if "command" not in summary:
     return []
   made, packages = summary["environment"], ("python", "jax", "jaxlib", "flax")
@@ -281,7 +279,7 @@ def _provenance_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _warning_lines(warnings: Mapping[str, Sequence[str]]) -> list[str]:
-  """Each warning once, with how many runs gave it, and which where they are few."""
+  """Each warning once, with the number of runs that gave it, and their names if they are few."""
   runs: dict[str, list[str]] = {}
   for run, lines in warnings.items():
     for line in lines:
@@ -292,7 +290,7 @@ def _warning_lines(warnings: Mapping[str, Sequence[str]]) -> list[str]:
   ]
 
 
-# Not where a suite has AutoAttack alone, which is of every kind.
+# Left out if a suite has only AutoAttack, which has attacks of every kind.
 _DAGGER = (
   "† is of a kind (loss and norm) that the method trained on. An attack that no method trained on is held out.",
 )
@@ -303,13 +301,13 @@ def _num_seeds(summary: Mapping[str, Any]) -> int:
 
 
 def resampled(summary: Mapping[str, Any]) -> str:
-  """What the differences' bootstrap draws again, in words: with one seed, nothing is known of how much seeds differ."""
+  """What the bootstrap of the differences resamples, in words. With one seed, the variation over seeds is unknown."""
   one = "images alone: with one seed, it leaves out how much seeds differ"
   return "seeds and images" if _num_seeds(summary) > 1 else one
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-  """A summary of `summarise` as a page: accuracies, differences, what the attacks may do, warnings, commands."""
+  """A summary of `summarise` as Markdown: accuracies, differences, threat models, warnings, commands."""
   methods, columns, baseline = summary["methods"], summary["columns"], summary["baseline"]
   seeds = _num_seeds(summary)
   lines = [f"## {summary['title']}", "", *_provenance_lines(summary)]

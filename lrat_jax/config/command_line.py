@@ -1,4 +1,4 @@
-"""The command line: absl flags and ml_collections overrides, with one clear line for whatever is wrong in it."""
+"""The command line: absl flags and ml_collections overrides, with a one-line message for any mistake in it."""
 
 import os
 import re
@@ -12,24 +12,24 @@ from ml_collections import ConfigDict, config_flags
 
 from lrat_jax.core.errors import ConfigError
 
-# Of `methods.METHODS`, whose module takes a while to import.
+# The keys of `methods.METHODS`, a module that is slow to import.
 METHODS = ("at", "irat", "lrat", "lrat_irat", "max", "softmax", "eat", "trades", "mart")
 MODES = ("train_and_evaluate", "train", "evaluate")
-# What they say is of a file of weights.
+# Flags about a file of weights.
 WEIGHTS_FLAGS = ("key", "mean", "std", "preprocessing", "activation", "architecture", "robustbench")
-# An override of a configuration's field: its path, and "=" where a value follows.
+# An override of a configuration's field: its path, and "=" if a value follows.
 OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)")
 
 
 class Options(NamedTuple):
-  """What was asked for; `config` is None where only help was, `model` where a run's own checkpoint is evaluated.
+  """The parsed command line; `config` is None if only help is requested, `model` if a run's checkpoint is evaluated.
 
   Attributes:
-    weights: what WEIGHTS_FLAGS say of the file of --model (`exchange.read`).
+    weights: the values of WEIGHTS_FLAGS, about the file of --model (`exchange.read`).
     preset: the value of --config, such as "lrat:cifar10".
-    arguments: the arguments that determine the result: without where the run lives, and on how many processes.
-    track: the services that follow the run (`metric_writers.find`).
-    topology: of TPUs that a dry run is compiled for, as "v5e:4x4".
+    arguments: the arguments that determine the result, so without the run's folder and number of processes.
+    track: the services that track the run (`metric_writers.find`).
+    topology: TPUs that a dry run is compiled for, such as "v5e:4x4".
     profile: a folder for a trace of the run.
     coordinator, num_processes, process_id: how to find the run's other processes (`distributed.join`).
   """
@@ -50,7 +50,7 @@ class Options(NamedTuple):
   process_id: int | None = None
 
 
-# Arguments that say where and how a run goes, not what it computes.
+# Arguments about where and how a run executes, not about what it computes.
 _PLACE = re.compile(
   r"--?(workdir|mode|track|profile|no?dry_run|topology|coordinator|num_processes|process_id"
   r"|config\.(compilation_cache|data\.(data_dir|loading|placement|workers)))="
@@ -78,9 +78,9 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
 
 def _with_file(argument: str) -> str:
-  """`--config=NAME` or `--config=NAME:ARG` with the file that has the methods; any other argument as it is.
+  """Inserts the methods' file into `--config=NAME` or `--config=NAME:ARG`; other arguments are returned unchanged.
 
-  Raises ConfigError where it names neither a method nor a file.
+  Raises ConfigError if NAME is neither a method nor a file.
   """
   match = _CONFIG.fullmatch(argument)
   if match is None:
@@ -94,20 +94,20 @@ def _with_file(argument: str) -> str:
 
 
 def expand_home(argument: str) -> str:
-  """An argument with the home folder in place of a "~" that begins its value: behind "=" a shell leaves it as it is."""
+  """Replaces a "~" at the start of an argument's value by the home folder; a shell does not replace it after "="."""
   name, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
   return f"{name}{equals}{os.path.expanduser(value)}"  # noqa: PTH111 (no path need be meant)
 
 
 def check_characters(arguments: Sequence[str]) -> None:
-  """Refuses what no file can be named. Raises ConfigError."""
+  """Raises ConfigError for a character that no file name can contain."""
   for argument in arguments:
     if "\0" in argument:
       raise ConfigError(f"{argument!r} holds a null character.")
 
 
 def define_weights_flags(values: flags.FlagValues) -> None:
-  """WEIGHTS_FLAGS, which say how a file of weights is read."""
+  """Defines WEIGHTS_FLAGS, which say how a file of weights is read."""
   for name in WEIGHTS_FLAGS:
     define = flags.DEFINE_list if name in ("mean", "std") else flags.DEFINE_string
     define(name, None, "of a file of weights", flag_values=values)
@@ -132,7 +132,7 @@ def _define(arguments: list[str]) -> flags.FlagValues:
 
 
 def reason(error: BaseException) -> str:
-  """The last line of an error's text, where ml_collections quotes a whole traceback."""
+  """The last line of an error's text, because ml_collections includes a whole traceback."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   return re.sub(r"^(flag --\S+: )?(\w+(Error|Exception): )?", "", lines[-1]) if lines else type(error).__name__
 
@@ -146,7 +146,7 @@ def _parse(arguments: list[str]) -> flags.FlagValues:
     raise ConfigError(f"--{flag}: {reason(error)}") from None
   except (flags.Error, AttributeError, TypeError, ValueError) as error:
     raise ConfigError(reason(error)) from None
-  except Exception as error:  # whatever the code of the user's file raises
+  except Exception as error:  # anything that the user's file raises
     raise ConfigError(f"--config: the file failed with {type(error).__name__}: {reason(error)}") from None
   if rest:
     raise ConfigError(f"{rest[0]!r} is not understood; options are written --name=value.")
@@ -158,18 +158,18 @@ def _load(values: flags.FlagValues) -> ConfigDict:
     raise ConfigError("--config is missing; try --config=lrat.")
   try:
     is_config = hasattr(values.config, "keys") and isinstance(values.config, ConfigDict)
-  except OSError as error:  # a file that failed to load says so only when it is used
+  except OSError as error:  # a file that failed to load raises only when it is used
     raise ConfigError(f"--config: {reason(error)}; try --config=lrat.") from None
   if not is_config:
     raise ConfigError(f"--config: the file returns {type(values.config).__name__}, no ConfigDict.")
-  from lrat_jax.config.validate import check_form  # imports JAX, which a wrong flag need not wait for
+  from lrat_jax.config.validate import check_form  # imports JAX, which is slow, and not needed to report a wrong flag
 
   check_form(values.config)
   return values.config
 
 
 def _check_override(config: ConfigDict, argument: str) -> None:
-  """Refuses `--config.PATH=VALUE` where PATH is no field, or is a group of fields."""
+  """Raises ConfigError if PATH in `--config.PATH=VALUE` is no field, or is a group of fields."""
   path, equals = OVERRIDE.match(argument).groups()
   if not equals:
     raise ConfigError(f"{argument!r} is not understood; options are written --name=value.")
@@ -194,7 +194,7 @@ def _numbers(name: str, texts: list[str] | None) -> tuple[float, ...] | None:
 
 
 def weights(values: flags.FlagValues) -> dict[str, Any]:
-  """What WEIGHTS_FLAGS say, as `exchange.read` takes it; None is nothing. Raises ConfigError."""
+  """The values of WEIGHTS_FLAGS, as arguments of `exchange.read`; None if not given. Raises ConfigError."""
   said = {name: values[name].value for name in WEIGHTS_FLAGS}
   said |= {name: _numbers(name, said[name]) for name in ("mean", "std")}
   if (said["mean"] is None) != (said["std"] is None):
@@ -203,7 +203,7 @@ def weights(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def parse(arguments: Sequence[str]) -> Options:
-  """Reads the command line, the configuration and its overrides. Raises ConfigError with one line of what is wrong."""
+  """Reads the command line, the configuration and its overrides. Raises ConfigError with a one-line message."""
   check_characters(arguments)
   given = [expand_home(argument) for argument in joined(arguments)]
   arguments = [_with_file(argument) for argument in given]

@@ -1,4 +1,4 @@
-"""Configurations that earlier versions wrote, before some fields were there."""
+"""Configurations written by earlier versions, in which some fields are missing."""
 
 import functools
 import json
@@ -7,12 +7,12 @@ from typing import Any
 
 from lrat_jax.config import default as config_lib
 
-# Groups whose members are the user's own; they are not filled in.
+# Groups whose members are user-defined; they are not filled in.
 _OWN_GROUPS = ("train_attacks", "validation_attack", "suite")
 
 
 def _common(groups: list[Mapping[str, Any]]) -> dict[str, Any]:
-  """What some nested dictionaries have in common, without the users' own groups."""
+  """The entries that nested dictionaries have in common, without the user-defined groups."""
   found: dict[str, Any] = {}
   for name, value in groups[0].items():
     values = [group[name] for group in groups]
@@ -25,8 +25,8 @@ def _common(groups: list[Mapping[str, Any]]) -> dict[str, Any]:
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-  """Every field whose default is alike for all data sets, but the run's name; as JSON has them."""
-  # Presets that resize pictures came after the fields of that, which are off in all others.
+  """All fields whose default is the same for all data sets, except the run's name; values are as in JSON."""
+  # Presets that resize pictures are left out: they are newer than the fields for resizing, which are off in all others.
   presets = [name for name, preset in config_lib.PRESETS.items() if not preset["data"]["image_size"]]
   found = _common([config_lib.default("any", preset).to_dict() for preset in presets])
   return json.loads(json.dumps({name: value for name, value in found.items() if name != "name"}))
@@ -49,9 +49,9 @@ def _filled(saved: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) 
 
 
 def completed(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-  """(the fields, those that were absent at their defaults; the absent ones, as "config.train.label_smoothing").
+  """Returns (all fields, absent ones at their defaults; the paths of absent ones, "config.train.label_smoothing").
 
-  A field that was added since `saved` was written has a default that leaves runs as they were, and that is alike for
-  all data sets. Others are not filled in, and neither are fields of attacks.
+  A field that was added after `saved` was written has a default that leaves runs unchanged and is the same for all data
+  sets. Other fields are not filled in, and neither are fields of attacks.
   """
   return _filled(saved, _defaults(), "config")

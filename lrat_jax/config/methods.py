@@ -1,8 +1,8 @@
-"""The methods by name, each a few fields over plain adversarial training: `--config=NAME` and configs/NAME.py.
+"""The methods by name. Each sets a few fields of plain adversarial training: `--config=NAME` and configs/NAME.py.
 
 `--config=lrat:cifar10,pgd,cw` is `lrat("cifar10,pgd,cw")`: the data set's preset, the training attacks and the suite
-(`default.default` explains them). Several norms at once: `at:digits,union` is AVG, `at:digits,msd` MSD, and `max`,
-`softmax`, `eat` and `lrat:digits,union` the others.
+(`default.default` explains them). Methods for several norms: `at:digits,union` is AVG, `at:digits,msd` is MSD; the
+others are `max`, `softmax`, `eat` and `lrat:digits,union`.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from lrat_jax.config import default as base
 
 
 def at(arg: str | None = None) -> ConfigDict:
-  """Adversarial training (Madry et al., arXiv:1706.06083): all variants weigh the same, natural images nothing."""
+  """Adversarial training (Madry et al., arXiv:1706.06083): all variants have equal weight, natural images none."""
   return base.default("at", arg)
 
 
@@ -41,7 +41,7 @@ def lrat_irat(arg: str | None = None) -> ConfigDict:
 
 
 def max_(arg: str | None = None) -> ConfigDict:
-  """MAX (Tramer & Boneh, arXiv:1904.13000): of variants in several norms the most vulnerable alone is trained on."""
+  """MAX (Tramer & Boneh, arXiv:1904.13000): trains only on the most vulnerable of the variants in several norms."""
   config = base.default("max", arg, attack="union")
   config.local_weights.kind = "max"
   config.local_weights.begin_fraction = 0.0
@@ -49,7 +49,7 @@ def max_(arg: str | None = None) -> ConfigDict:
 
 
 def softmax(arg: str | None = None) -> ConfigDict:
-  """Between AVG, which is `at` on several attacks, and MAX: a softmax over the variants in several norms."""
+  """Between AVG (`at` with several attacks) and MAX: variants in several norms, weighted by a softmax."""
   config = base.default("softmax", arg, attack="union")
   config.local_weights.kind = "softmax"
   config.local_weights.begin_fraction = 0.0
@@ -57,7 +57,7 @@ def softmax(arg: str | None = None) -> ConfigDict:
 
 
 def eat(arg: str | None = None) -> ConfigDict:
-  """E-AT (Croce & Hein, arXiv:2105.12508): each batch is attacked in one norm, drawn by how little it withstands it."""
+  """E-AT (Croce & Hein, arXiv:2105.12508): one norm per batch, drawn in proportion to its robust error."""
   config = base.default("eat", arg, attack="union")
   config.train.variants = base.SAMPLED
   return config
@@ -93,9 +93,9 @@ METHODS: dict[str, Callable[[str | None], ConfigDict]] = {
 
 
 def of_run(preset: str, suite: str = "") -> ConfigDict | None:
-  """The method's own configuration of a run made with `--config=PRESET`, with its suite or another.
+  """The configuration of a run made with `--config=PRESET`, without overrides; with `suite`, if it is given.
 
-  None where that is a file of the user's, which is not run, or names what this version does not know.
+  None if PRESET is a user's file, which is not executed, or contains a name that this version does not know.
   """
   file, _, argument = preset.partition(":")
   path = Path(file)
@@ -110,6 +110,6 @@ def of_run(preset: str, suite: str = "") -> ConfigDict | None:
 
 
 def get_config(arg: str) -> ConfigDict:
-  """The configuration of "NAME" or "NAME:ARG": what `--config=NAME:ARG` loads this file for. Raises ValueError."""
+  """The configuration of "NAME" or "NAME:ARG"; `--config=NAME:ARG` loads this file and calls it. Raises ValueError."""
   name, _, rest = arg.partition(":")
   return METHODS[name](rest or None)

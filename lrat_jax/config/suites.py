@@ -1,4 +1,4 @@
-"""Which attacks evaluate a model: the suites that a configuration can name, and AutoAttack as an entry of one."""
+"""The attacks of an evaluation: the suites that a configuration can name, and AutoAttack as an entry of a suite."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ from lrat_jax.core.arguments import as_number
 
 AUTOATTACK = "autoattack"
 _AUTOATTACK_FIELDS = ("name", "norm", "epsilon", "version", "attacks_to_run", "overrides")
-# Of noise, blur, weather and the computer's own, where a suite has one severity of a few.
+# A few of the noise, blur, weather and digital corruptions, for a suite with one severity of each.
 _FEW_CORRUPTIONS = (
   "gaussian_noise",
   "impulse_noise",
@@ -22,12 +22,12 @@ _FEW_CORRUPTIONS = (
   "pixelate",
   "jpeg_compression",
 )
-# "rand" is for models that take keys, which no other attack of a suite can give.
+# "rand" is left out: it is for models that take keys, which no other attack of a suite can pass to them.
 _VERSIONS = ("standard", "plus", "apgd")
 
 
 class Cost(NamedTuple):
-  """What an attack takes of one image at most: gradients of the model, and queries without one."""
+  """The maximum cost of an attack per image: gradients of the model, and queries without a gradient."""
 
   gradients: int = 0
   queries: int = 0
@@ -38,14 +38,14 @@ Suite = dict[str, dict[str, Any]]
 
 
 NORMS = ("linf", "l2", "l1")
-# The field of an entry that names the model on which its attack is made, in place of the one that is evaluated.
+# The field of an entry that names the model that is attacked, in place of the one that is evaluated.
 SURROGATE = "surrogate"
-# Radii of LPIPS by a model's own features; the paper trains with 0.5.
+# Radii of LPIPS, measured with a model's own features; the paper trains with 0.5.
 _LPIPS = ("0.25", "0.5", "1")
 
 
 def iterated(budget: Budget, norm: str, num_steps: int, **arguments: Any) -> dict[str, Any]:
-  """An attack of many steps with a preset's radius and step size in a norm."""
+  """An iterative attack with a preset's radius and step size in a norm."""
   epsilon, step_size = budget[norm]
   return dict(norm=norm, epsilon=epsilon, step_size=step_size, num_steps=num_steps, num_restarts=1, **arguments)
 
@@ -60,7 +60,7 @@ def _autoattack(budget: Budget, version: str, norm: str = "linf") -> dict[str, A
 
 
 def _pgd(budget: Budget) -> Suite:
-  """The first evaluation: one step, and 20 steps of a tenth of the ball's width on two losses."""
+  """A quick evaluation: FGSM, and 20 steps of a tenth of the radius on each of two losses."""
   epsilon = budget["linf"][0]
   fine = dict(budget, linf=(epsilon, _times(epsilon, 0.1)))
   return {
@@ -71,7 +71,7 @@ def _pgd(budget: Budget) -> Suite:
 
 
 def _other_norms(budget: Budget) -> Suite:
-  """Attacks in norms that training does not use, and in none."""
+  """Attacks in norms that training does not use by default, and one without a norm."""
   apgd = dict(name="apgd", loss="ce", num_steps=100, num_restarts=1)
   rotation, translation = budget["spatial"]
   return {
@@ -86,7 +86,7 @@ def _latent(kind: str, strength: float) -> dict[str, Any]:
 
 
 def _unforeseen(budget: Budget) -> Suite:
-  """Attacks that nobody trains on, in other norms and in none, beside AutoAttack."""
+  """AutoAttack, and attacks that are not used in training: in other norms, and without a norm."""
   search = dict(binary_search_steps=6, num_steps=200, learning_rate=0.02, initial_const=0.1)
   return {
     AUTOATTACK: _autoattack(budget, "standard"),
@@ -98,13 +98,13 @@ def _unforeseen(budget: Budget) -> Suite:
 
 
 def _lpips(budget: Budget) -> Suite:
-  """Balls in the distance that the model's own features measure; the same for every data set."""
+  """Balls of LPIPS, measured with the model's own features; the same for every data set."""
   entry = dict(name="lpips", num_steps=40, num_rounds=5)
   return {f"lpips@{level}": dict(entry, epsilon=epsilon) for level, epsilon in enumerate(_LPIPS, 1)}
 
 
 def _transfer(budget: Budget) -> Suite:
-  """An attack made on another model, which `surrogate` must name: momentum, steps of a tenth of the ball's width."""
+  """PGD with momentum on another model, which `surrogate` must name, with steps of a tenth of the radius."""
   epsilon = budget["linf"][0]
   fine = dict(budget, linf=(epsilon, _times(epsilon, 0.1)))
   options = dict(random_start="none", gradient_transform="momentum")
@@ -112,7 +112,7 @@ def _transfer(budget: Budget) -> Suite:
 
 
 def _corruptions(budget: Budget) -> Suite:
-  """The fifteen kinds that a mean corruption accuracy is of, at all severities; the same for every data set."""
+  """The fifteen kinds of the mean corruption accuracy, at all severities; the same for every data set."""
   severities = range(1, corruptions.SEVERITIES + 1)
   return {
     f"{kind}@{severity}": dict(name="corruption", kind=kind, severity=severity)
@@ -122,9 +122,9 @@ def _corruptions(budget: Budget) -> Suite:
 
 
 def _multirobustbench(budget: Budget) -> Suite:
-  """MultiRobustBench's families, but LPIPS, at five strengths that rise evenly: `NAME@1` to `NAME@5`.
+  """MultiRobustBench's families, except LPIPS, at five evenly spaced strengths: `NAME@1` to `NAME@5`.
 
-  Of the norms half the preset's radius to two and a half times it, of the others every fourth of its twenty strengths.
+  Norms: from half the preset's radius to two and a half times it. Others: every fourth of the twenty strengths.
   """
   apgd = dict(name="apgd", loss="ce", num_steps=100, num_restarts=1)
   radii = {norm: budget[norm][0] for norm in NORMS}
@@ -138,13 +138,13 @@ def _multirobustbench(budget: Budget) -> Suite:
 
 
 def _apgd(budget: Budget) -> Suite:
-  """The default: 20 steps on two losses, and APGD-CE + APGD-T, which leave about what AutoAttack leaves."""
+  """The default: 20 steps on two losses, and APGD-CE + APGD-T, whose robust accuracy is close to AutoAttack's."""
   pgd = _pgd(budget)
   return {"pgd20": pgd["pgd20"], "cw20": pgd["cw20"], "apgd": _autoattack(budget, "apgd")}
 
 
 def _full(budget: Budget, name: str = AUTOATTACK, version: str = "standard") -> Suite:
-  """What `lrat_jax.compare` evaluates by: the attack that most training uses, others, and AutoAttack, whole."""
+  """The default of `lrat_jax.compare`: PGD, which most training uses, other attacks, and all of AutoAttack."""
   pgd = _pgd(budget)
   square = dict(name="square", norm="linf", epsilon=budget["linf"][0], num_queries=1000)
   return {
@@ -168,18 +168,18 @@ SUITES: dict[str, Callable[[Budget], Suite]] = {
   "union": lambda budget: {f"apgd_{norm}": _autoattack(budget, "apgd", norm) for norm in NORMS},
   "autoattack_union": lambda budget: {f"autoattack_{norm}": _autoattack(budget, "standard", norm) for norm in NORMS},
   "full": _full,
-  "full_apgd": functools.partial(_full, name="apgd", version="apgd"),  # where four attacks would take too long
+  "full_apgd": functools.partial(_full, name="apgd", version="apgd"),  # if four attacks would take too long
 }
 DEFAULT = "apgd"
 
 
 def kinds(entry: Mapping[str, Any]) -> set[tuple[str, str]]:
-  """What an attack maximises in which balls, the same for FGSM, PGD and APGD; empty where it follows no loss in a ball.
+  """The kinds of an attack, as (loss, ball): the same for FGSM, PGD and APGD; empty if it maximises no loss in a ball.
 
-  Two attacks of one kind differ in steps and radius alone, so training on the one is training on the other. One of the
-  user's own is a kind of its own.
+  Two attacks of the same kind differ only in steps and radius, so training on one counts as training on the other. A
+  user-defined attack is a kind of its own.
   """
-  if entry.get(SURROGATE):  # training follows the gradients of the model itself
+  if entry.get(SURROGATE):  # training uses gradients of the model itself
     return set()
   if user_code.is_name(entry["name"]):
     return {(entry["name"], entry.get("norm", "linf"))}
@@ -191,7 +191,7 @@ def kinds(entry: Mapping[str, Any]) -> set[tuple[str, str]]:
 
 
 def ball(entry: Mapping[str, Any]) -> str:
-  """What an entry's epsilon is measured in: a norm, or of an attack on a latent its kind, as each has its own ball."""
+  """What an entry's epsilon is measured in: a norm, "lpips", or the kind of latent, each of which has its own ball."""
   if entry["name"] == "unforeseen":
     return entry["kind"]
   if entry["name"] == "lpips":
@@ -201,13 +201,13 @@ def ball(entry: Mapping[str, Any]) -> str:
 
 
 def trained_on(suite: Mapping[str, Mapping[str, Any]], train_attacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  """The attacks of a suite that are of a kind that training attacks are of."""
+  """The attacks of a suite that have the same kind as a training attack."""
   trained = set().union(*map(kinds, train_attacks.values()))
   return [name for name, entry in suite.items() if kinds(entry) & trained]
 
 
 def held_out(suite: Mapping[str, Mapping[str, Any]], trained: Collection[str]) -> list[str]:
-  """The attacks of a suite that are not among those trained on, and not AutoAttack, which has attacks of every kind."""
+  """The attacks of a suite that are not in `trained`, without AutoAttack, which has attacks of several kinds."""
   return [name for name, entry in suite.items() if name not in trained and not is_autoattack(entry)]
 
 
@@ -217,7 +217,7 @@ def is_autoattack(entry: Mapping[str, Any]) -> bool:
 
 
 def is_corruption(entry: Mapping[str, Any]) -> bool:
-  """Whether an entry of a suite is a common corruption, which `data.corruptions` may hold ready."""
+  """Whether an entry of a suite is a common corruption, which may be read from `data.corruptions`."""
   return entry.get("name") == "corruption"
 
 
@@ -227,20 +227,20 @@ def takes_features(entry: Mapping[str, Any]) -> bool:
 
 
 def without_surrogate(entry: Mapping[str, Any]) -> dict[str, Any]:
-  """An entry of a suite as `attacks.from_config` takes it: the model that it is made on is no field of an attack."""
+  """An entry of a suite as `attacks.from_config` takes it: without `surrogate`, which is no field of an attack."""
   return {field: value for field, value in entry.items() if field != SURROGATE}
 
 
 def is_whole(entry: Mapping[str, Any]) -> bool:
-  """Whether an AutoAttack entry runs all four attacks, as the name promises."""
+  """Whether an AutoAttack entry runs all four attacks, as its name implies."""
   return entry.get("version", "standard") != "apgd" and not entry.get("attacks_to_run")
 
 
 def autoattack_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
-  """The keyword arguments of `attacks.autoattack` that a suite's entry stands for.
+  """The keyword arguments of `attacks.autoattack` for an entry of a suite.
 
   Raises:
-    ValueError: an argument that does not belong there or is missing, or a version that a suite cannot run.
+    ValueError: an unknown or missing argument, or a version that a suite cannot run.
   """
   arguments = {name: value for name, value in entry.items() if name != "name"}
   unknown = sorted(set(entry) - set(_AUTOATTACK_FIELDS))
@@ -258,10 +258,10 @@ def autoattack_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_stages(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_classes: int) -> list[attacks.Attack]:
-  """The attacks of an AutoAttack entry whose arguments are not the version's own, for a closer look.
+  """The attacks of an AutoAttack entry whose arguments differ from the version's, so that they can be checked.
 
   Raises:
-    ValueError: an entry that cannot run on images [h, w, c] of that many classes.
+    ValueError: the entry cannot run on images [h, w, c] with `num_classes` classes.
   """
   arguments = autoattack_arguments(entry)
   threat_model.check_epsilon(arguments["epsilon"], arguments["norm"], image_shape)
@@ -288,10 +288,10 @@ def _autoattack_cost(entry: Mapping[str, Any], num_classes: int) -> Cost:
 
 
 def cost(entry: Mapping[str, Any], num_classes: int = 10) -> Cost:
-  """What an entry of a suite, or a training attack, takes of one image that stays robust.
+  """The cost of an entry of a suite, or of a training attack, for one image that stays robust.
 
-  An attack ends in one or two queries more; those are not counted, nor are HopSkipJump's binary searches (a tenth of
-  its queries or less). One of the user's own is taken for one gradient a step.
+  The one or two final queries of an attack are not counted, nor are HopSkipJump's binary searches (a tenth of its
+  queries or less). A user-defined attack is assumed to take one gradient per step.
   """
   if is_autoattack(entry):
     return _autoattack_cost(entry, num_classes)
@@ -328,15 +328,15 @@ def cost(entry: Mapping[str, Any], num_classes: int = 10) -> Cost:
 
 
 def radius(entry: Mapping[str, Any]) -> float | None:
-  """An entry's epsilon as a number; None where it has none."""
+  """An entry's epsilon as a number; None if it has none."""
   return as_number(entry["epsilon"], "epsilon") if "epsilon" in entry else None
 
 
 def threat(entry: Mapping[str, Any]) -> str:
-  """What an entry allows an attacker, for people: "linf 8/255, 20 steps of 2/255", "fog, severity 3"."""
+  """The threat model of an entry, as readable text: "linf 8/255, 20 steps of 2/255", "fog, severity 3"."""
   words = [f"{ball(entry)} {entry['epsilon']}"] if "epsilon" in entry else []
   words += [f"{norm} {radius}" for norm, radius in entry.get("radii", {}).items()]
-  if user_code.is_name(entry["name"]):  # whose fields mean what its author says
+  if user_code.is_name(entry["name"]):  # its author defines its fields
     return ", ".join(words + [f"{k} {v}" for k, v in entry.items() if k not in ("name", "norm", "epsilon")])
   if entry.get(SURROGATE):
     words.append(f"made on {entry[SURROGATE]}")
@@ -354,7 +354,7 @@ def threat(entry: Mapping[str, Any]) -> str:
 
 
 def robustbench_name(suite: Mapping[str, Mapping[str, Any]]) -> str | None:
-  """The first entry of a suite whose number RobustBench takes: AutoAttack's standard version, whole and unchanged."""
+  """The first entry of a suite that RobustBench accepts: AutoAttack's standard version, complete and unchanged."""
   for name, entry in suite.items():
     standard = is_autoattack(entry) and is_whole(entry) and entry.get("version", "standard") == "standard"
     if standard and not entry.get("overrides"):

@@ -1,4 +1,4 @@
-"""Whether a configuration makes sense, before anything is built or written. One clear line if it does not."""
+"""Checks a configuration before anything is built or written. An invalid one raises ConfigError with one clear line."""
 
 import re
 from collections.abc import Collection
@@ -15,19 +15,19 @@ from lrat_jax.core.errors import ConfigError
 
 _LARGEST_BATCH = 2**20
 _LARGEST_IMAGE = 2**14
-# Of RandAugment, one after another; each is compiled anew.
+# Of RandAugment, applied one after another; each is compiled separately.
 _MOST_OPERATIONS = 10
-# With 1 no class would be the likeliest.
+# With 1, no class would be the most likely one.
 _MOST_SMOOTHING = 0.99
-# Of Beta distributions that are drawn from, with a margin to where draws in float32 fail.
+# The range of alpha in Beta(alpha, alpha), with a margin to values for which draws in float32 fail.
 _ALPHAS = 1e-3, 1e3
 
-# Names that also name files.
+# Names that are also used as file names.
 _NAME = re.compile(r"\w[\w.+@-]{0,199}")
 
 
 def _is_like(value: Any, like: Any) -> bool:
-  """Whether a value is of a field's type: a whole number serves as a float, a list of numbers as a tuple of them."""
+  """Whether a value has a field's type: an integer is allowed for a float, and a list of numbers for a tuple."""
   if isinstance(like, tuple):
     return isinstance(value, tuple | list) and all(_is_like(entry, 0.0) for entry in value)
   if isinstance(like, float):
@@ -36,7 +36,7 @@ def _is_like(value: Any, like: Any) -> bool:
 
 
 def _check_group(config: Any, like: ConfigDict, path: str) -> None:
-  """Refuses fields that are missing, unknown or of another type than in `like`, in groups too."""
+  """Raises ConfigError for fields that are missing, unknown or of another type than in `like`, also inside groups."""
   if not isinstance(config, ConfigDict):
     raise ConfigError(f"config{path}={config!r} must be a group of the fields {sorted(like)}.")
   for name in sorted({*like, *config}, key=str):
@@ -54,9 +54,9 @@ def _check_group(config: Any, like: ConfigDict, path: str) -> None:
 
 
 def check_form(config: Any) -> None:
-  """Refuses what is no configuration: other fields than `config.default` has, or values of other types.
+  """Raises ConfigError unless `config` has the fields of `config.default`, with values of the same types.
 
-  The command line cannot make such a one, but a file can. Names must serve as those of files, and lead nowhere else.
+  The command line cannot make another configuration, but a file can. Names must be file names without a path.
 
   Raises:
     ConfigError: with the field.
@@ -77,7 +77,7 @@ def check_form(config: Any) -> None:
 
 
 def _check_kind(config: ConfigDict, group: str, kinds: Collection[str]) -> None:
-  """One of the weightings that there are, or the user's own, which is found."""
+  """Raises ConfigError unless a group's kind is one of `kinds` or a user-defined weighting that can be imported."""
   with errors_of(group, "kind"):
     if user_code.is_name(name := config[group].kind):
       user_code.function(name)
@@ -91,7 +91,7 @@ def _model_options(config: ConfigDict) -> dict[str, Any]:
 
 
 def _try_user_code(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
-  """Tries what a configuration names of the user's functions, as the run will. Raises ConfigError."""
+  """Tries the user-defined functions that a configuration names, as the run will use them. Raises ConfigError."""
   model, num_variants = config.model, len(config_lib.variant_names(config))
   options = {name: config.local_weights[name] for name in ("total", "minimum_natural", "slope", "bias")}
   if user_code.is_name(model.name):
@@ -146,7 +146,7 @@ def _check_loading(config: ConfigDict) -> None:
 
 
 def _check_mixture(config: ConfigDict) -> None:
-  """Every batch has images of both sources."""
+  """Raises ConfigError unless every batch has images of both sources."""
   check_range(config, "data.extra.fraction", 0, 1)
   fraction, size = config.data.extra.fraction, config.data.batch_size
   if config.data.extra.source and not 0 < data.num_extra(fraction, size) < size:
@@ -170,7 +170,7 @@ def _check_logit_pairing(config: ConfigDict) -> None:
 
 
 def _check_counts(config: ConfigDict) -> None:
-  """Seed, sizes and counts."""
+  """Checks the seed, sizes and counts."""
   check_range(config, "seed", 0, 2**32 - 1)
   check_range(config, "mesh.model_devices", 1, MOST)
   check_range(config, "mesh.shard_above", 0, MOST)
@@ -197,7 +197,7 @@ def _check_counts(config: ConfigDict) -> None:
 
 
 def _check_image_list(config: ConfigDict) -> None:
-  """A list is of test images."""
+  """Raises ConfigError if an image list is given for another split than the test split."""
   if config.eval.image_list and config.eval.split != "test":
     raise ConfigError(
       f"config.eval.image_list={config.eval.image_list!r} names test images; take eval.split=test with it, not "
@@ -206,7 +206,7 @@ def _check_image_list(config: ConfigDict) -> None:
 
 
 def check(config: ConfigDict) -> None:
-  """Refuses values that no run can use. Raises ConfigError naming the field, the value and the choices."""
+  """Raises ConfigError, with the field, the value and the choices, for values that no run can use."""
   check_choice(config, "objective", objectives.OBJECTIVES)
   _check_kind(config, "local_weights", reweighting.LOCAL_KINDS)
   _check_kind(config, "global_weights", reweighting.GLOBAL_KINDS)
@@ -258,7 +258,8 @@ def check(config: ConfigDict) -> None:
   if not config.compilation_cache:
     raise ConfigError("config.compilation_cache='' names no folder; it is auto, off or a folder.")
   validate_attacks.check_suite(config)
-  # Before the data is loaded, images so large that only the data's own shape can make an l2 radius too wide.
+  # The data is not loaded yet. This shape is so large that only `check_for_data`, with the true one, can refuse an l2
+  # radius.
   validate_attacks.check_attacks(config, validate_attacks.attack_paths(config), (1024, 1024, 3), 10)
   validate_attacks.find_user_attacks(config)
 
@@ -266,9 +267,9 @@ def check(config: ConfigDict) -> None:
 def check_for_data(
   config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, num_train: int, extra: int = 0
 ) -> None:
-  """What only the data can tell: channels, classes, sizes, l2 radii, how many batches there are. Raises ConfigError.
+  """Checks what depends on the data: channels, classes, sizes, l2 radii, the number of batches. Raises ConfigError.
 
-  `extra` is how many images the extra source has, where there is one.
+  `extra` is the number of images of the extra source, if there is one.
   """
   channels, given = image_shape[-1], len(config.model.mean)
   if config.model.preprocessing == "mean_std" and given not in (1, channels):
@@ -293,14 +294,14 @@ def check_for_data(
 
 
 def check_for_evaluation(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> None:
-  """The same where nothing is trained: the attacks of the suite alone. Raises ConfigError."""
+  """The same if nothing is trained: checks only the attacks of the suite. Raises ConfigError."""
   paths = [path for path in validate_attacks.attack_paths(config) if path.startswith("eval.suite.")]
   validate_attacks.check_attacks(config, paths, image_shape, num_classes)
   validate_attacks.try_user_attacks(config, paths, image_shape, num_classes)
 
 
 def check_for_devices(config: ConfigDict, num_devices: int, *, trains: bool = True) -> None:
-  """Batches must split evenly over the devices, those of training where it trains. Raises ConfigError."""
+  """Raises ConfigError unless batches split evenly over the devices; training batches only if `trains`."""
   for path in ("data.batch_size", "eval.batch_size") if trains else ("eval.batch_size",):
     if (size := value_at(config, path)) % num_devices:
       raise ConfigError(f"config.{path}={size} is not divisible by the {num_devices} devices in use.")

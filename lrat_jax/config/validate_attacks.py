@@ -1,4 +1,4 @@
-"""Whether the attacks of a configuration make sense: of training, validation and the suite, and the user's own."""
+"""Checks the attacks of a configuration: of training, validation and the suite, user-defined ones included."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -15,18 +15,18 @@ from lrat_jax.core import user_code
 from lrat_jax.core.arguments import check_count, check_number
 from lrat_jax.core.errors import ConfigError
 
-# Groups whose members are attacks, by names that also name files.
+# Groups of attacks, whose names are also used as file names.
 GROUPS = ("train_attacks", "eval.suite")
 
 
 def attack_paths(config: ConfigDict) -> Iterator[str]:
-  """The path of every attack, as "train_attacks.pgd"."""
+  """The path of every attack, such as "train_attacks.pgd"."""
   yield "validation_attack"
   yield from (f"{group}.{name}" for group in GROUPS for name in value_at(config, group))
 
 
 def check_suite(config: ConfigDict) -> None:
-  """Names in the suite say what is run."""
+  """Raises ConfigError if a name in the suite is misleading, or if `eval.robustbench` lacks its AutoAttack entry."""
   if "clean" in config.eval.suite:
     raise ConfigError("config.eval.suite.clean: 'clean' is the name of the clean accuracy; give the attack another.")
   if (entry := config.eval.suite.get(suites.AUTOATTACK)) and suites.is_autoattack(entry) and not suites.is_whole(entry):
@@ -39,19 +39,19 @@ def check_suite(config: ConfigDict) -> None:
 
 
 def _entry(config: ConfigDict, path: str) -> dict[str, Any]:
-  """The fields of an attack, without those that are its suite's."""
+  """The fields of an attack, without those that belong to the suite."""
   entry = value_at(config, path).to_dict()
   return suites.without_surrogate(entry) if path.startswith("eval.suite.") else entry
 
 
 def _user_attacks(config: ConfigDict, paths: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-  """The attacks that are the user's own, as (path, fields)."""
+  """The user-defined attacks, as (path, fields)."""
   entries = ((path, _entry(config, path)) for path in paths)
   return ((path, entry) for path, entry in entries if user_code.is_name(entry.get("name")))
 
 
 def find_user_attacks(config: ConfigDict) -> None:
-  """Finds the user's own attacks, and compares the fields that they have with those that they take."""
+  """Imports the user-defined attacks, and compares their fields with the arguments that they take."""
   for path, entry in _user_attacks(config, attack_paths(config)):
     with errors_of(path):
       validate_user_code.check_fields(entry)
@@ -65,7 +65,7 @@ def try_user_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tupl
 
 
 def check_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tuple[int, ...], num_classes: int) -> None:
-  """Traces the attacks that are not the user's as the run will, on a stand-in for the model: they check themselves."""
+  """Traces the built-in attacks as the run will, on a stand-in for the model: attacks check their own arguments."""
 
   def logits_fn(x: jax.Array) -> jax.Array:
     return jnp.mean(x, axis=(1, 2, 3))[:, None] * jnp.arange(num_classes)
@@ -79,18 +79,18 @@ def check_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tuple[i
         if path.startswith("eval.suite.") and suites.is_autoattack(value_at(config, path)):
           traced = suites.changed_stages(value_at(config, path).to_dict(), image_shape, num_classes)
         elif path.startswith("eval.suite.") and _is_read(config, value_at(config, path)):
-          attacks.from_config(value_at(config, path))  # any kind that there is a file of, on images of any size
+          attacks.from_config(value_at(config, path))  # any kind that has a file, on images of any size
           traced = []
         else:
           traced = [_traced_attack(config, path)]
         for attack in traced:
           jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
-    except (TypeError, AttributeError) as error:  # only a file can give an attack values of other types
+    except (TypeError, AttributeError) as error:  # only a configuration file can give an attack values of other types
       raise ConfigError(f"config.{path} holds a value of the wrong type: {error}") from None
 
 
 def _traced_attack(config: ConfigDict, path: str) -> attacks.Attack:
-  """The attack at a path; in a suite features have a stand-in."""
+  """The attack at a path; one of the suite that needs features gets a stand-in for them."""
   entry = _entry(config, path)
   attack = attacks.from_config(entry)
   has_features = path.startswith("eval.suite.") and suites.takes_features(entry)
@@ -103,10 +103,10 @@ def _is_read(config: ConfigDict, entry: ConfigDict) -> bool:
 
 
 def check_corruptions(config: ConfigDict, corrupted: data.CorruptedImages | None) -> None:
-  """Entries of the suite that are read from files must be there, and of the split that is evaluated.
+  """Checks that entries of the suite that are read from files exist, and that the test split is evaluated.
 
   Raises:
-    ConfigError: a kind that there is no right file of, a severity outside 1..5, or another split than the test split.
+    ConfigError: a kind without a valid file, a severity outside 1..5, or another split than the test split.
   """
   read = {name: entry for name, entry in config.eval.suite.items() if _is_read(config, entry)}
   if read and config.eval.split != "test":

@@ -1,6 +1,6 @@
-"""Whether the user's functions do what their places ask, tried on a tiny batch before anything is trained.
+"""Checks user-defined functions on a tiny batch, before anything is trained.
 
-Also which fields of a configuration name such functions: whoever reads the configuration of another asks that first.
+It also lists the fields of a configuration that name such functions; check them before loading another user's.
 """
 
 import json
@@ -19,13 +19,13 @@ from lrat_jax.core import sharding, user_code
 from lrat_jax.core.user_code import UserCodeError
 
 _BATCH = 3
-# Rounding of images and their distances in float32.
+# Tolerance for rounding of images and their distances in float32.
 _ROUNDING = 1e-5
 _COLLECTIONS = ("params", "batch_stats")
 
 
 def named(config: Any, path: str = "config") -> Iterator[str]:
-  """The fields of a configuration that name code of the user's, each as "config.model.name='package.module:make'"."""
+  """The fields of a configuration that name user-defined code, each as "config.model.name='package.module:make'"."""
   if isinstance(config, Mapping):
     for key, value in config.items():
       own = data.is_users(value) if key == "source" else user_code.is_name(value)
@@ -38,24 +38,24 @@ def named(config: Any, path: str = "config") -> Iterator[str]:
 
 
 def _sharded(function: Callable[..., Any], *arguments: Any) -> Any:
-  """What a function returns as a step runs it: compiled, and inside a `shard_map`."""
+  """Runs a function as a training step does: compiled, and inside a `shard_map`."""
   mesh = sharding.make_mesh(1)
   specs = tuple(sharding.REPLICATED if jnp.ndim(argument) == 0 else sharding.BATCHED for argument in arguments)
   return jax.jit(sharding.shard_map(function, mesh, specs, sharding.BATCHED))(*arguments)
 
 
 def _tried(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-  """The same for a function that calls code of the user's, in NumPy arrays; whatever is wrong is an UserCodeError."""
+  """The same for a function that calls user-defined code, with NumPy results; any error is raised as UserCodeError."""
   try:
     return jax.tree.map(np.asarray, _sharded(function, *arguments))
   except UserCodeError:
     raise
-  except Exception as error:  # what JAX says of code that it cannot trace, compile or run
+  except Exception as error:  # anything that JAX raises for code that it cannot trace, compile or run
     raise UserCodeError(f"{name!r} failed ({user_code.reason(error)}).") from error
 
 
 def check_fields(entry: Mapping[str, Any]) -> None:
-  """Refuses fields of an own attack that a configuration's file cannot hold. Raises ValueError with the field."""
+  """Raises ValueError, with the field, if a field of a user-defined attack cannot be stored in a configuration file."""
   for field, value in entry.items():
     try:
       json.dumps(value, allow_nan=False)
@@ -64,15 +64,15 @@ def check_fields(entry: Mapping[str, Any]) -> None:
 
 
 def check_attack(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_classes: int, *, ramped: bool) -> None:
-  """Runs an own attack on a few images and a linear model.
+  """Runs a user-defined attack on a few images and a linear model.
 
   Args:
     entry: its configuration, with its name.
     image_shape: [h, w, c].
-    ramped: whether a run scales its lengths, which are traced then.
+    ramped: whether a run ramps its lengths, which are then traced.
 
   Raises:
-    UserCodeError: it fails, or returns no images in [0, 1] inside its ball, or steps that cannot have been.
+    UserCodeError: it fails, or returns images outside [0, 1] or its ball, or an impossible number of steps.
     ValueError: a field that no attack can use.
   """
   attack, name = attacks.from_config(entry), entry["name"]
@@ -88,7 +88,7 @@ def check_attack(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_cla
   images = jax.random.uniform(jax.random.key(1), (_BATCH, *image_shape))
   result = _tried(name, run, keys, images, jnp.arange(_BATCH) % num_classes, jnp.ones(()))
   found, survived = result.images, result.surviving_steps
-  if not (found.min() >= -_ROUNDING and found.max() <= 1 + _ROUNDING):  # also where one is NaN
+  if not (found.min() >= -_ROUNDING and found.max() <= 1 + _ROUNDING):  # also if one is NaN
     raise UserCodeError(f"{name!r} returns images from {found.min():g} to {found.max():g}; they must be in [0, 1].")
   most = max(attack.keywords.get("num_steps", 1), 1)
   if survived.min() < 0 or survived.max() > most:
@@ -102,7 +102,7 @@ def check_attack(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_cla
 
 
 def _check_logits(name: str, model: nn.Module, variables: Any, image_shape: tuple[int, ...], num_classes: int) -> None:
-  """Traces the model in both modes as a step runs it."""
+  """Traces the model in both modes, as a training step runs it, and checks the shape of its logits."""
   images = jnp.zeros((_BATCH, *image_shape))
   evaluated = lambda variables, images: model.apply(variables, images, train=False)
   trained = lambda variables, images: model.apply(variables, images, train=True, mutable=["batch_stats"])[0]
@@ -118,13 +118,13 @@ def _check_logits(name: str, model: nn.Module, variables: Any, image_shape: tupl
 
 
 def check_model(name: str, fields: Mapping[str, Any], image_shape: tuple[int, ...], num_classes: int) -> None:
-  """Traces an own model, from its initial variables to logits with and without `train`.
+  """Traces a user-defined model, from its initial variables to logits with and without `train`.
 
   Args:
     fields: `models.OPTIONS`.
 
   Raises:
-    UserCodeError: it fails, keeps variables that a run would lose, or returns no logits [batch, classes].
+    UserCodeError: it fails, has variables that a run would not keep, or does not return logits [batch, classes].
   """
   try:
     model = models.create(name, num_classes, axis_name=sharding.AXIS, **fields)
@@ -135,7 +135,7 @@ def check_model(name: str, fields: Mapping[str, Any], image_shape: tuple[int, ..
     _check_logits(name, model, variables, image_shape, num_classes)
   except UserCodeError:
     raise
-  except Exception as error:  # whatever the user's code and Flax raise
+  except Exception as error:  # anything that user code and Flax raise
     raise UserCodeError(f"{name!r}: its network failed on images {image_shape} ({user_code.reason(error)}).") from error
 
 
@@ -144,15 +144,15 @@ def _scores(num_variants: int) -> Array:
 
 
 def _check_weights(name: str, what: str, weights: Any) -> None:
-  if not np.all(np.isfinite(weights)):  # in place of one below 0 stands NaN
+  if not np.all(np.isfinite(weights)):  # weights below 0 were replaced by NaN
     raise UserCodeError(f"{name!r} returns {what} weights that are below 0, NaN or infinite.")
 
 
 def check_local(name: str, options: Mapping[str, float], num_variants: int) -> None:
-  """Tries an own local weighting.
+  """Tries a user-defined local weighting.
 
   Raises:
-    UserCodeError: it fails, or returns no weights (natural [b], adversarial [b, m]) of 0 or more.
+    UserCodeError: it fails, or does not return weights (natural [b], adversarial [b, m]) of 0 or more.
   """
   function, scores = user_code.function(name), _scores(num_variants)
   expected = f"({(_BATCH,)}, {scores.shape})"
@@ -169,7 +169,7 @@ def check_local(name: str, options: Mapping[str, float], num_variants: int) -> N
 
 
 def check_global(name: str, num_variants: int) -> None:
-  """Tries an own global weighting. Raises UserCodeError: it fails, or returns no raw weights [b] of 0 or more."""
+  """Tries a user-defined global weighting. Raises UserCodeError unless it returns raw weights [b] of 0 or more."""
   function, scores = user_code.function(name), _scores(num_variants)
 
   def run(scores: Array) -> Array:

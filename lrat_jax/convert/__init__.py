@@ -1,1 +1,1 @@
-"""Models carried from PyTorch's files to this library's and back."""
+"""Conversion of models from PyTorch's files to this library and back."""

@@ -1,4 +1,4 @@
-"""Carries models from PyTorch's files to ours and back: the same numbers under the names that people's networks use.
+"""Converts models from PyTorch's files to ours and back: the same numbers, in the tensor names of common networks.
 
   python -m lrat_jax.convert weights.pt weights.safetensors --mean=0.4914,0.4822,0.4465 --std=0.2471,0.2435,0.2616
   python -m lrat_jax.convert weights.pt weights.safetensors --robustbench=Wang2023Better_WRN-28-10
@@ -7,17 +7,17 @@
 
   SOURCE                 .pt, .pth, .th, .safetensors, a directory with model.safetensors and config.json, or a workdir
   DESTINATION            NAME.safetensors, or a directory that gets model.safetensors and config.json
-  --mean=M,M,M --std=S,S,S   of the images in [0, 1] that the network was trained on, or one number for all channels
-  --preprocessing=NAME   instead: none where it takes images in [0, 1] as they are; per_image where each image is
+  --mean=M,M,M --std=S,S,S   of the training images in [0, 1], for each channel or one number for all channels
+  --preprocessing=NAME   in place of these: none for images in [0, 1] as they are; per_image if each image is
                          standardised by itself; minus_one_to_one for 2 x - 1
   --activation=NAME      relu, silu, gelu or gelu_tanh
-  --architecture=NAME    which of several networks that the tensors fit
-  --robustbench=NAME     says all four: an entry of RobustBench, NAME or DATASET/THREAT_MODEL/NAME
-  --key=NAME             which of several state_dicts in a .pt file
+  --architecture=NAME    the network, if the tensors fit several
+  --robustbench=NAME     in place of all of these: an entry of RobustBench, NAME or DATASET/THREAT_MODEL/NAME
+  --key=NAME             the state_dict to read, if a .pt file has several
   --robustbench_entry=FILE   also writes the model's entry for RobustBench, from a workdir evaluated by suite=autoattack
 
-Known: the networks of docs/models.md. A SOURCE that does not say how its network takes images is refused until a flag
-says it; buffers of mean and std beside the tensors say it, and so do files written here. PyTorch loads the result by
+The networks of docs/models.md are supported. If SOURCE does not define the preprocessing of images, a flag must do so;
+buffers of mean and std among the tensors define it, and so do files written here. PyTorch loads the result with
 load_state_dict(safetensors.torch.load_file(DESTINATION)); `python -m lrat_jax.main --model=DESTINATION` evaluates it.
 Exit codes: 0 done, 2 bad input, 4 a file could not be written.
 """
@@ -36,7 +36,7 @@ BAD_INPUT, FILES_FAILED = 2, 4
 
 
 class Options(NamedTuple):
-  """What was asked for: `weights` as `exchange.read` takes it, and where RobustBench's entry goes."""
+  """The parsed command line: `weights` are arguments of `exchange.read`; `entry` is a file for RobustBench's entry."""
 
   source: Path
   destination: Path
@@ -53,7 +53,7 @@ def _flags() -> flags.FlagValues:
 
 
 def parse(arguments: Sequence[str]) -> Options | None:
-  """Reads the command line; None where help was asked for. Raises ConfigError with one line of what is wrong."""
+  """Reads the command line; returns None for --help. Raises ConfigError with a message of one line."""
   command_line.check_characters(arguments)
   values = _flags()
   try:
@@ -75,7 +75,7 @@ def parse(arguments: Sequence[str]) -> Options | None:
 
 
 def _robustbench(workdir: Path) -> dict[str, Any]:
-  """The entry of a workdir's evaluated model. Raises ConfigError where it has none."""
+  """RobustBench's entry for a workdir's evaluated model. Raises ConfigError if it cannot be made."""
   from lrat_jax.core import files
   from lrat_jax.evaluation import results as results_lib
 
@@ -96,7 +96,7 @@ def _robustbench(workdir: Path) -> dict[str, Any]:
 
 
 def run(options: Options) -> None:
-  """Does what was asked for. Raises ConfigError and WeightsError for bad input, OSError where it cannot write."""
+  """Runs the conversion. Raises ConfigError and WeightsError for bad input, OSError if a file cannot be written."""
   import jax
   from rich.console import Console
 
@@ -117,8 +117,8 @@ def run(options: Options) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs the program on command-line arguments and returns its exit code; what went wrong is one line on stderr."""
-  logging.set_verbosity(logging.FATAL)  # Orbax warns of its own defaults
+  """Runs the program on command-line arguments and returns its exit code; an error is one line on stderr."""
+  logging.set_verbosity(logging.FATAL)  # Orbax warns about its own defaults
   try:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     if options is None:

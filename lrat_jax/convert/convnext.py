@@ -1,4 +1,4 @@
-"""ConvNeXt by the names of timm, and its ConvStem by those of Singh et al. and RobustBench, with MeanSparse too."""
+"""ConvNeXt in timm's tensor names, its ConvStem in those of Singh et al. and RobustBench, also with MeanSparse."""
 
 import functools
 import re
@@ -43,7 +43,7 @@ NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {ConvNeXt: _co
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
-  """A ConvNeXt, by the names and shapes of its tensors; None for another network."""
+  """Recognises a ConvNeXt by the names and shapes of its tensors; returns None for another network."""
   prefix = min((match[1] for name in shapes if (match := _ANCHOR.fullmatch(name))), key=len, default=None)
   if prefix is None:
     return None

@@ -1,7 +1,7 @@
-"""DeepMind's WideResNet and PreActResNet (Gowal et al., arXiv:2010.03593), as their PyTorch code names their tensors.
+"""DeepMind's WideResNet and PreActResNet (Gowal et al., arXiv:2010.03593), in the tensor names of their PyTorch code.
 
-RaWRN (Peng et al., arXiv:2308.16258) and networks with MeanSparse (Amini et al., arXiv:2406.05927) go on from there.
-RobustBench has most of its best models so. Tensors do not tell the activation.
+RaWRN (Peng et al., arXiv:2308.16258) and networks with MeanSparse (Amini et al., arXiv:2406.05927) extend this code.
+Most of RobustBench's best models use these names. The tensors do not determine the activation.
 """
 
 import re
@@ -15,7 +15,7 @@ from lrat_jax.convert.tensors import Entry, Recognised, Shape
 from lrat_jax.models.preact_resnet import DMPreActResNet
 from lrat_jax.models.wide_resnet import DMWideResNet, RaWideResNet, name_of
 
-# One tensor of each network, behind whatever a wrapper put before its name.
+# One tensor of each network, after any prefix that a wrapper added to its name.
 _ANCHOR = re.compile(r"((?:.+\.)?)(layer\.0\.block\.0\.conv_0|layer_0\.0\.conv_2d_1)\.weight")
 
 
@@ -72,7 +72,7 @@ def _wide_resnet_name(shapes: Mapping[str, Shape], prefix: str) -> str:
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
-  """Which of these networks a state_dict is of, by the names and shapes of its tensors; None for another."""
+  """Recognises one of these networks by the names and shapes of its tensors; returns None for another network."""
   prefixes = {match[1]: match[2] for name in shapes if (match := _ANCHOR.fullmatch(name))}
   if not prefixes:
     return None

@@ -1,10 +1,10 @@
-"""Models from other people and for them: from files in PyTorch's names to modules and variables here, and back.
+"""Loads models from files with PyTorch's tensor names, as modules and variables, and saves them to such files.
 
-  model = exchange.load("weights.pt")  # or .safetensors, a directory as Hugging Face's, a run's workdir
+  model = exchange.load("weights.pt")  # or .safetensors, a directory in Hugging Face's format, a run's workdir
   logits = model.logits_fn(images)
   exchange.save("weights.safetensors", model.module, model.variables)
 
-What is read is numbers; none of it runs (`weight_files`).
+Only numbers are read; no code in a file is run (`weight_files`).
 """
 
 import contextlib
@@ -29,13 +29,13 @@ from lrat_jax.evaluation import results
 from lrat_jax.training import checkpoints
 from lrat_jax.training.workdir import read_config
 
-# Counters that training keeps; what Swin computes from its windows' sizes; how MeanSparse was made; and blocks that
-# TRADES's WideResNet declares and never runs.
+# Tensors that are ignored: counters of training; values that Swin computes from its window sizes; settings with which
+# MeanSparse was fitted; and blocks that TRADES's WideResNet declares but never runs.
 _UNUSED = re.compile(
   r"(?:.+\.)?(num_batches_tracked|n_averaged|relative_position_index|attn_mask|flag_update_statistics|batch_num"
   r"|(act\.0|drop_path\.1)\.(momentum|epsilon)|sub_block1\..+)"
 )
-# What the robustness library keeps beside its model: the same once more, for its attacker.
+# The second copy of the model that the robustness library stores for its attacker.
 _ATTACKER = re.compile(r"(.*\.)?attacker\.")
 
 
@@ -43,7 +43,7 @@ class Model(NamedTuple):
   """A classifier and its weights: `module.apply(variables, images) -> logits`.
 
   Attributes:
-    module: a `models.Classifier`, with the normalisation of its input inside.
+    module: a `models.Classifier`, which includes the preprocessing of its input.
     variables: {"params"} or {"params", "batch_stats"}, float32.
   """
 
@@ -52,20 +52,20 @@ class Model(NamedTuple):
 
   @property
   def logits_fn(self) -> Partial:
-    """Images float [batch, h, w, c] in [0, 1] -> logits float32 [batch, classes], its parameters an argument."""
+    """Images float [batch, h, w, c] in [0, 1] -> logits float32 [batch, classes]; a Partial of the variables."""
     return Partial(models.applied(self.module), self.variables)
 
 
 class Stored(NamedTuple):
-  """What a file holds, read and recognised; not yet compared with what the network needs, which `build` does.
+  """The contents of a file, read and recognised. Only `build` compares them with the tensors that the network needs.
 
   Attributes:
-    source: where it is from.
-    recognised: the network that the tensors look like.
+    source: its origin, for messages.
+    recognised: the network that was recognised from the tensors.
     tensors: arrays by name, without a wrapper's prefix.
-    preprocessing: of its input.
-    notes: what was found out about it, a line each.
-    metadata: what a run, or RobustBench's entry, says of its training; empty otherwise.
+    preprocessing: of the network's input.
+    notes: the findings about it, one line each.
+    metadata: what a run, or RobustBench's entry, records about the training; empty otherwise.
   """
 
   source: str
@@ -76,13 +76,13 @@ class Stored(NamedTuple):
   metadata: dict[str, Any]
 
   def summary(self) -> str:
-    """A line on what it is and how its input is taken."""
+    """One line on the network and the preprocessing of its input."""
     found = self.recognised
     first = f"{self.source}: {found.name}, {found.num_classes} classes, {found.channels} channels."
     return " ".join([first, *self.notes])
 
   def content(self) -> str:
-    """A digest of the tensors and of what is done with them, whatever the file is called."""
+    """A digest of the tensors and of how they are used; it does not depend on the file's name."""
     inputs = self.preprocessing
     digest = hashlib.sha256(repr((inputs.mean, inputs.std)).encode())
     found = self.recognised
@@ -93,7 +93,7 @@ class Stored(NamedTuple):
     return f"sha256:{digest.hexdigest()[:16]}"
 
   def fitted(self, dtype: str = "float32") -> tuple[models.Classifier, dict[str, Any]]:
-    """The module, and its variables as NumPy arrays; raises as `build` does."""
+    """Returns the module, and its variables as NumPy arrays; raises as `build` does."""
     name, num_classes, channels = self.recognised.name, self.recognised.num_classes, self.recognised.channels
     inputs = self.preprocessing
     if len(inputs.mean) not in (1, channels):
@@ -112,24 +112,24 @@ class Stored(NamedTuple):
       raise WeightsError(f"{self.source}: {error}") from None
 
   def build(self, dtype: str = "float32") -> Model:
-    """The model, with float32 logits whatever it computes in ("float32" or "bfloat16").
+    """Builds the model, which computes in `dtype` ("float32" or "bfloat16") and returns float32 logits.
 
     Raises:
-      WeightsError: tensors are missing, left over or of the wrong shape, or mean and std are no normalisation.
+      WeightsError: tensors are missing, left over or of the wrong shape, or mean and std are not valid.
     """
     module, variables = self.fitted(dtype)
     return Model(module, jax.tree.map(jnp.asarray, variables))
 
 
 def is_stored(name: str) -> bool:
-  """Whether a name means a file or directory of weights, and not "package.module:function"."""
+  """Whether a name is that of a file or directory of weights, not "package.module:function"."""
   with contextlib.suppress(OSError):  # a name that no file can have
     return Path(name).exists() or (":" not in name and Path(name).suffix.lower() in weight_files.SUFFIXES)
   return False
 
 
 def label(name: str) -> str:
-  """A short name for what `--model` names, which can name a folder: of a path its last part without the ending."""
+  """A short form of `--model` that is valid as a folder's name: the last part of a path, without a file's suffix."""
   if not is_stored(name):
     return name.replace(":", ".")
   path = Path(name).absolute()
@@ -159,7 +159,7 @@ def _store(
 
 
 def best_checkpoint(workdir: Path) -> tuple[int, dict[str, Any]]:
-  """(step, state as arrays) of a run, which is left as it is."""
+  """(step, state as arrays) of a run's best checkpoint; the run is not changed."""
   with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
     step = saved.best_step()
     if step is None:
@@ -172,7 +172,7 @@ def best_checkpoint(workdir: Path) -> tuple[int, dict[str, Any]]:
 
 
 def _read_run(workdir: Path, said: identity.Said) -> Stored:
-  """A run's best checkpoint, without its data set."""
+  """Reads a run's best checkpoint; the data set is not needed."""
   step, state = best_checkpoint(workdir)
   try:
     config = read_config(workdir / "config.json")
@@ -181,7 +181,7 @@ def _read_run(workdir: Path, said: identity.Said) -> Stored:
     head = layers[max(name for name in layers if name.startswith("Dense_"))]
     about = dict(config["model"])
     name = about["name"]
-    if user_code.is_name(name):  # nor is a module imported because a file names it
+    if user_code.is_name(name):  # and a module is not imported because a file names it
       raise WeightsError(f"{workdir}: its network is code, {name!r}, and has no names in PyTorch.")
     network = models.create(name, len(head["bias"]), activation=about["activation"]).network
     tensors = torch_names.state_dict(network, variables)
@@ -207,12 +207,12 @@ def read(source: str | Path, *, key: str | None = None, **said: Any) -> Stored:
   """Reads a model's tensors and recognises their network. Uses no device.
 
   The networks of docs/models.md are recognised, in any width, with any number of classes, behind any prefix
-  ("module."). What the tensors do not tell must come from the arguments, from the model's own buffers (mu, sigma,
+  ("module."). What the tensors do not determine must come from the arguments, from the model's own buffers (mu, sigma,
   normalize.mean and so on), or from the metadata that `save` writes.
 
   Args:
     source: .pt, .pth, .safetensors, a directory with model.safetensors and config.json, or a run's workdir.
-    key: which of several state_dicts in a .pt file.
+    key: the state_dict to read, if a .pt file has several.
     said: properties of the network (`identity.Said`), each optional. mean, std: of the images in [0, 1], per channel or
       one for all; preprocessing: in place of these, "none" (images in [0, 1] as they are), "per_image" or
       "minus_one_to_one", as in `models.create`; activation: as in `models.create`; architecture: the network's name, if
@@ -232,11 +232,11 @@ def read(source: str | Path, *, key: str | None = None, **said: Any) -> Stored:
 
 
 def from_tensors(source: str, tensors: Mapping[str, np.ndarray], **said: Any) -> Stored:
-  """As `read`, from tensors in memory: a state_dict as NumPy arrays.
+  """Like `read`, for tensors in memory: a state_dict as NumPy arrays.
 
   Args:
-    source: what to call them in messages.
-    said: as of `read`.
+    source: the name of the tensors in messages.
+    said: as in `read`.
   """
   return _store(source, dict(tensors), {}, _said(said), {})
 
@@ -250,7 +250,7 @@ def load(source: str | Path, *, dtype: str = "float32", **options: Any) -> Model
   Args:
     source: .pt, .pth, .safetensors, a directory with model.safetensors and config.json, or a run's workdir.
     dtype: the type that the network computes in, "float32" or "bfloat16".
-    options: what the file does not tell, as in `read`: mean and std, or preprocessing; activation; architecture;
+    options: what the file does not define, as in `read`: mean and std, or preprocessing; activation; architecture;
       robustbench; and key, which chooses one of several state_dicts.
 
   Returns:
@@ -264,7 +264,7 @@ def load(source: str | Path, *, dtype: str = "float32", **options: Any) -> Model
 
 
 def _name(network: nn.Module, recognised: torch_names.Recognised) -> str:
-  """The name that makes a network, of those that its tensors fit."""
+  """The name that makes this network in `models.create`, among those that its tensors fit."""
   for name in recognised.fitting:
     made = models.create(name, recognised.num_classes, activation=network.activation).network
     if made.clone(dtype=network.dtype, axis_name=network.axis_name) == network:
@@ -273,17 +273,17 @@ def _name(network: nn.Module, recognised: torch_names.Recognised) -> str:
 
 
 def save(destination: str | Path, module: models.Classifier, variables: Mapping[str, Any], **metadata: Any) -> None:
-  """Writes a model in PyTorch's names, for `load_state_dict(safetensors.torch.load_file(...))` there and `load` here.
+  """Writes a model in PyTorch's names, for its `load_state_dict(safetensors.torch.load_file(...))` and for our `load`.
 
   Args:
     destination: NAME.safetensors, or a directory for model.safetensors and config.json.
-    module: of `models.create`. Its preprocessing and its activation become metadata: the networks of PyTorch take
-      images that are preprocessed.
+    module: from `models.create`. Its preprocessing and its activation are written as metadata, because PyTorch's
+      networks take preprocessed images.
     variables: of the module.
-    metadata: more to say of it, as plain data.
+    metadata: additional metadata, as plain data.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: a file cannot be written.
   """
   tensors = torch_names.state_dict(module.network, jax.tree.map(np.asarray, dict(variables)))
   recognised = torch_names.recognise({name: array.shape for name, array in tensors.items()})

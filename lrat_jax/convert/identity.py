@@ -1,6 +1,7 @@
-"""What tensors do not tell of their network, settled by what else is known; the rest is asked for and never guessed.
+"""Determines what the tensors leave open: the network's name, activation and preprocessing. Nothing is guessed.
 
-The user's word comes first, RobustBench's entry second, then the buffers beside the tensors and the file's metadata.
+The user's arguments are used first, then RobustBench's entry (but mean and std among the tensors replace the entry's),
+then the buffers among the tensors, then the file's metadata. What is still unknown is an error.
 """
 
 import json
@@ -15,14 +16,14 @@ from lrat_jax.convert import robustbench
 from lrat_jax.convert.tensors import Recognised
 from lrat_jax.core.errors import WeightsError
 
-# A normalisation's buffers, wherever in the model it stands.
+# The buffers of a normalisation, anywhere in the model.
 _MEANS, _STDS = re.compile(r"(?:.+\.)?(mean|mu|new_mean)"), re.compile(r"(?:.+\.)?(std|sigma|new_std)")
-# Preprocessing that takes no numbers, which mean and std say of themselves.
+# Preprocessing without numbers; the other kind, "mean_std", follows from mean and std.
 _WITHOUT_NUMBERS = tuple(name for name in models.PREPROCESSING if name != "mean_std")
 
 
 class Said(NamedTuple):
-  """What the user says of a file; None is nothing. `exchange.read` explains the fields."""
+  """What the user specifies about a file; None if it is not given. `exchange.read` explains the fields."""
 
   architecture: str | None = None
   activation: str | None = None
@@ -32,7 +33,7 @@ class Said(NamedTuple):
   robustbench: str | None = None
 
   def check(self) -> None:
-    """Raises WeightsError for what is no choice, or for two fields that say the same."""
+    """Raises WeightsError for an unknown value, or for fields that do not go together."""
     if (self.mean is None) != (self.std is None):
       raise WeightsError("mean and std go together; give both or neither.")
     for name, choices in (("preprocessing", _WITHOUT_NUMBERS), ("activation", tuple(models.ACTIVATIONS))):
@@ -47,7 +48,7 @@ class Said(NamedTuple):
 
 
 class Preprocessing(NamedTuple):
-  """As a `models.Classifier` has it, and where it is known from."""
+  """The preprocessing of a `models.Classifier`, and the source of this information."""
 
   name: str
   mean: tuple[float, ...] = (0.0,)
@@ -68,12 +69,12 @@ class Preprocessing(NamedTuple):
 
 
 class Identity(NamedTuple):
-  """A network, and what happens to its input.
+  """A network, and the preprocessing of its input.
 
   Attributes:
-    recognised: with the name and the activation that were settled.
-    notes: where things are known from, a line each.
-    metadata: what RobustBench's entry says of the training.
+    recognised: with the final name and activation.
+    notes: the sources of the information, one line each.
+    metadata: what RobustBench's entry records about the training.
   """
 
   recognised: Recognised
@@ -83,7 +84,7 @@ class Identity(NamedTuple):
 
 
 def take_buffers(tensors: dict[str, np.ndarray], channels: int) -> Preprocessing | None:
-  """Takes the one mean and the one standard deviation of the input out of the tensors; None where they have none."""
+  """Takes the input's mean and standard deviation out of the tensors; returns None unless there is one of each."""
   names = [[name for name in tensors if pattern.fullmatch(name)] for pattern in (_MEANS, _STDS)]
   if [len(found) for found in names] != [1, 1]:
     return None
@@ -95,7 +96,7 @@ def take_buffers(tensors: dict[str, np.ndarray], channels: int) -> Preprocessing
 
 
 def numbers(metadata: Mapping[str, Any], field: str) -> tuple[float, ...]:
-  """Numbers from metadata: a list, or one as text."""
+  """Reads numbers from metadata: a list, or a list as JSON text."""
   value = metadata[field]
   try:
     numbers = json.loads(value) if isinstance(value, str) else value
@@ -107,7 +108,7 @@ def numbers(metadata: Mapping[str, Any], field: str) -> tuple[float, ...]:
 
 
 def _from_metadata(metadata: Mapping[str, Any]) -> Preprocessing | None:
-  """What a file of ours says; before it had a name for it, mean and std were all that there was."""
+  """Reads the preprocessing from the metadata of our files; older files have only mean and std, without its name."""
   name = metadata.get("preprocessing", "mean_std")
   if name in _WITHOUT_NUMBERS:
     return Preprocessing(name, known_from="from its metadata")
@@ -119,7 +120,7 @@ def _from_metadata(metadata: Mapping[str, Any]) -> Preprocessing | None:
 
 
 def _of_entry(entry: robustbench.Entry, buffers: Preprocessing | None) -> Preprocessing:
-  """An entry's preprocessing; numbers beside the tensors, which PyTorch would load, go before the definition's."""
+  """An entry's preprocessing; mean and std among the tensors, which PyTorch would load, replace the definition's."""
   if buffers is None:
     return Preprocessing(entry.preprocessing, entry.mean or (0.0,), entry.std or (1.0,), "as RobustBench has it")
   if entry.preprocessing != "mean_std":
@@ -136,7 +137,7 @@ def _given(said: Said) -> Preprocessing | None:
 
 
 def _ask(recognised: Recognised, name: str | None, activation: str | None, known: Preprocessing | None) -> None:
-  """Raises WeightsError with what nothing tells, how to say it, and what RobustBench's entries have."""
+  """Raises WeightsError if something is unknown; the message has the flags that set it, and RobustBench's."""
   asked = []
   if name is None:
     asked.append(
@@ -155,7 +156,7 @@ def _ask(recognised: Recognised, name: str | None, activation: str | None, known
 
 
 def _name(recognised: Recognised, said: Said, metadata: Mapping[str, Any]) -> str | None:
-  """The network's name, of those that the tensors fit; None where several do and nothing says which."""
+  """The network's name, among those that the tensors fit; None if several fit and nothing determines which."""
   fitting = recognised.fitting
   if said.architecture is not None and said.architecture not in fitting:
     raise WeightsError(f"its tensors are of {' or '.join(fitting)}, not of --architecture={said.architecture}.")
@@ -164,10 +165,10 @@ def _name(recognised: Recognised, said: Said, metadata: Mapping[str, Any]) -> st
 
 
 def settle(recognised: Recognised, buffers: Preprocessing | None, metadata: Mapping[str, Any], said: Said) -> Identity:
-  """The network, its activation and its preprocessing.
+  """Determines the network, its activation and its preprocessing.
 
   Raises:
-    WeightsError: something nothing tells, or what is told does not fit the tensors.
+    WeightsError: one of them is unknown, or what is given does not fit the tensors.
   """
   notes: list[str] = []
   about: dict[str, Any] = {}

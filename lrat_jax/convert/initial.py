@@ -1,7 +1,7 @@
-"""Fine-tuning: the weights that a run begins with, from another run's workdir or from a file of weights.
+"""Fine-tuning: a run's initial weights, from another run's workdir or from a file of weights.
 
-The network has to be the run's own, its input normalisation included. Its last layer is taken too where the classes are
-as many, or begins anew where the configuration says so.
+The network must be the same as the run's, including the input normalisation. The last layer is loaded too, which needs
+the same number of classes; or it is initialised anew, if the configuration says so.
 """
 
 import collections
@@ -25,19 +25,19 @@ from lrat_jax.training import experiment as experiment_lib
 from lrat_jax.training.step import leaf_names
 from lrat_jax.training.workdir import read_config
 
-# Fields of `config.model` that do not say which network it is.
+# Fields of `config.model` that do not define the network.
 _NOT_THE_NETWORK = ("dtype", "batch_norm")
-# How far a mean or standard deviation may be from the file's: they are given to four places.
+# The largest difference allowed between a mean or standard deviation and the file's: they are given to four decimals.
 _CLOSE = 1e-3
 
 
 class Initial(NamedTuple):
-  """What a run begins with.
+  """A run's initial weights.
 
   Attributes:
-    arrays: the variables by name, "params/network/Conv_0/kernel"; without the last layer's where that begins anew.
-    about: what config.json and results.json say of them: "source", "content" (a digest), "head", and of a run its
-      "name" and "step".
+    arrays: the variables by name, such as "params/network/Conv_0/kernel"; without the last layer's if that is new.
+    about: what config.json and results.json record about them: "source", "content" (a digest), "head", and for a run
+      its "name" and "step", for a file its "architecture".
   """
 
   arrays: dict[str, np.ndarray]
@@ -51,7 +51,7 @@ def _shapes(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...]) 
 
 
 def _of_run(workdir: Path, config: ConfigDict) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """The best checkpoint's variables, its moving average where it has one, and which run and step it is of."""
+  """The best checkpoint's variables (their moving average, if there is one), and the run's name and the step."""
   step, state = exchange.best_checkpoint(workdir)
   try:
     saved = read_config(workdir / "config.json")
@@ -68,7 +68,7 @@ def _of_run(workdir: Path, config: ConfigDict) -> tuple[dict[str, np.ndarray], d
 
 
 def _said(config: ConfigDict) -> list[dict[str, Any]]:
-  """What the configuration says that a file may leave open: of its input, its network and its activation."""
+  """What the configuration defines and a file may leave open: preprocessing, activation and network."""
   model = config.model
   by_numbers = model.preprocessing == "mean_std"
   inputs = {"mean": model.mean, "std": model.std} if by_numbers else {"preprocessing": model.preprocessing}
@@ -78,18 +78,18 @@ def _said(config: ConfigDict) -> list[dict[str, Any]]:
 
 
 def _read_file(source: str, config: ConfigDict) -> exchange.Stored:
-  """A file of weights. What it says of itself stands; what it leaves open is the configuration's word."""
+  """Reads a file of weights; the configuration is used only for what the file leaves open."""
   said = _said(config)
   for count in range(len(said) + 1):
     for words in itertools.combinations(said, count):
       with contextlib.suppress(WeightsError):
         return exchange.read(source, **dict(collections.ChainMap(*words)))
   inputs, activation, _ = said
-  return exchange.read(source, **inputs, **activation)  # for what it says is wrong
+  return exchange.read(source, **inputs, **activation)  # raises, with the reason
 
 
 def _of_file(source: str, config: ConfigDict) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """A file's variables, and the network that it is of."""
+  """A file's variables, and the name of its network."""
   stored = _read_file(source, config)
   module, variables = stored.build()
   ours = experiment_lib.create_model(config, stored.recognised.num_classes, "float32")
@@ -113,15 +113,15 @@ def _of_file(source: str, config: ConfigDict) -> tuple[dict[str, np.ndarray], di
 
 
 def read(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...]) -> Initial:
-  """What `config.train.init_from` names, compared with the run's own network.
+  """Reads the weights that `config.train.init_from` names, and compares them with the run's network.
 
   Args:
-    config: a checked configuration that names something there.
+    config: a checked configuration in which this field is not empty.
     num_classes, image_shape: of the data.
 
   Raises:
-    ConfigError: it cannot be read, is of another network or normalisation, or of other classes while
-      `config.train.init_head` is "loaded".
+    ConfigError: the weights cannot be read, are of another network or normalisation, or have another number of classes
+      while `config.train.init_head` is "loaded".
   """
   source, new_head = config.train.init_from, config.train.init_head == "new"
   where = f"config.train.init_from={source!r}"
@@ -130,7 +130,7 @@ def read(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...]) -> 
     found, about = _of_run(path, config) if (path / "checkpoints").is_dir() else _of_file(source, config)
   except WeightsError as error:
     raise ConfigError(f"{where}: {error}") from None
-  except OSError as error:  # a name that is too long, or a folder that may not be looked into
+  except OSError as error:  # a name that is too long, or a folder without read permission
     raise ConfigError(f"{where}: {error.strerror}.") from None
   expected = _shapes(config, num_classes, image_shape)
   other = _shapes(config, num_classes + 1, image_shape)

@@ -1,7 +1,7 @@
-"""RobustBench's entries by name (Croce et al., arXiv:2010.09670): what their checkpoints do not say of themselves.
+"""RobustBench's entries by name (Croce et al., arXiv:2010.09670): what their checkpoints do not contain.
 
-robustbench.json has them by data set and threat model, read from the zoo's definitions: the network, by its name here;
-its activation where its tensors do not tell it; and the preprocessing in front of it.
+robustbench.json has them by data set and threat model, read from the zoo's definitions: the network, by its name in
+`models.create`; its activation, if the tensors do not determine it; and its preprocessing.
 """
 
 import collections
@@ -17,7 +17,7 @@ from lrat_jax.core.errors import WeightsError
 
 _TABLE = Path(__file__).with_name("robustbench.json")
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
-# Ways to say what a file does not, that a line shows.
+# The number of alternatives that a message suggests.
 _SHOWN = 4
 
 
@@ -27,11 +27,11 @@ class Entry(NamedTuple):
   Attributes:
     dataset: "cifar10", "cifar100" or "imagenet".
     threat_model: "Linf", "L2" or "corruptions".
-    network: as `models.create` takes it.
-    activation: the same; None where it is the network's own.
-    preprocessing, mean, std: of a `models.Classifier`; mean and std are None without preprocessing "mean_std".
-    epsilon: the radius that it is evaluated at, "8/255"; None for corruptions.
-    image_size: the side of the images that it is evaluated on.
+    network: its name, as `models.create` takes it.
+    activation: as `models.create` takes it; None for the network's own.
+    preprocessing, mean, std: of a `models.Classifier`; mean and std are None unless preprocessing is "mean_std".
+    epsilon: the radius of its evaluation, such as "8/255"; None for corruptions.
+    image_size: the side of the images in its evaluation.
   """
 
   name: str
@@ -47,12 +47,12 @@ class Entry(NamedTuple):
 
   @property
   def place(self) -> str:
-    """The name that no other entry has."""
+    """The entry's unique name."""
     return f"{self.dataset}/{self.threat_model}/{self.name}"
 
   @property
   def flags(self) -> str:
-    """The same as `--robustbench` says, as flags that say it one by one."""
+    """The activation and preprocessing that `--robustbench` would set, as separate flags."""
     activation = "" if self.activation is None else f"--activation={self.activation} "
     if self.preprocessing != "mean_std":
       return f"{activation}--preprocessing={self.preprocessing}"
@@ -62,7 +62,7 @@ class Entry(NamedTuple):
 
 @functools.cache
 def entries() -> tuple[Entry, ...]:
-  """All of them."""
+  """All entries."""
 
   def tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
@@ -76,10 +76,10 @@ def entries() -> tuple[Entry, ...]:
 
 
 def named(text: str) -> list[Entry]:
-  """The entries that "NAME", "DATASET/NAME" or "DATASET/THREAT_MODEL/NAME" means.
+  """The entries that match "NAME", "DATASET/NAME" or "DATASET/THREAT_MODEL/NAME".
 
   Raises:
-    WeightsError: none, with names that are near.
+    WeightsError: there are none; the message suggests similar names.
   """
   *where, name = text.split("/")
   parts = {part.lower() for part in where}
@@ -93,10 +93,10 @@ def named(text: str) -> list[Entry]:
 
 
 def choose(text: str, recognised: Recognised) -> list[Entry]:
-  """The entries of a name that fit what the tensors look like; they differ in nothing but what they are evaluated on.
+  """The entries of a name that fit the tensors; they differ only in what they are evaluated on.
 
   Raises:
-    WeightsError: no such entry, none that fits, or several that take images differently.
+    WeightsError: no such entry, none that fits, or several with different networks, activations or preprocessing.
   """
   found = named(text)
   classes = sorted({_CLASSES[entry.dataset] for entry in found})
@@ -114,7 +114,7 @@ def choose(text: str, recognised: Recognised) -> list[Entry]:
 
 
 def suggestions(recognised: Recognised) -> str:
-  """How entries of such a network take images, the most frequent way first: a line, or "" where there are none."""
+  """One line with the flags of entries of this network, the most frequent first; "" if there are no entries."""
   ways: dict[str, list[str]] = collections.defaultdict(list)
   for entry in entries():
     if entry.network in recognised.fitting and _CLASSES[entry.dataset] == recognised.num_classes:
@@ -125,5 +125,5 @@ def suggestions(recognised: Recognised) -> str:
 
 
 def threat_models(chosen: Iterable[Entry]) -> list[str]:
-  """What they are evaluated against, as "linf 8/255"."""
+  """The threat models of their evaluation, such as "linf 8/255"."""
   return sorted({f"{entry.threat_model.lower()} {entry.epsilon}" for entry in chosen if entry.epsilon is not None})

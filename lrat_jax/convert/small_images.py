@@ -1,8 +1,8 @@
-"""The networks for small images, by the names that are in use for their tensors.
+"""The networks for small images, in the tensor names that are in common use.
 
-ResNets and WideResNet are named as TRADES defines them, as do RobustBench, Rice et al. and the robustness library;
-PreActResNets as Rice et al. and Wong et al.; our CNN as a plain `nn.Sequential` of convolutions, ReLUs, Flatten and
-linear layers.
+ResNets and WideResNets have the names of TRADES, which RobustBench, Rice et al. and the robustness library also use;
+PreActResNets those of Rice et al. and Wong et al.; our CNN those of a plain `nn.Sequential` of convolutions, ReLUs,
+Flatten and linear layers.
 """
 
 import re
@@ -18,9 +18,9 @@ from lrat_jax.models.preact_resnet import PreActResNet, WongPreActResNet
 from lrat_jax.models.resnet import ResNet
 from lrat_jax.models.wide_resnet import RobustWideResNet, WideResNet, name_of
 
-# Our CNN's layers in its nn.Sequential; a ReLU follows each but the last, Flatten stands before the first linear.
+# Our CNN's layers in its nn.Sequential. A ReLU follows each but the last; Flatten precedes the first linear layer.
 _CNN_CONVS, _CNN_HIDDEN, _CNN_HEAD = ("0", "2", "4", "6"), "9", "11"
-# One tensor of each kind of network, behind whatever a wrapper put before its name.
+# One tensor of each kind of network, after any prefix that a wrapper added to its name.
 _ANCHOR = re.compile(r"((?:.+\.)?)(layer1\.0\.conv1|block1\.layer\.0\.conv1|blocks\.0\.layer\.0\.conv1|11)\.weight")
 
 
@@ -106,7 +106,7 @@ def _robust_wide_resnet_name(shapes: Mapping[str, Shape], prefix: str) -> str:
 
 
 def _renamed(shapes: Mapping[str, Shape], prefix: str) -> dict[str, str]:
-  """Our names for what Huang et al.'s second code (arXiv:2212.11005) calls otherwise; empty for their first."""
+  """Our names of the tensors that Huang et al.'s second code (arXiv:2212.11005) renames; empty for their first code."""
   own = [name.removeprefix(prefix) for name in shapes]
   norms = {name: name.replace("norm1.", "bn1.", 1) for name in own if name.startswith("norm1.")}
   return norms | {name: name.replace("shortcut.0", "convShortcut") for name in own if ".shortcut.0." in name}
@@ -124,14 +124,14 @@ def _stages(shapes: Mapping[str, Shape], prefix: str) -> tuple[str, str]:
   if family == "preact_resnet":
     if bottleneck:
       raise UnknownNetworkError("pre-activation ResNets of bottlenecks are not known here.")
-    if f"{prefix}bn.weight" not in shapes:  # both go together in the definitions that have these names
+    if f"{prefix}bn.weight" not in shapes:  # definitions with these names then also have shortcuts of a block's input
       family = "wong_preact_resnet"
   family += depth
   return family if stem == 64 else f"{family}_{stem}", f"{prefix}linear"
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
-  """Which of these networks a state_dict is of, by the names and shapes of its tensors; None for another."""
+  """Recognises one of these networks by the names and shapes of its tensors; returns None for another network."""
   prefixes = {match[1]: match[2] for name in shapes if (match := _ANCHOR.fullmatch(name))}
   if not prefixes:
     return None
@@ -149,6 +149,6 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
     name, head = _stages(shapes, prefix)
     stem, image_size = f"{prefix}conv1", (8, 8)
   num_classes, channels = tensors.size(shapes, f"{head}.weight", 0, 2), tensors.size(shapes, f"{stem}.weight", 1, 4)
-  # In the definitions that name tensors so, ReLU is written into the layers; but for the one whose names differ.
+  # ReLU is hard-coded in the definitions with these names, except in the one with renamed tensors.
   activation = None if renamed else "relu"
   return Recognised(prefix, name, num_classes, channels, image_size, activation=activation, renamed=renamed)

@@ -1,7 +1,7 @@
-"""Swin by the names of timm since 0.9, and by those of the original.
+"""Swin in the tensor names of timm since 0.9, and in those of the original.
 
-The original's names are in files of older versions of timm too, and in those of MIMIR (Xu et al.), which has another
-epsilon in layer norm: a network with that has them here.
+Files of older versions of timm also have the original's names, and so do those of MIMIR (Xu et al.), whose layer norm
+has another epsilon. Here, a network with that epsilon has the original's names.
 """
 
 import functools
@@ -18,12 +18,12 @@ from lrat_jax.models import swin
 from lrat_jax.models.swin import Swin
 
 _ANCHOR = re.compile(r"((?:.+\.)?)layers\.0\.blocks\.0\.attn\.relative_position_bias_table")
-# Patches are merged before a stage in timm, after the one before in the original.
+# In timm, the merging of patches belongs to the next stage, in the original to the previous one.
 _MERGING = re.compile(r"(layers\.)(\d+)(\.downsample\..+)")
 
 
 def _original(name: str) -> str:
-  """The original's name for what timm names so."""
+  """The original's name of a tensor, from its name in timm."""
   name = _MERGING.sub(lambda match: f"{match[1]}{int(match[2]) - 1}{match[3]}", name)
   return name.replace("head.fc.", "head.")
 
@@ -68,7 +68,7 @@ NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {Swin: _swin}
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
-  """A Swin, by the names and shapes of its tensors; None for another network."""
+  """Recognises a Swin by the names and shapes of its tensors; returns None for another network."""
   prefix = min((match[1] for name in shapes if (match := _ANCHOR.fullmatch(name))), key=len, default=None)
   if prefix is None:
     return None
@@ -97,7 +97,7 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
 
 
 def _window(shapes: Mapping[str, Shape], name: str) -> int:
-  """The side of a window, from the number of distances in its table."""
+  """The side of a window, from the number of relative positions in its bias table."""
   distances = tensors.size(shapes, f"{name}.relative_position_bias_table", 0, 2)
   side = math.isqrt(distances)
   if side**2 != distances or side % 2 == 0:

@@ -1,4 +1,4 @@
-"""One tensor of a PyTorch state_dict: its name there, its place in our variables, and how one becomes the other."""
+"""One tensor of a PyTorch state_dict: its name there, its path in our variables, and the conversion between the two."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,18 +14,18 @@ Shape = tuple[int, ...]
 
 
 class UnknownNetworkError(ValueError):
-  """Tensors that are none of the networks here; the message is one line."""
+  """The tensors fit no known network; the message is one line."""
 
 
 class Form(NamedTuple):
-  """How the axes of a tensor lie there and here."""
+  """The conversion of a tensor's layout to PyTorch's and from it."""
 
   to_torch: Callable[[np.ndarray], np.ndarray]
   from_torch: Callable[[np.ndarray], np.ndarray]
 
 
 class Entry(NamedTuple):
-  """One tensor: its name in PyTorch, its path in our variables, and how one becomes the other."""
+  """One tensor: its name in PyTorch, its path in our variables, and the conversion between the two."""
 
   name: str
   path: Path
@@ -33,17 +33,17 @@ class Entry(NamedTuple):
 
 
 class Recognised(NamedTuple):
-  """What names and shapes tell of a network.
+  """The properties of a network that follow from its tensors' names and shapes.
 
   Attributes:
-    prefix: what stands before the names of its tensors, "" or as "module.".
+    prefix: the common prefix of its tensors' names: "", or for example "module.".
     name: as `models.create` takes it.
     num_classes, channels: of its logits and of its input.
-    image_size: (height, width) of an input that its shapes fit; of most networks any other fits too.
-    activation: what the definition that names its tensors so has, as `models.create` takes it; None where it leaves
-      that open.
-    others: networks that the same tensors fit as well, and that give other logits.
-    renamed: our names for tensors that have another in this file, both without the prefix.
+    image_size: (height, width) of an input that fits its shapes; most networks take any other size too.
+    activation: of the definition with these tensor names, as `models.create` takes it; None if the definition leaves it
+      open.
+    others: other networks that the same tensors fit, with different logits.
+    renamed: from the names in this file to ours, if they differ; both without the prefix.
   """
 
   prefix: str
@@ -64,7 +64,7 @@ class Recognised(NamedTuple):
 SAME = Form(lambda array: array, lambda tensor: tensor)
 KERNEL = Form(lambda kernel: kernel.transpose(3, 2, 0, 1), lambda weight: weight.transpose(2, 3, 1, 0))
 DENSE = Form(lambda kernel: kernel.T, lambda weight: weight.T)
-# A dense layer here, a 1x1 convolution there.
+# A dense layer here, a 1x1 convolution in PyTorch.
 POINTWISE = Form(lambda kernel: kernel.T[:, :, None, None], lambda weight: weight[:, :, 0, 0].T)
 
 
@@ -127,7 +127,7 @@ def attention(name: str, *path: str) -> Iterator[Entry]:
 
 
 def conv_stem(name: str, *path: str, layers: int, projected: bool) -> Iterator[Entry]:
-  """`ConvStem`, whose layers are numbered in one nn.Sequential, GELU among them."""
+  """`ConvStem`, whose layers, including GELU, are numbered in one nn.Sequential."""
   for index in range(layers):
     yield from weights(f"{name}.{3 * index}", (*path, "ConvStem_0", f"Conv_{index}"), KERNEL, bias=True)
     yield from layer_norm(f"{name}.{3 * index + 1}", *path, "ConvStem_0", f"LayerNorm_{index}")
@@ -141,7 +141,7 @@ def conv_norm(conv_name: str, norm_name: str, *path: str) -> Iterator[Entry]:
 
 
 def size(shapes: Mapping[str, Shape], name: str, axis: int, dimensions: int) -> int:
-  """A length in a tensor's shape. Raises UnknownNetworkError where it has none."""
+  """A tensor's size along an axis. Raises UnknownNetworkError if it is missing or its shape is not valid."""
   shape = shapes.get(name)
   if shape is None:
     raise UnknownNetworkError(f"{name} is missing.")
@@ -151,13 +151,13 @@ def size(shapes: Mapping[str, Shape], name: str, axis: int, dimensions: int) -> 
 
 
 def blocks(counts: Iterable[int]) -> Iterator[tuple[int, int, int]]:
-  """(stage from 1, block in it, block in all) of every block of a network in stages."""
+  """(stage from 1, index in the stage, index in the network) of every block of a network in stages."""
   pairs = ((stage, block) for stage, count in enumerate(counts, 1) for block in range(count))
   return ((stage, block, index) for index, (stage, block) in enumerate(pairs))
 
 
 def depth(counts: Sequence[int], bottleneck: bool = False) -> str:
-  """The depth of a ResNet by the blocks of its stages. Raises UnknownNetworkError where it is none of He et al.'s."""
+  """The depth of a ResNet from the blocks of its stages. Raises UnknownNetworkError if it is none of He et al.'s."""
   layers = 3 if bottleneck else 2
   for text, published in BLOCKS.items():
     if tuple(counts) == published and 2 + layers * sum(counts) == int(text):
@@ -166,7 +166,7 @@ def depth(counts: Sequence[int], bottleneck: bool = False) -> str:
 
 
 def count(shapes: Mapping[str, Shape], name: str, step: int = 1) -> int:
-  """How many tensors there are whose `name`, such as "blocks.{}.weight", goes on by a step from 0 without a gap."""
+  """The number of tensors called `name`, such as "blocks.{}.weight", with indices 0, step, 2 step, ... up to a gap."""
   return next(index for index in itertools.count() if name.replace("{}", str(index * step)) not in shapes)
 
 

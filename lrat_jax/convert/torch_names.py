@@ -1,6 +1,6 @@
-"""From a network's variables to a PyTorch state_dict and back, and which network a state_dict is of.
+"""Converts a network's variables to a PyTorch state_dict and back, and recognises the network of a state_dict.
 
-Each family of networks has a module that says how its tensors are named (`NETWORKS`) and what tells it from others
+Each family of networks has a module that defines the names of its tensors (`NETWORKS`) and how to recognise it
 (`recognise`).
 """
 
@@ -22,18 +22,18 @@ _NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {
 
 
 def entries(network: nn.Module, variables: Mapping[str, Any]) -> list[Entry]:
-  """Every tensor of a network of `lrat_jax.models`, once.
+  """Lists every tensor of a network of `lrat_jax.models` once.
 
   Args:
-    network: that of a `models.Classifier`, without its normalisation.
-    variables: the classifier's {"params", "batch_stats"}, arrays or only their shapes.
+    network: the network of a `models.Classifier`, without its preprocessing.
+    variables: the classifier's {"params", "batch_stats"}, as arrays or only shapes.
   """
   named = list(_NETWORKS[type(network)](network, variables["params"]["network"]))
   return [*named, *_unpublished(variables, {entry.path for entry in named})]
 
 
 def _unpublished(variables: Mapping[str, Any], named: Set[Path]) -> Iterator[Entry]:
-  """Every MeanSparse in a network that Amini et al. published without, by its place in ours."""
+  """Every MeanSparse in a network that Amini et al. published without it; the name is its path in our variables."""
   for path in sorted(traverse_util.flatten_dict(variables)):
     if path[-1] == "threshold" and path not in named:
       _, _, *place, _ = path
@@ -41,12 +41,12 @@ def _unpublished(variables: Mapping[str, Any], named: Set[Path]) -> Iterator[Ent
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Recognised:
-  """Which network a state_dict is of, by the names and shapes of its tensors.
+  """Recognises the network of a state_dict by the names and shapes of its tensors.
 
-  Only as much is looked at as tells networks apart: the tensors may still not be all that `entries` names.
+  Only what distinguishes networks is checked: the tensors may still differ from those that `entries` lists.
 
   Raises:
-    UnknownNetworkError: none of those here.
+    UnknownNetworkError: it is none of the networks here.
   """
   for family in _FAMILIES:
     if found := family.recognise(shapes):
@@ -67,11 +67,11 @@ def _with_mean_sparse(found: Recognised) -> Recognised:
 def state_dict(network: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """A network's variables as a state_dict of NumPy arrays, in PyTorch's names and layouts; the same numbers to the bit.
 
-  PyTorch's counters of batches are not among them: `load_state_dict` puts zeros there.
+  PyTorch's counters of batches are left out: `load_state_dict` sets them to zero.
   """
   ours = traverse_util.flatten_dict(variables)
   named = ((entry.name, entry.form.to_torch(np.asarray(ours[entry.path]))) for entry in entries(network, variables))
-  return {name: np.asarray(array, order="C") for name, array in named}  # which leaves a number a number
+  return {name: np.asarray(array, order="C") for name, array in named}  # which keeps the shape () of a scalar
 
 
 def variables(network: nn.Module, like: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def variables(network: nn.Module, like: Mapping[str, Any], tensors: Mapping[str,
     tensors: exactly those of the network.
 
   Raises:
-    UnknownNetworkError: some are missing, left over, of another shape or not floats; the first of them are named.
+    UnknownNetworkError: some are missing, left over, of another shape or not float32; the first of them are named.
   """
   expected, named = traverse_util.flatten_dict(like), entries(network, like)
   blank = lambda path: np.broadcast_to(np.float32(0), expected[path].shape)

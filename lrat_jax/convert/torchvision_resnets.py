@@ -1,4 +1,4 @@
-"""ResNets as torchvision defines them and names their tensors, which most checkpoints for ImageNet are in."""
+"""ResNets with torchvision's definition and tensor names, which most checkpoints for ImageNet use."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from lrat_jax.convert import small_images, tensors
 from lrat_jax.convert.tensors import Entry, Recognised, Shape, UnknownNetworkError
 from lrat_jax.models.resnet import TorchvisionResNet
 
-# A tensor that the networks for small images have too, and one that they do not have.
+# A tensor that the networks for small images also have, and one that they do not have.
 _ANCHOR, _HEAD = re.compile(r"((?:.+\.)?)layer1\.0\.conv1\.weight"), "fc.weight"
 
 
@@ -33,7 +33,7 @@ def _name(shapes: Mapping[str, Shape], prefix: str) -> str:
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
-  """Which of these networks a state_dict is of, by the names and shapes of its tensors; None for another."""
+  """Recognises one of these networks by the names and shapes of its tensors; returns None for another network."""
   matches = (match for name in shapes if (match := _ANCHOR.fullmatch(name)))
   prefixes = [match[1] for match in matches if match[1] + _HEAD in shapes]
   if not prefixes:
@@ -41,5 +41,5 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
   prefix = min(prefixes, key=len)
   num_classes = tensors.size(shapes, prefix + _HEAD, 0, 2)
   channels = tensors.size(shapes, f"{prefix}conv1.weight", 1, 4)
-  # In torchvision's definition, ReLU is written into the layers.
+  # ReLU is hard-coded in torchvision's definition.
   return Recognised(prefix, _name(shapes, prefix), num_classes, channels, (64, 64), activation="relu")

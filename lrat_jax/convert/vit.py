@@ -1,4 +1,4 @@
-"""ViT and DeiT by the names of timm, and their ConvStem by those of Singh et al. and RobustBench."""
+"""ViT and DeiT in timm's tensor names, their ConvStem in those of Singh et al. and RobustBench."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from lrat_jax.convert.tensors import KERNEL, Entry, Recognised, Shape, UnknownNe
 from lrat_jax.models import vit
 from lrat_jax.models.vit import VisionTransformer
 
-# Patches, and blocks of attention as they are; of other transformers, no position embedding is called so.
+# The other transformers here have no position embedding with this name.
 _ANCHOR = re.compile(r"((?:.+\.)?)pos_embed")
 _PATCHES, _STEM = "patch_embed.proj", "patch_embed.proj.stem"
 
@@ -39,13 +39,13 @@ NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {VisionTransfo
 
 
 def _heads(depth: int, width: int) -> list[int]:
-  """The numbers of heads that a network can have, which no tensor tells: of a published depth and width that one."""
+  """Possible numbers of heads, which no tensor determines; for a published depth and width, the published number."""
   published = [size.num_heads for size in vit.SIZES.values() if (size.depth, size.width) == (depth, width)]
   return published or [heads for heads in range(1, width + 1) if width % heads == 0]
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
-  """A ViT or DeiT, by the names and shapes of its tensors; None for another network."""
+  """Recognises a ViT or DeiT by the names and shapes of its tensors; returns None for another network."""
   prefix = min((match[1] for name in shapes if (match := _ANCHOR.fullmatch(name))), key=len, default=None)
   if prefix is None or f"{prefix}blocks.0.attn.qkv.weight" not in shapes:
     return None

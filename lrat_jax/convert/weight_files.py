@@ -1,7 +1,7 @@
-"""Tensors by name in files of other people's kinds: PyTorch's .pt and .pth, safetensors, Hugging Face's directories.
+"""Tensors by name in common file formats: PyTorch's .pt and .pth, safetensors, Hugging Face's directories.
 
-None of them can run code: .pt files are loaded with PyTorch's `weights_only`, which makes tensors and plain containers
-alone, and safetensors and JSON hold nothing else. PyTorch is imported where a .pt file is read, and nowhere else.
+Reading them runs no code: .pt files are loaded with PyTorch's `weights_only`, which makes only tensors and plain
+containers, and safetensors and JSON contain nothing else. PyTorch is imported only to read a .pt file.
 """
 
 import glob
@@ -21,15 +21,15 @@ from lrat_jax.core import files
 from lrat_jax.core.errors import WeightsError
 
 SUFFIXES = (".pt", ".pth", ".th", ".tar", ".ckpt", ".safetensors")
-# What NumPy's numbers, as an accuracy beside the tensors, are made of in a file; none of it runs code.
+# The types that NumPy's numbers, such as an accuracy beside the tensors, need in a file; none of them runs code.
 _NUMPY_NUMBERS = [
   np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(kind)) for kind in ("?", "i4", "i8", "f4", "f8")),
 ]  # fmt: skip
-# In a directory as Hugging Face's.
+# The files in a directory in Hugging Face's format.
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
 # One of several files of a model, NAME-00001-of-00003.safetensors.
 _PART = re.compile(r"(?P<name>.+)-\d+-of-(?P<count>\d+)")
-# Before it, `weights_only` could be led to run code (CVE-2025-32434).
+# In older versions, `weights_only` could run code (CVE-2025-32434).
 _OLDEST_TORCH = (2, 6)
 
 
@@ -53,10 +53,10 @@ def _torch(path: Path) -> ModuleType:
 def _state_dicts(
   content: Any, is_tensor: Callable[[Any], bool], name: str = ""
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-  """The mappings from names to tensors in a file's containers, each with its place, as "model" or "net.ema".
+  """The mappings from names to tensors in a file's containers, each with its path, such as "model" or "net.ema".
 
-  Numbers and text beside tensors, as an epoch, are passed by. A mapping with a key that is no text, as an optimiser's
-  state, holds no network.
+  Numbers and text beside tensors, such as an epoch, are ignored. So are mappings with a key that is not text, such as
+  an optimiser's state.
   """
   if isinstance(content, list | tuple) and len(content) == 1:
     yield from _state_dicts(content[0], is_tensor, name)
@@ -70,7 +70,7 @@ def _state_dicts(
 
 
 def _state_dict(path: Path, content: Any, key: str | None, is_tensor: Callable[[Any], bool]) -> Mapping[str, Any]:
-  """The one mapping from names to tensors that a .pt file holds, bare or among other things."""
+  """The only mapping from names to tensors in a .pt file, at the top or nested, or the one called `key`."""
   found = dict(_state_dicts(content, is_tensor))
   if key is None and len(found) == 1:
     return next(iter(found.values()))
@@ -85,7 +85,7 @@ def _state_dict(path: Path, content: Any, key: str | None, is_tensor: Callable[[
 
 def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
   try:
-    path.stat()  # before PyTorch is asked for
+    path.stat()  # before PyTorch is imported
   except OSError as error:
     raise _unreadable(path, error) from None
   torch = _torch(path)
@@ -94,7 +94,7 @@ def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
       content = torch.load(file, map_location="cpu", weights_only=True)
   except OSError as error:
     raise _unreadable(path, error) from None
-  except Exception as error:  # damaged bytes make its reader raise almost anything
+  except Exception as error:  # damaged files can raise almost any exception
     if found := re.search(r"GLOBAL (\S+)", str(error)):
       raise WeightsError(
         f"{path} holds a Python object, {found[1]}, which is not loaded since that can run code; where you trust the "
@@ -122,9 +122,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
 
 def _read_parts(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """A file's tensors and metadata, with the tensors of the other parts of the same model beside it.
+  """A file's tensors and metadata, together with the tensors of the other files of the same model in its folder.
 
-  Files of such names that hold tensors of one name are whole models each, and the one is read alone.
+  If another file has a tensor of the same name, the files are separate models, and only this file is read.
   """
   arrays, metadata = _read_safetensors(path)
   together = dict(arrays)
@@ -139,25 +139,25 @@ def _read_parts(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _weights_in(folder: Path) -> Path:
-  """The file of weights in a directory as Hugging Face's, or the first of several."""
+  """The file of weights in a directory in Hugging Face's format, or the first of several."""
   parts = sorted(folder.glob(f"{Path(WEIGHTS).stem}-*-of-*.safetensors"))
   return folder / WEIGHTS if (folder / WEIGHTS).exists() or not parts else parts[0]
 
 
 def read(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """The tensors that a file or directory holds, and what it says of them.
+  """Reads the tensors and the metadata of a file or directory.
 
   Args:
-    path: .pt, .pth, .th, .tar, .ckpt, .safetensors, or a directory with model.safetensors and config.json. Where a
+    path: .pt, .pth, .th, .tar, .ckpt, .safetensors, or a directory with model.safetensors and config.json. If a
       model is in several files, NAME-1-of-2.safetensors and so on, any of them.
-    key: which of several state_dicts in a .pt file.
+    key: the state_dict to read, if a .pt file has several.
 
   Returns:
-    Arrays by name, float32 where they were floats of any width; and the metadata: of safetensors text by name, of a
-    directory what its config.json holds besides, of .pt files nothing.
+    Arrays by name, floats of any width as float32; and the metadata: for safetensors text by name, for a directory also
+    the contents of its config.json, for .pt files nothing.
 
   Raises:
-    WeightsError: not there, not whole, of another kind, or with something in it that is no tensor.
+    WeightsError: the file is missing, damaged or of another kind, or contains something that is not a plain tensor.
   """
   if path.is_dir():
     arrays, metadata = _read_parts(_weights_in(path))
@@ -176,12 +176,12 @@ def read(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray], dic
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-  """A safetensors file, or for any other name a directory with model.safetensors and config.json.
+  """Writes a safetensors file, or for any other name a directory with model.safetensors and config.json.
 
-  The metadata are in the safetensors file as text, what is not text as JSON, and in config.json as they are.
+  The metadata are text in the safetensors file (JSON, if a value is not text), and unchanged in config.json.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: a file cannot be written.
   """
   is_file = path.suffix.lower() == ".safetensors"
   if not is_file:
@@ -190,5 +190,5 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
       file.write((json.dumps(dict(metadata), indent=2) + "\n").encode())
   texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
   with files.replacing(path if is_file else path / WEIGHTS) as file:
-    # "pt" is what readers of safetensors ask for before they take tensors for PyTorch's.
+    # Readers of safetensors require "pt" to accept the tensors as PyTorch's.
     file.write(safetensors.numpy.save(dict(tensors), {"format": "pt"} | texts))

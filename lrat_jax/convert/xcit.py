@@ -1,4 +1,4 @@
-"""XCiT by the names of timm, which Debenedetti et al. and RobustBench have too."""
+"""XCiT in timm's tensor names, which Debenedetti et al. and RobustBench also use."""
 
 import functools
 import re
@@ -13,7 +13,7 @@ from lrat_jax.models import xcit
 from lrat_jax.models.xcit import XCiT
 
 _ANCHOR = re.compile(r"((?:.+\.)?)blocks\.0\.attn\.temperature")
-# For each number of convolutions in the stem, the patches that they can make: strides are in no tensor.
+# For each number of convolutions in the stem, the possible patch sizes: no tensor determines the strides.
 _PATCHES = {
   count: tuple(patch for patch, strides in xcit.STEMS.items() if len(strides) == count)
   for count in map(len, xcit.STEMS.values())
@@ -21,7 +21,7 @@ _PATCHES = {
 
 
 def _block(name: str, path: str) -> Iterator[Entry]:
-  # timm counts attention, MLP and local interaction; they run in another order.
+  # timm numbers attention, MLP, local interaction in this order; they run in another one.
   for index, number in enumerate((1, 3, 2)):
     yield from tensors.layer_norm(f"{name}.norm{number}", path, f"LayerNorm_{index}")
     yield from tensors.parameter(f"{name}.gamma{number}", path, f"LayerScale_{index}", "scale")
@@ -63,7 +63,7 @@ NETWORKS: dict[type[nn.Module], Callable[..., Iterator[Entry]]] = {XCiT: _xcit}
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
-  """An XCiT, by the names and shapes of its tensors; None for another network."""
+  """Recognises an XCiT by the names and shapes of its tensors; returns None for another network."""
   prefix = min((match[1] for name in shapes if (match := _ANCHOR.fullmatch(name))), key=len, default=None)
   if prefix is None:
     return None

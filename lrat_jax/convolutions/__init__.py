@@ -1,1 +1,1 @@
-"""Convolutions by the fastest way on each platform, in the networks here (`conv2d`) and in anybody's (`rewrite`)."""
+"""Convolutions by the fastest method on each platform, in the networks here (`conv2d`) and in any other (`rewrite`)."""

@@ -1,13 +1,13 @@
-"""A two-dimensional convolution, by the fastest way on the platform that the program is compiled for.
+"""A two-dimensional convolution, by the fastest method on the platform that the program is compiled for.
 
-GPU and TPU take `lax.conv_general_dilated` with its own gradients. XLA:CPU brings convolutions into the layout of its
-fast path only in a program's entry computation; inside a loop, where an attack takes its gradients, autodiff's input
-gradient (a convolution with transposed kernel dimensions) stays several times slower. So on CPU
-- those over so few pixels that most of a kernel meets padding are one matrix product (`dense`);
-- 3x3 convolutions of stride 1 between many channels go through `winograd`, with their gradients;
-- the others run forward as they are, their input gradient is one matrix product and a sum of shifted images, their
-  kernel gradient one matrix product for each tap;
-- gradients of both, and the former altogether, take a few images at a time (`microbatch`).
+GPU and TPU use `lax.conv_general_dilated` with its own gradients. XLA:CPU converts convolutions to the layout of its
+fast path only in a program's entry computation; inside a loop, where an attack computes its gradients, autodiff's input
+gradient (a convolution with transposed kernel dimensions) is several times slower. So on CPU
+- convolutions over so few pixels that most of a kernel meets padding are one matrix product (`dense`);
+- 3x3 convolutions of stride 1 between many channels use `winograd`, also for their gradients;
+- the others have the usual forward pass; their input gradient is one matrix product and a sum of shifted images, and
+  their kernel gradient is one matrix product for each tap;
+- `winograd`, and the gradients of the others, process a few images at a time (`microbatch`).
 """
 
 import functools
@@ -20,12 +20,12 @@ from jax import Array, lax
 from lrat_jax.convolutions import dense, winograd
 from lrat_jax.convolutions.cache import kept, microbatch, pull_back
 
-# Under so many channels on either side, winograd's transforms cost more than the products that they save: in tiles of
-# 4 x 4 outputs, and in those of 2 x 2 that the smallest images get (there, more than they cost to compile).
+# With fewer channels than this on either side, winograd's transforms cost more than the products that they save: with
+# tiles of 4 x 4 outputs, and with the tiles of 2 x 2 for the smallest images (there, compilation counts as a cost too).
 _MIN_WINOGRAD_CHANNELS = 32
 _MIN_WINOGRAD_CHANNELS_OF_SMALL = 128
 
-# `dense`'s matrix may hold so many times the numbers of the kernel, and no more than the kernel where those are many.
+# The matrix of `dense` may have this many times the numbers of the kernel; with many channels, no more than the kernel.
 _MAX_DENSE_GROWTH = 2
 
 _Strides = tuple[int, int]
@@ -37,9 +37,9 @@ def _plain(x: Array, kernel: Array, strides: _Strides, padding: _Padding) -> Arr
 
 
 def _fold(taps: list[Array], axis: int, size: int, stride: int, before: int) -> Array:
-  """Sums along an axis, tap a's element o at stride * o + a - before; [.., o, ..] each -> [.., size, ..].
+  """Sums taps along an axis: element o of tap a goes to stride * o + a - before; [.., o, ..] each -> [.., size, ..].
 
-  The elements of each phase of the stride are summed and then interleaved: cheaper than padding with zeros between.
+  The elements of each phase of the stride are summed and then interleaved, which is cheaper than padding with zeros.
   """
   per_phase = -(-size // stride)
   phases: list[list[Array]] = [[] for _ in range(stride)]
@@ -53,7 +53,7 @@ def _fold(taps: list[Array], axis: int, size: int, stride: int, before: int) -> 
 
 
 def _taps(x: Array, size: tuple[int, ...], strides: _Strides, padding: _Padding) -> list[Array]:
-  """What a kernel of a size meets, element by element: [n, h', w', c] each."""
+  """The pixels that each element of a kernel of that size is multiplied by: [n, h', w', c] each."""
   padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
   ends = [length - reach + 1 for length, reach in zip(padded.shape[1:3], size, strict=True)]
   rows = [padded[:, i : i + ends[0] : strides[0]] for i in range(size[0])]
@@ -64,7 +64,7 @@ def _taps(x: Array, size: tuple[int, ...], strides: _Strides, padding: _Padding)
 def _folded_gradient(x: Array, kernel: Array, strides: _Strides, padding: _Padding) -> Array:
   if x.shape[1] >= kernel.shape[0] and x.shape[2] >= kernel.shape[1]:
     return _plain(x, kernel, strides, padding)
-  # For images smaller than the kernel, XLA:CPU has a convolution ten times as slow as others.
+  # For images smaller than the kernel, XLA:CPU's convolution is ten times as slow as others.
   columns = jnp.concatenate(_taps(x, kernel.shape[:2], strides, padding), axis=-1)
   return columns @ kernel.reshape(-1, kernel.shape[-1])
 

@@ -1,8 +1,8 @@
 """A convolution over a few pixels as one matrix product, for CPU.
 
-A 3x3 kernel meets padding with 20 of its 36 products on an image of 2x2, and with 8 of 9 on a single pixel. The matrix
-[h w c_in, h' w' c_out] that takes whole images to whole results holds the other products alone, and one product with it
-is what a CPU does best. It depends on no image, so XLA makes it once, before an attack's loop.
+With a 3x3 kernel, 20 of the 36 products on an image of 2x2 are with padding, and 8 of 9 on a single pixel. The matrix
+[h w c_in, h' w' c_out] that maps whole images to whole results has only the other products, and one matrix product is
+what a CPU computes fastest. It does not depend on the images, so XLA computes it once, before an attack's loop.
 """
 
 import jax.numpy as jnp
@@ -13,14 +13,14 @@ _Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def places(shape: tuple[int, ...], kernel: tuple[int, ...], strides: _Strides, padding: _Padding) -> int:
-  """How many pairs of a pixel and a result there are: the matrix is so many times one of the kernel's taps."""
+  """The number of pairs of an input and an output pixel: the size of the matrix, in units of one tap of the kernel."""
   height, width = shape[1:3]
   rows, columns = _results(shape, kernel, strides, padding)
   return height * width * rows * columns
 
 
 def convolve(x: Array, kernel: Array, strides: _Strides, padding: _Padding) -> Array:
-  """`conv2d` by one matrix product, with autodiff's own gradients: two more."""
+  """`conv2d` by one matrix product; its gradients, by autodiff, are two more."""
   rows, columns = _results(x.shape, kernel.shape, strides, padding)
   matrix = _spread(kernel, 0, x.shape[1], rows, strides[0], padding[0][0])  # [h', h, kw, c, k]
   matrix = _spread(matrix, 2, x.shape[2], columns, strides[1], padding[1][0])  # [w', h', h, w, c, k]
@@ -29,13 +29,13 @@ def convolve(x: Array, kernel: Array, strides: _Strides, padding: _Padding) -> A
 
 
 def _results(shape: tuple[int, ...], kernel: tuple[int, ...], strides: _Strides, padding: _Padding) -> tuple[int, int]:
-  """(rows, columns) of what a convolution returns."""
+  """(rows, columns) of a convolution's output."""
   rows, columns = ((shape[1 + i] + sum(padding[i]) - kernel[i]) // strides[i] + 1 for i in range(2))
   return rows, columns
 
 
 def _spread(taps: Array, axis: int, size: int, results: int, stride: int, before: int) -> Array:
-  """The tap that each of `size` pixels meets for each result along an axis, 0 for none; [results, .., size, ..]."""
+  """The tap that multiplies each of `size` pixels for each result along an axis, or 0; [results, .., size, ..]."""
   reach = taps.shape[axis]
   first, last = max((results - 1) * stride - before, 0), max(size + before - reach, 0)
   edges = [(0, 0, 0)] * taps.ndim

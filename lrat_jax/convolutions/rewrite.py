@@ -1,4 +1,4 @@
-"""Anybody's model with the convolutions of this package: its program is read once, and run with them in their place."""
+"""Any model with the convolutions of this package: its jaxpr is traced, and run with its convolutions replaced."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -12,14 +12,15 @@ from jax.tree_util import Partial
 
 from lrat_jax.convolutions import conv2d
 
-# The name of the jitted function in which convolutions stay as they are.
+# The name of the jitted function in which convolutions are not replaced.
 _AS_WRITTEN = "convolutions_as_written"
-# Operations whose functions are read too. Not those with a rule of differentiation, which was written for what they do.
+# Operations whose inner functions are rewritten too. Not those with a custom differentiation rule, because the rule was
+# written for the original function.
 _ENTERED = ("jit", "scan", "while", "cond", "remat2")
 
 
 def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
-  """Jits a model, or a part of one, so that attacks on CPU leave its convolutions as they are (`rewritten`)."""
+  """Jits a model, or a part of one, so that attacks on CPU do not replace its convolutions (`rewritten`)."""
   if isinstance(function, Partial):
     return Partial(as_written(function.func), *function.args, **function.keywords)
 
@@ -30,11 +31,11 @@ def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
-  """The same function of arrays, with `conv2d` in place of the convolutions that it can do.
+  """The same function of arrays, with `conv2d` in place of the convolutions that it supports.
 
-  Those are float32 convolutions of two dimensions in any layout, without dilation or groups, forward and in gradients.
-  Nested jit, scan, while, cond and remat are entered; functions with rules of differentiation of their own, and
-  `as_written` ones, are not. Equal to the function up to rounding; where it is compiled for anything but CPU, equal.
+  These are two-dimensional float32 convolutions in any layout, without dilation, groups or negative padding, forward
+  and in gradients. Functions inside jit, scan, while, cond and remat are rewritten too; functions with custom
+  differentiation rules, and `as_written` ones, are not. Results are equal up to rounding on CPU, and exactly elsewhere.
   """
 
   def call(*args: Any) -> Any:
@@ -46,7 +47,7 @@ def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sizes(function: Callable[..., Any], *args: Any) -> tuple[int, int]:
-  """How many numbers the convolutions of a function of arrays return in all, and how many their kernels hold."""
+  """The total size of the outputs of all convolutions in a function of arrays, and that of their kernels."""
   return _sizes(jax.make_jaxpr(function)(*args).jaxpr)
 
 
@@ -54,7 +55,7 @@ def _sizes(jaxpr: core.Jaxpr) -> tuple[int, int]:
   outputs = kernels = 0
   for equation in jaxpr.eqns:
     inner = list(core.jaxprs_in_params(equation.params))
-    if platforms := equation.params.get("branches_platforms"):  # one of them is run; that without platforms is whole
+    if platforms := equation.params.get("branches_platforms"):  # one is run; the default one has the whole convolution
       inner = [equation.params["branches"][platforms.index(None)].jaxpr] if None in platforms else []
     elif equation.primitive.name == "conv_general_dilated":
       result, kernel = (cast(Any, atom.aval) for atom in (equation.outvars[0], equation.invars[1]))
@@ -65,7 +66,7 @@ def _sizes(jaxpr: core.Jaxpr) -> tuple[int, int]:
 
 
 def _run(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-  """The results of a jaxpr, one operation after the other, each convolution by `conv2d`."""
+  """Evaluates a jaxpr, one operation after the other, with supported convolutions by `conv2d`."""
   values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
   value_of = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
   for equation in jaxpr.eqns:
@@ -81,7 +82,7 @@ def _run(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> 
 
 
 def _run_as_it_is(jaxpr: core.Jaxpr, equation: core.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-  """One operation of a jaxpr, by JAX's own evaluation."""
+  """Evaluates one operation of a jaxpr with JAX's own evaluation."""
   inputs = {atom: value for atom, value in zip(equation.invars, operands, strict=True) if isinstance(atom, core.Var)}
   one = jaxpr.replace(constvars=[], invars=list(inputs), outvars=equation.outvars, eqns=[equation], debug_info=None)
   return core.jaxpr_as_fun(core.ClosedJaxpr(one, ()))(*inputs.values())
@@ -93,7 +94,7 @@ def _checkpointed(operands: list[Any], *, jaxpr: core.Jaxpr, policy: Any, preven
 
 
 def _with_functions_rewritten(equation: core.JaxprEqn) -> core.JaxprEqn:
-  """An operation with the convolutions in its functions replaced."""
+  """An operation with the convolutions in its inner functions replaced."""
   if not _has_convolutions(equation):
     return equation
   params = {name: jax.tree.map(_rewritten, value, is_leaf=_is_jaxpr) for name, value in equation.params.items()}
@@ -105,7 +106,7 @@ def _is_jaxpr(value: Any) -> bool:
 
 
 def _rewritten(value: Any) -> Any:
-  """A jaxpr among an operation's parameters with its convolutions replaced; any other parameter as it is."""
+  """A jaxpr among an operation's parameters with its convolutions replaced; any other parameter unchanged."""
   if not _is_jaxpr(value):
     return value
   run = lambda *arguments: _run(value.jaxpr, value.consts, arguments)
@@ -113,10 +114,10 @@ def _rewritten(value: Any) -> Any:
 
 
 def _has_convolutions(equation: core.JaxprEqn) -> bool:
-  """Whether there are convolutions to replace in an operation's functions, and it is one that is entered."""
+  """Whether an operation is one that is rewritten, and its inner functions have convolutions to replace."""
   if equation.primitive.name not in _ENTERED or equation.params.get("name") == _AS_WRITTEN:
     return False
-  if equation.params.get("branches_platforms"):  # somebody has chosen by platform already: `conv2d` itself, for one
+  if equation.params.get("branches_platforms"):  # it chooses by platform already, as `conv2d` itself does
     return False
   inner = [e for jaxpr in core.jaxprs_in_params(equation.params) for e in jaxpr.eqns]
   return any(_can_do(e) or _has_convolutions(e) for e in inner)
@@ -137,7 +138,7 @@ def _can_do(equation: core.JaxprEqn) -> bool:
 
 
 def _convolution(x: Array, kernel: Array, **params: Any) -> Array:
-  """`lax.conv_general_dilated` where `_can_do`: by `conv2d` on CPU, and elsewhere as it is."""
+  """A supported `lax.conv_general_dilated` (`_can_do`): by `conv2d` on CPU, and unchanged elsewhere."""
   lhs, rhs, out = params["dimension_numbers"]
 
   def cpu(x: Array, kernel: Array) -> Array:

@@ -1,10 +1,10 @@
 """3x3 convolutions of stride 1 by Winograd's minimal filtering, with gradients of the same cost, for CPU.
 
-A convolution that makes m x m outputs from a tile of (m + 2) x (m + 2) inputs needs (m + 2)^2 products instead of
+A convolution that computes m x m outputs from a tile of (m + 2) x (m + 2) inputs needs (m + 2)^2 products instead of
 9 m^2: 4 times fewer for m = 4, 2.25 for m = 2 (Lavin & Gray, arXiv:1509.09308). Both axes of the tiles are transformed
-by small constant matrices, additions mostly, and the products are one matrix product over channels for each of the
+by small constant matrices, mostly additions, and the products are one matrix product over channels for each of the
 (m + 2)^2 positions. XLA:CPU runs those at full speed inside loops too, where it has no fast convolution for gradients.
-Of large images, as many go through all of this at once as a core's cache holds.
+Of large images, only as many are processed at once as fit in a core's cache.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from lrat_jax.convolutions.cache import kept, microbatch, pull_back
 
-# Where the polynomials of the tiles are evaluated, besides at infinity (Cook and Toom): small numbers lose few digits.
+# Where the polynomials of the tiles are evaluated, besides at infinity (Cook-Toom); small points lose little precision.
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 1.0, -1.0, 0.5, -2.0)}
 
 
@@ -35,7 +35,7 @@ class _Tiling(NamedTuple):
 def _tiling(size: int, outputs: int) -> _Tiling:
   points = np.array(_POINTS[outputs])
   others = [np.delete(points, i) for i in range(len(points))]
-  # The row of a point: the polynomial that vanishes at all the others; of infinity: at all of them.
+  # The row of a point is the polynomial that is 0 at all other points; that of infinity is 0 at all points.
   data = np.array([[*np.poly(o)[::-1], 0.0] for o in others] + [np.poly(points)[::-1]])
   scale = np.array([np.prod(point - o) for point, o in zip(points, others, strict=True)])
   kernel = np.vstack([points[:, None] ** np.arange(3) / scale[:, None], [0, 0, 1]])
@@ -44,12 +44,15 @@ def _tiling(size: int, outputs: int) -> _Tiling:
 
 
 def has_small_tiles(x: Array) -> bool:
-  """Whether images [n, h, w, c] are cut into tiles of 2 x 2 outputs, because the kernels would outweigh larger ones."""
+  """Whether images [n, h, w, c] are cut into tiles of 2 x 2 outputs instead of 4 x 4.
+
+  With tiles of 4 x 4 the transformed kernels would outweigh the few tiles of a small image.
+  """
   return min(x.shape[1:3]) <= 4
 
 
 def _tilings(x: Array) -> tuple[_Tiling, _Tiling]:
-  """Of height and width, in tiles of 4 x 4 outputs or of 2 x 2."""
+  """The tilings of height and width, with tiles of 4 x 4 or of 2 x 2 outputs."""
   outputs = 2 if has_small_tiles(x) else 4
   return _tiling(x.shape[1], outputs), _tiling(x.shape[2], outputs)
 
@@ -61,14 +64,14 @@ def _combine(coefficients: np.ndarray, terms) -> Array:
 
 
 def _spread(x: Array, axis: int, matrix: np.ndarray, step: int, count: int) -> Array:
-  """Tiles of an axis, each `step` after the last, times a matrix [p, r]: [..., axis, ...] -> [p, ..., count, ...]."""
+  """A matrix [p, r] times the tiles of an axis, which start `step` apart: [..., axis, ...] -> [p, ..., count, ...]."""
   reach = range(matrix.shape[1])
   rows = [lax.slice_in_dim(x, r, r + step * (count - 1) + 1, stride=step, axis=axis) for r in reach]
   return jnp.stack([_combine(coefficients, rows) for coefficients in matrix])
 
 
 def interleave(parts, axis: int) -> Array:
-  """The elements of parts of equal shape in turn along an axis: its length is that of all parts together."""
+  """Parts of equal shape interleaved along an axis, whose length is then that of all parts together."""
   stacked = jnp.stack(parts, axis=axis + 1)
   return stacked.reshape(*stacked.shape[:axis], -1, *stacked.shape[axis + 2 :])
 
@@ -103,14 +106,14 @@ def _tiles_of_inputs(x: Array) -> Array:
 
 
 def _transformed_kernel(kernel: Array, tiling: _Tiling) -> Array:
-  """kernel [3, 3, c, k] -> [p^2, c, k]. Depends on no image, so XLA takes it out of an attack's loop."""
+  """kernel [3, 3, c, k] -> [p^2, c, k]. Independent of the images, so XLA moves it out of an attack's loop."""
   both = np.einsum("ia,jb->jiab", tiling.kernel, tiling.kernel).reshape(-1, 9)
   flat = jnp.asarray(both, kernel.dtype) @ kernel.reshape(9, -1)
   return flat.reshape(-1, *kernel.shape[2:])
 
 
 def _microbatch(function: Callable[..., Array], kernel: Array, *images: Array) -> Array:
-  """`microbatch` by the size of the tiles and of the transformed kernel."""
+  """`microbatch` with the sizes of the tiles and of the transformed kernel."""
   rows, columns = _tilings(images[0])
   positions = len(rows.data) * len(columns.data)
   tiles = positions * rows.count * columns.count * max(kernel.shape[2:])
@@ -136,7 +139,7 @@ def _forward(x: Array, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def conv3x3(x: Array, kernel: Array) -> Array:
-  """The convolution of stride 1 with one pixel of zeros around: x [n, h, w, c], kernel [3, 3, c, k] -> [n, h, w, k].
+  """The convolution of stride 1 with one pixel of zero padding: x [n, h, w, c], kernel [3, 3, c, k] -> [n, h, w, k].
 
   Equal to `lax.conv_general_dilated` up to rounding: about 1e-5 of the largest output in float32.
   """
@@ -158,7 +161,7 @@ def _tiles_of_cotangents(cotangent: Array) -> Array:
 
 
 def _input_gradient_of(transformed: Array, cotangent: Array) -> Array:
-  """The gradient by a few images: each linear map of `_forward_of` transposed, with the same transformed kernel."""
+  """The gradient for a few images: each linear map of `_forward_of` transposed, with the same transformed kernel."""
   rows, columns = _tilings(cotangent)
   products = jnp.einsum("pmk,pck->pmc", _tiles_of_cotangents(cotangent), transformed)
   size = len(rows.data)
@@ -168,7 +171,7 @@ def _input_gradient_of(transformed: Array, cotangent: Array) -> Array:
 
 
 def _kernel_gradient_of(x: Array, cotangent: Array) -> Array:
-  """The gradient by the transformed kernel, of a few images."""
+  """The gradient with respect to the transformed kernel, summed over a few images."""
   return jnp.einsum("pmc,pmk->pck", _tiles_of_inputs(x), _tiles_of_cotangents(cotangent))
 
 

@@ -1,1 +1,1 @@
-"""What every other package builds on: errors, files, devices, processes, shapes."""
+"""The code that all other packages build on: errors, files, devices, processes, shapes."""

@@ -1,41 +1,41 @@
-"""Several processes of one run: how they find each other, which of them writes, and how they fail together."""
+"""Runs of several processes: how they connect, which of them writes, and how an error in one ends all."""
 
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-from jax._src import distributed  # the store of keys that processes share has no public name; Orbax takes it from here
+from jax._src import distributed  # the key-value store of the processes has no public API; Orbax uses this one
 
 from lrat_jax.core.errors import ConfigError
 
 Result = TypeVar("Result")
 
 _TIMEOUT_S = 300
-# Between processes that have met: one may read its data from a slow disk.
+# For barriers between connected processes: one may read its data from a slow disk.
 _PATIENCE_S = 3600
 
 
 class Place(NamedTuple):
-  """Which process of how many this is."""
+  """The index of this process, and the number of processes."""
 
-  index: int = 0  # type: ignore[assignment]  # as a process index, not the method of tuples
+  index: int = 0  # type: ignore[assignment]  # a process index, not the method of tuples
   count: int = 1  # type: ignore[assignment]
 
 
-# Where a launcher says that it started several processes: their number, and this one's.
+# Environment variables of launchers that start several processes: their number, and the index of this one.
 _LAUNCHERS = (("SLURM_NTASKS", "SLURM_PROCID"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"))
-# Slurm sets the above in a batch script too, where nothing but srun starts more than one process.
+# Slurm sets the variables above in a batch script too, but there only srun starts more than one process.
 _ONLY_UNDER_SRUN = "SLURM_STEP_NODELIST"
 
 
 def _launched(environment: Mapping[str, str], platforms: str) -> bool:
-  """Whether a launcher that JAX knows started this process as one of several, or it is on a Cloud TPU."""
+  """Whether a launcher that JAX knows started this process as one of several, or the process is on a Cloud TPU."""
   for count, index in _LAUNCHERS:
     under_launcher = index in environment and (count != "SLURM_NTASKS" or _ONLY_UNDER_SRUN in environment)
     if under_launcher and int(environment.get(count, "1")) > 1:
       return True
-  return platforms.startswith("tpu")  # JAX sets it so where it finds a Cloud TPU
+  return platforms.startswith("tpu")  # JAX sets this if it finds a Cloud TPU
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -53,19 +53,20 @@ def _check(coordinator: str | None, num_processes: int | None, process_id: int |
 
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> Place:
-  """Connects this process with the others of its run; call it before JAX starts its backend.
+  """Connects this process to the others of its run; call it before JAX starts its backend.
 
-  Without arguments: on Cloud TPU, and where Slurm's srun or Open MPI's mpirun started several processes, JAX finds them
-  by itself; anywhere else this is a run of one process.
+  Without arguments, JAX detects the processes on Cloud TPU, and if Slurm's srun or Open MPI's mpirun started several.
+  Otherwise this is a run of one process.
 
   Raises:
-    ConfigError: some arguments without the others, one out of range, or others that do not come within five minutes.
+    ConfigError: only some of the arguments are given, one is out of range, JAX is already in use, or the other
+      processes do not connect within five minutes.
   """
   if (coordinator, num_processes, process_id) != (None, None, None):
     _check(coordinator, num_processes, process_id)
     where = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
     _initialize(**where, cluster_detection_method="deactivate")
-  elif _launched(os.environ, jax.config.jax_platforms or ""):  # type: ignore[attr-defined]  # options are made as it runs
+  elif _launched(os.environ, jax.config.jax_platforms or ""):  # type: ignore[attr-defined]  # created at run time
     _initialize()
   return place()
 
@@ -73,29 +74,29 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
 def _initialize(**where: Any) -> None:
   try:
     jax.distributed.initialize(**where, initialization_timeout=_TIMEOUT_S)
-  except ValueError:  # a TPU that stands alone, without the service that tells of neighbours
+  except ValueError:  # a single TPU, without the service that lists its neighbours
     if where:
       raise
   except RuntimeError as error:
     reason = str(error).splitlines()[0]
-    if not isinstance(error, jax.errors.JaxRuntimeError):  # JAX was in use before
+    if not isinstance(error, jax.errors.JaxRuntimeError):  # JAX was already in use
       raise ConfigError(f"the processes of a run have to meet before JAX is used in them ({reason}).") from None
     raise ConfigError(f"the other processes of this run were not found within {_TIMEOUT_S} s ({reason}).") from None
 
 
 def place() -> Place:
-  """Which process of how many this is; known before JAX has started its backend."""
+  """The index of this process and the number of processes; known before JAX has started its backend."""
   state = distributed.global_state
   return Place() if state.client is None else Place(state.process_id, state.num_processes)
 
 
 def is_primary() -> bool:
-  """Whether this is the process that writes and speaks."""
+  """Whether this is the primary process, which writes files and prints."""
   return place().index == 0
 
 
 def _tell_all(name: str, text: str) -> list[str]:
-  """What every process said at a point of the program, in their order."""
+  """The texts that the processes share at one point of the program, in the order of their indices."""
   client, (index, count) = distributed.global_state.client, place()
   if count == 1:
     return [text]
@@ -105,14 +106,14 @@ def _tell_all(name: str, text: str) -> list[str]:
 
 
 def run_on_all_processes(name: str, action: Callable[[], Result], same: str = "") -> Result:
-  """The result of `action` on this process, if it succeeds on all of them.
+  """Runs `action` on every process, and returns its result on this one if it succeeds on all.
 
   Args:
-    name: of this point of the program; each is reached once.
-    same: what has to be equal on all processes.
+    name: of this point of the program; each point is reached once.
+    same: text that must be equal on all processes.
 
   Raises:
-    ConfigError: `action` raised it on some process, and now it is raised on all; or `same` differs.
+    ConfigError: `action` raised it on any process, so it is raised on all; or `same` differs.
   """
   try:
     result, failure = action(), None

@@ -1,30 +1,30 @@
-"""The errors that end a command, each with a message of one line. They stand here so that naming one imports little."""
+"""The errors that end a command, each with a one-line message. This file exists so that importing one is cheap."""
 
 
 class ConfigError(ValueError):
-  """Something that the user asked for cannot be; the message is one line that names the field and the value."""
+  """The user's input is invalid; the message is one line that names the field and the value."""
 
   def __str__(self) -> str:
-    return " ".join(super().__str__().splitlines())  # a value that was given may hold a line's end
+    return " ".join(super().__str__().splitlines())  # a value in the message may contain a line break
 
 
 class UserCodeError(ValueError):
-  """User code that is not there, fails, or does not do what its place asks."""
+  """User-defined code is missing, fails, or does not return what is required."""
 
 
 class CorruptFileError(ValueError):
-  """A file that is not whole, or not what its name says."""
+  """A file is missing, incomplete, or not what its name says."""
 
 
 class EvaluationError(ValueError):
-  """A model or a half-done evaluation that cannot be evaluated; the message is one line that says why."""
+  """A model cannot be evaluated, or an evaluation cannot be continued; the message is one line with the reason."""
 
 
 class WeightsError(ValueError):
-  """A file that holds no weights that can be used."""
+  """A file contains no usable weights."""
 
   def __str__(self) -> str:
-    return " ".join(super().__str__().splitlines())  # a tensor's name may hold a line's end
+    return " ".join(super().__str__().splitlines())  # a tensor's name may contain a line break
 
 
 class NonFiniteError(ArithmeticError):

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place and moved into it; read whole or called damaged."""
+"""Atomic writes of files (under another name, then renamed), and reads that raise CorruptFileError if damaged."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from lrat_jax.core.errors import CorruptFileError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-  """A binary file to write into; it takes `path`'s place when the block ends, and never if the block fails."""
+  """Opens a binary file for writing; it replaces `path` when the block ends, but not if the block fails."""
   partial = path.with_name(path.name + ".tmp")
   with partial.open("wb") as file:
     yield file
@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool = True) -> None:
-  """Puts an npz of the arrays in its place, whole."""
+  """Writes the arrays to an npz file, with `replacing`."""
   save: Callable[..., None] = np.savez_compressed if compress else np.savez
   with replacing(path) as file:
     save(file, **arrays)
@@ -33,15 +33,15 @@ def _damaged(path: Path, error: Exception) -> CorruptFileError:
 
 
 def read_arrays(path: Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
-  """All arrays of an npz; Python objects are never loaded.
+  """All arrays of an npz file; Python objects are never loaded.
 
   Raises:
-    CorruptFileError: it is not there, not whole, or lacks one of the names.
+    CorruptFileError: the file is missing or incomplete, or lacks one of the names.
   """
   try:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
       arrays = dict(archive)
-  except Exception as error:  # damaged bytes make zipfile and NumPy's reader of headers raise almost anything
+  except Exception as error:  # for damaged bytes, zipfile and NumPy's header reader raise almost anything
     raise _damaged(path, error) from None
   for name in names:
     if not isinstance(arrays.get(name), np.ndarray):
@@ -50,7 +50,7 @@ def read_arrays(path: Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-  """The object that a JSON file holds. Raises CorruptFileError where it is missing or is no JSON object."""
+  """The object in a JSON file. Raises CorruptFileError if the file is missing or contains no JSON object."""
   try:
     content = json.loads(path.read_text())
   except (OSError, ValueError, RecursionError) as error:

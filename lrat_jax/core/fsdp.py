@@ -1,8 +1,8 @@
-"""Parameters, and what is as large as they are, in parts over a mesh's axis "model" (FSDP, ZeRO: arXiv:1910.02054).
+"""Sharding of parameters, and of other arrays as large, over the mesh axis "model" (FSDP, ZeRO: arXiv:1910.02054).
 
-A device keeps its part of every large array. Inside a `shard_map` it gets the arrays whole for a forward and a
-backward, and of the gradients the part that belongs to what it keeps. What is done with the parts outside, as an
-optimiser's step, is the compiler's to split.
+A device stores its shard of every large array. Inside a `shard_map` it gathers the full arrays for a forward and a
+backward pass, and receives only its own shard of the gradients. Computations outside, such as the optimiser's step, are
+partitioned by the compiler.
 """
 
 import functools
@@ -17,10 +17,11 @@ from lrat_jax.core.sharding import AXIS, DATA, MODEL, REPLICATED, jit
 
 
 def specs(tree: Any, mesh: Mesh, shard_above: int) -> Any:
-  """How each array of a tree lies over a mesh; the same for arrays of one shape.
+  """How each array of a tree is laid out over a mesh; the same for arrays of the same shape.
 
-  One of more than `shard_above` entries is split over the axis "model" along its largest axis that the devices there
-  divide, of equal ones the last; all others, and those without such an axis, are whole on every device.
+  An array of more than `shard_above` entries is sharded over the mesh axis "model", along its largest axis whose length
+  is divisible by the number of devices there (the last one if several are equal). All others, and arrays without such
+  an axis, are replicated.
   """
   parts = mesh.shape[MODEL]
 
@@ -35,12 +36,12 @@ def specs(tree: Any, mesh: Mesh, shard_above: int) -> Any:
 
 
 def _split_axis(spec: PartitionSpec) -> int | None:
-  """The axis of an array that is split over "model", or None where it is whole."""
+  """The axis of an array that is sharded over "model", or None if the array is replicated."""
   return len(spec) - 1 if spec else None
 
 
 def all_gather(tree: Any, specs: Any) -> Any:
-  """Inside a `shard_map`: arrays of which this device has the part that `specs` say, whole."""
+  """Inside a `shard_map`: gathers the full arrays from the shards that `specs` describe."""
 
   def gathered(leaf: Array, spec: PartitionSpec) -> Array:
     axis = _split_axis(spec)
@@ -50,10 +51,10 @@ def all_gather(tree: Any, specs: Any) -> Any:
 
 
 def mean(tree: Any, specs: Any) -> Any:
-  """Inside a `shard_map`: the mean over all devices of arrays that each has whole, of each the part that `specs` say.
+  """Inside a `shard_map`: the mean of full arrays over all devices, replicated or sharded as `specs` say.
 
-  All that stay whole go into one all-reduce. Those that are split are scattered over "model" as they are summed.
-  `specs` may have one entry for a whole branch of the tree.
+  All replicated results go into one all-reduce. Sharded ones are summed by a reduce-scatter over "model". `specs` may
+  have one entry for a whole branch of the tree.
   """
   leaves, structure = jax.tree.flatten(tree)
   axes = [_split_axis(spec) for spec in jax.tree.leaves(jax.tree.broadcast(specs, tree))]
@@ -67,7 +68,7 @@ def mean(tree: Any, specs: Any) -> Any:
 
 
 def constrain(tree: Any, mesh: Mesh, specs: Any) -> Any:
-  """Inside a `jax.jit`: the tree, which is to lie over the mesh as `specs` say."""
+  """Inside a `jax.jit`: constrains the tree to be laid out over the mesh as `specs` say."""
   return lax.with_sharding_constraint(tree, jax.tree.map(functools.partial(NamedSharding, mesh), specs))
 
 
@@ -76,13 +77,13 @@ def _same(tree: Any) -> Any:
 
 
 def whole(tree: Any, mesh: Mesh) -> Any:
-  """Arrays that lie over a mesh in parts, whole on every device; those that do already are not copied."""
+  """Replicates arrays that are sharded over a mesh. A tree that is replicated already is returned without a copy."""
   if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
     return tree
   return jit(_same, mesh, out_shardings=NamedSharding(mesh, REPLICATED))(tree)
 
 
 def bytes_per_device(tree: Any) -> int:
-  """What a tree of arrays, or of `jax.ShapeDtypeStruct`s with a place, takes on each device."""
+  """The bytes on each device of a tree of arrays, or of `jax.ShapeDtypeStruct`s with a sharding."""
   part = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
   return sum(map(part, jax.tree.leaves(tree)))

@@ -1,9 +1,8 @@
-"""A function of few images over many: a few at a time on one device, or in chunks on all devices.
+"""Runs a function on many images: a few at a time on one device, or in chunks on all devices.
 
-What a convolution returns for an image depends, in the last bit, on how many images go through it together and on where
-the image stands among them. So for many devices the list of images is cut into chunks of a fixed size before anything
-else, and batches and devices only share out whole chunks: results are equal to the bit for any batch size and any
-number of devices.
+The result of a convolution for an image depends, in the last bit, on the number of images in the call and on the
+position of the image among them. So for many devices, the list of images is first split into chunks of a fixed size,
+and batches and devices only get whole chunks: results are bitwise equal for any batch size and any number of devices.
 """
 
 import math
@@ -27,10 +26,10 @@ _NEVER_HALVED = ("cpu",)
 
 
 def microbatch(function: Callable[..., Any], most: int, *rows: Any) -> Any:
-  """`function(*rows)` on arrays [n, ...] in a loop over parts of at most `most` rows: a tree of [times, ...].
+  """Runs `function(*rows)` on arrays [n, ...] in a loop over parts of at most `most` rows: a tree of [times, ...].
 
-  The parts are the largest that divide n; without a divisor near `most` all rows go through at once, because steps of
-  one or two rows would cost more than they save. May be traced.
+  The size of a part is the largest that divides n. If no divisor of n is near `most`, all rows are processed at once,
+  because parts of one or two rows would cost more than they save. May be traced.
   """
   count = len(jax.tree.leaves(rows)[0])
   most = min(most, count)
@@ -63,10 +62,10 @@ def at_batch_size(function: Callable[[Array], Array], size: int) -> Callable[[Ar
 
 
 def halved(size: int, mesh: Mesh, error: jax.errors.JaxRuntimeError) -> int:
-  """How many images to try at once after so many, on an accelerator whose memory was too small for them.
+  """Half of `size`: the number of images to try next, after an accelerator ran out of memory for `size` images.
 
-  Raises the error if it says anything else, and MemoryError where fewer are not tried: after one; on CPU, whose memory
-  is the machine's; and with several processes, of which others may have had enough and gone on.
+  Raises the error itself if it is not about memory. Raises MemoryError if fewer images are not tried: if `size` is 1;
+  on CPU, which uses the machine's memory; with several processes, because others may have had enough and continued.
   """
   if not sharding.is_out_of_memory(error):
     raise error
@@ -76,7 +75,7 @@ def halved(size: int, mesh: Mesh, error: jax.errors.JaxRuntimeError) -> int:
 
 
 def any_batch_size(function: Callable[..., Any]) -> Callable[..., Any]:
-  """The function itself, or `at_batch_size` where it is a program exported for one (`jax.export.Exported.call`)."""
+  """The function itself, or `at_batch_size` of a program exported for one size (`jax.export.Exported.call`)."""
   exported = getattr(function, "__self__", function)
   if not isinstance(exported, jax.export.Exported) or not exported.in_avals or not exported.in_avals[0].shape:
     return function
@@ -85,13 +84,13 @@ def any_batch_size(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Layout(NamedTuple):
-  """How chunks lie on devices.
+  """How chunks are distributed over devices.
 
   Attributes:
     mesh: a mesh of one axis over the devices.
-    chunk_size: images that a device works on at once.
-    chunks_per_lane: chunks of a batch that a lane works on, one after the other.
-    threads: how many share one device; each is a lane. Otherwise each device is one.
+    chunk_size: number of images that a device processes at once.
+    chunks_per_lane: number of chunks of a batch that a lane processes, one after the other.
+    threads: number of threads that share one device; each is a lane. If it is 1, each device is a lane.
   """
 
   mesh: Mesh
@@ -101,19 +100,19 @@ class Layout(NamedTuple):
 
   @property
   def num_lanes(self) -> int:
-    """How many chunks are worked on at the same time."""
+    """The number of chunks that are processed at the same time."""
     return self.mesh.size * self.threads
 
   @property
   def batch_size(self) -> int:
-    """Images of a batch, on all devices."""
+    """The number of images in a batch, over all devices."""
     return self.num_lanes * self.chunks_per_lane * self.chunk_size
 
 
 def layout(devices: list[jax.Device], batch_size: int, chunk_size: int) -> Layout:
-  """Batches of `batch_size` images, rounded up to whole chunks on every device.
+  """The layout of batches of `batch_size` images, rounded up to whole chunks on every device.
 
-  A CPU that is one device has a thread for each core, or a single core would do most of the work.
+  A CPU that is a single device gets one thread per core, because otherwise one core would do most of the work.
   """
   mesh = sharding.mesh_of(devices, _AXIS)
   threads = sharding.num_cores() if len(devices) == 1 and devices[0].platform == "cpu" else 1
@@ -121,13 +120,14 @@ def layout(devices: list[jax.Device], batch_size: int, chunk_size: int) -> Layou
 
 
 def lower(plan: Layout, function: Callable[..., Any], shared: Any, rows: Any) -> jax.stages.Lowered:
-  """`function` over a batch, for `run_batch` when it is compiled, which a thread may do.
+  """Lowers `function` for a batch. `run_batch` takes it compiled; a thread may compile it.
 
-  `function(shared, rows)` takes a tree that all images share and one of arrays [chunk_size, ...], and returns the like.
+  `function(shared, rows)` takes a tree that all images share and a tree of arrays [chunk_size, ...], and returns a tree
+  of arrays [chunk_size, ...].
 
   Args:
-    shared: as `replicate` returns it.
-    rows: a tree of arrays [n, ...] for any n; those of `run_batch` are to be like them.
+    shared: as returned by `replicate`.
+    rows: a tree of arrays [n, ...] for any n; those given to `run_batch` must match it in all but n.
   """
   function = jax.jit(function, inline=True)  # traced once, for the shapes of its results and for the loop
 
@@ -136,7 +136,7 @@ def lower(plan: Layout, function: Callable[..., Any], shared: Any, rows: Any) ->
     merge = lambda x: x.reshape(-1, *x.shape[2:])
     chunks = jax.tree.map(split, rows)
     results = jax.eval_shape(function, shared, jax.tree.map(lambda x: x[0], chunks))
-    # From the count, so that the carry varies over the devices from the start.
+    # Computed from the count, so that the carry varies over the devices from the start.
     blank = lambda like: jnp.zeros((plan.chunks_per_lane, *like.shape), like.dtype) + (0 * count[0]).astype(like.dtype)
 
     def work(carry: tuple[Array, Any]) -> tuple[Array, Any]:
@@ -155,14 +155,14 @@ def lower(plan: Layout, function: Callable[..., Any], shared: Any, rows: Any) ->
 
 
 def _rows(plan: Layout, count: int) -> np.ndarray:
-  """The row of a batch in which each of `count` images lies: their chunks go round the lanes in turn."""
+  """The row of a batch for each of `count` images: their chunks are assigned to the lanes in turn."""
   chunk, place = np.divmod(np.arange(count), plan.chunk_size)
   slot, lane = np.divmod(chunk, plan.num_lanes)
   return (lane * plan.chunks_per_lane + slot) * plan.chunk_size + place
 
 
 def replicate(plan: Layout, tree: Any) -> Any:
-  """The tree whole on every device."""
+  """Replicates the tree on every device."""
   return sharding.put(tree, plan.mesh, _REPLICATED)
 
 
@@ -179,19 +179,19 @@ def run_batch(
   rows: Any,
   meanwhile: Callable[[], None] = lambda: None,
 ) -> Any:
-  """`compiled` on arrays [m, ...] with m from 1 to `batch_size`; NumPy arrays [m, ...] come back.
+  """Runs `compiled` on arrays [m, ...] with m from 1 to `batch_size`, and returns NumPy arrays [m, ...].
 
-  `meanwhile` is called, in this thread, when the devices have begun.
+  `meanwhile` is called in this thread, after the devices have started.
   """
   length = len(jax.tree.leaves(rows)[0])
   used = math.ceil(length / plan.chunk_size)
-  counts = (used - np.arange(plan.num_lanes) + plan.num_lanes - 1) // plan.num_lanes  # each lane's first chunks
+  counts = (used - np.arange(plan.num_lanes) + plan.num_lanes - 1) // plan.num_lanes  # used chunks of each lane
   everything = _rows(plan, plan.batch_size)
-  # Rows that nobody needs repeat the last image, so that a chunk is done as soon as its own images are.
+  # Unused rows repeat the last image, so that a chunk is finished as soon as its own images are.
   places = np.minimum(np.argsort(everything), length - 1)
   batch = (counts.astype(np.int32), jax.tree.map(lambda x: x[places], rows))
   part = lambda thread: jax.tree.map(lambda x: np.split(x, plan.threads)[thread], batch)
-  # Placed here, in the thread in which the caller's settings of JAX hold.
+  # Placed here, in the caller's thread, because its JAX settings apply only there.
   placed = [sharding.put(part(thread), plan.mesh, _SHARDED) for thread in range(plan.threads)]
   with futures.ThreadPoolExecutor(plan.threads) as pool:
     running = [pool.submit(lambda *part: jax.block_until_ready(compiled(shared, *part)), *part) for part in placed]

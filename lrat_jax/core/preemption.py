@@ -1,4 +1,4 @@
-"""A polite end: how a run is asked to stop, and the moment at which all its processes do."""
+"""Stopping a run gracefully: how a request to stop is received, and at which step all processes stop."""
 
 import signal
 import sys
@@ -13,16 +13,16 @@ from lrat_jax.core import distributed
 
 
 class Watch:
-  """Whether the run was asked to stop: a context in which SIGTERM and Ctrl-C ask, and a function to ask back.
+  """A context that receives SIGTERM and Ctrl-C. Calling it returns whether the run should stop.
 
-  In another thread than the main one no signal is heard, and `asked` alone says when to stop.
+  Outside the main thread no signals are received, and only `asked` decides when to stop.
 
-  Call it at the same points of every process. With several processes it is JAX's preemption service that listens for
-  SIGTERM on each, and chooses the call at which it returns True on all, so that they save the same step. A second
-  Ctrl-C ends the process at once, which costs no more than what was not yet saved.
+  Call it at the same points of every process. With several processes, JAX's preemption service listens for SIGTERM on
+  each, and selects the call that returns True on all, so that all save the same step. A second Ctrl-C ends the process
+  at once; only unsaved work is lost.
 
   Args:
-    asked: asked at every call as well; of several processes it has to answer the same on each.
+    asked: also called at every call; with several processes, it must return the same on each.
   """
 
   def __init__(self, asked: Callable[[], bool] = lambda: False):

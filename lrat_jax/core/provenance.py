@@ -1,4 +1,4 @@
-"""Which version of lrat_jax, and which commit of it, computes; and the version of the files that it writes."""
+"""The version and the commit of the lrat_jax that is running, and the schema version of the files that it writes."""
 
 import functools
 import subprocess
@@ -9,13 +9,13 @@ from typing import Any
 
 from lrat_jax.core.errors import ConfigError
 
-# Of config.json and results.json; it grows when a name in them changes.
+# Of config.json and results.json; increased when a name in them changes.
 SCHEMA_VERSION = 1
 _ROOT = Path(__file__).parent.parent
 
 
 def version() -> str:
-  """The version as installed; "unknown" in a clone that was never installed and has lost its pyproject.toml."""
+  """The version as installed, or else from the clone's pyproject.toml; "unknown" if neither exists."""
   try:
     return metadata.version("lrat_jax")
   except metadata.PackageNotFoundError:
@@ -32,7 +32,7 @@ def _version_of_clone() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-  """What git prints on the folder of the package; None where it fails or is not installed."""
+  """The output of git in the folder of the package; None if git fails or is not installed."""
   try:
     done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, timeout=10, check=True)
   except (OSError, subprocess.SubprocessError):
@@ -44,7 +44,7 @@ def _git(*arguments: str) -> str | None:
 def commit() -> dict[str, Any]:
   """{"commit", "dirty"}: the commit, and whether tracked files differ from it; both None outside a git checkout.
 
-  A package that merely lies in somebody's repository, as in a virtual environment there, is not that repository's code.
+  Both are also None if the package is in another repository but not tracked by it, as in a virtual environment there.
   """
   if _git("ls-files", "--error-unmatch", "__init__.py") is None:
     return {"commit": None, "dirty": None}
@@ -52,12 +52,12 @@ def commit() -> dict[str, Any]:
 
 
 def stamp() -> dict[str, Any]:
-  """What config.json and results.json begin with: the schema's version, lrat_jax's, and the commit."""
+  """The first entries of config.json and results.json: the schema version, the version of lrat_jax, and the commit."""
   return {"schema_version": SCHEMA_VERSION, "lrat_jax": version(), **commit()}
 
 
 def refuse_other_schema(path: Path, content: Mapping[str, Any]) -> None:
-  """Raises ConfigError, in one line, for a config.json or results.json of another schema version."""
+  """Raises ConfigError, with a one-line message, if a config.json or results.json has another schema version."""
   found = content.get("schema_version")
   if found != SCHEMA_VERSION:
     which = "an earlier" if not isinstance(found, int) or found < SCHEMA_VERSION else "a later"

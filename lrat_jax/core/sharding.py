@@ -1,4 +1,4 @@
-"""Devices: their mesh, what lies how on it, and the way back to the host."""
+"""Devices: their mesh, how arrays are laid out over it, and how they are copied to the host."""
 
 import contextlib
 import functools
@@ -17,35 +17,35 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.core.text import counted
 
-# The axes of a mesh. A batch is split over both, so a mean over the batch is one over both; what is as large as the
-# parameters is split over the second alone (`core.fsdp`), which has one device unless told otherwise.
+# The axes of a mesh. A batch is sharded over both, so a mean over the batch is a mean over both. Arrays as large as the
+# parameters are sharded over the second axis only (`core.fsdp`), which has one device by default.
 DATA, MODEL = "data", "model"
 AXIS = (DATA, MODEL)
 REPLICATED = PartitionSpec()
 BATCHED = PartitionSpec(AXIS)
 
-# Under so few images a CPU device spends more on the loop than on the model.
+# With fewer images than this, a CPU device spends more time on the loop than on the model.
 _MIN_IMAGES_PER_CPU_DEVICE = 16
 
 
 def num_cores() -> int:
-  """The CPU cores that this process may use."""
+  """The number of CPU cores that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_cpu_cores(*batch_sizes: int, num_processes: int = 1, model_devices: int = 1) -> str:
-  """Gives JAX one CPU device per core, as far as all batches split evenly; call it before JAX starts its backend.
+  """Gives JAX one CPU device per core, if all batches split evenly, else fewer; call it before JAX starts its backend.
 
-  Sharding over cores is about twice as fast as XLA's own threads on the networks here. Where the user has said how many
-  devices there are (XLA_FLAGS, JAX_NUM_CPU_DEVICES), that stands. Accelerators are not touched by it.
+  Sharding over cores is about twice as fast as XLA's own threads on the networks here. If the user has set the number
+  of devices (XLA_FLAGS, JAX_NUM_CPU_DEVICES), it is kept. Accelerators are not affected.
 
   Args:
-    batch_sizes: of all devices together.
-    num_processes: of the run; each has a share of every batch, and as many devices as the others.
-    model_devices: that divide the number of all of them, if that can be.
+    batch_sizes: over all devices.
+    num_processes: of the run; all have the same share of every batch and the same number of devices.
+    model_devices: divides the number of devices of all processes, if possible.
 
   Returns:
-    A line for the user where JAX had started with fewer CPU devices, which stay as they are; else "".
+    A line for the user if JAX has already started with fewer CPU devices, which cannot be changed; else "".
   """
   if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     return ""
@@ -71,10 +71,10 @@ def make_mesh(num_devices: int | None = None, model_devices: int = 1) -> Mesh:
 
 
 def mesh_over(devices: Sequence[jax.Device], model_devices: int = 1) -> Mesh:
-  """A mesh of the axes "data" and "model", the second of so many devices that are next to one another.
+  """A mesh with the axes "data" and "model"; the second has `model_devices` devices, which are neighbours.
 
   Raises:
-    ConfigError: they do not divide the number of devices.
+    ConfigError: `model_devices` does not divide the number of devices.
   """
   if len(devices) % model_devices:
     raise ConfigError(f"config.mesh.model_devices={model_devices} does not divide the {len(devices)} devices in use.")
@@ -82,18 +82,18 @@ def mesh_over(devices: Sequence[jax.Device], model_devices: int = 1) -> Mesh:
 
 
 def platform(mesh: Mesh) -> str:
-  """What a mesh's devices are: "cpu", "gpu" or "tpu"."""
+  """The platform of a mesh's devices: "cpu", "gpu" or "tpu"."""
   return str(mesh.devices.flat[0].platform)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-  """Whether JAX raised it because a device had no room for a program's arrays."""
+  """Whether JAX raised the error because a device had too little memory for a program's arrays."""
   return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 @contextlib.contextmanager
 def memory_for(field: str, size: int, mesh: Mesh) -> Iterator[None]:
-  """Where a device's memory is too small for what runs inside: ConfigError with the field that says how much it is."""
+  """Raises ConfigError, with the field and its value, if the memory of a device is too small for the code inside."""
   try:
     yield
   except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -103,11 +103,11 @@ def memory_for(field: str, size: int, mesh: Mesh) -> Iterator[None]:
 
 
 def jit(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Any:
-  """`jax.jit` for the devices of a mesh; for one that is called, not for one inside another.
+  """`jax.jit` for the devices of a mesh; for an outermost `jax.jit`, not for one inside another.
 
-  On CPU the compiler of jaxlib 0.10 takes half the time, for programs as fast or faster (benchmarks/README.md), without
-  its newer code generator, which later versions cannot do without; and a twentieth less with a part of the program for
-  each core and the widest vectors.
+  On CPU, the compiler of jaxlib 0.10 takes half the time without its newer code generator, and the programs are as fast
+  or faster (benchmarks/README.md); later versions need that generator. Splitting the program into one part per core and
+  using the widest vectors saves another twentieth.
   """
   old_cpu = platform(mesh) == "cpu" and jaxlib.__version__.startswith("0.10.")
   return jax.jit(function, compiler_options=_old_cpu_options() if old_cpu else None, **options)
@@ -122,22 +122,22 @@ def _old_cpu_options() -> dict[str, Any]:
 
 
 def shard_map(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-  """`jax.shard_map` in which code of the user's runs as it does outside.
+  """`jax.shard_map` in which user-defined code runs as it does outside.
 
-  JAX's check of which values vary over devices asks for more of a function than JAX itself does elsewhere: a
-  `jax.custom_vjp` that takes weights, or a loop that begins from a constant, would be refused. So it is off: what is
-  whole on every device has to be made so by a collective, as the step does with loss and gradient.
+  JAX's check of which values vary over devices is stricter than JAX is elsewhere: it would refuse a `jax.custom_vjp`
+  that takes weights, or a loop that starts from a constant. So the check is off: replicated results must be computed by
+  a collective, as the step does for loss and gradient.
   """
   return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-  """The tree with every array whole on every device."""
+  """Replicates every array of the tree on every device."""
   return put(tree, mesh, REPLICATED)
 
 
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
-  """This process's rows of a batch, as global arrays split over the mesh along their first axis."""
+  """This process's rows of a batch, as global arrays sharded over the mesh along their first axis."""
   sharding = NamedSharding(mesh, BATCHED)
   return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
@@ -149,17 +149,17 @@ def process_rows(batch_size: int) -> slice:
 
 
 def wait_for_all(what: str) -> None:
-  """Waits until every process is at this point."""
+  """Waits until every process has reached this point."""
   multihost_utils.sync_global_devices(what)
 
 
 def mesh_of(devices: Sequence[jax.Device], axis: str) -> Mesh:
-  """A mesh of one axis over devices in the order given: a process's rows of a batch are next to one another."""
+  """A mesh of one axis over devices in the given order, in which a process's rows of a batch are contiguous."""
   return Mesh(np.array(devices), (axis,), axis_types=(AxisType.Auto,))
 
 
 def put(tree: Any, mesh: Mesh, specs: Any) -> Any:
-  """The tree, which every process has whole, laid over a mesh that may be of several processes' devices.
+  """Puts a tree, of which every process has all data, on a mesh, which may have devices of several processes.
 
   `specs` is one `PartitionSpec` for all arrays, or a tree of them.
   """
@@ -177,7 +177,7 @@ def put(tree: Any, mesh: Mesh, specs: Any) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-  """Arrays that lie over a mesh as whole NumPy arrays; every process asks, and each gets all, by one all-gather."""
+  """Full NumPy arrays from arrays on a mesh. All processes must call it; each gets all arrays, by one all-gather."""
   if jax.process_count() == 1:
     return jax.tree.map(np.asarray, jax.device_get(tree))
   leaves, structure = jax.tree.flatten(tree)
@@ -189,13 +189,13 @@ def fetch(tree: Any) -> Any:
 
 
 def _is_elsewhere(leaf: Any) -> bool:
-  """Whether a part of an array lies on other processes' devices alone."""
+  """Whether a part of an array is only on devices of other processes."""
   return isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
 
 
 @functools.cache
 def make_pack(split: NamedSharding) -> Callable[..., jax.Array]:
-  """Arrays that are split over a mesh along their first axis -> uint8 [devices, n]: each device's bytes, on all."""
+  """A function from arrays sharded along their first axis to uint8 [devices, n]: each device's bytes, replicated."""
 
   def as_bytes(x: jax.Array) -> jax.Array:
     return jnp.ravel(x.astype(jnp.uint8) if x.dtype == bool else jax.lax.bitcast_convert_type(x, jnp.uint8))
@@ -206,7 +206,7 @@ def make_pack(split: NamedSharding) -> Callable[..., jax.Array]:
 
 
 def gather(arrays: Sequence[jax.Array]) -> list[np.ndarray]:
-  """Arrays, all split in the same way over a mesh along their first axis, whole on the host, by one all-gather."""
+  """Full arrays on the host from arrays that are all sharded alike along their first axis, by one all-gather."""
   split = arrays[0].sharding
   packed = np.asarray(make_pack(split)(*arrays))
   ends = np.cumsum([array.nbytes // len(packed) for array in arrays])
@@ -216,6 +216,6 @@ def gather(arrays: Sequence[jax.Array]) -> list[np.ndarray]:
 
 
 def to_own_device(tree: Any) -> Any:
-  """Arrays that are whole on every device, on the first of this process's devices alone."""
+  """Copies replicated arrays to a single device, the first of this process."""
   own = jax.local_devices()[0]
   return jax.tree.map(lambda leaf: jax.device_put(leaf if leaf.is_fully_addressable else np.asarray(leaf), own), tree)

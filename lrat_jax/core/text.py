@@ -1,13 +1,13 @@
-"""Numbers as people read them."""
+"""Numbers as readable text."""
 
 
 def counted(number: int, noun: str) -> str:
-  """How many of what: "1 seed", "1,000 seeds"."""
+  """A number and its noun: "1 seed", "1,000 seeds"."""
   return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def seconds_text(seconds: float) -> str:
-  """A duration for people: "42 s", "3 min 20 s", "2 h 05 min"."""
+  """A duration as readable text: "42 s", "3 min 20 s", "2 h 05 min"."""
   seconds = round(seconds)
   if seconds < 60:
     return f"{seconds} s"

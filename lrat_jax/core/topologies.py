@@ -1,4 +1,4 @@
-"""TPU devices that are described and not there: programs are compiled for them on any machine, by PyPI's libtpu."""
+"""Descriptions of TPU devices that are not present: PyPI's libtpu compiles programs for them on any machine."""
 
 import os
 import re
@@ -13,12 +13,12 @@ from lrat_jax.core.errors import ConfigError
 
 
 class Chip(NamedTuple):
-  """What a device of a kind has, by Google's pages on its TPUs (cloud.google.com/tpu/docs/system-architecture-tpu-vm).
+  """Specifications of a kind of device, from Google's pages (cloud.google.com/tpu/docs/system-architecture-tpu-vm).
 
   Attributes:
     memory: bytes of HBM.
-    flops: bfloat16 operations a second at most.
-    bandwidth: bytes a second between HBM and the cores at most.
+    flops: peak bfloat16 operations per second.
+    bandwidth: peak bytes per second between HBM and the cores.
   """
 
   memory: float
@@ -26,14 +26,14 @@ class Chip(NamedTuple):
   bandwidth: float
 
 
-# By JAX's `device_kind`. Those of v4 and older are described by cores, and are not here.
+# By JAX's `device_kind`. v4 and older are left out: they are described per core, not per chip.
 CHIPS = {
   "TPU v5 lite": Chip(16 * 2**30, 197e12, 819e9),
   "TPU v5": Chip(95 * 2**30, 459e12, 2765e9),
   "TPU v6 lite": Chip(32 * 2**30, 918e12, 1640e9),
 }
-# Where libtpu runs, which it would ask Google's metadata server for; that others may run beside it, as no device is
-# taken; and its level of logging.
+# Settings of libtpu: where it runs (otherwise it asks Google's metadata server); that several processes may load it,
+# because no device is used; and its log level.
 LIBTPU = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",
@@ -46,10 +46,11 @@ _NAME = re.compile(r"v\d+[a-z]?:\d+x\d+(x\d+)?")
 
 
 def described_mesh(name: str, model_devices: int = 1) -> Mesh:
-  """`sharding.mesh_over` the devices of a topology as "v5e:4x4" or "v5p:4x4x4"; no array can be put on them.
+  """`sharding.mesh_over` the devices of a topology such as "v5e:4x4" or "v5p:4x4x4"; no array can be put on them.
 
   Raises:
-    ConfigError: a name that libtpu does not know, no libtpu, or other numbers of devices.
+    ConfigError: libtpu does not know the name or is not installed, or `model_devices` does not divide the number of
+      devices.
   """
   if not _NAME.fullmatch(name):
     raise ConfigError(f"--topology={name!r} is none; write a TPU's generation and its grid, as v5e:4x4 or v5p:4x4x4.")
@@ -65,5 +66,5 @@ def described_mesh(name: str, model_devices: int = 1) -> Mesh:
 
 
 def chip(mesh: Mesh) -> Chip | None:
-  """What each device of a mesh has, or None for a kind that is not known here."""
+  """The specifications of a mesh's devices, or None for an unknown kind."""
   return CHIPS.get(mesh.devices.flat[0].device_kind)

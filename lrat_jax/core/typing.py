@@ -1,6 +1,6 @@
-"""What the arrays of public signatures look like, in jaxtyping's words; axes of one name are of one length.
+"""Types of the arrays in public signatures, in jaxtyping's notation; axes with the same name have the same length.
 
-They are annotations alone: nothing is checked as a program runs, where attacks check what can go wrong by themselves.
+They are only annotations: nothing is checked at run time. Attacks check their inputs themselves.
 `jaxtyping.jaxtyped(typechecker=...)` around a function checks its calls.
 """
 
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Integer, Key, Real, UInt8
 Images = Float[Array, "batch height width channel"]  # in [0, 1]
 Labels = Integer[Array, "batch"]  # in [0, classes)
 Distributions = Float[Array, "batch classes"]  # of labels: each row sums to 1
-# The true classes, or how likely each class is to be the true one.
+# The true classes, or the probability of each class to be the true one.
 AnyLabels = Labels | Distributions
 Logits = Float[Array, "batch classes"]
 PerImage = Float[Array, "batch"]
@@ -22,27 +22,27 @@ Answers = Bool[Array, "batch"]
 Counts = Integer[Array, "batch"]
 OneKey = Key[Array, ""]
 KeyPerImage = Key[Array, "batch"]
-# A single key is split over the batch.
+# A single key is split into one key per image.
 Keys = KeyPerImage | OneKey
 # Numbers that may be traced.
 Scalar = float | int | Real[Array, ""]
 Rank = int | Integer[Array, ""]
-LogitsFn = Callable[..., Logits]  # of images, and for a random model of a key for each
-Activations = Float[Array, "batch height width channel"]  # of one layer, whose sizes are its own
+LogitsFn = Callable[..., Logits]  # of images, and for a random model also of one key per image
+Activations = Float[Array, "batch height width channel"]  # of one layer; sizes differ between layers
 FeaturesFn = Callable[[Images], Sequence[Activations]]
-# In host memory, or brought there.
+# In host memory, or copied there.
 HostImages = Float[np.ndarray, "batch height width channel"] | Images
-HostPixels = UInt8[np.ndarray, "batch height width channel"] | HostImages  # bytes too
+HostPixels = UInt8[np.ndarray, "batch height width channel"] | HostImages  # or bytes
 HostIntegers = Integer[np.ndarray, "batch"] | Integer[Array, "batch"]
 # Always in host memory.
 NumpyImages = Float[np.ndarray, "batch height width channel"]
 NumpyIntegers = Integer[np.ndarray, "batch"]
 HostFloats = Float[np.ndarray, "batch"]
 HostAnswers = Bool[np.ndarray, "batch"]
-# Of pairs: one entry for each adversarial variant.
+# For pairs: one entry per adversarial variant.
 PerVariant = Float[Array, "batch variants"]
 VariantLogits = Float[Array, "batch variants classes"]
-# What collectives take: a mesh's axis, or several as one.
+# For collectives: a mesh axis, or several as one.
 AxisName = str | tuple[str, ...]
-# A Flax module's: params and batch_stats.
+# Of a Flax module: params and batch_stats.
 Variables = dict[str, Any]

@@ -1,7 +1,7 @@
-"""The user's code: a function that "package.module:function" names, and what it raises as one line.
+"""User-defined code: finds the function that "package.module:function" names, and reports its errors in one line.
 
-In this package because attacks import nothing else of the project; models, weightings, data sets and `--model` are
-found here too. No other file imports a module by its name.
+It is in this package because attacks import no other part of the project; models, weightings, data sets and `--model`
+use it too. No other file imports a module by its name.
 """
 
 import functools
@@ -30,30 +30,30 @@ def is_name(value: Any) -> bool:
 
 
 def hint(error: BaseException) -> str:
-  """What to do about an exception whose own words do not tell; mostly nothing."""
+  """Advice for an exception whose message does not say what to do; usually empty."""
   return _HINTS.get(type(error).__name__, "")
 
 
 def reason(error: BaseException) -> str:
-  """What kind of exception it is, and the line that says most of it."""
+  """The type of an exception, the most informative line of its message, and its `hint`."""
   lines = str(error).strip().splitlines()
-  # JAX quotes the whole traceback of a callback, whose own words come last.
+  # JAX quotes the whole traceback of a callback; the callback's own message is the last line.
   place = -1 if isinstance(error, jax.errors.JaxRuntimeError) else 0
   return (f"{type(error).__name__}: {lines[place]}" if lines else type(error).__name__) + hint(error)
 
 
 def find(name: str) -> Any:
-  """What "package.module:function" names. The module is imported, so its code runs.
+  """The object that "package.module:function" names. The module is imported, so its code runs.
 
   Raises:
-    UserCodeError: another form of name, a module that is not there or fails, or a name that it lacks.
+    UserCodeError: the name has another form, the module is missing or fails, or it has no such object.
   """
   if not is_name(name):
     raise UserCodeError(f"{name!r} is not understood; write package.module:function.")
   module_name, path = _NAME.fullmatch(name).groups()
   try:
     module = importlib.import_module(module_name)
-  except (Exception, SystemExit) as error:  # whatever the user's code raises; scripts end by sys.exit
+  except (Exception, SystemExit) as error:  # anything that user code raises; scripts end with sys.exit
     raise UserCodeError(f"{name!r}: module {module_name!r} cannot be imported ({reason(error)}).") from error
   try:
     return operator.attrgetter(path)(module)
@@ -62,10 +62,10 @@ def find(name: str) -> Any:
 
 
 def function(name: str) -> Callable[..., Any]:
-  """The function of that name, whose exceptions are UserCodeErrors wherever it is called.
+  """The function of that name; whenever it is called, its exceptions are raised as UserCodeErrors.
 
   Raises:
-    UserCodeError: as `find`, or it cannot be called.
+    UserCodeError: as in `find`, or the object is not callable.
   """
   found = find(name)
   if not callable(found):
@@ -77,21 +77,21 @@ def function(name: str) -> Callable[..., Any]:
       return found(*arguments, **named)
     except UserCodeError:
       raise
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # anything that user code raises
       raise UserCodeError(f"{name!r} failed ({reason(error)}).") from error
 
   return call
 
 
 def parameters(name: str, function: Callable[..., Any], positional: int, form: str) -> dict[str, inspect.Parameter]:
-  """The parameters of a function behind its first so many, which are given by position.
+  """The parameters of a function after its first `positional` ones, which are given by position.
 
   Raises:
-    UserCodeError: it takes fewer by position, or does not say what it takes; `form` is what it should take, in words.
+    UserCodeError: it takes fewer by position, or has no signature; `form` is a description of what it should take.
   """
   try:
     found = inspect.signature(function).parameters
-  except (TypeError, ValueError):  # some built-in callables do not say
+  except (TypeError, ValueError):  # some built-in callables have no signature
     raise UserCodeError(f"{name!r} does not say what it takes; it must take {form}.") from None
   by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
   first = list(found.values())[:positional]

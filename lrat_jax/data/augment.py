@@ -1,4 +1,4 @@
-"""What happens to images on the device: to floats in [0, 1], and augmentation with a key per image."""
+"""Processing of images on the device: conversion to floats in [0, 1], and augmentation with a key per image."""
 
 from typing import TypeVar
 
@@ -13,11 +13,11 @@ AnyArray = TypeVar("AnyArray", np.ndarray, Array)
 
 
 def to_float(images: AnyArray) -> AnyArray:
-  """uint8 images in 0..255 as float32 in [0, 1]; floats as they are. On the host they stay there."""
+  """uint8 images in 0..255 as float32 in [0, 1]; floats unchanged. NumPy arrays stay on the host."""
   return images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images
 
 
-# An image's key is split for its crop and its flip; with these numbers folded in, it makes the other draws.
+# An image's key is split for its crop and its flip; for each other draw, one of these numbers is folded into it.
 _RANDAUGMENT, _IDBH, _CUTOUT = 2, 3, 4
 
 
@@ -31,17 +31,17 @@ def augment(
   idbh: str = "none",
   cutout: int = 0,
 ) -> Array:
-  """Augments each image by itself, in this order: crop, flip, RandAugment, IDBH, Cutout.
+  """Augments each image separately, in this order: crop, flip, RandAugment, IDBH, Cutout.
 
   Args:
     keys: typed keys [batch], one per image.
     images: float [batch, h, w, c] in [0, 1].
-    crop_padding: random crops after padding with zeros by so many pixels; 0 for none.
+    crop_padding: number of pixels of zero padding on each side before a random crop; 0 for no crop.
     flip: whether to flip horizontally with probability 1/2.
     randaugment: number of operations, 0 for none, and magnitude (`policies.randaugment`).
     idbh: "none", or a version of `policies.idbh`.
-    cutout: Cutout (DeVries & Taylor, arXiv:1708.04552): the side in pixels of a black square, whose middle is anywhere
-      in the image; 0 for none.
+    cutout: Cutout (DeVries & Taylor, arXiv:1708.04552): the side in pixels of a black square, centred anywhere in the
+      image; 0 for none.
 
   Returns:
     float [batch, h, w, c] in [0, 1].
@@ -69,7 +69,7 @@ def augment(
 
 
 def _cut_out(key: Array, image: Array, side: int) -> Array:
-  """Black from side // 2 pixels before the middle on, for `side` pixels, as far as that is in the image."""
+  """Makes a square black: `side` pixels from side // 2 before its random centre, clipped at the image's edges."""
   box = jnp.ones(image.shape[:2], bool)
   for axis, length in enumerate(image.shape[:2]):
     start = jax.random.randint(jax.random.fold_in(key, axis), (), 0, length) - side // 2

@@ -1,4 +1,4 @@
-"""CIFAR-10-C and data of its form: corrupted copies of a test split, of which only the images asked for are read."""
+"""CIFAR-10-C and data in its format: corrupted copies of a test split; only the requested images are read."""
 
 import os
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ _LABELS = "labels"
 
 
 class CorruptedImages(NamedTuple):
-  """The files of a folder: KIND.npy, uint8 [5 n, h, w, c], n images at severity 1, then the same at 2, and so on.
+  """The files of a folder: KIND.npy, uint8 [5 n, h, w, c], n images at severity 1, then the same n at 2, and so on.
 
   Attributes:
-    directory: as it was given.
-    kinds: the names of the files.
+    directory: the folder, as it was given.
+    kinds: the names of the files, without ".npy".
     image_shape: [h, w, c] of the test images.
-    indices: int [n], rising, of the test images in their source's own split.
-    places: int [n], where each one's copy stands among the n.
+    indices: int [n], the indices of the test images in their source's own split, in increasing order.
+    places: int [n], the position of each test image's copy among the n.
   """
 
   directory: str
@@ -33,16 +33,16 @@ class CorruptedImages(NamedTuple):
   places: np.ndarray
 
   def check(self, kind: str) -> None:
-    """Refuses a kind whose file is not there, or holds no copies of the test images. Raises DataError."""
+    """Raises DataError if the kind's file is missing or does not hold copies of the test images."""
     self._open(kind)
 
   def read(self, kind: str, severity: int, indices: np.ndarray) -> np.ndarray:
-    """The copies uint8 [k, h, w, c] of the test images with those indices [k]. Raises as `check` does."""
+    """The copies uint8 [k, h, w, c] of the test images with the given indices [k]. Raises as `check` does."""
     places = self.places[np.searchsorted(self.indices, indices)]
     return np.asarray(self._open(kind)[(severity - 1) * len(self.places) + places])
 
   def version(self, kind: str) -> str:
-    """Changes where the kind's file does."""
+    """Size and modification time of the kind's file as text, which changes if the file changes."""
     found = self._path(kind).stat()
     return f"{kind} of {found.st_size} bytes at {found.st_mtime_ns}"
 
@@ -61,7 +61,7 @@ class CorruptedImages(NamedTuple):
 
 
 def _map(path: Path, where: str) -> np.ndarray:
-  """The array of an npy file, of which nothing is read yet."""
+  """Maps the array of an npy file, without reading it yet."""
   try:
     return npz_idx.map_npy(path)
   except DataError as error:
@@ -69,7 +69,7 @@ def _map(path: Path, where: str) -> np.ndarray:
 
 
 def _check_labels(labels: np.ndarray, places: np.ndarray, expected: np.ndarray, where: str) -> None:
-  """Refuses labels [5 n] that are not those expected [n], five times over and in that order."""
+  """Raises DataError unless the labels [5 n] are the expected labels [n] at `places`, once for each severity."""
   count = len(expected)
   if labels.shape != (SEVERITIES * count,) or not np.issubdtype(labels.dtype, np.integer):
     raise DataError(
@@ -93,16 +93,16 @@ def open_corrupted(
   image_shape: tuple[int, ...],
   places: np.ndarray | None = None,
 ) -> CorruptedImages:
-  """Corrupted copies of a test split, by the labels that go with them.
+  """Opens corrupted copies of a test split, whose labels must be those of the split.
 
   Args:
-    directory: holds "labels.npy" and a file for each kind, as CIFAR-10-C, CIFAR-100-C and their like are published.
-    labels, indices: int [n], of the whole test split; indices rise.
+    directory: holds "labels.npy" and a file for each kind, as CIFAR-10-C, CIFAR-100-C and similar data are published.
+    labels, indices: int [n], of the whole test split; indices in increasing order.
     image_shape: [h, w, c], of its images.
-    places: int [n], where each of them stands in the published order; None is the split's own order.
+    places: int [n], the position of each image in the published order; None for the split's own order.
 
   Raises:
-    DataError: no such folder, no labels in it, or labels that are not those of the test split in that order.
+    DataError: the folder is missing, has no labels, or has labels that are not those of the test split in that order.
   """
   where, folder = f"data.corruptions={directory!r}", Path(directory)
   try:
@@ -120,9 +120,9 @@ def open_corrupted(
 def corrupted_for(
   config: Mapping[str, Any], labels: np.ndarray, indices: np.ndarray, image_shape: tuple[int, ...]
 ) -> CorruptedImages | None:
-  """`open_corrupted` with the fields of a configuration's `data`; None where it names no folder.
+  """`open_corrupted` with the fields of a configuration's `data`; None if it names no folder.
 
-  TFDS shuffles what it prepares; where its examples tell their original places, these are used.
+  TFDS shuffles the data that it prepares; if its examples contain their original positions, these are used.
   """
   directory = os.path.expanduser(config["corruptions"])  # noqa: PTH111 (no such user: left as it is)
   if not directory:

@@ -1,4 +1,4 @@
-"""What every source finds, checked: images and labels of right shapes, types and ranges, in two splits that agree."""
+"""Checks of what a source returns: images and labels of valid shapes, types and ranges, and splits that agree."""
 
 from typing import NamedTuple
 
@@ -10,20 +10,20 @@ from lrat_jax.data.npz_idx import DataError
 from lrat_jax.data.splits import Split
 from lrat_jax.data.streams import Decision
 
-# What int32 holds.
+# The largest int32.
 _MOST_LABELS = 2**31 - 1
-# How far the probabilities of a label may be from a sum of 1; they may be stored as float16.
+# The largest allowed difference from 1 of the sum of a label's probabilities, which may be stored as float16.
 _ROUNDING = 2e-3
 
-# Images, which may be a `Stream`, and labels.
+# Images (possibly a `Stream`) and labels.
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
 class Found(NamedTuple):
-  """What a source holds.
+  """The contents of a source.
 
   Attributes:
-    train: None where it was not asked for.
+    train: None if it was not requested.
     num_classes: None if unknown.
     decision: whether its images are streamed.
   """
@@ -35,7 +35,7 @@ class Found(NamedTuple):
 
 
 def as_images(images: np.ndarray, where: str) -> np.ndarray:
-  """[n, h, w] or [n, h, w, c] as uint8, or as float32 in [0, 1]."""
+  """Images [n, h, w] or [n, h, w, c] as [n, h, w, c]: uint8, or float32 in [0, 1]. Raises DataError."""
   if images.ndim == 3:
     images = images[..., None]
   if images.ndim != 4 or 0 in images.shape:
@@ -46,13 +46,13 @@ def as_images(images: np.ndarray, where: str) -> np.ndarray:
   if not np.issubdtype(images.dtype, np.floating):
     raise DataError(f"{where} is {images.dtype}; images are uint8 in 0..255 or floats in [0, 1].")
   low, high = float(images.min()), float(images.max())
-  if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also where one is NaN
+  if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also if one is NaN
     raise DataError(f"{where} holds floats from {low:.8g} to {high:.8g}; float images are in [0, 1].")
   return np.clip(images.astype(np.float32), 0, 1)
 
 
 def check_labels(labels: np.ndarray, count: int, num_classes: int | None, where: str) -> np.ndarray:
-  """int32 [count] of integers [count] or [count, 1] in 0..num_classes - 1. Raises DataError, which names `where`."""
+  """Integers [count] or [count, 1] in 0..num_classes - 1 as int32 [count]. Raises DataError, which names `where`."""
   if labels.ndim == 2 and labels.shape[1] == 1:
     labels = labels[:, 0]
   if labels.shape != (count,):
@@ -66,7 +66,7 @@ def check_labels(labels: np.ndarray, count: int, num_classes: int | None, where:
 
 
 def as_labels(labels: np.ndarray, count: int, num_classes: int | None, where: str) -> np.ndarray:
-  """int32 [count] as `check_labels` has it; of floats [count, classes], distributions over the classes, float32.
+  """Integer labels as `check_labels` returns them; floats [count, classes], distributions over classes, as float32.
 
   Raises DataError, which names `where`.
   """
@@ -77,7 +77,7 @@ def as_labels(labels: np.ndarray, count: int, num_classes: int | None, where: st
     raise DataError(f"{where} is {labels.dtype} {labels.shape}; distributions over the classes are {expected}.")
   labels = labels.astype(np.float32)
   sums = labels.sum(axis=1)
-  if not (labels.min() >= 0 and np.abs(sums - 1).max() <= _ROUNDING):  # also where one is NaN
+  if not (labels.min() >= 0 and np.abs(sums - 1).max() <= _ROUNDING):  # also if one is NaN
     raise DataError(
       f"{where} holds floats that are no distributions: from {labels.min():.4g}, sums to {sums.max():.4g}."
     )
@@ -94,9 +94,10 @@ def split_of(arrays: Arrays, num_classes: int | None, where: str) -> Split:
 def train_and_test(
   train: Arrays | None, test: Arrays, num_classes: int | None, where: str, decision: Decision
 ) -> Found:
-  """Checked splits of arrays (images, labels), test images with their true classes.
+  """Checks arrays (images, labels) and returns them as splits; test labels are converted to hard labels.
 
-  Without a class count, the training labels say how many there are. Without training arrays only the model can say it.
+  Without `num_classes`, the number of classes follows from the training labels; without these, only the model can
+  determine it.
   """
   if train is None:
     tested = for_evaluation(split_of(test, num_classes, f"{where}: test"))

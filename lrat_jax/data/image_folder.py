@@ -1,4 +1,4 @@
-"""Folders of pictures: a folder for each class, one folder with labels.csv, or Tiny ImageNet's as it is published."""
+"""Folders of pictures: a folder for each class, one folder with labels.csv, or Tiny ImageNet's published folders."""
 
 import csv
 import os
@@ -15,10 +15,10 @@ from lrat_jax.data.streams import Loading, stream_of
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 LABELS = "labels.csv"
 TRAIN, TESTS = "train", ("test", "val")
-# What tells the classes of Tiny ImageNet's validation images, and where these are; those of its test images are secret.
+# The file with the classes of Tiny ImageNet's validation images, and their folder; its test labels are not public.
 _ANNOTATIONS, _ANNOTATED = "val_annotations.txt", "images"
 
-# Names of pictures, their labels, and the names of the classes where they have some.
+# Names of pictures, their labels, and the names of the classes if they have names.
 _Named = tuple[list[str], list[int], list[str] | None]
 
 
@@ -26,9 +26,9 @@ class Folder(NamedTuple):
   """The pictures of one folder.
 
   Attributes:
-    images: a `Stream` [n, h, w, c], of which nothing is read yet.
+    images: a `Stream` [n, h, w, c], not read yet.
     labels: int [n].
-    classes: the names of the classes in their order; None where the table gives numbers.
+    classes: the names of the classes in their order; None if a table gives numbers.
   """
 
   images: np.ndarray
@@ -41,7 +41,7 @@ def _raise(error: OSError) -> None:
 
 
 def _pictures_under(folder: Path) -> list[str]:
-  """The names of the pictures in a folder and in those within it, as seen from there, in their order."""
+  """The names of the pictures in a folder and its subfolders, relative to the folder, sorted."""
   found = []
   for root, _, names in os.walk(folder, onerror=_raise, followlinks=True):
     within = "" if root == str(folder) else f"{Path(root).relative_to(folder).as_posix()}/"
@@ -50,7 +50,7 @@ def _pictures_under(folder: Path) -> list[str]:
 
 
 def _by_folder(directory: Path) -> _Named:
-  """The pictures in the folders of the classes, which are numbered in the order of their names."""
+  """The pictures in the folders of the classes; classes are numbered in the order of their names."""
   classes = sorted(path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
   names, labels = [], []
   for label, folder in enumerate(classes):
@@ -61,7 +61,7 @@ def _by_folder(directory: Path) -> _Named:
 
 
 def _by_annotations(directory: Path) -> _Named:
-  """The pictures that val_annotations.txt names: file, class and a box in it, separated by tabs."""
+  """The pictures that val_annotations.txt lists: file, class and a bounding box, separated by tabs."""
   rows = [line.split("\t") for line in (directory / _ANNOTATIONS).read_text(encoding="utf-8").splitlines()]
   for number, row in enumerate(rows, 1):
     if len(row) < 2 or not (directory / _ANNOTATED / row[0]).is_file():
@@ -72,7 +72,7 @@ def _by_annotations(directory: Path) -> _Named:
 
 
 def _by_table(directory: Path) -> _Named:
-  """The pictures that labels.csv names, in its order: two columns, "file" and "label"."""
+  """The pictures that labels.csv lists, in its order: two columns, "file" and "label"."""
   with (directory / LABELS).open(newline="", encoding="utf-8") as file:
     reader = csv.DictReader(file)
     if not {"file", "label"} <= set(reader.fieldnames or ()):
@@ -103,14 +103,14 @@ def _named(directory: Path) -> _Named:
 
 def _open_folder(directory: Path, loading: Loading) -> Folder:
   names, labels, classes = _named(directory)
-  encoded = np.array([os.fsencode(name) for name in names])  # a few bytes each, of millions
+  encoded = np.array([os.fsencode(name) for name in names])  # a few bytes each, for millions of names
   name = lambda number: str(directory / os.fsdecode(bytes(encoded[number])))
   pictures = Pictures(len(labels), lambda number: Image.open(name(number)), name, loading)
   return Folder(stream_of(pictures), np.array(labels), classes)
 
 
 def _test_folder(directory: Path) -> Path:
-  """What is tested on: "test", or "val" where that is not there or nobody tells its labels, or the folder itself."""
+  """The folder of test pictures: "test", or "val" if "test" is missing or has no labels, or the folder itself."""
   tests = [directory / name for name in TESTS if (directory / name).is_dir()]
   if not (directory / TRAIN).is_dir() or not tests:
     return directory
@@ -118,20 +118,21 @@ def _test_folder(directory: Path) -> Path:
 
 
 def test_names(directory: Path) -> list[str]:
-  """The names of the pictures that `open_folders` gives to test on, as seen from their folder, in their order."""
+  """The names of the test pictures of `open_folders`, relative to their folder, in their order."""
   return _named(_test_folder(directory))[0]
 
 
 def open_folders(directory: Path, loading: Loading, *, train: bool) -> tuple[Folder | None, Folder]:
-  """The pictures to train on, None if not asked for, and those to test on. None is read but the first of each.
+  """The training pictures, None if not requested, and the test pictures. Only the first picture of each is read.
 
-  In a folder there is a folder for each class, numbered from 0 in the order of their names (as torchvision's
-  ImageFolder does), with pictures in it or further within, or labels.csv gives "file" and "label" of each picture. The
-  two are in the folders "train" and "test", or "val"; without these all pictures are to test on. Tiny ImageNet's
-  archive is read as it is.
+  A folder contains a folder for each class, numbered from 0 in the order of their names (as torchvision's ImageFolder
+  does), with pictures in it or in its subfolders; or it contains labels.csv with the "file" and "label" of each
+  picture. Training pictures are in the folder "train", test pictures in "test" or "val"; without these folders all
+  pictures are test pictures. Tiny ImageNet's archive is read as it is.
 
   Raises:
-    DataError: no such folder, no pictures, other classes to test on, or a first picture that cannot be read.
+    DataError: the folder is missing or has no pictures, its training and test classes differ, or a first picture
+      cannot be read.
   """
   tested = _test_folder(directory)
   if train and tested == directory:

@@ -1,22 +1,23 @@
-"""Pillow's operations on one image, as RandAugment and IDBH are made of them: pure, for `jit` and `vmap`.
+"""Pillow's operations on one image, of which RandAugment and IDBH consist: pure, for `jit` and `vmap`.
 
-Images are float [h, w, c] in [0, 1], of one channel or three. As Pillow does, each operation works on the 256 levels of
-bytes, to which an image is rounded first: of a byte image it returns what Pillow returns.
+Images are float [h, w, c] in [0, 1], with one channel or three. As in Pillow, operations on values work on the 256
+levels of bytes, to which an image is rounded first; geometric ones only move pixels. For a byte image the result is
+Pillow's.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-# How strong an operation is; it may be traced.
+# The strength of an operation; it may be traced.
 Strength = float | Array
 
 _LEVELS = 256
-# Of red, green and blue in ITU-R 601-2 luma, as Pillow's conversion to "L" has them, in 65536ths.
+# Weights of red, green and blue in ITU-R 601-2 luma, as in Pillow's conversion to "L", in units of 1 / 65536.
 _LUMA = (19595, 38470, 7471)
-# Pillow walks through an image in steps of 1 / 65536 of a pixel.
+# Pillow computes positions in an image in units of 1 / 65536 of a pixel.
 _FIXED = 65536.0
-# Beyond what a blend adds to any level.
+# Larger than any change of a level by a blend.
 _FAR = 1e6
 
 
@@ -37,26 +38,26 @@ def _grey(levels: Array) -> Array:
 
 
 def _blend(degenerate: Array, levels: Array, factor: Strength) -> Array:
-  """`Image.blend`: the degenerate image with 0, the image itself with 1, beyond it with more; cut to whole levels."""
-  # The limits cut nothing off, but keep a compiler from joining product and sum: Pillow rounds after each of them.
+  """`Image.blend`: the degenerate image for factor 0, the image for 1, extrapolated above; rounded down to levels."""
+  # The limits change no value, but keep a compiler from fusing product and sum: Pillow rounds after each of them.
   change = jnp.clip(factor * (levels - degenerate), -_FAR, _FAR)
   return _image(jnp.floor(jnp.clip(degenerate + change, 0.0, 255.0)))
 
 
 def brightness(image: Array, factor: Strength) -> Array:
-  """`ImageEnhance.Brightness`: between black and the image."""
+  """`ImageEnhance.Brightness`: a blend of black and the image."""
   levels = _levels(image)
   return _blend(jnp.zeros_like(levels), levels, factor)
 
 
 def color(image: Array, factor: Strength) -> Array:
-  """`ImageEnhance.Color`: between the image in grey and the image."""
+  """`ImageEnhance.Color`: a blend of the image in grey and the image."""
   levels = _levels(image)
   return _blend(jnp.broadcast_to(_grey(levels)[..., None].astype(levels.dtype), levels.shape), levels, factor)
 
 
 def contrast(image: Array, factor: Strength) -> Array:
-  """`ImageEnhance.Contrast`: between its mean grey, rounded to a level, and the image."""
+  """`ImageEnhance.Contrast`: a blend of the image's mean grey, rounded to a level, and the image."""
   levels = _levels(image)
   grey = _grey(levels)
   mean = (2 * jnp.sum(grey) + grey.size) // (2 * grey.size)
@@ -64,7 +65,7 @@ def contrast(image: Array, factor: Strength) -> Array:
 
 
 def sharpness(image: Array, factor: Strength) -> Array:
-  """`ImageEnhance.Sharpness`: between the image smoothed (`ImageFilter.SMOOTH`, not at its edges) and the image."""
+  """`ImageEnhance.Sharpness`: a blend of the image smoothed (`ImageFilter.SMOOTH`, not at its edges) and the image."""
   levels = _levels(image)
   if min(levels.shape[:2]) < 3:
     return _image(levels)
@@ -76,7 +77,7 @@ def sharpness(image: Array, factor: Strength) -> Array:
 
 
 def posterize(image: Array, bits: Strength) -> Array:
-  """`ImageOps.posterize`: of the 8 bits of a level the first so many."""
+  """`ImageOps.posterize`: keeps the first `bits` of the 8 bits of a level."""
   levels, dropped = _levels(image).astype(jnp.int32), 8 - jnp.asarray(bits, jnp.int32)
   return _image(((levels >> dropped) << dropped).astype(image.dtype))
 
@@ -88,9 +89,9 @@ def solarize(image: Array, threshold: Strength) -> Array:
 
 
 def autocontrast(image: Array) -> Array:
-  """`ImageOps.autocontrast`: each channel stretched to all levels, cut off to whole ones.
+  """`ImageOps.autocontrast`: each channel is stretched to the full range and rounded down to levels.
 
-  Pillow's own rounding in double precision leaves some levels one lower.
+  Because of Pillow's rounding in double precision, some of its levels are one lower.
   """
   levels = _levels(image)
   low, high = (reduce(levels, axis=(0, 1)) for reduce in (jnp.min, jnp.max))
@@ -99,7 +100,7 @@ def autocontrast(image: Array) -> Array:
 
 
 def equalize(image: Array) -> Array:
-  """`ImageOps.equalize`: each channel's levels spread so that about as many pixels are in each range."""
+  """`ImageOps.equalize`: each channel's levels are spread so that equal ranges have about equally many pixels."""
 
   def of_channel(levels: Array) -> Array:
     counts = jnp.zeros(_LEVELS, jnp.int32).at[levels].add(1)
@@ -113,7 +114,7 @@ def equalize(image: Array) -> Array:
 
 
 def _affine(image: Array, a: Strength, b: Strength, c: Strength, d: Strength, e: Strength, f: Strength) -> Array:
-  """`Image.transform`, AFFINE and NEAREST: the pixel at (x, y) is that at (a x + b y + c, d x + e y + f), or black."""
+  """`Image.transform`, AFFINE and NEAREST: (x, y) gets the pixel at (a x + b y + c, d x + e y + f), or black."""
   height, width, _ = image.shape
   fixed = lambda value: jnp.floor(value * _FIXED + 0.5).astype(jnp.int32)
   columns, rows = jnp.arange(width)[None, :], jnp.arange(height)[:, None]
@@ -137,12 +138,12 @@ def shear_y(image: Array, slope: Strength, *, about_middle: bool = False) -> Arr
 
 
 def translate_x(image: Array, pixels: Strength) -> Array:
-  """Shifted to the right by whole pixels."""
+  """Shifts the image to the right by whole pixels."""
   return _affine(image, 1.0, 0.0, -pixels, 0.0, 1.0, 0.0)
 
 
 def translate_y(image: Array, pixels: Strength) -> Array:
-  """Shifted downwards by whole pixels."""
+  """Shifts the image downwards by whole pixels."""
   return _affine(image, 1.0, 0.0, 0.0, 0.0, 1.0, -pixels)
 
 

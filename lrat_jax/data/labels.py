@@ -1,4 +1,4 @@
-"""Labels that are distributions over the classes: what hard labels they stand for, and smoothing."""
+"""Labels that are distributions over the classes: conversion to and from hard labels, and smoothing."""
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,17 @@ from lrat_jax.data.splits import Split
 
 
 def as_distributions(labels: AnyLabels, num_classes: int) -> Distributions:
-  """Labels as distributions, float32 [batch, classes]: those of integers are one-hot."""
+  """Labels as distributions, float32 [batch, classes]; integers become one-hot."""
   if labels.ndim == 2:
     return labels.astype(jnp.float32)
   return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
 
 
 def smooth(labels: AnyLabels, smoothing: float, num_classes: int) -> AnyLabels:
-  """(1 - s) q + s / classes, label smoothing (Szegedy et al., arXiv:1512.00567, section 7); with s = 0 as they are.
+  """Label smoothing (Szegedy et al., arXiv:1512.00567, section 7): (1 - s) q + s / classes; unchanged if s = 0.
 
-  Some code for adversarial training (Pang et al., arXiv:2202.10103) shares s out among the wrong classes alone: its s
-  is s * classes / (classes - 1) here.
+  Some code for adversarial training (Pang et al., arXiv:2202.10103) distributes s over the wrong classes only: its s
+  corresponds to s * classes / (classes - 1) here.
   """
   if not smoothing:
     return labels
@@ -27,14 +27,14 @@ def smooth(labels: AnyLabels, smoothing: float, num_classes: int) -> AnyLabels:
 
 
 def for_training(split: Split) -> Split:
-  """The split with distributions that are all one-hot as the classes that they name: the same run, the same program."""
+  """The split, with hard labels if all its distributions are one-hot: the run and the program are then the same."""
   if split.labels.ndim == 1 or (np.count_nonzero(split.labels, axis=1) > 1).any():
     return split
   return for_evaluation(split)
 
 
 def for_evaluation(split: Split) -> Split:
-  """The split with hard labels: of a distribution its likeliest class, the first of equals."""
+  """The split with hard labels: the most probable class of a distribution, the first one in a tie."""
   if split.labels.ndim == 1:
     return split
   return split._replace(labels=split.labels.argmax(axis=1).astype(np.int32))

@@ -1,4 +1,4 @@
-"""Test images that a list names, to be evaluated in place of all: RobustBench's 5,000 of ImageNet's, or any others."""
+"""A list of test images to evaluate instead of all: RobustBench's 5,000 images of ImageNet, or any others."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from lrat_jax.data import image_folder, tfds
 from lrat_jax.data.npz_idx import DataError, reason
 from lrat_jax.data.splits import Split
 
-# What stands for the last part of a name that several images have.
+# Marks the last part of a name if several images share it.
 _SEVERAL = -1
 _SHOWN = 80
 
 
 def _places(names: Sequence[str]) -> dict[str, int]:
-  """The row of each name, and of its last part where one image alone has that."""
+  """The row of each name, and of the last part of each name, _SEVERAL if it is shared by several images."""
   found: dict[str, int] = {}
   for row, name in enumerate(names):
     last = name.rpartition("/")[2]
@@ -26,7 +26,7 @@ def _places(names: Sequence[str]) -> dict[str, int]:
 
 
 def _names(source: str, data_dir: str, test: Split) -> list[str] | None:
-  """The file names of a source's test images; None where it has none."""
+  """The file names of a source's test images; None if they have none."""
   kind, _, argument = source.partition(":")
   if kind == "images":
     return image_folder.test_names(Path(os.path.expanduser(argument)))  # noqa: PTH111 (no such user: left as it is)
@@ -34,19 +34,19 @@ def _names(source: str, data_dir: str, test: Split) -> list[str] | None:
 
 
 def rows(path: str, source: str, data_dir: str, test: Split) -> np.ndarray:
-  """The rows int [k] of a test split that a list names, in the list's order.
+  """The rows int [k] of the images of a test split that are in a list, in the list's order.
 
-  A line is an image's index, as results name it, or its file's name: as seen from the folder of the test images, or its
-  last part, where one image alone has that. Folders that a line alone has count for nothing, as the class before the
-  names that TFDS has kept. Empty lines are passed over.
+  A line is an image's index, as in results, or its file name: relative to the folder of the test images, or only the
+  last part, if no other image has the same. If a line matches no name as a whole, only its last part is used, so that
+  additional folders are ignored, such as the class before the names that TFDS has kept. Empty lines are skipped.
 
   Args:
     path: of the list.
-    source, data_dir: where the split comes from, as `sources.load` takes them.
+    source, data_dir: where the split comes from, as in `sources.load`.
 
   Raises:
-    DataError: a list that cannot be read or names nothing, or a line that names no test image, or one once more; names
-      where the source has none.
+    DataError: the list cannot be read or is empty, a line matches no test image, several, or one that is already
+      listed, or there are file names but the source has none.
   """
   where = f"eval.image_list={path!r}"
   try:
@@ -75,5 +75,5 @@ def rows(path: str, source: str, data_dir: str, test: Split) -> np.ndarray:
 
 
 def listed_for(path: str, config: Mapping[str, Any], test: Split) -> np.ndarray | None:
-  """`rows` with the fields of a configuration's `data`; None where there is no list."""
+  """`rows` with the fields of a configuration's `data`; None if there is no list."""
   return rows(path, config["source"], config["data_dir"], test) if path else None

@@ -1,7 +1,8 @@
 """Batches: Grain shuffles and repeats the training indices; evaluation goes through a split once, padded and masked.
 
-The order of training batches is a pure function of the seed and the step. Every host walks the same order of indices
-and takes its own rows of each batch, so the number of hosts changes nothing and one small state resumes all of them.
+The order of training batches is a pure function of the seed and the step. Every host iterates over the same order of
+indices and takes its own rows of each batch, so the order does not depend on the number of hosts, and one small state
+is enough to resume all of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,21 +20,21 @@ Batch = dict[str, Any]
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
-  """Whole batches in an epoch; what is left over is in other batches next epoch.
+  """The number of complete batches in an epoch; the images that are left over differ from epoch to epoch.
 
-  With an extra source `split` is the primary one. An epoch is then still as many images as that has, of both sources
-  together, as in Gowal et al. 2021 and Wang et al. 2023.
+  With an extra source, `split` is the primary one. An epoch then still has as many images as the primary split, now
+  from both sources together, as in Gowal et al. 2021 and Wang et al. 2023.
   """
   return len(split.labels) // batch_size
 
 
 def _order(count: int, batch_size: int, seed: int) -> grain.MapDataset:
-  """Batches of the numbers below `count`, each once in a pass, and every pass in another order."""
+  """Complete batches of the numbers below `count`: each number at most once per pass, each pass in another order."""
   return grain.MapDataset.range(count).shuffle(seed=seed).batch(batch_size, drop_remainder=True)
 
 
 def _mixed_order(mixture: Mixture, batch_size: int, seeds: tuple[int, int]) -> grain.MapDataset:
-  """Batches with a fixed share of each source, each of which goes round at its own pace."""
+  """Batches with a fixed share of each source; each source is shuffled and repeated independently."""
   count, is_extra = len(mixture.primary.labels), mixture.is_extra(batch_size)
   others = num_extra(mixture.fraction, batch_size)
   extra = _order(len(mixture.extra.labels), others, seeds[1]).repeat()
@@ -55,15 +56,15 @@ def train_batches(
 ) -> grain.DatasetIterator:
   """Endless shuffled batches {"images", "labels", "indices"} of this process's rows, every epoch in another order.
 
-  Every batch of a mixture has the same number of extra images, at the same places.
+  Every batch of a mixture has the same number of extra images, at the same positions.
 
-  `place` makes a batch of its row numbers and its moment (seed, step); by default it stays on the host. It runs in a
-  thread of its own, `ahead` batches ahead, and where images are streamed in two. The iterator's `get_state` and
-  `set_state` continue with the very next batch.
+  `place` makes a batch from its row numbers and its moment (seed, step); by default the batch stays on the host.
+  `place` runs in a separate thread, `ahead` batches ahead, or in two threads if images are streamed. `get_state` and
+  `set_state` of the iterator resume with exactly the next batch.
   """
   place = place or (lambda chosen, moment: split.take(chosen, moment)._asdict())
   rows = sharding.process_rows(batch_size)
-  # Grain adds the epoch to the seed: seeds 0 and 1 themselves would share all but one of their orders.
+  # Grain adds the epoch to the seed: if seeds 0 and 1 were used directly, they would share all but one of their orders.
   first, second = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
   if isinstance(split, Mixture):
     order = _mixed_order(split, batch_size, (first, second))
@@ -74,13 +75,13 @@ def train_batches(
 
 
 def _read(batches: grain.MapDataset, split: Split | Mixture) -> grain.IterDataset:
-  """The batches in order; of a stream one is read while another ends, and what is in memory is gathered when due."""
+  """The batches in order: streamed ones are read two at a time, those in memory are gathered when they are needed."""
   options = grain.ReadOptions(num_threads=2 if split.is_streamed else 0, prefetch_buffer_size=2)
   return batches.to_iter_dataset(options)
 
 
 def eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
-  """The split in order, once; the last batch is padded with its first image and says so in "mask" [rows] bool."""
+  """The split in order, once; the last batch is padded with its first image, where "mask", bool [rows], is False."""
   count, local = len(split.labels), sharding.process_rows(batch_size)
 
   def batch(start: int) -> Batch:

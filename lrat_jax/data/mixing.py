@@ -1,4 +1,4 @@
-"""MixUp and CutMix on the device: each image of a batch with the next one, by draws from its own key."""
+"""MixUp and CutMix on the device: each image of a batch is mixed with the next one, with its own random key."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from lrat_jax.core.typing import AxisName, Distributions, Images, KeyPerImage
 
 
 def next_rows(rows: Any, axis_name: AxisName) -> Any:
-  """Row r + 1 of the global batch in the place of each row r, the first after the last: a tree of arrays [b, ...].
+  """Replaces each row r of the global batch by row r + 1, and the last row by the first, in a tree of arrays [b, ...].
 
-  The loader shuffles a batch, so the next image is any other of it. Of the ways to choose a partner this is the one
-  that is the same on any number of devices and yet sends little: a row from each device to the one before it, once.
+  The loader shuffles a batch, so the next image is a random other one. This choice of a partner is the same on any
+  number of devices and needs little communication: each device sends one row to the device before it, once.
   """
   size = lax.axis_size(axis_name)
   to_the_one_before = [(device, (device - 1) % size) for device in range(size)]
@@ -34,17 +34,17 @@ def mix(
   mixup: float,
   cutmix: float,
 ) -> tuple[Images, Distributions]:
-  """Images and labels mixed with those of others, in a share lambda ~ Beta(alpha, alpha) of its own for each image.
+  """Mixes images and labels with other ones, with a separate share lambda ~ Beta(alpha, alpha) for each image.
 
   MixUp (Zhang et al., arXiv:1710.09412): lambda x + (1 - lambda) x'. CutMix (Yun et al., arXiv:1905.04899, appendix A):
-  a box of x' with the middle anywhere in the image and sides sqrt(1 - lambda) of its own, cut off at the edges; lambda
-  is then the share of pixels outside the box. Labels are mixed in the same shares.
+  a box of x', centred anywhere in the image, with sides sqrt(1 - lambda) times those of the image and clipped at the
+  edges; lambda is then the share of pixels outside the box. Labels are mixed in the same shares.
 
   Args:
     keys: one per image [batch].
     images, other_images: float [batch, h, w, c].
     labels, other_labels: float [batch, classes], distributions.
-    mixup, cutmix: alpha of each; 0 is off. Where both are on, either of them by a coin for each image.
+    mixup, cutmix: alpha of each; 0 is off. If both are on, each image gets one of them, with probability 1/2.
   """
 
   def one(key: Array, image: Array, label: Array, other: Array, other_label: Array) -> tuple[Array, Array]:
@@ -67,7 +67,7 @@ def mix(
 
 
 def _cut(share_key: Array, box_key: Array, image: Array, other: Array, alpha: float) -> tuple[Array, Array]:
-  """CutMix's image, and the share of its pixels that are the first one's. Sides are rounded as in the authors' code."""
+  """CutMix's image, and the share of its pixels from `image`. Sides are rounded as in the authors' code."""
   height, width, _ = image.shape
   side = jnp.sqrt(1.0 - jax.random.beta(share_key, alpha, alpha))
   middle = jax.random.randint(box_key, (2,), 0, jnp.array([height, width]))

@@ -1,7 +1,7 @@
-"""Mixtures: images of an extra source, such as a generator's, at a fixed share of every training batch.
+"""Mixtures: images of an extra source, such as generated ones, as a fixed share of every training batch.
 
-An npz as EDM's samplers and RobustBench's papers write it, "image" uint8 [n, h, w, c] and "label", is mapped from its
-file, so that only the images of a batch are read; and so are several.
+One or several npz files as written by EDM's samplers and RobustBench's papers, with "image" uint8 [n, h, w, c] and
+"label", are memory-mapped, so that only the images of a batch are read.
 """
 
 import glob
@@ -23,12 +23,12 @@ _MOST_INDICES = 2**31
 
 
 class Mixture(NamedTuple):
-  """A training split and an extra one, of which every batch has a fixed share. Rows count through both.
+  """A training split and an extra one with a fixed share of every batch. Rows are numbered through both.
 
   Attributes:
-    primary: its images say what an epoch is.
+    primary: its number of images is the length of an epoch.
     extra: images of the same shape.
-    fraction: the share of the extra ones in a batch, in (0, 1), to the nearest image.
+    fraction: the share of extra images in a batch, in (0, 1), rounded to the nearest image.
   """
 
   primary: Split
@@ -37,7 +37,7 @@ class Mixture(NamedTuple):
 
   @property
   def nbytes(self) -> int:
-    """What the images take, in the primary's type."""
+    """The size of the images in bytes, in the primary split's type."""
     return self.primary.nbytes + self.extra.images.size * self.primary.images.dtype.itemsize
 
   def whole(self) -> Split:
@@ -45,7 +45,7 @@ class Mixture(NamedTuple):
     return self.take(np.arange(len(self.primary.labels) + len(self.extra.labels)))
 
   def is_extra(self, batch_size: int) -> np.ndarray:
-    """bool [batch_size]: which places of a batch are the extra source's, spread evenly, so that devices share them."""
+    """bool [batch_size]: the positions of extra images in a batch, spread evenly so that devices share them."""
     ends = np.arange(batch_size + 1) * num_extra(self.fraction, batch_size) // batch_size
     return ends[1:] > ends[:-1]
 
@@ -54,9 +54,9 @@ class Mixture(NamedTuple):
     return self.primary.is_streamed
 
   def take(self, rows: np.ndarray, moment: Moment | None = None) -> Split:
-    """Rows of both, those from `len(primary.labels)` on of the extra one, in the primary's type of images.
+    """Rows of both splits, in the primary's image type; rows from `len(primary.labels)` on are extra images.
 
-    Labels are float32 [k, classes] where those of either are. `moment` is as of `Split.take`.
+    Labels are float32 [k, classes] if those of either split are. `moment` is as in `Split.take`.
     """
     count = len(self.primary.labels)
     is_extra = rows >= count
@@ -67,7 +67,7 @@ class Mixture(NamedTuple):
 
 
 def _alike(*labels: np.ndarray) -> list[np.ndarray]:
-  """Labels of two sources, as distributions where those of either are."""
+  """Labels of several sources, all as distributions if those of any source are."""
   classes = [array.shape[1] for array in labels if array.ndim == 2]
   return [array if array.ndim == 2 or not classes else np.eye(classes[0], dtype=np.float32)[array] for array in labels]
 
@@ -79,19 +79,19 @@ def _merged(is_extra: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.ndar
 
 
 def num_extra(fraction: float, batch_size: int) -> int:
-  """How many images of a batch are the extra source's."""
+  """The number of images in a batch that are from the extra source."""
   return round(fraction * batch_size)
 
 
 def _files(path: str) -> list[Path]:
-  """The file of that name, or else those that it matches as a pattern, in the order of their names."""
+  """The file with this path, or else the files that it matches as a pattern, in the order of their names."""
   path = os.path.expanduser(path)  # noqa: PTH111 (no such user: left as it is)
   named = sources.is_file(Path(path))
   return [Path(path)] if named else sorted(map(Path, glob.glob(path))) or [Path(path)]  # noqa: PTH207 (absolute too)
 
 
 def _open_file(path: Path, image_shape: tuple[int, ...], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-  """(images, labels) of one file."""
+  """The (images, labels) of one file."""
   images, labels = npz_idx.map_npz(path, [_NAMES])
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != image_shape:
     expected = ", ".join(map(str, ("n", *image_shape)))
@@ -102,16 +102,16 @@ def _open_file(path: Path, image_shape: tuple[int, ...], num_classes: int) -> tu
 
 
 def open_extra(source: str, first_index: int, image_shape: tuple[int, ...], num_classes: int) -> Split:
-  """The images of an extra source, mapped from their files; those of compressed files are in memory.
+  """The images of an extra source, memory-mapped from their files; those of compressed files are in memory.
 
   Args:
     source: "npz:PATH", with "image" uint8 [n, h, w, c] and "label", int [n] or float [n, num_classes] of distributions.
-      Where PATH is no file but a pattern, as "part*.npz", all files that it matches, one after the other.
-    first_index: of its images.
-    image_shape, num_classes: of the data set that it goes with.
+      If PATH is not a file but a pattern such as "part*.npz", all files that match it, one after the other.
+    first_index: the index of its first image.
+    image_shape, num_classes: of the data set that it is added to.
 
   Raises:
-    DataError: another source, no such file, other arrays, or images that are not of that shape.
+    DataError: another kind of source, a missing file, wrong arrays, images of another shape, or too many images.
   """
   kind, _, path = source.partition(":")
   where, parts = f"data.extra.source={source!r}", []
@@ -132,21 +132,21 @@ def open_extra(source: str, first_index: int, image_shape: tuple[int, ...], num_
 
 
 def bytes_in_memory(extra: Split) -> int:
-  """What an extra source's images take that are not mapped from a file."""
+  """The size in bytes of those images of an extra source that are not memory-mapped."""
   images: Any = extra.images
   arrays = cast(JoinedRecords, images.records).arrays if isinstance(images, Stream) else (images,)
   return sum(array.nbytes for array in arrays if not isinstance(array, np.memmap))
 
 
 def training_source(dataset: Dataset, fraction: float) -> Split | Mixture:
-  """What training batches are made of."""
+  """The split or mixture from which training batches are made."""
   return dataset.train if dataset.extra is None else Mixture(dataset.train, dataset.extra, fraction)
 
 
 def load_for(config: Mapping[str, Any], *, trains: bool = True) -> Dataset:
-  """`sources.load` with the fields of a configuration's `data`; and the extra source where it trains on one.
+  """`sources.load` with the fields of a configuration's `data`, and the extra source if there is one to train on.
 
-  The extra images' indices begin beyond the largest of the training and validation images.
+  The extra images' indices begin after the largest index of the training and validation images.
   """
   sizes = {name: config[name] for name in ("validation_size", "train_size")}
   fields = {name: config[name] for name in ("image_size", "random_resized_crop", "workers")}

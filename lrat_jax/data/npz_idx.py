@@ -1,7 +1,7 @@
-"""Arrays from npz and idx files, whoever made them: no size is believed that the file cannot hold, and nothing is run.
+"""Reads arrays from untrusted npz, npy and idx files: implausible sizes are refused, and no code in a file is run.
 
-Pickled objects are refused, names inside an archive are looked up and never written to, and sizes are checked against
-the file before memory is taken for them.
+Pickled objects are refused, names inside an archive are only looked up and never used as paths, and sizes are checked
+against the file before memory is allocated.
 """
 
 import gzip
@@ -17,7 +17,7 @@ from typing import IO, BinaryIO, cast
 
 import numpy as np
 
-# Images and labels shrink to a tenth at the most; what claims to be so much more than its file is no data set.
+# Images and labels compress to a tenth of their size at best; a file that claims a higher ratio than this is refused.
 _PLAUSIBLE_RATIO = 200
 _SMALL = 2**26
 
@@ -25,7 +25,7 @@ _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
-# What stands before a member of an archive: 26 bytes of which 4 are magic, the sizes of its name and of an extra field.
+# The header of a member of an archive: 26 bytes, 4 of them magic, then the sizes of its name and of an extra field.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LOCAL_MAGIC = b"PK\3\4"
 
@@ -34,11 +34,11 @@ _IDX_MOST_AXES = 4
 
 
 class DataError(ValueError):
-  """A data set that is missing or malformed; the message is one line that says what and where."""
+  """A data set is missing or malformed; the message is one line that says what is wrong and where."""
 
 
 def reason(error: Exception) -> str:
-  """What an exception says, in one line of bounded length."""
+  """The message of an exception, in one line of limited length."""
   return textwrap.shorten(str(error), 200) or type(error).__name__
 
 
@@ -48,7 +48,7 @@ def _check_inflation(claimed: int, stored: int) -> None:
 
 
 def _read_header(info: zipfile.ZipInfo, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-  """Shape, whether the first axis runs fastest, and type of an array; `file` is left where its numbers begin."""
+  """Shape, whether the order is Fortran's, and dtype of an array; `file` is left at the start of the array's values."""
   version = np.lib.format.read_magic(file)
   if version not in _NPY_HEADERS:
     raise DataError(f"{info.filename} is of version {version} of the npy format; it must be one of {[*_NPY_HEADERS]}.")
@@ -63,7 +63,7 @@ def _read_header(info: zipfile.ZipInfo, file: IO[bytes]) -> tuple[tuple[int, ...
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-  """One array of an npz, whole and with its checksum right. Raises DataError for what `np.savez` does not write."""
+  """Reads one array of an npz and checks its checksum. Raises DataError for formats that `np.savez` does not write."""
   if info.compress_type not in _COMPRESSIONS or info.flag_bits & _ENCRYPTED:
     raise DataError(f"{info.filename} is encrypted or compressed in a way that np.savez does not use.")
   with archive.open(info) as file:
@@ -72,7 +72,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
-  """One array of an npz that is not compressed, of which nothing is read yet; its checksum is not compared."""
+  """Maps one uncompressed array of an npz, without reading it yet; its checksum is not checked."""
   with path.open("rb") as file:
     file.seek(info.header_offset)
     fixed = file.read(_LOCAL_HEADER.size)
@@ -85,7 +85,7 @@ def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def _members(archive: zipfile.ZipFile, choices: Sequence[Sequence[str]]) -> list[zipfile.ZipInfo]:
-  """The members that hold the arrays of the first of some lists of names that the archive has."""
+  """The members with the arrays of the first list of names in `choices` that the archive has completely."""
   infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
   found = [info.filename.removesuffix(".npy") for info in infos]
   names = next((names for names in choices if set(names) <= set(found)), None)
@@ -105,16 +105,16 @@ def _read_npz(path: Path, choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
 
 
 def read_npz(path: Path, choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
-  """The arrays of the first of some lists of names that the archive has, as `np.savez` and its like wrote them.
+  """Reads the arrays of the first list of names in `choices` that an archive, as written by `np.savez`, has completely.
 
   Raises:
-    DataError: a file that is damaged, lacks them, holds Python objects, or claims more than it can hold.
+    DataError: the file is damaged, lacks the arrays, holds Python objects, or claims more than it can hold.
   """
   try:
     return _read_npz(path, choices)
   except DataError:
     raise
-  except Exception as error:  # damaged bytes make zipfile and NumPy's reader of headers raise almost anything
+  except Exception as error:  # for damaged bytes, zipfile and NumPy's header reader may raise almost any exception
     raise DataError(f"it cannot be read: {reason(error)}") from None
 
 
@@ -131,24 +131,24 @@ def _map_npz(path: Path, choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
 
 
 def map_npz(path: Path, choices: Sequence[Sequence[str]]) -> list[np.ndarray]:
-  """The arrays that `read_npz` reads, as `np.memmap` where they are not compressed; others are read whole.
+  """The arrays that `read_npz` reads, as `np.memmap` if they are not compressed; others are read into memory.
 
   Raises:
-    DataError: as `read_npz` does; but checksums of what is mapped are not compared.
+    DataError: as in `read_npz`, but checksums of mapped arrays are not checked.
   """
   try:
     return _map_npz(path, choices)
   except DataError:
     raise
-  except Exception as error:  # as of `read_npz`
+  except Exception as error:  # as in `read_npz`
     raise DataError(f"it cannot be read: {reason(error)}") from None
 
 
 def map_npy(path: Path) -> np.ndarray:
-  """The array of an npy file as `np.memmap`, of which nothing is read yet.
+  """Maps the array of an npy file as `np.memmap`, without reading it yet.
 
   Raises:
-    DataError: a file that is not there, is cut short, or holds Python objects.
+    DataError: the file is missing, truncated, or holds Python objects.
   """
   try:
     return np.lib.format.open_memmap(path, mode="r")
@@ -164,7 +164,7 @@ def _read_idx(path: Path, file: BinaryIO) -> np.ndarray:
   shape = tuple(np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4").tolist())
   needed = math.prod(shape) if len(shape) == magic[3] else -1
   _check_inflation(needed, path.stat().st_size)
-  content = file.read(max(needed, 0) + 1)  # one more, so that what is too long is seen, and a gzip's checksum
+  content = file.read(max(needed, 0) + 1)  # one byte more, to detect a file that is too long and check gzip's checksum
   if len(content) != needed:
     there = f"more than {needed:,}" if len(content) > needed else f"{len(content):,}"
     raise DataError(f"it holds {there} bytes where its header says {shape}; it is cut short or damaged.")
@@ -172,12 +172,12 @@ def _read_idx(path: Path, file: BinaryIO) -> np.ndarray:
 
 
 def read_idx(path: Path) -> np.ndarray:
-  """A uint8 array of the MNIST family's format: 0, 0, type, rank, then the sizes (big-endian 32 bit), then the bytes.
+  """Reads a uint8 array in MNIST's format: 0, 0, type, rank, then the sizes (big-endian 32 bit), then the bytes.
 
-  A name that ends in ".gz" is read through gzip.
+  A file with the suffix ".gz" is read through gzip.
 
   Raises:
-    DataError: a file that is damaged, of another type, or claims more than it can hold.
+    DataError: the file is damaged, is of another type, or claims more than it can hold.
   """
   try:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:

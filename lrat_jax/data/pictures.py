@@ -1,4 +1,4 @@
-"""Pictures, encoded as JPEG, PNG or the like, as arrays of one size: decoded in threads, resized, cropped."""
+"""Pictures encoded as JPEG, PNG or similar, as arrays of one size: decoded in threads, resized, cropped."""
 
 import math
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from lrat_jax.data.npz_idx import DataError, reason
 from lrat_jax.data.streams import Loading, Moment, Threads, empty_images
 
 _GREY = ("1", "L")
-# The centre that is evaluated is so much of the shorter side, as 224 pixels of 256.
+# The centre crop for evaluation is this share of the shorter side: 224 pixels of 256.
 _CENTRE = 224 / 256
-# Width by height of random crops, and how often one is drawn until it fits into the picture.
+# The range of width / height of random crops, and the maximal number of draws until one fits into the picture.
 _ASPECTS = 3 / 4, 4 / 3
 _TRIES = 10
 
 
 def centre(picture: Image.Image, size: int) -> Image.Image:
-  """The middle [size, size] of a picture whose shorter side is brought to `size` * 256 / 224."""
+  """The centre crop [size, size] of a picture, whose shorter side is first resized to `size` * 256 / 224."""
   shorter = round(size / _CENTRE)
   scale = shorter / min(picture.size)
   width, height = (max(round(side * scale), shorter) for side in picture.size)
@@ -27,10 +27,10 @@ def centre(picture: Image.Image, size: int) -> Image.Image:
 
 
 def random_box(width: int, height: int, smallest: float, generator: np.random.Generator) -> tuple[int, int, int, int]:
-  """Where a random crop lies: (left, top, right, bottom) of Inception's (Szegedy et al. 2015, arXiv:1409.4842).
+  """The box (left, top, right, bottom) of a random crop as in Inception (Szegedy et al. 2015, arXiv:1409.4842).
 
-  Its area is a share of the picture's in [smallest, 1], its width by its height in [3/4, 4/3], uniform in the
-  logarithm. A picture too long for any is cropped to its middle.
+  Its area is a share of the picture's in [smallest, 1]; width / height is in [3/4, 4/3], uniform in the logarithm. If
+  no draw fits, it is the largest box in the middle with width / height in that range.
   """
   for _ in range(_TRIES):
     area = width * height * generator.uniform(smallest, 1)
@@ -51,17 +51,18 @@ def _random_crop(picture: Image.Image, size: int, smallest: float, number: int, 
 
 
 class Pictures:
-  """Records that are encoded pictures, grey or in colour as the first one is; transparency is dropped.
+  """Records that are encoded pictures; all become grey or colour like the first one. Transparency is dropped.
 
   Args:
-    count: how many there are, 1 or more.
-    open_picture: a number -> the picture, of which nothing need be decoded yet.
-    name: a number -> what it is called where it is damaged, as its file.
-    loading: how large they become, and how they are cropped.
-    channels: 1 or 3; by default those of the first.
+    count: the number of pictures, 1 or more.
+    open_picture: number -> picture, which need not be decoded yet.
+    name: number -> the picture's name in error messages, such as its file.
+    loading: how pictures are resized and cropped.
+    channels: 1 or 3; by default those of the first picture.
 
   Raises:
-    DataError: one cannot be read, is in colour where the first is grey, or has another size where none is given.
+    DataError: a picture cannot be read, is in colour but the first is grey, or differs in size from the first and no
+      `image_size` is given.
   """
 
   def __init__(
@@ -78,7 +79,7 @@ class Pictures:
     self._channels = self.shape[-1]
 
   def read(self, numbers: np.ndarray, moment: Moment | None = None) -> np.ndarray:
-    """uint8 [k, h, w, c]; the crop of a picture depends on the moment and its number alone."""
+    """uint8 [k, h, w, c]; the crop of a picture depends only on the moment and the picture's number."""
     images = empty_images((len(numbers), *self.shape[1:]))
 
     def decode(place: int) -> None:
@@ -102,10 +103,10 @@ class Pictures:
           raise DataError(f"it is in colour (mode {picture.mode}), where {self._name(0)} is grey")
         mode = "L" if grey else "RGB"
         if picture.mode == mode:
-          picture.load()  # where nothing is to be converted, convert() copies
+          picture.load()  # convert() would copy, although nothing is to be converted
         else:
           picture = picture.convert(mode)
-    except Exception as error:  # damaged bytes make Pillow and readers of records raise almost anything
+    except Exception as error:  # for damaged bytes, Pillow and record readers may raise almost any exception
       raise DataError(f"record {number}: {self._name(number)} cannot be read: {reason(error)}") from None
     if size and smallest and moment is not None:
       picture = _random_crop(picture, size, smallest, number, moment)

@@ -1,4 +1,4 @@
-"""Where training images wait: all of them on the devices when they fit, else on the host, sent ahead of their step."""
+"""Where training images are stored: all on the devices if they fit, else on the host, sent ahead of their step."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,10 @@ from lrat_jax.data.splits import Split
 
 PLACEMENTS = ("auto", "device", "host")
 
-# (row numbers, moment or nothing) -> a batch.
+# (row numbers, optional moment) -> batch.
 Place = Callable[..., Batch]
 
-# The share of a device's memory that "auto" gives to the training images; the rest is the model's.
+# The largest share of a device's memory that "auto" uses for training images; the rest is for the model.
 _SHARE = 0.25
 
 
@@ -25,7 +25,7 @@ def _resides(split: Split | Mixture, mesh: Mesh, placement: str) -> bool:
     return False
   if placement != "auto":
     return placement == "device"
-  # A CPU reports no limit: its memory is the host's, and a second copy of the images would gain nothing.
+  # A CPU reports no limit: its memory is the host's, so a second copy of the images would have no benefit.
   limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in mesh.local_devices]
   return split.nbytes <= _SHARE * min(limits)
 
@@ -42,12 +42,13 @@ def _from_devices(split: Split | Mixture, mesh: Mesh) -> Place:
 
 
 def make_device_put(split: Split | Mixture, mesh: Mesh, placement: str = "auto") -> Place:
-  """A function from this process's row numbers of a batch to {"images", "labels", "indices"}, split over the mesh.
+  """A function from this process's row numbers of a batch to {"images", "labels", "indices"}, sharded over the mesh.
 
-  Images that are cropped at random as they are read need the batch's moment as well (`Split.take`).
+  If images are cropped at random when they are read, it needs the batch's moment as well (`Split.take`).
 
-  `placement` "device" keeps the whole split on every device and sends row numbers alone; "host" sends the images;
-  "auto" keeps it where it takes at most a quarter of an accelerator's memory. What is streamed is sent.
+  `placement` "device" keeps the whole split on every device and sends only row numbers; "host" sends the images;
+  "auto" is "device" if the split takes at most a quarter of an accelerator's memory, else "host". Streamed images are
+  always sent.
   """
   if _resides(split, mesh, placement):
     return _from_devices(split, mesh)

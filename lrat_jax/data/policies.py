@@ -1,4 +1,4 @@
-"""RandAugment and IDBH: which of Pillow's operations an image goes through, by draws from its own key."""
+"""RandAugment and IDBH: Pillow's operations, applied to each image at random with its own key."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ _Operation = Callable[[Array, ops.Strength], Array]
 
 
 def _apply(index: Array, operations: Sequence[_Operation], image: Array, strengths: Array) -> Array:
-  """One of the operations, with its strength. Under `vmap` all are computed, and one is kept for each image."""
+  """Applies one operation with its strength. Under `vmap` all are computed, and one is kept for each image."""
   return jax.lax.switch(index, operations, image, strengths[index])
 
 
@@ -27,7 +27,7 @@ def _as_it_is(image: Array, _: ops.Strength) -> Array:
 
 
 def _relative(operation: _Operation) -> _Operation:
-  """An operation whose strength is what is added to 1."""
+  """The operation with 1 added to its strength."""
   return lambda image, strength: operation(image, 1.0 + strength)
 
 
@@ -47,12 +47,12 @@ _RANDAUGMENT: tuple[_Operation, ...] = (
   lambda image, _: ops.autocontrast(image),
   lambda image, _: ops.equalize(image),
 )
-# Of either sign, by a coin: shears to sharpness.
+# Operations whose strength has a random sign: from the shears to sharpness.
 _SIGNED = tuple(1 <= number <= 9 for number in range(len(_RANDAUGMENT)))
 
 
 def _strengths(magnitude: int, height: int, width: int) -> list[float]:
-  """The strength of each operation of RandAugment; from none at 0 to torchvision's most at 30."""
+  """The strength of each operation of RandAugment, from the weakest at 0 to torchvision's strongest at 30."""
   share = magnitude / MAX_MAGNITUDE
   shift = [float(int(150 / 331 * side * share)) for side in (width, height)]
   return [
@@ -72,12 +72,12 @@ def _strengths(magnitude: int, height: int, width: int) -> list[float]:
 def randaugment(key: Array, image: Array, *, num_ops: int, magnitude: int) -> Array:
   """RandAugment (Cubuk et al., arXiv:1909.13719): `num_ops` operations, each one of 14 at random, of one magnitude.
 
-  The operations and their ranges are those of torchvision's `RandAugment(num_ops, magnitude)` on a Pillow image: as it
-  is, shears, translations, rotation, brightness, colour, contrast, sharpness, posterize, solarize, autocontrast and
-  equalize; nearest pixels, black beyond the edge.
+  The operations and their ranges are those of torchvision's `RandAugment(num_ops, magnitude)` on a Pillow image:
+  identity, shears, translations, rotation, brightness, colour, contrast, sharpness, posterize, solarize, autocontrast
+  and equalize, with nearest-neighbour interpolation and black beyond the edge.
 
   Args:
-    key: the image's own.
+    key: the image's own key.
     image: float [h, w, c] in [0, 1].
     magnitude: 0..30.
   """
@@ -91,15 +91,15 @@ def randaugment(key: Array, image: Array, *, num_ops: int, magnitude: int) -> Ar
 
 
 class _Space(NamedTuple):
-  """What a version of IDBH draws from.
+  """The ranges and probabilities of a version of IDBH.
 
   Attributes:
     probabilities: of colour, brightness, contrast, sharpness, autocontrast, equalize, shears along x and y, rotation.
-    shear: the largest, in radians; the least is 0.05.
-    rotation: the largest, in whole degrees; the least is 1.
-    shift: the most rows and columns together that are cropped and shifted.
+    shear: the largest, in radians; the smallest is 0.05.
+    rotation: the largest, in whole degrees; the smallest is 1.
+    shift: the largest total number of rows and columns by which an image is cropped and shifted.
     erasing: the probability that a rectangle is erased.
-    erased: the largest share of the image that it takes; the least is 0.02.
+    erased: the largest share of the image that the rectangle takes; the smallest is 0.02.
   """
 
   probabilities: tuple[float, ...]
@@ -146,9 +146,10 @@ def _colour_shape(key: Array, image: Array, space: _Space) -> Array:
 
 
 def crop_shift(key: Array, image: Array, *, most: int) -> Array:
-  """IDBH's CropShift: a window of the image somewhere else in a black one.
+  """IDBH's CropShift: crops a window of the image and puts it at another position in a black image.
 
-  Of 0..most rows and columns together, some are cropped of each: the window is anywhere, and so is where it goes.
+  0..most rows and columns are cropped in total, divided between both at random. The window's position in the image is
+  random, and so is its new position.
   """
   height, width, _ = image.shape
   sum_key, split_key, *place_keys = jax.random.split(key, 6)
@@ -159,7 +160,7 @@ def crop_shift(key: Array, image: Array, *, most: int) -> Array:
   window = image
   inside = jnp.ones((height, width), bool)
   for axis, side in enumerate((height, width)):
-    places = jnp.arange(side) - starts[2 + axis]  # inside the window
+    places = jnp.arange(side) - starts[2 + axis]  # relative to the window
     taken = (places >= 0) & (places < side - cropped[axis])
     window = jnp.take(window, jnp.clip(places + starts[axis], 0, side - 1), axis=axis)
     inside &= jnp.expand_dims(taken, 1 - axis)
@@ -169,7 +170,7 @@ def crop_shift(key: Array, image: Array, *, most: int) -> Array:
 def random_erasing(key: Array, image: Array, *, probability: float, most: float) -> Array:
   """Random Erasing (Zhong et al., arXiv:1708.04896): a black rectangle of 0.02 to `most` of the area, ratio 0.3 to 3.3.
 
-  As torchvision's `RandomErasing`: of ten draws the first that fits, or none.
+  As in torchvision's `RandomErasing`, the first of ten draws that fits is used; if none fits, nothing is erased.
   """
   height, width, _ = image.shape
   coin_key, area_key, ratio_key, *place_keys = jax.random.split(key, 5)
@@ -188,15 +189,15 @@ def random_erasing(key: Array, image: Array, *, probability: float, most: float)
 
 
 def idbh(key: Array, image: Array, *, version: str) -> Array:
-  """IDBH (Li & Spratling, arXiv:2301.09879): CropShift, one operation of colour or shape, Random Erasing.
+  """IDBH (Li & Spratling, arXiv:2301.09879): CropShift, one operation on colour or shape, Random Erasing.
 
-  The operations, their ranges and probabilities are those of the authors' code; the flip that comes first there is
-  `data.flip`.
+  The operations, their ranges and probabilities are those of the authors' code; the flip at the beginning of their
+  code is `data.flip` here.
 
   Args:
-    key: the image's own.
+    key: the image's own key.
     image: float [h, w, c] in [0, 1].
-    version: one of `IDBH`, the authors' three.
+    version: one of `IDBH`, the three versions of the authors.
   """
   space = IDBH[version]
   shift_key, colour_key, erase_key = jax.random.split(key, 3)

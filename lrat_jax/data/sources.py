@@ -1,8 +1,8 @@
-"""Where images come from: digits, TFDS, npz archives, npy and idx files, folders of pictures, the user's function.
+"""Data sources: digits, TFDS, npz archives, npy and idx files, folders of pictures, user-defined functions.
 
-A data set is three splits of uint8 images (or floats in [0, 1]) with integer labels, or of training images with floats
-[n, classes], distributions over the classes. The validation split is cut from
-the training split by a fixed permutation, so that runs with different seeds hold out the same images.
+A data set has three splits of uint8 images (or floats in [0, 1]) with integer labels; the labels of training images may
+also be floats [n, classes], distributions over the classes. The validation split is taken from the training split by a
+fixed permutation, so that runs with different seeds hold out the same images.
 """
 
 import functools
@@ -23,12 +23,12 @@ from lrat_jax.data.streams import IN_MEMORY, Decision, Loading, MappedRecords, S
 
 _SPLIT_SEED = 0
 _DIGITS_TEST_SIZE = 500
-# For a source that cannot be streamed.
+# The decision for a source that cannot be streamed.
 _IN_MEMORY = Decision()
 
 
 class _Asked(NamedTuple):
-  """What every source is told: fields of `load`."""
+  """The arguments of `load` that every source receives."""
 
   data_dir: str
   trains: bool
@@ -36,7 +36,7 @@ class _Asked(NamedTuple):
 
 
 def _digits(_: str, __: _Asked) -> Found:
-  # What `sklearn.datasets.load_digits` reads, whose import takes four seconds. A row is 64 pixels in 0..16 and a label.
+  # `sklearn.datasets.load_digits` reads this file; its import takes four seconds. A row: 64 pixels in 0..16, a label.
   path = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "data" / "digits.csv.gz"
   rows = np.loadtxt(path, delimiter=",", dtype=np.uint8)
   whole = split_of(((rows[:, :-1].reshape(-1, 8, 8) / 16.0).astype(np.float32), rows[:, -1].astype(int)), 10, "digits")
@@ -57,14 +57,14 @@ def _tfds(name: str, asked: _Asked) -> Found:
 
 
 def is_file(path: Path) -> bool:
-  """Whether there is such a file that may be looked at."""
+  """Whether the path is a file that can be accessed."""
   try:
     return path.is_file()
-  except OSError:  # a name that is too long, or a folder that may not be looked into
+  except OSError:  # a name that is too long, or a folder without permission
     return False
 
 
-# (test images, test labels, training images, training labels), the second as Keras names them
+# (test images, test labels, training images, training labels), the second with the names of Keras
 _NPZ_NAMES = (
   ("test_images", "test_labels", "train_images", "train_labels"),
   ("x_test", "y_test", "x_train", "y_train"),
@@ -75,7 +75,7 @@ _TEST_NAMES = (*(names[:2] for names in _NPZ_NAMES), ("images", "labels"))
 def _streamed_or_read(
   mapped: list[np.ndarray], read: Callable[[], list[np.ndarray]], loading: Loading
 ) -> tuple[list[np.ndarray], Decision]:
-  """Arrays that are mapped from files, images and labels in turn: as streams, or as `read` reads them."""
+  """Returns arrays mapped from files (images and labels in turn) as streams, or as `read` reads them."""
   images = mapped[::2]
   if not all(array.dtype == np.uint8 and array.ndim in (3, 4) for array in images):
     obstacle = "are no images in uint8"
@@ -118,7 +118,7 @@ def _npy(directory: str, asked: _Asked) -> Found:
 
 
 def _of_arrays(arrays: Sequence[np.ndarray], where: str, decision: Decision = _IN_MEMORY) -> Found:
-  """What the arrays of an npz hold: test images, test labels, and perhaps those of training."""
+  """The contents of the arrays of an npz: test images, test labels, and optionally training images and labels."""
   test, labels, *train = arrays
   return train_and_test((train[0], train[1]) if train else None, (test, labels), None, where, decision)
 
@@ -152,7 +152,7 @@ def _images(directory: str, asked: _Asked) -> Found:
 
 
 def _own(name: str, trains: bool) -> Found:
-  """The arrays that the user's function returns, under the names of an npz."""
+  """The contents of the arrays that a user-defined function returns, with the names of an npz."""
   where, choices = f"data.source={name!r}", _NPZ_NAMES if trains else _TEST_NAMES
   try:
     found = user_code.function(name)()
@@ -177,19 +177,19 @@ SOURCES: dict[str, Callable[[str, _Asked], Found]] = {
   "idx": _idx,
   "images": _images,
 }
-# Those whose images can be streamed, and of them those that can be resized.
+# The sources whose images can be streamed, and those of them whose images can be resized.
 _STREAMED = ("npz", "npy", "images", "tfds")
 _RESIZED = ("images", "tfds")
 _SPELLINGS = ("digits", "tfds:NAME", "npz:PATH", "npy:DIR", "idx:DIR", "images:DIR", "package.module:function")
 
 
 def is_users(source: str) -> bool:
-  """Whether a source is a function of the user's, "package.module:function", whose module `load` would import."""
+  """Whether a source is a user-defined function, "package.module:function", whose module `load` would import."""
   return user_code.is_name(source) and source.partition(":")[0] not in SOURCES
 
 
 def _find(source: str, asked: _Asked) -> Found:
-  """What `load` loads, before it is divided."""
+  """The contents of a source, before the validation split is held out."""
   kind, _, argument = source.partition(":")
   argument = os.path.expanduser(argument)  # noqa: PTH111 (of a user that is not there it is left as it is)
   if not is_users(source) and (kind not in SOURCES or bool(argument) == (kind == "digits")):
@@ -212,22 +212,22 @@ def load(
   trains: bool = True,
   loading: Loading = IN_MEMORY,
 ) -> Dataset:
-  """Loads a data set and holds a validation split out of its training split.
+  """Loads a data set and holds out a validation split from its training split.
 
   Args:
     source: "digits", "tfds:NAME", "npz:PATH", "npy:DIR" (the arrays of an npz, a file each), "idx:DIR", "images:DIR",
       or "package.module:function", a function without arguments that returns a mapping of the arrays of an npz; its
       module is imported.
-    data_dir: where TFDS keeps its data; empty is its own default.
+    data_dir: where TFDS keeps its data; empty for TFDS's own default.
     validation_size: number of training images to hold out, 1 or more.
-    train_size: number of the others to train on, drawn by a fixed permutation; 0 is all.
-    trains: False reads the test split alone: the others are empty, sizes count for nothing, and an npz may hold just
+    train_size: number of the remaining images to train on, chosen by a fixed permutation; 0 for all.
+    trains: False reads only the test split: the others are empty, sizes are ignored, and an npz may hold only
       "test_images" and "test_labels" (or "images" and "labels").
-    loading: whether images are streamed, and how pictures are resized. The data set is the same in either way.
+    loading: whether images are streamed, and how pictures are resized. The data set is the same, streamed or not.
 
   Raises:
-    DataError: an unknown source (with the choices), a data set that is not there (with the command that prepares it),
-      or arrays of the wrong shape, type or range.
+    DataError: an unknown source (with the choices), a missing data set (of TFDS with the command that prepares it), or
+      arrays of the wrong shape, type or range.
   """
   found = _find(source, _Asked(data_dir, trains, loading))
   dataset = _divided(found if trains else found._replace(train=None), source, validation_size, train_size)
@@ -241,7 +241,7 @@ def load(
 
 
 def _divided(found: Found, source: str, validation_size: int, train_size: int) -> Dataset:
-  """The data set of a source, the validation split held out."""
+  """The data set of a source, with the validation split held out."""
   whole, test, num_classes, decision = found
   if whole is None:
     nothing = test.take(np.arange(0))

@@ -1,4 +1,4 @@
-"""What a data set is: splits of images and labels, held in memory or read as they are asked for."""
+"""Data sets: splits of images and labels, held in memory or read on demand."""
 
 import hashlib
 from typing import NamedTuple
@@ -9,10 +9,10 @@ from lrat_jax.data.corruptions import CorruptedImages
 from lrat_jax.data.streams import Moment, Stream
 
 SPLITS = ("test", "validation", "train")
-# So many images tell a large data set from others, held in memory or streamed; a smaller one is compared whole.
+# The number of images that identify a large data set, in memory or streamed; for a smaller one all images are used.
 _SAMPLE = 1024
 _LARGE = 2**28
-# How many are read at once.
+# The number of images that are read at once.
 _CHUNK = 256
 
 
@@ -20,9 +20,9 @@ class Split(NamedTuple):
   """Images of one split.
 
   Attributes:
-    images: uint8 [n, h, w, c] in 0..255, or float32 in [0, 1]; a `Stream` reads them as they are asked for.
-    labels: int32 [n]; where they are trained on also float32 [n, classes], distributions over the classes.
-    indices: int32 [n], each image's index in the source's own split: its name in every result.
+    images: uint8 [n, h, w, c] in 0..255, or float32 in [0, 1]; a `Stream` reads them on demand.
+    labels: int32 [n]; for training also float32 [n, classes], distributions over the classes.
+    indices: int32 [n], each image's index in the source's own split, which identifies it in every result.
   """
 
   images: np.ndarray
@@ -30,17 +30,17 @@ class Split(NamedTuple):
   indices: np.ndarray
 
   def take(self, rows: np.ndarray, moment: Moment | None = None) -> "Split":
-    """Some rows, in memory. Of a stream with random crops those of a moment of training, or without one the centres."""
+    """Some rows, in memory. Streams with random crops return the crops of a training `moment`, else the centres."""
     images = self.images.read(rows, moment) if isinstance(self.images, Stream) else self.images[rows]
     return Split(images, self.labels[rows], self.indices[rows])
 
   def select(self, rows: np.ndarray) -> "Split":
-    """Some rows; of a stream they are not read yet."""
+    """Some rows; if the images are streamed, they are not read yet."""
     images = self.images.select(rows) if isinstance(self.images, Stream) else self.images[rows]
     return Split(images, self.labels[rows], self.indices[rows])
 
   def in_memory(self) -> "Split":
-    """The same, with nothing left to read."""
+    """The same split with all images in memory."""
     return self._replace(images=np.asarray(self.images))
 
   @property
@@ -49,14 +49,14 @@ class Split(NamedTuple):
 
   @property
   def nbytes(self) -> int:
-    """What the images take, or would take in memory."""
+    """The size of the images in memory, in bytes, also if they are streamed."""
     return self.images.nbytes
 
   def fingerprint(self, most: int | None = None) -> str:
-    """Shape and type of the images, and a digest of all: "uint8 [500, 8, 8, 1] sha256:0123456789abcdef".
+    """Shape and type of the images, and a digest of the split: "uint8 [500, 8, 8, 1] sha256:0123456789abcdef".
 
-    With `most`, and where the images take more than 256 MiB, of a sample of them, spread evenly, and of all labels and
-    indices.
+    With `most`, or if the images take more than 256 MiB, the digest is computed from an evenly spread sample of the
+    images, and from all labels and indices.
     """
     count, digest = len(self.labels), hashlib.sha256()
     if most is None and self.nbytes > _LARGE:
@@ -70,13 +70,13 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-  """Three splits, those of training empty where not read; the classes, None where unknown.
+  """Three splits, of which `train` and `validation` are empty if not read; the number of classes, None if unknown.
 
   Attributes:
-    corrupted: copies of the test split.
-    extra: images that are trained on beside those of `train`, with indices beyond theirs; None without.
-    loading: whether images are streamed and why, a line; empty where there was nothing to choose.
-    listed: rows of the test split that are evaluated, in this order; None for all.
+    corrupted: corrupted copies of the test split.
+    extra: additional training images, with indices after those of `train` and `validation`; None if there are none.
+    loading: whether images are streamed and why, in one line; empty if there was no choice.
+    listed: the rows of the test split that are evaluated, in this order; None for all.
   """
 
   train: Split
@@ -93,7 +93,7 @@ class Dataset(NamedTuple):
     return {"test": self.test, "validation": self.validation, "train": self.train}[name]
 
   def evaluated(self, name: str, num_images: int = 0) -> Split:
-    """The images of one of `SPLITS` that are evaluated, or the first so many of them."""
+    """The images of one of `SPLITS` that are evaluated: all, or the first `num_images` of them."""
     split = self.split(name)
     rows = np.arange(len(split.labels)) if self.listed is None or name != "test" else self.listed
     return split.select(rows[: num_images or None])
@@ -103,7 +103,7 @@ class Dataset(NamedTuple):
     return self.test.images.shape[1:]
 
   def fingerprint(self) -> dict[str, str]:
-    """For each split that was read its shape, type and digest: two data sets are the same where these are equal."""
+    """Shape, type and digest of each split that was read: two data sets are the same if these are equal."""
     splits = {name: split for name in SPLITS if len((split := self.split(name)).labels)}
     found = {name: split.fingerprint() for name, split in splits.items()}
     return found if self.extra is None else found | {"extra": self.extra.fingerprint(_SAMPLE)}

@@ -1,4 +1,4 @@
-"""Images that are read as they are asked for, in place of an array in memory, and the choice between the two."""
+"""Images that are read on demand instead of held in memory as an array, and the choice between the two."""
 
 import contextlib
 import math
@@ -15,37 +15,37 @@ from lrat_jax.core import sharding
 from lrat_jax.data.npz_idx import DataError
 
 LOADINGS = ("auto", "memory", "stream")
-# What "auto" gives of the host's memory to decoded images; a split is copied once while it is cut.
+# The largest share of the host's memory that "auto" uses for decoded images; dividing a split copies it once.
 _SHARE = 0.25
-# Decoding releases Python's lock, the rest of a record's way does not: more threads than this wait for one another.
+# Decoding releases Python's lock, the rest of reading a record does not: more threads than this would block each other.
 _MOST_WORKERS = 16
-# A thread takes so many records at a time, or more where it would be handed records more than so many times: each time
-# costs as much as a small picture.
+# A thread takes up to _TOGETHER records at a time, or more if it would otherwise have to take records more than
+# _MOST_TIMES times: each time costs as much as decoding a small picture.
 _TOGETHER, _MOST_TIMES = 16, 1024
 _ALIGNMENT = 64
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
-# (seed, step) of a training batch, which random crops are drawn from.
+# (seed, step) of a training batch, from which random crops are drawn.
 Moment = tuple[int, int]
 
 
 class Records(Protocol):
-  """Images in files, by their numbers from 0."""
+  """Images in files, numbered from 0."""
 
   @property
   def shape(self) -> tuple[int, ...]:
     """(n, h, w, c)."""
 
   def read(self, numbers: np.ndarray, moment: Moment | None = None) -> np.ndarray:
-    """uint8 [k, h, w, c]; where images are cropped at random, as at a moment of training, or without one the centre."""
+    """uint8 [k, h, w, c]; with random crops, those of a training `moment`, or the centres if it is None."""
 
 
 class Stream:
-  """uint8 [n, h, w, c] that is read where rows are asked for; it stands for the array of images in a `Split`.
+  """Images uint8 [n, h, w, c] that are read on demand, used in place of the array of images in a `Split`.
 
   Args:
-    records: what it reads.
-    numbers: int [n], which of the records it is, in its order; all by default.
+    records: the records from which the images are read.
+    numbers: int [n], the numbers of the records in this stream, in its order; all by default.
   """
 
   dtype = np.dtype(np.uint8)
@@ -65,15 +65,15 @@ class Stream:
 
   @property
   def nbytes(self) -> int:
-    """What it would take in memory."""
+    """The size in bytes that the images would take in memory."""
     return self.size
 
   def select(self, rows: np.ndarray) -> "Stream":
-    """Some rows, of which nothing is read yet."""
+    """A stream of some rows, without reading them."""
     return Stream(self.records, self._numbers[rows])
 
   def read(self, rows: np.ndarray | slice, moment: Moment | None = None) -> np.ndarray:
-    """uint8 [k, h, w, c], as `Records.read` says."""
+    """uint8 [k, h, w, c], as in `Records.read`."""
     return self.records.read(self._numbers[rows], moment)
 
   def __len__(self) -> int:
@@ -89,12 +89,12 @@ class Stream:
 
 
 def stream_of(records: Records) -> np.ndarray:
-  """All of some records, as what a `Split` takes for an array of images."""
+  """A stream of all records, with the type of a `Split`'s array of images."""
   return cast(np.ndarray, Stream(records))
 
 
 class MappedRecords(NamedTuple):
-  """An array that is mapped from its file: uint8 [n, h, w, c]."""
+  """An array uint8 [n, h, w, c] that is memory-mapped from its file."""
 
   images: np.ndarray
 
@@ -107,7 +107,7 @@ class MappedRecords(NamedTuple):
 
 
 def empty_images(shape: tuple[int, ...]) -> np.ndarray:
-  """Uninitialised uint8 at an address that XLA:CPU takes as it is: it copies what is not aligned to 64 bytes."""
+  """An uninitialised uint8 array, aligned to 64 bytes because XLA:CPU copies arrays that are not."""
   size = math.prod(shape)
   buffer = np.empty(size + _ALIGNMENT, np.uint8)
   start = -buffer.ctypes.data % _ALIGNMENT
@@ -115,7 +115,7 @@ def empty_images(shape: tuple[int, ...]) -> np.ndarray:
 
 
 class JoinedRecords(NamedTuple):
-  """Arrays one after the other, each mapped from its file or in memory: uint8 [n, h, w, c] of one shape but for n."""
+  """Several arrays uint8 [n, h, w, c] in sequence, each memory-mapped or in memory; only n may differ."""
 
   arrays: tuple[np.ndarray, ...]
 
@@ -132,10 +132,10 @@ class JoinedRecords(NamedTuple):
 
 
 class Threads:
-  """Threads for all that is read of one data set: while the last images of a batch are read, the next one begins.
+  """A pool of threads for reading a data set: while the last images of a batch are read, the next batch is started.
 
   Args:
-    workers: how many threads; 0 is one for each core that this process may use, up to 16.
+    workers: the number of threads; 0 for one per core that this process may use, up to 16.
   """
 
   def __init__(self, workers: int = 0):
@@ -143,7 +143,7 @@ class Threads:
     self._pool = futures.ThreadPoolExecutor(self._count, "read")
 
   def for_each(self, count: int, action: Callable[[int], None]) -> None:
-    """`action` of every number below `count`; the first error ends it."""
+    """Calls `action` for every number below `count`; stops at the first error and raises it."""
     a_thread = count // self._count
     together = max(1, min(_TOGETHER, a_thread // 4), math.ceil(a_thread / _MOST_TIMES))
 
@@ -156,7 +156,7 @@ class Threads:
 
 
 def host_memory() -> int:
-  """Bytes of memory that this host has, or that its container may use."""
+  """The memory in bytes that this host has, or that its container may use."""
   limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
   for name in _MEMORY_LIMITS:
     with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
@@ -165,21 +165,21 @@ def host_memory() -> int:
 
 
 class Decision(NamedTuple):
-  """Whether images are streamed, and why: a line, empty where there was nothing to choose."""
+  """Whether images are streamed, and the reason in one line, empty if there was no choice."""
 
   streams: bool = False
   line: str = ""
 
 
 class Loading(NamedTuple):
-  """How images become arrays: fields of a configuration's `data`.
+  """How images are loaded: fields of a configuration's `data`.
 
   Attributes:
-    kind: one of `LOADINGS`; "auto" keeps in memory what takes a quarter of the host's at the most.
-    image_size: the side of squares that pictures are brought to; 0 leaves them as they are.
-    random_resized_crop: the smallest share of a picture that a crop in training may be; 0 is off.
-    workers: threads that read and decode, as of `Threads`.
-    on_devices: whether training images are to wait on the devices, which a stream cannot.
+    kind: one of `LOADINGS`; "auto" keeps images in memory if they take at most a quarter of the host's memory.
+    image_size: the side of the square to which pictures are resized; 0 leaves them unchanged.
+    random_resized_crop: the smallest share of a picture that a crop in training may have; 0 is off.
+    workers: the number of threads that read and decode, as in `Threads`.
+    on_devices: whether training images are to be kept on the devices, which is not possible for a stream.
   """
 
   kind: str = "memory"
@@ -189,13 +189,13 @@ class Loading(NamedTuple):
   on_devices: bool = False
 
   def decide(self, nbytes: int, obstacle: str = "") -> Decision:
-    """Whether images of so many bytes are streamed.
+    """Decides whether images of `nbytes` bytes are streamed.
 
     Args:
-      obstacle: why they cannot be, for a sentence that begins with "they".
+      obstacle: why they cannot be streamed, for a sentence that begins with "they"; empty if they can.
 
     Raises:
-      DataError: they have to be, and cannot.
+      DataError: `kind` is "stream", but they cannot be streamed.
     """
     if self.kind == "stream" and obstacle:
       raise DataError(f"data.loading='stream': its images cannot be streamed; they {obstacle}.")
@@ -213,5 +213,5 @@ class Loading(NamedTuple):
     return Decision(True, f"{size} are streamed (data.loading=auto: more than a quarter of the host's {memory}).")
 
 
-# As data sets are loaded unless asked otherwise.
+# How data sets are loaded by default.
 IN_MEMORY = Loading()

@@ -1,4 +1,4 @@
-"""Data sets that TFDS has prepared on disk, read without TensorFlow, and without running what their files name."""
+"""Data sets that TFDS has prepared on disk, read without TensorFlow and without running code that their files name."""
 
 import io
 import json
@@ -16,18 +16,18 @@ from lrat_jax.data.streams import IN_MEMORY, Loading, Threads, stream_of
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
-# NAME[/CONFIG][:VERSION]; TFDS would also take namespaces, and download code for them.
+# NAME[/CONFIG][:VERSION]; TFDS would also accept namespaces, and download code for them.
 _NAME = re.compile(r"([a-z]\w*)(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
-# What is tested on; the second where there is no first, or none with labels.
+# The splits for testing; the second is used if the first is missing or has no labels.
 _TESTS = ("test", "validation")
-# The number that an example's id ends in, as in "test_00042".
+# The number at the end of an example's id, as in "test_00042".
 _NUMBER = re.compile(r"\d+$", re.ASCII)
-# The fields of a features.json that name Python classes, now and formerly.
+# The fields of a features.json that name Python classes, in the current format and in the former one.
 _CLASS_FIELDS = ("pythonClassName", "type")
 
 
 def _classes(features: Any) -> Iterator[str]:
-  """The Python classes that a features.json names; TFDS imports the modules that they are in."""
+  """The Python classes that a features.json names; TFDS imports their modules."""
   children = features.values() if isinstance(features, dict) else features if isinstance(features, list) else ()
   for child in children:
     yield from _classes(child)
@@ -36,7 +36,7 @@ def _classes(features: Any) -> Iterator[str]:
 
 
 def _check_classes(folder: Path) -> None:
-  """Refuses prepared data whose features are of classes other than TFDS's own."""
+  """Raises DataError if the features of prepared data have other classes than TFDS's own."""
   for path in folder.glob("**/features.json"):
     foreign = [name for name in _classes(json.loads(path.read_text())) if not name.startswith("tensorflow_datasets.")]
     if foreign:
@@ -44,14 +44,14 @@ def _check_classes(folder: Path) -> None:
 
 
 def _undecoded(builder: Any, split: str) -> Any:
-  """The examples of a split by their numbers, with the image as the bytes that it is stored in."""
+  """The examples of a split by their numbers, with images as encoded bytes."""
   from tensorflow_datasets.core.decode import SkipDecoding
 
   return builder.as_data_source(split, decoders={"image": SkipDecoding()})
 
 
 def _read_split(builder: Any, split: str, loading: Loading) -> Arrays:
-  """Images and labels of a split, of which the labels are read; the images too where they are no pictures of 8 bits."""
+  """Images and labels of a split. Labels are read; images only if they are not 8-bit grey or colour pictures."""
   from tensorflow_datasets.core.features import Image as Pixels
 
   feature = builder.info.features["image"]
@@ -69,7 +69,7 @@ def _read_split(builder: Any, split: str, loading: Loading) -> Arrays:
   def read_label(number: int) -> None:
     try:
       labels[number] = source[number]["label"]
-    except Exception as error:  # as of `read`
+    except Exception as error:  # as in `read`
       raise DataError(f"record {number}: {name(number)} cannot be read: {reason(error)}") from None
 
   Threads(loading.workers).for_each(len(labels), read_label)
@@ -78,7 +78,7 @@ def _read_split(builder: Any, split: str, loading: Loading) -> Arrays:
 
 
 def _builder(name: str, data_dir: str) -> tuple[Any, DataError]:
-  """What reads a prepared data set, and the error that says how to prepare it. Raises it where that was not done."""
+  """TFDS's builder of a data set and the error that says how to prepare it. Raises that error if it is not prepared."""
   try:
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
   except ModuleNotFoundError as error:
@@ -108,29 +108,29 @@ def _read(name: str, data_dir: str, loading: Loading, train: bool) -> tuple[Arra
     raise DataError(f"it lacks image and label features or a {'train and a ' if train else ''}test split.")
   try:
     test = _read_split(builder, tests[0], loading)
-    if test[1].min() < 0 and len(tests) > 1:  # of ImageNet's test images nobody tells the labels
+    if test[1].min() < 0 and len(tests) > 1:  # the labels of ImageNet's test images are not public
       test = _read_split(builder, tests[1], loading)
     return _read_split(builder, "train", loading) if train else None, test, features["label"].num_classes
-  except (FileNotFoundError, NotImplementedError):  # prepared in no form that can be read without TensorFlow
+  except (FileNotFoundError, NotImplementedError):  # not prepared in a format that can be read without TensorFlow
     raise missing from None
 
 
 def read(
   name: str, data_dir: str, loading: Loading = IN_MEMORY, *, train: bool = True
 ) -> tuple[Arrays | None, Arrays, int]:
-  """(images, labels) of the training split (None if not asked for) and of the test split; the number of classes.
+  """(images, labels) of the training split (None if not requested) and of the test split; the number of classes.
 
-  The images are a `Stream` of the records that TFDS has written, of which the labels alone are read. Those of another
-  kind than pictures of 8 bits in grey or colour are read whole.
+  The images are a `Stream` of the records that TFDS has written, and only the labels are read. Images that are not
+  8-bit grey or colour pictures are read into memory.
 
   Args:
     name: NAME[/CONFIG][:VERSION], of a prepared image data set.
-    data_dir: where TFDS keeps its data; empty is its own default.
-    loading: how pictures are resized, and by how many threads.
+    data_dir: where TFDS keeps its data; empty for TFDS's own default.
+    loading: how pictures are resized, and the number of threads.
 
   Raises:
-    DataError: another form of name, a data set that is not there (with the command that prepares it), or one that is
-      damaged, has no images of one size with labels, or names Python classes that are not TFDS's own.
+    DataError: the name has another form, or the data set is missing (with the command that prepares it), is damaged,
+      lacks labels or images of one size, or names Python classes that are not TFDS's own.
   """
   if not _NAME.fullmatch(name):
     raise DataError("a data set of TFDS is named NAME, NAME/CONFIG or NAME:1.0.0.")
@@ -138,14 +138,15 @@ def read(
     return _read(name, data_dir, loading, train)
   except DataError:
     raise
-  except Exception as error:  # TFDS and its readers raise almost anything on damaged files
+  except Exception as error:  # TFDS and its readers may raise almost any exception for damaged files
     raise DataError(f"it cannot be read: {reason(error)}") from None
 
 
 def original_places(name: str, data_dir: str) -> np.ndarray | None:
-  """Where each test image stood before TFDS shuffled them, int [n], by the numbers at the end of the examples' ids.
+  """The position of each test image before TFDS shuffled them, int [n], from the numbers at the end of their ids.
 
-  None where the examples have no ids, or none that number them from 0. Takes what `read` has taken before.
+  None if the examples have no ids, or ids that do not number them from 0. `read` must have accepted the data set
+  before.
   """
   builder, _ = _builder(name, data_dir)
   if "id" not in builder.info.features:
@@ -157,11 +158,11 @@ def original_places(name: str, data_dir: str) -> np.ndarray | None:
 
 
 def file_names(name: str, data_dir: str, labels: np.ndarray) -> list[str] | None:
-  """What the files of the test images were called before TFDS prepared them; None where the examples do not tell.
+  """The file names of the test images before TFDS prepared them; None if the examples do not contain them.
 
   Args:
-    name, data_dir: of a data set that `read` has taken before.
-    labels: int [n], of the test images, which tell the split.
+    name, data_dir: of a data set that `read` has accepted before.
+    labels: int [n], of the test images, from which the split is recognised.
   """
   builder, _ = _builder(name, data_dir)
   if "file_name" not in builder.info.features:

@@ -1,1 +1,1 @@
-"""Evaluation of a model: a suite of attacks on a whole split, and the files that it leaves."""
+"""Evaluation of a model: a suite of attacks on a whole split, and the files that it writes."""

@@ -1,4 +1,4 @@
-"""One attack on the batches of a split, every image once, sharded over the devices: the program, and validation."""
+"""One attack on the batches of a split, each image once, sharded over devices: the batch program, and validation."""
 
 from collections.abc import Callable
 
@@ -15,20 +15,21 @@ from lrat_jax.core import sharding
 from lrat_jax.core.typing import Variables
 
 Evaluator = Callable[[Variables, data.Split, Array], dict[str, np.ndarray]]
-# The model, and behind it the one that is attacked, where that is another.
+# The evaluated model, followed by the attacked model if that is a different one.
 Models = tuple[Partial, ...]
 EvaluateBatch = Callable[[Models, Array, dict[str, Array]], dict[str, Array]]
 Arrays = dict[str, np.ndarray]
 
-# In place of a class, where logits are NaN or infinite.
+# In place of the predicted class if logits are NaN or infinite.
 NO_PREDICTION = -1
 
 
 def batch_program(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> EvaluateBatch:
-  """(asked, key, batch) -> logits, predictions, vulnerabilities, distances and images [batch, ...] under an attack.
+  """(models, key, batch) -> logits, predictions, vulnerabilities, distances and images [batch, ...] under an attack.
 
-  A batch may hold what is "found" already. An image that the attack left NaN is evaluated as it was, and "lost"
-  [batch]. Logits that are not finite predict none.
+  With `attack` None, the images under "found" in the batch are evaluated, or the clean images if there are none. If an
+  attack returns an image that is not finite, the clean image is evaluated, and "lost" [batch] is True for it. If logits
+  are not finite, the prediction is `NO_PREDICTION`.
   """
 
   def evaluate_shard(asked: Models, key: Array, batch: dict[str, Array]) -> dict[str, Array]:
@@ -57,8 +58,9 @@ def batch_program(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> Evalu
 def make_evaluator(model: nn.Module, attack: attacks.Attack | None, batch_size: int, mesh: Mesh) -> Evaluator:
   """A function (variables, split, key) -> {"correct" [n] bool, "vulnerabilities" [n] float} under one attack.
 
-  `attack` None evaluates the clean images. An image's attack depends on its index under `key` alone, so batch size and
-  device count change nothing; the last batch is padded and masked. Compiled once, for every call.
+  With `attack` None, the clean images are evaluated. The randomness of an attack depends only on `key` and the image's
+  index, so batch size and device count do not change the results; the last batch is padded and masked. The function is
+  compiled once for all calls.
   """
   evaluate_batch, apply = batch_program(attack, "linf", mesh), models.applied(model)
 

@@ -13,7 +13,7 @@ from lrat_jax.core.microbatch import any_batch_size
 from lrat_jax.core.typing import HostAnswers, HostImages, HostIntegers, HostPixels, LogitsFn, OneKey
 from lrat_jax.evaluation import suite_warnings
 
-# What an evaluation may be called: the name AutoAttack belongs to all four attacks alone.
+# The title of a result, by version. Only a run of all four attacks may be called AutoAttack.
 _TITLES = {
   "standard": "AutoAttack",
   "plus": "AutoAttack (plus)",
@@ -22,21 +22,21 @@ _TITLES = {
 
 
 class BenchmarkResult(NamedTuple):
-  """What `benchmark` returns for n images; `print` shows it as a table.
+  """The result of `benchmark` on n images; `print` shows it as a table.
 
   Attributes:
     threat_model: "linf", "l2" or "l1".
     epsilon: radius of the ball, in units of the image range.
-    version: of AutoAttack.
+    version: the version of AutoAttack.
     clean_accuracy, robust_accuracy: shares of n, in [0, 1].
-    robust: bool [n], right on the clean image and under every attack.
-    broken_by: int [n], an index into `attacks`; -1 where the image is robust.
-    attacks: "clean", then the attacks' names in their order.
+    robust: bool [n], whether the model is right on the clean image and under every attack.
+    broken_by: int [n], the attack that broke the image, as an index into `attacks`; -1 if the image is robust.
+    attacks: "clean", then the names of the attacks in order.
     per_attack: a `StageSummary` for each attack that ran.
-    warnings: lines to read before the number is believed; empty for a healthy model.
-    clean_images: [n, h, w, c], those given.
-    fallen: int [m], the places of the images that an attack broke.
-    adversarials: float [m, h, w, c], what broke them.
+    warnings: lines to read before the number is trusted; usually empty for a healthy model, except with "apgd".
+    clean_images: [n, h, w, c], the images as given.
+    fallen: int [m], the positions of the images that an attack broke.
+    adversarials: float [m, h, w, c], the adversarial images that broke them.
   """
 
   threat_model: str
@@ -55,7 +55,7 @@ class BenchmarkResult(NamedTuple):
 
   @property
   def images(self) -> HostImages:
-    """Float [n, h, w, c] in [0, 1], the adversarial image that broke the model, else the clean image."""
+    """Float [n, h, w, c] in [0, 1], the adversarial image that broke the model, otherwise the clean image."""
     return attacks.with_adversarials(self.clean_images, self.fallen, self.adversarials)
 
   def __str__(self) -> str:
@@ -95,7 +95,7 @@ def benchmark(
     labels: int [n].
     threat_model: "Linf", "L2" or "L1", in upper or lower case.
     epsilon: radius of the ball, in units of the image range; 8/255 is the usual one for Linf on CIFAR-10.
-    version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus", or "apgd" (the first two alone, an upper bound).
+    version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus", or "apgd" (only the first two, an upper bound).
     key: a typed key; by default `jax.random.key(0)`. The same key gives the same result.
     batch_size: images on all devices together. Changes no result.
     num_sanity_examples: number of images for the sanity checks, which look for signs of a misleading number; 0: none.

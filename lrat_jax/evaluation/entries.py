@@ -1,4 +1,4 @@
-"""One entry of a suite on a split: the clean images, an attack, or AutoAttack, in pieces that can be kept."""
+"""Evaluates one entry of a suite on a split: the clean images, an attack, or AutoAttack, in pieces that are saved."""
 
 import functools
 import hashlib
@@ -24,10 +24,10 @@ from lrat_jax.evaluation.batches import Arrays, EvaluateBatch, Models, batch_pro
 
 
 class Job(NamedTuple):
-  """What stays the same through a suite."""
+  """What all entries of a suite share."""
 
   logits_fn: Partial
-  attacked_fn: Partial  # what attacks know of the model: the same, unless it is attacked in another type
+  attacked_fn: Partial  # the model that attacks use: `logits_fn`, unless it is attacked in another dtype
   split: data.Split
   key: Array
   batch_size: int
@@ -37,22 +37,22 @@ class Job(NamedTuple):
   microbatch_size: int | None
   corrupted: data.CorruptedImages | None
   surrogates: Mapping[str, Partial]
-  evaluate_read: EvaluateBatch  # of images that are read, compiled once for all
+  evaluate_read: EvaluateBatch  # evaluates images that are read from files; compiled once
   on_stage: Callable[[str, attacks.StageSummary], None]
   on_progress: Callable[[str, int, int], None]
   on_kept: Callable[[], None]
 
   def asked(self, name: str) -> Models:
-    """The models of an attack: the one that predicts, and the one that is attacked where that is another."""
+    """The models of an attack: the evaluated model, followed by the attacked model if that is a different one."""
     attacked = self.surrogates.get(name, self.attacked_fn)
     return (self.logits_fn,) if attacked is self.logits_fn else (self.logits_fn, attacked)
 
   def is_read(self, entry: Mapping[str, Any]) -> bool:
-    """Whether what an entry of the suite finds is read from files."""
+    """Whether the corrupted images of an entry are read from files."""
     return self.corrupted is not None and suites.is_corruption(entry)
 
   def store(self, *below: str) -> eval_state.Store:
-    """Where finished work is kept."""
+    """The store for finished work."""
     if self.directory is None:
       return eval_state.NullStore()
     return eval_state.CallbackStore(
@@ -61,9 +61,9 @@ class Job(NamedTuple):
 
 
 def run_clean(job: Job, split: data.Split, check: Callable[..., None]) -> tuple[Arrays, str]:
-  """The model on a split as it is: "predictions" and "vulnerabilities" [n], and a digest of its logits.
+  """Evaluates a split without attack: "predictions" and "vulnerabilities" [n], and a digest of the logits.
 
-  `check` is shown each batch's logits and labels, and the number of its first image.
+  `check` is called with each batch's logits and labels, and the position of its first image.
   """
   evaluate_batch = batch_program(None, "linf", job.mesh)
   pieces, digest = [], hashlib.sha256()
@@ -91,7 +91,7 @@ def _run_batch(
   first: int,
   clean_correct: np.ndarray,
 ) -> Arrays:
-  """One batch of one attack, with the adversarials that are to be kept and their rows of the split."""
+  """Runs one attack on one batch. The result includes the adversarials to keep and their rows of the split."""
   start = time.perf_counter()
   batch = sharding.shard_batch(job.mesh, batch)
   result, mask, labels = sharding.fetch((evaluate_batch(asked, job.key, batch), batch["mask"], batch["labels"]))
@@ -103,9 +103,9 @@ def _run_batch(
 
 
 def run_attack(job: Job, name: str, entry: Mapping[str, Any], clean_correct: np.ndarray) -> Arrays:
-  """An attack of the registry on the split, batch by batch, each kept as soon as it is done.
+  """Runs an attack of the registry on the split, batch by batch; each batch is saved as soon as it is finished.
 
-  Where an accelerator's memory is too small, the attack takes half as many images at once, as often as that helps.
+  If an accelerator runs out of memory, the number of images at once is halved, repeatedly if needed.
   """
   size = job.microbatch_size
   while True:
@@ -116,7 +116,7 @@ def run_attack(job: Job, name: str, entry: Mapping[str, Any], clean_correct: np.
 
 
 def _build_attack(entry: Mapping[str, Any]) -> attacks.Attack:
-  """The attack of an entry; one that takes features gets those of the model that it attacks."""
+  """The attack of an entry; if it needs features, it gets those of the attacked model."""
   attack = attacks.from_config(suites.without_surrogate(entry))
   if not suites.takes_features(entry):
     return attack
@@ -151,9 +151,9 @@ def _attack_split(
 def run_autoattack(
   job: Job, name: str, entry: Mapping[str, Any], clean: Arrays
 ) -> tuple[Arrays, attacks.AutoAttackReport]:
-  """AutoAttack on the split, in the form of any other attack's result, and its report."""
+  """Runs AutoAttack on the split. Returns a result in the form of any other attack's, and AutoAttack's report."""
   start = time.perf_counter()
-  split = job.split.in_memory()  # it comes back to images in any order, and keeps what it finds beside them
+  split = job.split.in_memory()  # AutoAttack accesses images in any order and keeps its adversarials in memory
   try:
     report = attacks.autoattack(
       job.key, job.attacked_fn, split.images, split.labels,
@@ -175,7 +175,7 @@ def run_autoattack(
     kept = examples_lib.most_vulnerable(evaluated["vulnerabilities"], report.broken_by > 0)
     images = report.adversarials[np.searchsorted(report.fallen, kept)]
   seconds = sum(summary.seconds for summary in report.per_attack) or time.perf_counter() - start
-  # Where the attacked model is another, what broke that one need not break the model.
+  # If the attacked model is a different one, an image that breaks it need not break the evaluated model.
   same = job.attacked_fn is job.logits_fn
   correct = report.robust if same else evaluated["predictions"] == split.labels
   result = {"correct": correct, "distances": report.distances, "rows": kept, "images": images}
@@ -183,7 +183,7 @@ def run_autoattack(
 
 
 def _with_fallen(job: Job, clean: Arrays, report: attacks.AutoAttackReport) -> Arrays:
-  """What the model says of every image as AutoAttack left it; `clean` is what it says of the clean images."""
+  """The results of the model on all images as AutoAttack left them; `clean` holds those on the clean images."""
   if not len(report.fallen):
     return clean
   fallen, _ = run_clean(job, job.split.select(report.fallen)._replace(images=report.adversarials), lambda *_: None)

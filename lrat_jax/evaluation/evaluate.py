@@ -27,11 +27,11 @@ CLEAN = "clean"
 
 
 class EvaluationResult(NamedTuple):
-  """What `run_suite` found; see there for `summary`, `per_example` and `timings`.
+  """The result of `run_suite`, whose docstring explains `summary`, `per_example` and `timings`.
 
   Attributes:
-    examples: for each attack.
-    images: for each attack the adversarials [n, h, w, c], if they were to be kept.
+    examples: a few images that the attack broke, for each attack.
+    images: all adversarials [n, h, w, c] for each attack, if `keep_images` was True.
   """
 
   summary: dict[str, Any]
@@ -42,7 +42,7 @@ class EvaluationResult(NamedTuple):
 
 
 def _digest(arrays: Any) -> str:
-  """Of the content of a tree of arrays."""
+  """A digest of the content of a tree of arrays."""
   digest = hashlib.sha256()
   for array in jax.tree.leaves(sharding.fetch(arrays)):
     digest.update(np.ascontiguousarray(array).view(np.uint8).data)
@@ -50,7 +50,7 @@ def _digest(arrays: Any) -> str:
 
 
 def _fingerprint(job: Job, suite: suites.Suite, seed: int, predictions: str) -> dict[str, str]:
-  """What a suite's pieces depend on, by the names under which a store tells that it has changed."""
+  """What the saved pieces of a suite depend on, under the names that a store's error message reports."""
   read = {entry["kind"] for entry in suite.values() if job.is_read(entry)}
   versions = (
     {"files of config.data.corruptions": str([job.corrupted.version(kind) for kind in sorted(read)])} if read else {}
@@ -70,14 +70,14 @@ def _fingerprint(job: Job, suite: suites.Suite, seed: int, predictions: str) -> 
 
 
 def _columns(name: str, result: Arrays, clean_correct: np.ndarray) -> Arrays:
-  """What per_example holds of one attack."""
+  """The arrays of per_example for one attack."""
   fields = {"vulnerability": "vulnerabilities", "prediction": "predictions", "distance": "distances"}
   columns = {f"robust/{name}": result["correct"] & clean_correct}
   return columns | {f"{field}/{name}": result[source] for field, source in fields.items()}
 
 
 def _union(per_example: Arrays, names: list[str]) -> Arrays:
-  """Over the whole suite: "robust" bool [n]; "broken_by" [n], an index into "stages", -1 where robust."""
+  """Over the whole suite: "robust" bool [n]; "broken_by" [n], an index into "stages", -1 if robust."""
   broken_by = np.where(per_example["clean_correct"], -1, 0)
   for number, name in enumerate(names, start=1):
     broken_by = np.where((broken_by == -1) & ~per_example[f"robust/{name}"], number, broken_by)
@@ -85,7 +85,7 @@ def _union(per_example: Arrays, names: list[str]) -> Arrays:
 
 
 def _check_models(job: Job, suite: suites.Suite) -> None:
-  """Refuses surrogates that are not there, and a model without the features of an attack. Raises EvaluationError."""
+  """Raises EvaluationError if a surrogate is missing, or if a model lacks the features that an attack needs."""
   for name, entry in suite.items():
     if entry.get(suites.SURROGATE) and name not in job.surrogates:
       raise EvaluationError(f"{name}: surrogate={entry[suites.SURROGATE]!r} is a model that was not loaded.")
@@ -117,45 +117,48 @@ def run_suite(
   on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
   on_kept: Callable[[], None] = lambda: None,
 ) -> EvaluationResult:
-  """Clean accuracy and robust accuracy under each attack of a suite, on every image of a split.
+  """Evaluates clean accuracy, and robust accuracy under each attack of a suite, on every image of a split.
 
-  An image counts as robust to an attack if the model is right on it clean and attacked, and as robust to their union if
-  that holds for all attacks of the suite.
+  An image is robust to an attack if the model is right on both the clean and the attacked image. It is robust to the
+  union if that holds for all attacks of the suite.
 
   Args:
     logits_fn: images -> logits. Wrap parameters as `jax.tree_util.Partial(apply, variables)`, or they are compiled in.
     suite: name -> an attack's configuration, as `attacks.from_config` takes it, or {"name": "autoattack", "norm",
-      "epsilon", "version", "attacks_to_run", "overrides"} for `attacks.autoattack`. "lpips" gets the features of the
+      "epsilon", "version", "attacks_to_run", "overrides"} for `attacks.autoattack`. "lpips" uses the features of the
       model, which must be a `Partial` of `models.applied`.
-    num_sanity_examples: how many images `sanity_checks.run_sanity_checks` looks at; 0 is none.
-    keep_images: whether all adversarials are returned.
-    microbatch_size: how many images an attack takes at once on one device (`models.microbatch_size`); None is a
-      device's whole share of a batch, and for AutoAttack its own default.
-    directory: keeps finished batches, so that the same call goes on where it was stopped. A batch taken from there
-      counts the seconds that it took then.
-    corrupted: where the suite's corruptions are read from; None computes them. The split must be of the test split.
-    attacked_fn: what the attacks know of the model, as the same network in bfloat16; None is `logits_fn`, which gives
-      every verdict, and is what sanity checks look at.
-    surrogates: by name of an attack, the logits_fn of another model, on which it is made. What it found is evaluated on
-      `logits_fn`. AutoAttack and corruptions take none.
-    on_attack: told each attack's name, robust accuracy and seconds as it ends ("clean" first).
-    on_stage: told AutoAttack's name and each stage's summary as it ends.
-    on_progress: told after each batch the attack's name, for AutoAttack with its stage's, how many images were attacked
-      and how many are to be at most.
-    on_kept: called after each batch that `directory` has kept; what it raises ends the call, to go on later.
+    num_sanity_examples: the number of images that `sanity_checks.run_sanity_checks` uses; 0: none.
+    keep_images: whether to return all adversarials.
+    microbatch_size: the number of images that an attack processes at once on one device (`models.microbatch_size`);
+      None: a device's whole share of a batch, and for AutoAttack its own default.
+    directory: where finished batches are saved, so that the same call resumes after a stop. A batch loaded from there
+      counts with the seconds that it took originally.
+    corrupted: the files from which the suite's corruptions are read; then `split` must be of the test split. None: the
+      corruptions are computed.
+    attacked_fn: the model that attacks use, such as the same network in bfloat16; None: `logits_fn`. All final
+      predictions and the sanity checks use `logits_fn`.
+    surrogates: name of an attack -> the logits_fn of another model, on which the attack is run. Its adversarials are
+      then evaluated on `logits_fn`. AutoAttack and corruptions do not support surrogates.
+    on_attack: called with each attack's name, robust accuracy and seconds when it ends ("clean" first).
+    on_stage: called with AutoAttack's name and each stage's summary when the stage ends.
+    on_progress: called after each batch with the attack's name (for AutoAttack, followed by the stage's), the number of
+      images attacked so far, and the largest number that will be attacked.
+    on_kept: called after each batch that was saved in `directory`; an exception that it raises ends the call, which can
+      be resumed later.
 
   Returns:
     EvaluationResult. `summary` {"clean", "robust": {name: accuracy}, "union", "n", "warnings", "autoattack": {name:
     [stage, ...]}} is plain data, and so is `timings` {"seconds", "attack_seconds": {name: seconds}, "stage_seconds":
-    {name: {stage: seconds}}}; `per_example` maps names to arrays [n]: "indices",
-    "labels", "clean_correct", "robust" and "broken_by" over the suite (an index into "stages"; -1
-    robust), "robust/NAME" (bool), "vulnerability/NAME", "prediction/NAME" (-1 where the logits were not finite, which
-    is no prediction and not robust), "distance/NAME" (of what the attack returned, in
-    its norm, or l2), and for AutoAttack "broken_by/NAME" and "stages/NAME".
+    {name: {stage: seconds}}}; `per_example` maps names to arrays [n]: "indices", "labels", "clean_correct", "robust"
+    and "broken_by" over the suite (an index into "stages"; -1: robust), "robust/NAME" (bool), "vulnerability/NAME",
+    "prediction/NAME" (-1 if the logits were not finite: no prediction, and not robust), "distance/NAME" (from the clean
+    image to the one that the attack returned, in its norm, or in l2 if it has none), and for AutoAttack
+    "broken_by/NAME" and "stages/NAME".
 
   Raises:
-    EvaluationError: what are no logits of the labels (`attacks.check_logits`), or a directory of another evaluation.
-    ConfigError: a device has no memory for `batch_size` images.
+    EvaluationError: invalid logits (`attacks.check_logits`), a surrogate that was not loaded, a model without the
+      features that an attack needs, or a directory with a different evaluation.
+    ConfigError: a device's memory is too small for `batch_size` images.
   """
   entries = {name: dict(entry) for name, entry in suite.items()}
   as_partial = lambda found: found if isinstance(found, Partial) else Partial(microbatch.any_batch_size(found))
@@ -185,17 +188,17 @@ def run_suite(
 
 
 def _untimed(stage: attacks.StageSummary) -> dict[str, Any]:
-  """What a stage did, without how long it took: that alone differs between two runs."""
+  """A stage's summary without its timings, the only fields that differ between two runs."""
   return {field: value for field, value in stage._asdict().items() if field not in ("seconds", "images_per_second")}
 
 
 def _run(job: Job, suite: suites.Suite, seed: int, num_sanity_examples: int, on_attack) -> EvaluationResult:
-  """The clean images, then each attack; then the checks."""
+  """Evaluates the clean images, then runs each attack, then the sanity checks."""
   start = time.perf_counter()
   try:
     clean, digest = run_clean(job, job.split, attacks.check_logits)
     job.store().open(_fingerprint(job, suite, seed, digest))
-  except data.DataError:  # of a record that is damaged, not of the model
+  except data.DataError:  # a damaged record of the data, not a fault of the model
     raise
   except ValueError as error:
     raise EvaluationError(str(error)) from None
@@ -214,14 +217,14 @@ def _run(job: Job, suite: suites.Suite, seed: int, num_sanity_examples: int, on_
         result = run_attack(job, name, entry, clean_correct)
     per_example |= _columns(name, result, clean_correct)
     robust[name], seconds[name] = float(np.mean(per_example[f"robust/{name}"])), float(result["seconds"].sum())
-    lost[name] = int(np.sum(result.get("lost", 0)))  # AutoAttack mends its own, and warns
+    lost[name] = int(np.sum(result.get("lost", 0)))  # AutoAttack replaces NaN itself, and warns
     examples[name] = examples_lib.choose(result, clean_correct & ~per_example[f"robust/{name}"])
     if job.keep_images:
       images[name] = result["images"]
     on_attack(name, robust[name], seconds[name])
   per_example |= _union(per_example, list(suite))
   few = job.split.take(np.arange(min(num_sanity_examples, len(job.split.labels))))
-  # On one device: this is a small batch, and the checks ask for their results one after another.
+  # On one device, because the batch is small and the checks fetch their results one after another.
   on_one = sharding.to_own_device(job.logits_fn)
   summary = {
     "clean": float(np.mean(clean_correct)),

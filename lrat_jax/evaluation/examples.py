@@ -1,4 +1,4 @@
-"""Which of the images that an attack broke are shown: a few, the most vulnerable first."""
+"""Selects which of the images that an attack broke are shown: a few, the most vulnerable first."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 from lrat_jax import data
 
-# Of each attack, so many are kept for the picture, which shows so many of all.
+# The number of images kept for each attack, and the largest number that the picture shows over all attacks.
 _COUNT, _MOST = 8, 10
 
 
@@ -19,20 +19,20 @@ class Examples(NamedTuple):
 
 
 def most_vulnerable(vulnerabilities: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-  """A few of the candidates bool [n], those of the highest vulnerability first, as positions."""
+  """The positions of the few most vulnerable candidates, the most vulnerable first; `candidates` is bool [n]."""
   order = np.argsort(-vulnerabilities, kind="stable")
   return order[candidates[order]][:_COUNT]
 
 
 def choose(result: dict[str, np.ndarray], broken: np.ndarray) -> Examples:
-  """Of the images that an attack's result kept ("rows", "images"), those to show; `broken` is bool [n]."""
+  """The images to show among those that an attack's result kept ("rows", "images"); `broken` is bool [n]."""
   rows = result["rows"]
   shown = most_vulnerable(result["vulnerabilities"][rows], broken[rows])
   return Examples(rows[shown], result["images"][shown])
 
 
 def from_each(examples: Mapping[str, Examples], most: int = _MOST) -> list[tuple[str, int, np.ndarray]]:
-  """(attack, row of the split, adversarial) of the most vulnerable images, from each attack in turn, none twice."""
+  """(attack, row of the split, adversarial) of the most vulnerable images, from each attack in turn, no image twice."""
   chosen: dict[int, tuple[str, int, np.ndarray]] = {}
   deepest = max((len(shown.rows) for shown in examples.values()), default=0)
   for place in range(deepest):
@@ -46,7 +46,7 @@ def from_each(examples: Mapping[str, Examples], most: int = _MOST) -> list[tuple
 def to_arrays(
   split: data.Split, examples: Mapping[str, Examples], per_example: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """Those of `from_each` as arrays [k]: "attacks", "indices", "labels", "predictions", "originals", "adversarials".
+  """Examples of `from_each` as arrays [k]: "attacks", "indices", "labels", "predictions", "originals", "adversarials".
 
   The last two are float32 [k, h, w, c] in [0, 1]; "predictions" are the model's on the adversarials.
   """

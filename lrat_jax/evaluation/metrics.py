@@ -1,7 +1,8 @@
-"""What a suite's results say together: unions, held-out attacks, areas over strengths, shares of the best known.
+"""Metrics over several attacks of a suite: unions, held-out attacks, areas over strengths, shares of the best known.
 
-All are of per-example results, bool [attacks, n]: whether the model is right on an image, clean and under an attack.
-What is per example itself, float [n], has the metric as its mean, so that differences between models stay paired.
+All are computed from per-example results, bool [attacks, n]: whether the model is right on an image, both clean and
+under an attack. Functions that return values per example, float [n], have the metric as the mean of these values, so
+that differences between models stay paired.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,34 +13,34 @@ import numpy as np
 from lrat_jax.config import suites
 from lrat_jax.core.arguments import as_number
 
-# What separates an attack's name from its strength in the names of a suite's entries.
+# Separates an attack's name from its strength in the names of a suite's entries.
 _AT = "@"
 
 
 def union(robust: np.ndarray) -> np.ndarray:
-  """Right under every attack: bool [n] of bool [attacks, n]."""
+  """Whether the model is right under every attack: bool [n] from bool [attacks, n]."""
   return np.all(robust, axis=0)
 
 
 def mean(robust: np.ndarray) -> np.ndarray:
-  """The share of the attacks that an image withstands: float [n] of bool [attacks, n], one attack or more."""
+  """The share of the attacks under which the model is right: float [n] from bool [attacks, n], one attack or more."""
   return np.mean(robust, axis=0)
 
 
 def lowest(robust: np.ndarray) -> float:
-  """The accuracy under the attack that leaves least, of bool [attacks, n], one attack or more."""
+  """The lowest accuracy under any of the attacks, from bool [attacks, n], one attack or more."""
   return float(np.mean(robust, axis=1).min())
 
 
 def area(strengths: Sequence[float], robust: np.ndarray, clean_correct: np.ndarray) -> np.ndarray:
-  """The area under accuracy over strength, from the clean images at 0 to the largest, as a share of it: float [n].
+  """The area under accuracy over strength, from 0 (clean) to the largest, divided by the largest: float [n].
 
-  Its mean is 1 for a model that is always right and the clean accuracy for one that no strength harms; between the
-  strengths accuracy is taken to be linear (the trapezoidal rule).
+  Its mean is 1 for a model that is always right, and the clean accuracy for a model that is equally accurate at all
+  strengths. Between strengths, accuracy is interpolated linearly (the trapezoidal rule).
 
   Args:
-    strengths: [k], rising, above 0.
-    robust: bool [k, n], at each of them.
+    strengths: [k], increasing, above 0.
+    robust: bool [k, n], at each strength.
     clean_correct: bool [n].
   """
   places = np.concatenate([[0.0], strengths])
@@ -49,7 +50,7 @@ def area(strengths: Sequence[float], robust: np.ndarray, clean_correct: np.ndarr
 
 
 def competitiveness(robust: np.ndarray, references: np.ndarray) -> np.ndarray:
-  """The mean over attacks of accuracy as a share of the best known: float [n] (Dai et al., arXiv:2302.10980).
+  """The mean over attacks of accuracy divided by the best known accuracy: float [n] (Dai et al., arXiv:2302.10980).
 
   Args:
     robust: bool [attacks, n], one attack or more.
@@ -59,7 +60,7 @@ def competitiveness(robust: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 
 def ladders(names: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
-  """The attacks that a suite has at two strengths or more, by "NAME@STRENGTH": NAME -> rising (strength, entry)."""
+  """The attacks with two or more strengths, from entries "NAME@STRENGTH": NAME -> (strength, entry), increasing."""
   found: dict[str, list[tuple[float, str]]] = {}
   for entry in names:
     name, _, text = entry.rpartition(_AT)
@@ -73,7 +74,7 @@ def ladders(names: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
 
 
 def areas(per_example: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
-  """For each of the suite's `ladders` its `area`, float [n]."""
+  """The `area` of each of the suite's `ladders`, float [n]."""
   found = {}
   for name, rungs in ladders(names).items():
     robust = np.stack([per_example[f"robust/{entry}"] for _, entry in rungs])
@@ -82,10 +83,10 @@ def areas(per_example: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[s
 
 
 def corruption_accuracies(suite: suites.Suite, per_example: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """Accuracies on a suite's common corruptions, right when clean or not; empty where it has none.
+  """Accuracies on a suite's common corruptions, over all images, right when clean or not; empty if it has none.
 
   Returns:
-    {"mean" of the kinds' means, "kinds": {kind: {"mean", "severities": {"1": accuracy, ...}}}}.
+    {"mean" over the kinds' means, "kinds": {kind: {"mean", "severities": {"1": accuracy, ...}}}}.
   """
   kinds: dict[str, dict[str, float]] = {}
   for name, entry in suite.items():
@@ -107,14 +108,14 @@ def summary(
   train_attacks: suites.Suite | None,
   references: Mapping[str, float],
 ) -> dict[str, Any]:
-  """What results.json says besides the accuracies of each attack; what there is nothing of is left out.
+  """The metrics in results.json besides the accuracy under each attack; those that do not apply are left out.
 
   Args:
-    train_attacks: of the run that made the model; None where it is not known.
-    references: the best known accuracies by entry of the suite; those of other attacks count for nothing.
+    train_attacks: those of the run that trained the model; None if unknown.
+    references: the best known accuracies by entry of the suite; other attacks are ignored.
 
   Returns:
-    {"held_out": {"attacks", "mean", "union", "lowest"}, "areas": {name: area}, "corruptions" as of
+    {"held_out": {"attacks", "mean", "union", "lowest"}, "areas": {name: area}, "corruptions" as in
     `corruption_accuracies`, "competitiveness": {"mean", "lowest", "attacks": {entry: ratio}, "references"}}.
   """
   robust = lambda names: np.stack([per_example[f"robust/{name}"] for name in names])

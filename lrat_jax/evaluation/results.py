@@ -1,4 +1,4 @@
-"""What an evaluation leaves: results and timings, per_example.npz, adversarials, closing table, RobustBench's JSON."""
+"""Output of an evaluation: results and timings, per_example.npz, adversarials, final table, RobustBench's JSON."""
 
 import json
 import platform
@@ -17,7 +17,7 @@ from lrat_jax.core import files
 
 
 def environment() -> dict[str, Any]:
-  """What a number depends on besides the code: versions and devices."""
+  """What results depend on besides the code: versions and devices."""
   return {
     "python": platform.python_version(),
     **{package: metadata.version(package) for package in ("jax", "jaxlib", "flax", "numpy")},
@@ -27,9 +27,9 @@ def environment() -> dict[str, Any]:
 
 
 def radii(suite: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-  """For each attack that has one, {"norm", "text", "value"}: its radius as it was given and as a number.
+  """The radius of each attack that has one, {"norm", "text", "value"}: as given ("text") and as a number ("value").
 
-  The norm of an attack on a latent is its kind.
+  For an attack on a latent, "norm" is its kind.
   """
   return {
     name: {"norm": suites.ball(entry), "text": str(entry["epsilon"]), "value": suites.radius(entry)}
@@ -39,7 +39,7 @@ def radii(suite: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def write_json(path: Path, content: Any) -> None:
-  """Strict JSON, put in its place whole; NaN is a ValueError, and then nothing is written."""
+  """Writes strict JSON atomically. Raises ValueError for NaN, and then writes nothing."""
   text = json.dumps(content, indent=2, allow_nan=False) + "\n"
   with files.replacing(path) as file:
     file.write(text.encode())
@@ -48,9 +48,9 @@ def write_json(path: Path, content: Any) -> None:
 def write_results(
   workdir: Path, results: dict[str, Any], timings: dict[str, Any], per_example: dict[str, np.ndarray]
 ) -> None:
-  """results.json (strict JSON: NaN is a ValueError), timings.json and per_example.npz, each put in its place whole.
+  """Writes results.json (strict JSON: ValueError for NaN), timings.json and per_example.npz, each atomically.
 
-  Seconds have a file of their own, so that the others are equal to the byte wherever an evaluation is equal.
+  Timings are in a separate file, so that the other files are equal to the byte for equal evaluations.
   """
   json.dumps(results, allow_nan=False)
   write_json(workdir / "timings.json", timings)
@@ -59,12 +59,12 @@ def write_results(
 
 
 def write_worst_examples(workdir: Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """worst_examples.npz, of `examples.to_arrays`."""
+  """Writes worst_examples.npz, from `examples.to_arrays`."""
   files.write_arrays(workdir / "worst_examples.npz", arrays)
 
 
 def write_images(workdir: Path, images: Mapping[str, np.ndarray], indices: np.ndarray) -> None:
-  """adversarials/NAME.npz for each attack: "images" float32 [n, h, w, c] and "indices" [n] in the source's split."""
+  """Writes adversarials/NAME.npz per attack: "images" float32 [n, h, w, c] and "indices" [n] in the source's split."""
   (workdir / "adversarials").mkdir(exist_ok=True)
   for name, array in images.items():
     with files.replacing(workdir / "adversarials" / f"{name}.npz") as file:
@@ -83,12 +83,13 @@ def robustbench_entry(
   additional_data: bool = False,
   number_forward_passes: int = 1,
 ) -> dict[str, Any]:
-  """A model's entry in RobustBench's own form (its model_info/*.json), from results with AutoAttack's standard version.
+  """A model's entry in RobustBench's format (model_info/*.json), from results with AutoAttack's standard version.
 
-  What results cannot know, such as the paper's link and authors, is empty unless given; accuracies are text in percent.
+  Fields that are not in the results, such as the paper's link and authors, are empty unless given; accuracies are
+  strings in percent.
 
   Raises:
-    ValueError: no AutoAttack of the standard version is among the results.
+    ValueError: the results contain no AutoAttack of the standard version.
   """
   found = suites.robustbench_name(results["suite"])
   if found is None:
@@ -112,12 +113,12 @@ def robustbench_entry(
 
 
 def write_robustbench(workdir: Path, results: Mapping[str, Any], **fields: Any) -> None:
-  """robustbench.json, of `robustbench_entry`."""
+  """Writes robustbench.json, from `robustbench_entry`."""
   write_json(workdir / "robustbench.json", robustbench_entry(results, **fields))
 
 
 def _metric_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
-  """(name, share, explanation) of what several attacks say together, as of `metrics.summary`."""
+  """(name, share, explanation) of each metric over several attacks, from `metrics.summary`."""
   if held := results.get("held_out"):
     count = len(held["attacks"])
     yield "held out, mean", held["mean"], f"over {count} attack{'s' * (count > 1)} of kinds not trained on"
@@ -133,7 +134,7 @@ def _metric_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]
 
 
 def print_table(console: Console, results: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-  """The closing table: accuracy in percent, clean, under each attack and under their union; below it the warnings."""
+  """Prints the final table: accuracy in percent, clean, under each attack and under their union; then the warnings."""
   title = f"{results['name']} on {results['n']:,} {results['split']} images"
   table = Table(title=title, title_style="bold", title_justify="left")
   table.add_column("")

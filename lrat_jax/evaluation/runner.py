@@ -1,4 +1,4 @@
-"""From a model and a configuration to everything that an evaluation leaves in a workdir."""
+"""Evaluates a model with a configuration and writes all files of the evaluation to a workdir."""
 
 import contextlib
 import shutil
@@ -21,23 +21,23 @@ from lrat_jax.evaluation import evaluate as evaluate_lib
 from lrat_jax.evaluation import examples, metrics
 from lrat_jax.evaluation import results as results_lib
 
-# Finished batches of an evaluation that goes on; it is removed when the evaluation ends.
+# The folder of finished batches of an evaluation in progress; it is removed when the evaluation is complete.
 PROGRESS = "eval_progress"
 
 Draw = Callable[[Path, str, data.Split, evaluate_lib.EvaluationResult], None]
 
 
 def results_folder(workdir: Path, config: ConfigDict) -> Path:
-  """Where the results of config.eval's checkpoint on its split lie: of the best on the test split in the workdir."""
+  """The folder of the results of config.eval's checkpoint on its split: the workdir for "best" on "test"."""
   of_checkpoint = workdir if config.eval.checkpoint == "best" else workdir / config.eval.checkpoint
   return of_checkpoint if config.eval.split == "test" else of_checkpoint / config.eval.split
 
 
 def read_references(path: str, suite: Collection[str]) -> dict[str, float]:
-  """The best known accuracies of a JSON file {attack: accuracy}; none where no file is named.
+  """Reads the best known accuracies from a JSON file {attack: accuracy}; empty if `path` is empty.
 
   Raises:
-    ConfigError: no such file, not of that form, accuracies outside (0, 1], or none of an attack of the suite.
+    ConfigError: no such file, another form, accuracies outside (0, 1], or none for any attack of the suite.
   """
   if not path:
     return {}
@@ -70,22 +70,22 @@ def evaluate(
   surrogates: Mapping[str, Callable[[Array], Array]] = MappingProxyType({}),
   draw: Draw | None = None,
 ) -> dict[str, Any]:
-  """Runs config.eval's suite on its split: table, results.json, timings.json, per_example.npz, pictures.
+  """Runs config.eval's suite on its split; prints a table, writes results.json, timings.json, per_example.npz, plots.
 
-  The files are in `results_folder`: `workdir`, or in it a folder of the checkpoint's or split's name. What an earlier
-  try had finished is taken from the folder "eval_progress" beside them.
+  The files are in `results_folder`: `workdir`, or a folder in it with the name of the checkpoint or split. Batches that
+  an interrupted evaluation finished are loaded from the folder "eval_progress" next to the files.
 
   Args:
-    about: "name" and whatever else belongs in the results, as the whole configuration where it made the model.
-    attacked_fn: as of `evaluate.run_suite`.
-    stop: asked after every batch, on every process; where it returns True, the call ends, to go on there later.
-    microbatch_size, surrogates: as of `evaluate.run_suite`.
-    draw: makes the plots, from the folder, the name, the split and what was found.
+    about: "name" and whatever else belongs in the results, such as the whole configuration if it trained the model.
+    attacked_fn: as in `evaluate.run_suite`.
+    stop: called after every batch, on every process; if it returns True, the call ends, and a later call resumes there.
+    microbatch_size, surrogates: as in `evaluate.run_suite`.
+    draw: draws the plots, from the folder, the name, the split and the evaluation's result.
 
   Returns: the content of results.json.
 
   Raises:
-    ConfigError: the model's logits are not finite, or an earlier try evaluated something else.
+    ConfigError: the model's logits are not finite, or "eval_progress" is from a different evaluation.
     Preempted: `stop` returned True.
   """
 
@@ -124,7 +124,7 @@ def evaluate(
   except EvaluationError as error:
     raise ConfigError(str(error)) from error
   results = provenance.stamp() | about | evaluation.summary | _circumstances(config, suite)
-  # Whose model it is says whether the configuration's training attacks made it.
+  # The configuration's training attacks are used only if the model was trained with this configuration.
   train_attacks = config.train_attacks.to_dict() if "config" in about else None
   results |= metrics.summary(suite, evaluation.per_example, train_attacks, references)
   if not distributed.is_primary():
@@ -140,7 +140,7 @@ def evaluate(
 
 @contextlib.contextmanager
 def _progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-  """A line of how far an attack has come, and how long it takes at most: (name, images done, images in all)."""
+  """Shows an attack's progress and the longest time left: yields a function (name, images done, images in all)."""
   count = TextColumn("{task.completed}/{task.total} images")
   columns = TextColumn("{task.description}"), BarColumn(bar_width=10), count, TimeRemainingColumn(), TextColumn("left")
   with Progress(*columns, console=console, transient=True) as bar:
@@ -157,7 +157,7 @@ def _progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]
 
 
 def _circumstances(config: ConfigDict, suite: dict[str, Any]) -> dict[str, Any]:
-  """What results.json says of how it came about."""
+  """The part of results.json that says how the evaluation was run."""
   return {
     "suite": suite,
     "threat_models": results_lib.radii(suite),
@@ -177,7 +177,7 @@ def _write(
   split: data.Split,
   about: dict[str, Any],
 ) -> None:
-  """The files of an evaluation but those of `results.write_results`."""
+  """Writes the files of an evaluation except those of `results.write_results`."""
   if config.eval.save_images:
     results_lib.write_images(workdir, evaluation.images, split.indices)
   if config.eval.robustbench:
@@ -189,7 +189,7 @@ def _write(
 
 
 def stage_text(stage: attacks.StageSummary) -> str:
-  """One stage of AutoAttack for people: "apgd-ce: 41.20 % robust, 62 of 268 broken in 20 s, 13 images/s"."""
+  """One stage of AutoAttack as text: "apgd-ce: 41.20 % robust, 62 of 268 broken in 20 s, 13 images/s"."""
   return (
     f"{stage.name}: {100 * stage.robust_accuracy:.2f} % robust, {stage.broken:,} of {stage.attacked:,} broken in "
     f"{seconds_text(stage.seconds)}, {stage.images_per_second:,.0f} images/s"

@@ -1,4 +1,4 @@
-"""Warnings about the result of a suite: the attacks' own warnings, and the checks on a few of its images."""
+"""Warnings about the result of a suite: the attacks' own warnings, and sanity checks on a few of its images."""
 
 from collections.abc import Collection, Mapping
 
@@ -13,7 +13,7 @@ from lrat_jax.config import suites
 
 
 def _with_autoattack(findings: sanity_checks.Findings, report: attacks.AutoAttackReport) -> sanity_checks.Findings:
-  """The findings with APGD-T's accuracy on the same images, and what Square broke of all."""
+  """Adds APGD-T's accuracy on the same images, and the share of all images that Square broke, to the findings."""
   ran = [summary.name for summary in report.per_attack]
   robust = dict(findings.robust)
   if "apgd-t" in ran:
@@ -24,11 +24,11 @@ def _with_autoattack(findings: sanity_checks.Findings, report: attacks.AutoAttac
 
 
 def prediction_warnings(per_example: Mapping[str, np.ndarray], lost: Mapping[str, int]) -> list[str]:
-  """Lines on where the model predicted nothing or had no gradient, and on one that predicts one class alone.
+  """Warnings if logits or gradients are not finite, or if a constant prediction would be as accurate on clean images.
 
   Args:
-    per_example: as of `evaluate.run_suite`, with a prediction of -1 where the logits were not finite.
-    lost: by attack, on how many images it ended in NaN.
+    per_example: as in `evaluate.run_suite`, with a prediction of -1 if the logits were not finite.
+    lost: attack -> the number of images on which it ended in NaN.
   """
   lines = []
   if np.mean(per_example["clean_correct"]) <= np.bincount(per_example["labels"]).max() / len(per_example["labels"]):
@@ -44,9 +44,9 @@ def prediction_warnings(per_example: Mapping[str, np.ndarray], lost: Mapping[str
 
 
 def in_a_norm(suite: suites.Suite, reports: Collection[str]) -> list[str]:
-  """The attacks of a suite that have a radius in a norm: first AutoAttack, of which there are reports, and L∞ of each.
+  """The attacks of a suite with a radius in a norm: those with `reports` (AutoAttack) first, then L∞ before others.
 
-  The checks compare attacks with PGD, which has one step size and in L1 one sparsity: it is at its best in L∞.
+  The checks compare attacks with PGD, which has a fixed step size and, in L1, a fixed sparsity: it is strongest in L∞.
   """
   balls = {name: suites.ball(entry).lower() for name, entry in suite.items() if "epsilon" in entry}
   names = [name for name, ball in balls.items() if ball in suites.NORMS]
@@ -56,13 +56,15 @@ def in_a_norm(suite: suites.Suite, reports: Collection[str]) -> list[str]:
 def warnings(
   logits_fn: Partial, split: data.Split, suite: suites.Suite, reports: Mapping[str, attacks.AutoAttackReport]
 ) -> list[str]:
-  """The lines to read before a robust accuracy is believed; none for a healthy model.
+  """The warnings to read before a robust accuracy is trusted.
+
+  A healthy model causes none, but a suite without AutoAttack, or with only a part of it, does.
 
   Args:
     logits_fn: images -> logits, on one device.
-    split: the first images of those that were evaluated, to look at; may be none.
-    suite: the checks attack with the norm and radius of the first of `in_a_norm`.
-    reports: what AutoAttack returned, by its name in the suite.
+    split: the first of the evaluated images, for the checks; may be empty.
+    suite: the evaluated suite; the checks attack with the norm and radius of the first attack of `in_a_norm`.
+    reports: AutoAttack's reports, by name in the suite.
   """
   lines = [f"{name}: {line}" for name, report in reports.items() for line in report.warnings]
   names = in_a_norm(suite, reports)

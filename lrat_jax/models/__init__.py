@@ -1,4 +1,4 @@
-"""Classifiers by name, and models that the user brings."""
+"""Classifiers by name, and user-defined models."""
 
 from lrat_jax.models.layers import ACTIVATIONS
 from lrat_jax.models.mean_sparse import fit_mean_sparse

@@ -14,18 +14,18 @@ from lrat_jax.models.layers import ACTIVATIONS, FEATURES, Conv
 class CNN(nn.Module):
   """Convolutions width, width (stride 2), 2 width, 2 width (stride 2), then 4 width dense units.
 
-  With width 32 this is the 32-32/2-64-64/2-128 network on which the CPU figures of this project were taken.
+  With width 32 this is the 32-32/2-64-64/2-128 network with which this project's CPU figures were measured.
   """
 
   num_classes: int
   width: int = 32
   dtype: Any = jnp.float32
-  axis_name: AxisName | None = None  # taken by every model; here nothing is averaged over the batch
+  axis_name: AxisName | None = None  # accepted by every model; unused, as nothing is averaged over the batch here
   activation: str = "relu"
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
-    # Without batch norm it is the inputs' fan that keeps the signal's size from layer to layer.
+    # Without batch norm, initialisation by fan-in is needed to keep the scale of the signal from layer to layer.
     conv = functools.partial(Conv, use_bias=True, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
     activate = ACTIVATIONS[self.activation]
     x = images

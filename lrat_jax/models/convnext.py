@@ -1,4 +1,4 @@
-"""ConvNeXt (Liu et al., arXiv:2201.03545), with its patch stem or with a ConvStem (Singh et al., arXiv:2303.01870)."""
+"""ConvNeXt (Liu et al., arXiv:2201.03545), with its patch stem or a ConvStem (Singh et al., arXiv:2303.01870)."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ from lrat_jax.models.layers import FEATURES, blocks
 from lrat_jax.models.mean_sparse import MeanSparse
 from lrat_jax.models.transformer_layers import BiasedConv, ConvStem, Dense, LayerNorm, LayerScale, Mlp
 
-# Blocks of each stage and their channels.
+# Number of blocks of each stage, and their channels.
 SIZES = {
   "tiny": ((3, 3, 9, 3), (96, 192, 384, 768)),
   "small": ((3, 3, 27, 3), (96, 192, 384, 768)),
@@ -26,12 +26,12 @@ PATCH = 4
 
 
 def convstem_layers(size: str | None) -> int:
-  """How many convolutions the ConvStem of a size has (Singh et al.): 3 of the two large ones, 2 of any other."""
+  """The number of convolutions in the ConvStem of a size (Singh et al.): 3 for base and large, 2 for any other."""
   return 3 if size in ("base", "large") else 2
 
 
 class ConvNeXtBlock(nn.Module):
-  """A 7x7 convolution of each channel by itself, and a layer-normed MLP over the channels of each place.
+  """A depthwise 7x7 convolution, layer norm and an MLP over the channels of each position.
 
   `mean_sparse` puts a MeanSparse before the MLP's activation and at the end of the branch.
   """
@@ -50,7 +50,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class PatchStem(nn.Module):
-  """A convolution over patches that do not overlap, and layer norm."""
+  """A convolution over non-overlapping patches, and layer norm."""
 
   features: int
   patch: int
@@ -75,15 +75,15 @@ class Downsample(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-  """Stages of blocks, halved in size between stages; layer norm after the mean over the image, before the classifier.
+  """Stages of blocks; the resolution halves between stages. The mean over the image is layer-normed and classified.
 
   Attributes:
-    depths, widths: blocks of each stage and their channels.
+    depths, widths: number of blocks of each stage, and their channels.
     patch: side of the stem's patches.
-    convstem: convolutions of a ConvStem, 2 or 3, in the place of the patches; 0 for none. Its stride is 4.
-    mean_sparse: as Amini et al. have it (see ConvNeXtBlock), and before the activations of a ConvStem.
-    axis_name: taken by every model; here nothing is averaged over the batch.
-    remat: of `layers.blocks`.
+    convstem: number of convolutions of a ConvStem that replaces the patches, 2 or 3; 0 for none. Its stride is 4.
+    mean_sparse: whether to use MeanSparse as Amini et al. do (see ConvNeXtBlock), and before a ConvStem's activations.
+    axis_name: accepted by every model; unused, as nothing is averaged over the batch here.
+    remat: see `layers.blocks`.
   """
 
   num_classes: int
@@ -123,7 +123,7 @@ class ConvNeXt(nn.Module):
 
 
 def from_name(match: re.Match, **options: Any) -> ConvNeXt:
-  """The network of a name that SPELLING matches. Raises ValueError where its numbers fit no network."""
+  """The network of a name that SPELLING matches. Raises ValueError if its numbers do not fit a network."""
   size, depths, widths, patch, convstem = match.groups()
   depths, widths = SIZES[size] if size else (tuple(map(int, text.split("-"))) for text in (depths, widths))
   if len(depths) != len(widths):

@@ -1,4 +1,4 @@
-"""The layers of convolutional networks: convolution, batch norm, both as one, squeeze and excitation; activations."""
+"""Layers of convolutional networks: convolution, batch norm, both combined, squeeze and excitation; activations."""
 
 import functools
 import inspect
@@ -19,14 +19,14 @@ from lrat_jax.models.mean_sparse import MeanSparse
 def _for_flax(
   lhs, rhs, window_strides, padding, *, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, precision
 ):
-  """`conv2d` in the signature that `nn.Conv` calls; the models here use none of the options it leaves out."""
+  """`conv2d` with the signature that `nn.Conv` calls; the models here do not use the options that it lacks."""
   plain = (1,) * len(window_strides)
   if tuple(lhs_dilation) != plain or tuple(rhs_dilation) != plain or feature_group_count != 1 or precision is not None:
     raise ValueError("Conv of lrat_jax.models takes no dilation, feature groups or precision.")
   return conv2d(lhs, rhs, tuple(window_strides), tuple(padding))
 
 
-# By the names of `models.create`. PyTorch's GELU is the exact one; that by tanh is its `approximate="tanh"`.
+# By their names in `models.create`. PyTorch's GELU is the exact one by default; "gelu_tanh" is `approximate="tanh"`.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "relu": nn.relu,
   "silu": nn.silu,
@@ -36,14 +36,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def activation(name: str, mean_sparse: bool = False) -> Callable[[Array], Array]:
-  """An activation by its name, behind a MeanSparse of its own each time that it is called if `mean_sparse` says so.
+  """The activation with this name; with `mean_sparse`, each call is preceded by a new MeanSparse.
 
-  That is a submodule of the module whose compact method calls it.
+  The MeanSparse is a submodule of the module whose compact method calls the activation.
   """
   return (lambda x: ACTIVATIONS[name](MeanSparse()(x))) if mean_sparse else ACTIVATIONS[name]
 
 
-# He et al. 2015, by the outputs' fan, as the PyTorch definitions of these networks have it.
+# Initialisation of He et al. 2015 by fan-out, as in the PyTorch definitions of these networks.
 Conv = functools.partial(
   nn.Conv,
   use_bias=False,
@@ -51,48 +51,48 @@ Conv = functools.partial(
   conv_general_dilated=_for_flax,
 )
 
-# PyTorch's batch norm in the terms of Flax: momentum 0.1 there is 0.9 here, epsilon is the same. Its `axis_name` may be
-# several, though it is annotated as one.
+# PyTorch's batch norm in Flax: momentum 0.1 there is 0.9 here, epsilon is the same. `axis_name` may be several axes,
+# though it is annotated as one.
 BatchNorm: Callable[..., nn.BatchNorm] = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
-# What a network sows its stages' outputs as, for who asks for them (`networks.features`); else nothing is kept.
+# Collection and name of the stages' outputs that a network sows for `networks.features`; otherwise nothing is kept.
 FEATURES = ("intermediates", "features")
 
 
 def stage_ends(depth: int) -> frozenset[int]:
-  """After how many of `depth` blocks that are all alike a stage ends, of four; of each block where there are fewer."""
+  """The numbers of blocks after which one of 4 stages ends, for `depth` equal blocks; each number if `depth` < 4."""
   return frozenset(max(depth * stage // 4, 1) for stage in range(1, 5))
 
 
 def padding(size: int, stride: int = 1, same: bool = False) -> tuple[tuple[int, int], tuple[int, int]]:
-  """How a square convolution is padded to keep the size that its stride leaves, (before, after) for height and width.
+  """The padding (before, after) for height and width so that only a square convolution's stride reduces the size.
 
-  PyTorch pads all sides alike. With `same` it is TensorFlow's and Haiku's "SAME" of images with even sides, whose 3x3
-  convolutions of stride 2 meet nothing before the first row and column.
+  PyTorch pads all sides equally. With `same` it is the "SAME" of TensorFlow and Haiku for images with even sides: 3x3
+  convolutions of stride 2 have no padding before the first row and column.
   """
   total = max(size - stride, 0) if same else 2 * (size // 2)
   return ((total // 2, total - total // 2),) * 2
 
 
 def blocks(block: type[nn.Module], remat: bool) -> Callable[..., nn.Module]:
-  """Makes a network's blocks, named as Flax names them in turn: "BasicBlock_0".
+  """A function that makes a network's blocks, numbered in their names as Flax does: "BasicBlock_0".
 
-  With `remat` the backward pass keeps a block's input alone, and computes what is inside once more. The parameters and
-  their names are the same.
+  With `remat`, only a block's input is stored for the backward pass, which recomputes the activations inside the block.
+  The parameters and their names are the same.
   """
   numbers, name = itertools.count(), block.__name__
   if remat:
-    takes_train = "train" in inspect.signature(block.__call__).parameters  # after the block itself and its input
+    takes_train = "train" in inspect.signature(block.__call__).parameters  # argument 2, after the block and its input
     block = nn.remat(block, static_argnums=(2,) if takes_train else ())
   return lambda *args, **options: block(*args, **options, name=f"{name}_{next(numbers)}")
 
 
 class ConvNorm(nn.Module):
-  """A square convolution without bias, padded to keep the size that its stride leaves, and batch norm after it.
+  """A square convolution without bias, padded as in `padding`, followed by batch norm.
 
-  With running averages (`train` False) batch norm is affine per channel and goes into the kernel and a bias: exact up
-  to rounding, and one pass over the images less on every device. The folded kernel depends on no image, so XLA
-  computes it once, before an attack's loop.
+  With running averages (`train` False), batch norm is affine per channel and is folded into the kernel and a bias:
+  exact up to rounding, and it saves one pass over the images on every device. The folded kernel does not depend on the
+  images, so XLA computes it once, before an attack's loop.
   """
 
   features: int
@@ -117,9 +117,9 @@ class ConvNorm(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-  """Channels scaled by what a small network says of all channels' means (Hu et al., arXiv:1709.01507).
+  """Scales channels by factors that a small network computes from all channels' means (Hu et al., arXiv:1709.01507).
 
-  A quarter of the channels and ReLU between its two layers.
+  The network has two dense layers, with a quarter of the channels and ReLU between them.
   """
 
   dtype: Any = jnp.float32

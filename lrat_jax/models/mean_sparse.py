@@ -1,4 +1,4 @@
-"""MeanSparse: values near the mean of their channel become it (Amini et al., arXiv:2406.05927)."""
+"""MeanSparse: values near the mean of their channel are replaced by that mean (Amini et al., arXiv:2406.05927)."""
 
 import functools
 import itertools
@@ -12,16 +12,16 @@ from jax import Array
 
 from lrat_jax.core.typing import Images, Variables
 
-# What a MeanSparse sows of the values that reach it, for who asks: mean and variance of each channel.
+# Collection and name of the moments of its input that a MeanSparse sows: mean and variance of each channel.
 _MOMENTS = ("intermediates", "moments")
 
 
 class MeanSparse(nn.Module):
-  """What lies within `threshold` standard deviations of its channel's mean becomes that mean; there the gradient is 0.
+  """Replaces values within `threshold` standard deviations of their channel's mean by that mean, with gradient 0.
 
-  It stands before activations, and where the published networks have it besides. Mean, variance and threshold are those
-  of a trained network that was made sparse (`fit_mean_sparse`); training does not move them. They begin at 0, which
-  changes no value.
+  It is placed before activations, and at the other places where the published networks have it. Mean, variance and
+  threshold are fitted to a trained network (`fit_mean_sparse`); training does not change them. Initially they are 0,
+  which changes no value.
   """
 
   @nn.compact
@@ -37,19 +37,19 @@ class MeanSparse(nn.Module):
 
 
 def fit_mean_sparse(model: nn.Module, variables: Variables, batches: Iterable[Images], threshold: float) -> Variables:
-  """The variables of a trained network with MeanSparse, which is fitted to images and has one threshold everywhere.
+  """The variables of a trained network with MeanSparse fitted to images, with the same threshold everywhere.
 
-  As the authors do it: mean and variance of each channel are averaged over batches, in evaluation mode and while no
-  threshold is at work. They choose the threshold by robust accuracy on training images.
+  As the authors do, mean and variance of each channel are averaged over batches, in evaluation mode and with threshold
+  0. The authors choose the threshold by robust accuracy on training images.
 
   Args:
-    model: of `models.create(..., mean_sparse=True)`.
+    model: made by `models.create(..., mean_sparse=True)`.
     variables: of the same network, with or without MeanSparse.
     batches: training images float [batch, h, w, c] in [0, 1], all batches of one size.
     threshold: in standard deviations, 0 or more.
 
   Raises:
-    ValueError: a threshold below 0, no images, or a network without MeanSparse.
+    ValueError: the threshold is below 0, there are no images, or the network has no MeanSparse.
   """
   if not threshold >= 0:
     raise ValueError(f"threshold={threshold} must be 0 or more.")
@@ -72,7 +72,7 @@ def fit_mean_sparse(model: nn.Module, variables: Variables, batches: Iterable[Im
 
 
 def _measured(model: nn.Module, variables: Variables, images: Images) -> dict[tuple[str, ...], Array]:
-  """By the place in batch_stats, mean and variance of what reaches each MeanSparse."""
+  """Mean and variance of the input of each MeanSparse, by their paths in batch_stats."""
   _, sown = model.apply(variables, images, train=False, mutable=[_MOMENTS[0]])
   found = traverse_util.flatten_dict(sown[_MOMENTS[0]])
   pairs = {path[:-1]: pair for path, (pair, *_) in found.items() if path[-1] == _MOMENTS[1]}

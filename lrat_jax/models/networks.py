@@ -1,4 +1,4 @@
-"""Classifiers by name, with the normalisation of their input inside: images in [0, 1] -> float32 logits."""
+"""Classifiers by name, including the normalisation of their input: images in [0, 1] -> float32 logits."""
 
 import dataclasses
 import functools
@@ -21,16 +21,16 @@ from lrat_jax.models.preact_resnet import DMPreActResNet, PreActResNet, WongPreA
 from lrat_jax.models.resnet import BLOCKS, ResNet, TorchvisionResNet
 
 DTYPES = ("float32", "bfloat16")
-# What becomes of images in [0, 1] before the network.
+# How images in [0, 1] are preprocessed before the network.
 PREPROCESSING = ("mean_std", "none", "per_image", "minus_one_to_one")
-# What `create` takes by the names of a configuration's fields.
+# The arguments of `create` that have the names of a configuration's fields.
 OPTIONS = ("activation", "mean", "std", "preprocessing", "remat")
-# What ends the name of a network with MeanSparse.
+# The suffix in the name of a network with MeanSparse.
 MEAN_SPARSE = "_mean_sparse"
-# Pixels of input whose activations stay in a CPU core's cache through the whole of the small network. Other networks'
-# kernels would be read once more for every few images, and they lose by it.
+# The number of input pixels whose activations fit into a CPU core's cache throughout the small network. Other networks
+# become slower if only a few images are processed at once, because their kernels are read again each time.
 _CNN_PIXELS_AT_ONCE = 8 * 28 * 28
-# Images so small that more than this would fit are attacked all at once: a step has hardly more of them.
+# If more images than this would fit, all images are attacked at once: a step has hardly more of them anyway.
 _FEW = 32
 NAMES = (
   "cnn", "cnn_WIDTH", "resnet18", "resnet18_WIDTH", "preact_resnet18", "preact_resnet18_WIDTH",
@@ -41,10 +41,10 @@ NAMES = (
 
 
 def standardised(images: Images) -> Images:
-  """Each image less its mean and divided by its standard deviation, both over all its pixels and channels.
+  """Each image minus its mean and divided by its standard deviation, both over all its pixels and channels.
 
-  As MMA training has it (Ding et al., arXiv:1812.02637): of N numbers in an image the deviation is divided by N - 1,
-  and at least 1 / sqrt(N), so that an image of one colour becomes zeros.
+  As in MMA training (Ding et al., arXiv:1812.02637): for an image of N numbers, the variance is the sum of squares
+  divided by N - 1, and the deviation is at least 1 / sqrt(N), so that a constant image becomes zeros.
   """
   wide = images.astype(jnp.promote_types(images.dtype, jnp.float32))
   axes, count = tuple(range(1, images.ndim)), images[0].size
@@ -54,14 +54,14 @@ def standardised(images: Images) -> Images:
 
 
 class Classifier(nn.Module):
-  """A network behind the preprocessing of its input, with float32 logits whatever the network computes in.
+  """A network with the preprocessing of its input; logits are float32, whatever dtype the network computes in.
 
   `module.apply(variables, images, train=False) -> logits`: images float [batch, h, w, c] in [0, 1], logits float32
   [batch, classes].
 
   Attributes:
-    mean, std: for each channel or one for all; of the preprocessing "mean_std" alone.
-    preprocessing: one of PREPROCESSING, as `create` explains them.
+    mean, std: one for each channel or one for all; used only by the preprocessing "mean_std".
+    preprocessing: one of PREPROCESSING, which `create` explains.
   """
 
   network: nn.Module
@@ -103,7 +103,7 @@ def _imagenet_wide_resnet(match: re.Match, **options: Any) -> nn.Module:
 
 
 _CNN = r"cnn(?:_([1-9]\d{0,3}))?"
-# How the names of a family are spelled, and what makes a network of one.
+# A pattern of the names of each family, and the function that makes a network from a match.
 _FAMILIES: dict[str, Callable[..., nn.Module]] = {
   _CNN: _cnn,
   r"(imagenet_)?resnet(18|34|50|101|152)(?:_([1-9]\d{0,3}))?": _resnet,
@@ -118,7 +118,7 @@ _FAMILIES: dict[str, Callable[..., nn.Module]] = {
 
 
 def _network(name: str, *, mean_sparse: bool, **options: Any) -> nn.Module:
-  """The network that `name` spells, width and depth included. Raises ValueError with the choices."""
+  """The network with this name, which includes width and depth. Raises ValueError with the choices."""
   if user_code.is_name(name):
     if mean_sparse:
       raise ValueError(f"mean_sparse=True is for the networks of this project; {name!r} has its own activations.")
@@ -133,14 +133,14 @@ def _network(name: str, *, mean_sparse: bool, **options: Any) -> nn.Module:
 
 
 def _sparse(name: str, network: nn.Module) -> nn.Module:
-  """The network with MeanSparse. Raises ValueError for one without normalisation before its activations."""
+  """The network with MeanSparse. Raises ValueError if it has no normalisation before its activations."""
   if not hasattr(network, "mean_sparse"):
     raise ValueError(f"mean_sparse: {name!r} normalises nothing before its activations, where MeanSparse would stand.")
   return network.clone(mean_sparse=True)
 
 
 def _user_network(name: str, *, num_classes: int, **options: Any) -> nn.Module:
-  """What the user's function makes. Raises UserCodeError where it is not there, fails or makes something else."""
+  """The network from a user-defined function. Raises UserCodeError if it is missing, fails or returns another type."""
   network = user_code.function(name)(num_classes, **options)
   if not isinstance(network, nn.Module):
     raise user_code.UserCodeError(f"{name!r} returns {type(network).__name__}; it must return a flax.linen.Module.")
@@ -148,10 +148,10 @@ def _user_network(name: str, *, num_classes: int, **options: Any) -> nn.Module:
 
 
 def features(model: nn.Module, variables: Variables, images: Images) -> list[Array]:
-  """The activations [batch, h, w, c] that a classifier's network sows as "features": here the outputs of its stages.
+  """The activations [batch, h, w, c] that a network sows as "features": the outputs of its stages for those here.
 
   Raises:
-    ValueError: the network sows none, as one of the user's may.
+    ValueError: the network sows none, which is possible for a user-defined one.
   """
   collection, name = FEATURES
   _, found = model.apply(variables, images, train=False, mutable=[collection])
@@ -163,11 +163,11 @@ def features(model: nn.Module, variables: Variables, images: Images) -> list[Arr
 
 @dataclasses.dataclass(frozen=True)
 class Applied:
-  """A classifier in evaluation mode as a function of (variables, images), both of whose attributes are jitted.
+  """A classifier in evaluation mode as a function of (variables, images). Both attributes are jitted.
 
   Attributes:
-    logits: what it returns when it is called.
-    features: the same arguments -> activations, as `features` gives them.
+    logits: (variables, images) -> logits, which a call of this object returns.
+    features: (variables, images) -> activations, as returned by `features`.
   """
 
   logits: Callable[[Variables, Images], Logits]
@@ -180,16 +180,16 @@ class Applied:
 def applied(model: nn.Module) -> Applied:
   """(variables, images) -> logits of a Flax module in evaluation mode; `Partial` of it and variables is a logits_fn.
 
-  Jitted, for those who call it from outside: layer by layer each operation would be compiled on its own.
+  It is jitted for calls from code that is not: otherwise each operation of each layer would be compiled separately.
   """
   return Applied(jax.jit(functools.partial(model.apply, train=False)), jax.jit(functools.partial(features, model)))
 
 
 def features_of(logits_fn: LogitsFn) -> FeaturesFn:
-  """Images -> the activations of the model that a logits_fn asks, as a `Partial` of `applied`.
+  """Images -> activations of the model of a logits_fn, which must be a `Partial` of `applied`.
 
   Raises:
-    ValueError: it is any other function, of which nothing but the logits is known.
+    ValueError: it is another function, of which only the logits are known.
   """
   if not isinstance(logits_fn, Partial) or not isinstance(logits_fn.func, Applied):
     raise ValueError("the model gives logits and no features; those of a configuration or of a file of weights do.")
@@ -197,10 +197,10 @@ def features_of(logits_fn: LogitsFn) -> FeaturesFn:
 
 
 def microbatch_size(name: str, height: int, width: int, *, platform: str) -> int | None:
-  """How many images of a size an attack takes at the highest rate; None for all, which is so but for "cnn" on CPU.
+  """The fastest number of images of a given size to attack at once; None for all, as for any model but "cnn" on CPU.
 
   Args:
-    platform: of the devices that it runs on, as `jax.Device.platform`.
+    platform: of the devices on which it runs, as in `jax.Device.platform`.
   """
   fitting = max(_CNN_PIXELS_AT_ONCE // (height * width), 1)
   return fitting if name == "cnn" and fitting <= _FEW and platform == "cpu" else None
@@ -223,27 +223,28 @@ def create(
 
   Args:
     name: "cnn", "resnet18", "preact_resnet18", "wide_resnet_DEPTH_WIDTH" ("wide_resnet_34_10") and others of NAMES;
-      "cnn_8" and "resnet18_16" are narrow ones. "package.module:function" is the user's own: (num_classes, *, dtype,
-      axis_name) -> a Flax Linen module of (normalised images, train) -> logits, with no variables but params and
+      "cnn_8" and "resnet18_16" are narrow ones. "package.module:function" is a user-defined function: (num_classes, *,
+      dtype, axis_name) -> a Flax Linen module of (normalised images, train) -> logits, with no variables but params and
       batch_stats. Its module is imported.
     num_classes: 2 or more.
-    dtype: what the network computes in, "float32" or "bfloat16"; parameters and logits are float32 always.
-    mean, std: per channel (or one for all) of the training images, subtracted and divided by inside the model.
-    preprocessing: what happens to images in [0, 1] inside the model: "mean_std"; "none"; "per_image", each by its own
-      mean and deviation (`standardised`); or "minus_one_to_one", 2 x - 1. The last three use no mean and std.
-    activation: "relu", "silu" (swish), "gelu", "gelu_tanh", or "auto": the one that the network was published with. A
-      function of the user's is given it where it is not "auto".
-    mean_sparse: whether MeanSparse (Amini et al., arXiv:2406.05927) stands before each activation, and where the
-      published networks have it besides; a name with "_mean_sparse" at its end says the same. As it begins it changes
-      nothing.
-    remat: whether the backward pass computes what is inside a block once more, and keeps its input alone. Networks
-      that have no blocks, and the user's own, have no such choice.
+    dtype: the dtype of the network's computation, "float32" or "bfloat16"; parameters and logits are always float32.
+    mean, std: per channel (or one for all) of the training images, for the normalisation inside the model.
+    preprocessing: how images in [0, 1] are preprocessed inside the model: "mean_std"; "none"; "per_image", by each
+      image's own mean and deviation (`standardised`); or "minus_one_to_one", 2 x - 1. The last three ignore mean and
+      std.
+    activation: "relu", "silu" (swish), "gelu", "gelu_tanh", or "auto": that of the published network. It is passed to a
+      user-defined function only if it is not "auto".
+    mean_sparse: whether MeanSparse (Amini et al., arXiv:2406.05927) is placed before each activation, and at the other
+      places where the published networks have it; a name that ends in "_mean_sparse" has the same effect. With its
+      initial values it changes nothing.
+    remat: whether only the input of a block is stored for the backward pass, which recomputes the rest. Not available
+      for networks without blocks and user-defined ones.
     axis_name: mesh axis, or axes, over which batch norm averages in train mode; None for one device.
 
   Raises:
-    ValueError: an unknown name, dtype, preprocessing or activation, a function of the user's that is not there or
-      fails, fewer than two classes, a mean or standard deviation that cannot normalise, MeanSparse in a network of the
-      user's or in one that normalises nothing before its activations, or remat in one without blocks.
+    ValueError: an unknown name, dtype, preprocessing or activation, a user-defined function that is missing or fails,
+      fewer than two classes, a mean or standard deviation that cannot normalise, MeanSparse in a user-defined network
+      or in one without normalisation before its activations, or remat in a user-defined network or one without blocks.
   """
   if num_classes < 2:
     raise ValueError(f"num_classes={num_classes} must be 2 or more.")

@@ -1,7 +1,8 @@
 """Pre-activation ResNets for 32x32 images (He et al., arXiv:1603.05027).
 
-As Rice et al. (arXiv:2002.11569), Wong et al. (arXiv:2001.03994) and DeepMind (Gowal et al., arXiv:2010.03593) define
-them: they differ in where a shortcut begins, in its convolution, in padding, and in what ends the stages.
+As defined by Rice et al. (arXiv:2002.11569), Wong et al. (arXiv:2001.03994) and DeepMind (Gowal et al.,
+arXiv:2010.03593). They differ in the input of a shortcut, its convolution, the padding, and the layers after the last
+stage.
 """
 
 from typing import Any
@@ -16,13 +17,13 @@ from lrat_jax.models.wide_resnet import PreActivationBlock
 
 
 class PreActResNet(nn.Module):
-  """Stages of width, 2, 4 and 8 times it; the stem keeps the resolution, batch norm and activation end the stages.
+  """Stages with 1, 2, 4 and 8 times `width` channels, then batch norm and activation; the stem keeps the resolution.
 
   Attributes:
-    same_padding, shortcut_size, shortcut_of_input, mean_sparse: of the blocks; MeanSparse stands before the last
-      activation too.
-    remat: of `layers.blocks`.
-    final_norm: whether batch norm and activation end the stages; if not, a sum does.
+    same_padding, shortcut_size, shortcut_of_input, mean_sparse: of the blocks; MeanSparse is also before the last
+      activation.
+    remat: see `layers.blocks`.
+    final_norm: whether batch norm and activation follow the last stage; if not, it ends with a block's sum.
   """
 
   num_classes: int
@@ -62,14 +63,14 @@ class PreActResNet(nn.Module):
 
 
 class WongPreActResNet(PreActResNet):
-  """Wong et al.'s: shortcuts of a block's input, and nothing after the last sum."""
+  """Wong et al.'s network: shortcuts start at a block's input, and nothing follows the last sum."""
 
   shortcut_of_input: bool = True
   final_norm: bool = False
 
 
 class DMPreActResNet(PreActResNet):
-  """DeepMind's: SiLU, Haiku's padding, and shortcuts by 3x3 convolutions of a block's input."""
+  """DeepMind's network: SiLU, Haiku's padding, and shortcuts with 3x3 convolutions of a block's input."""
 
   activation: str = "silu"
   same_padding: bool = True

@@ -1,4 +1,4 @@
-"""ResNets (He et al., arXiv:1512.03385): those for 32x32 images, of most tables in this field, and torchvision's."""
+"""ResNets (He et al., arXiv:1512.03385): those for 32x32 images in most papers of this field, and torchvision's."""
 
 import functools
 from typing import Any
@@ -10,7 +10,7 @@ from jax import Array
 from lrat_jax.core.typing import AxisName
 from lrat_jax.models.layers import FEATURES, ConvNorm, activation, blocks
 
-# Blocks in each stage, by depth (table 1 of the paper); from 50 on they are bottlenecks.
+# Number of blocks in each stage, by depth (table 1 of the paper); from depth 50 on they are bottlenecks.
 BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 
 
@@ -36,7 +36,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-  """Convolutions 1x1, 3x3 and 1x1 and a shortcut; `inner` channels between them, and the stride in the second."""
+  """Convolutions 1x1, 3x3 and 1x1 with `inner` channels between them, and a shortcut; the second has the stride."""
 
   features: int
   inner: int
@@ -59,13 +59,14 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Stages of width, 2, 4 and 8 times it, four times as many channels behind bottlenecks.
+  """Stages with 1, 2, 4 and 8 times `width` channels, and four times as many at the output of bottlenecks.
 
   Attributes:
     bottleneck: whether blocks are bottlenecks, with `widening` times the stage's channels inside.
-    large_stem: 7x7 convolution of stride 2 and max pooling, for images of 224x224. Otherwise 3x3, at full resolution.
-    mean_sparse: whether a MeanSparse stands before each activation.
-    remat: of `layers.blocks`.
+    large_stem: whether the stem is a 7x7 convolution of stride 2 and max pooling, for images of 224x224. Otherwise it
+      is a 3x3 convolution at full resolution.
+    mean_sparse: whether a MeanSparse is placed before each activation.
+    remat: see `layers.blocks`.
   """
 
   num_classes: int
@@ -81,7 +82,7 @@ class ResNet(nn.Module):
   remat: bool = False
 
   def _sizes(self, stage: int) -> tuple[int, ...]:
-    """Channels of a block, and those inside a bottleneck."""
+    """The channels of a block, and those inside a bottleneck."""
     width = self.width * 2**stage
     return (4 * width, self.widening * width) if self.bottleneck else (width,)
 
@@ -103,6 +104,6 @@ class ResNet(nn.Module):
 
 
 class TorchvisionResNet(ResNet):
-  """torchvision's, for ImageNet."""
+  """torchvision's ResNet, for ImageNet."""
 
   large_stem: bool = True

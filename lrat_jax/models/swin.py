@@ -1,5 +1,4 @@
-"""Swin: a transformer with attention inside windows, which are shifted in every second block (Liu et al.,
-arXiv:2103.14030)."""
+"""Swin: a transformer with attention inside windows, shifted in every second block (Liu et al., arXiv:2103.14030)."""
 
 import itertools
 import re
@@ -15,7 +14,7 @@ from lrat_jax.models.layers import FEATURES, blocks
 from lrat_jax.models.mean_sparse import MeanSparse
 from lrat_jax.models.transformer_layers import BiasedConv, Dense, LayerNorm, Mlp, SelfAttention
 
-# Blocks of each stage, and channels of the first.
+# Number of blocks of each stage, and channels of the first stage.
 SIZES = {
   "tiny": ((2, 2, 6, 2), 96),
   "small": ((2, 2, 18, 2), 96),
@@ -28,14 +27,14 @@ SPELLING = (
 )
 NAMES = ("swin_SIZE_windowSIDE", "swin_DEPTHS_WIDTH_patchSIDE_windowSIDE", "swin_..._eps1e-6")
 _PATCH, _HEAD_CHANNELS = 4, 32
-# Of layer norm, in timm and in MIMIR (Xu et al., arXiv:2312.04960).
+# Epsilon of layer norm in timm and in MIMIR (Xu et al., arXiv:2312.04960).
 _EPSILON, MIMIR_EPSILON = 1e-5, 1e-6
-# What is added to the scores of places that meet in a window only since it was shifted round the edge.
+# Added to the attention scores of two places that share a window only because the image was rolled around its edge.
 _APART = -100.0
 
 
 def relative_positions(height: int, width: int) -> np.ndarray:
-  """int [height * width] twice: for each two places of a window, how far apart they lie, as a row of the bias table."""
+  """int [places, places] for the height * width places of a window: the bias table's row for each pair's offset."""
   rows, columns = (places.ravel() for places in np.mgrid[:height, :width])
   down = rows[:, None] - rows[None, :] + height - 1
   right = columns[:, None] - columns[None, :] + width - 1
@@ -43,23 +42,23 @@ def relative_positions(height: int, width: int) -> np.ndarray:
 
 
 def to_windows(x: Any, window: tuple[int, int]) -> Any:
-  """[n, h, w, c] -> [n * windows, places, c], window by window in rows."""
+  """[n, h, w, c] -> [n * windows, places, c]; windows are in row-major order."""
   (batch, height, width, channels), (rows, columns) = x.shape, window
   x = x.reshape(batch, height // rows, rows, width // columns, columns, channels)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * columns, channels)
 
 
 def from_windows(windows: Array, shape: tuple[int, ...], window: tuple[int, int]) -> Array:
-  """The inverse of `to_windows` for x of a shape."""
+  """The inverse of `to_windows` for x of the given shape."""
   (batch, height, width, channels), (rows, columns) = shape, window
   windows = windows.reshape(batch, height // rows, width // columns, rows, columns, channels)
   return windows.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
 
 
 def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
-  """float32 [windows, places, places], 0 between places that are neighbours in the image too and -100 between others.
+  """float32 [windows, places, places]: 0 between places that are also together in the image, -100 between others.
 
-  After the shift the last windows hold places from both edges.
+  After the shift, the last windows contain places from both edges.
   """
   rows, columns = (np.where(np.arange(length) < length - step, 0, 1) for length, step in zip(size, shift, strict=True))
   parts = to_windows((2 * rows[:, None] + columns[None, :])[None, :, :, None], window)[..., 0]
@@ -67,9 +66,10 @@ def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int,
 
 
 class WindowAttention(nn.Module):
-  """Attention inside windows, with a learned bias for each head and each distance of two places.
+  """Attention inside windows, with a learned bias for each head and each offset between two places.
 
-  `shifted` windows lie half a window lower and further right, in directions in which the image has more than one.
+  With `shifted`, windows are moved by half a window down and to the right, in each direction in which the image has
+  more than one window.
   """
 
   window: int
@@ -99,7 +99,7 @@ class WindowAttention(nn.Module):
 class Block(nn.Module):
   """Attention inside windows and an MLP, each with layer norm before it and a shortcut around it.
 
-  `mean_sparse` puts a MeanSparse after each sum, at the end of the MLP and before its activation.
+  `mean_sparse` puts a MeanSparse after each sum, at the end of the MLP and before the MLP's activation.
   """
 
   window: int
@@ -119,7 +119,7 @@ class Block(nn.Module):
 
 
 class Merging(nn.Module):
-  """Four neighbours become one place: layer norm of all their channels, and a dense layer to half of them."""
+  """Merges four neighbouring places into one: layer norm of all their channels, and a dense layer to half of these."""
 
   epsilon: float
   dtype: Any
@@ -134,19 +134,19 @@ class Merging(nn.Module):
 
 
 class Swin(nn.Module):
-  """Patches, and stages of blocks between which the image halves and its channels double; the mean is classified.
+  """Patches and stages of blocks; between stages the resolution halves and channels double. The mean is classified.
 
-  Windows are as large as the image where that is smaller. Images whose patches do not make whole windows in each stage
-  are refused with a ValueError.
+  Windows are as large as the image if the image is smaller. Raises ValueError for images whose patches do not form
+  whole windows in each stage.
 
   Attributes:
-    depths: blocks of each stage.
-    width: channels of the first stage, 32 for each head of attention.
+    depths: number of blocks of each stage.
+    width: channels of the first stage, 32 for each attention head.
     patch, window: sides in pixels and in patches.
     epsilon: of layer norm.
-    mean_sparse: as Amini et al. have it (see Block).
-    axis_name: taken by every model; here nothing is averaged over the batch.
-    remat: of `layers.blocks`.
+    mean_sparse: whether to use MeanSparse as Amini et al. do (see Block).
+    axis_name: accepted by every model; unused, as nothing is averaged over the batch here.
+    remat: see `layers.blocks`.
   """
 
   num_classes: int
@@ -180,7 +180,7 @@ class Swin(nn.Module):
 
 
 def from_name(match: re.Match, **options: Any) -> Swin:
-  """The network of a name that SPELLING matches. Raises ValueError where its numbers fit no network."""
+  """The network of a name that SPELLING matches. Raises ValueError if its numbers do not fit a network."""
   size, depths, width, patch, window, mimir = match.groups()
   depths, width = SIZES[size] if size else (tuple(map(int, depths.split("-"))), int(width))
   if width % _HEAD_CHANNELS:

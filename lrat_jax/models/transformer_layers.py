@@ -1,6 +1,6 @@
-"""The layers that ConvNeXt and vision transformers share: dense layers, layer norm, GELU, attention, stems.
+"""Layers that ConvNeXt and vision transformers share: dense layers, layer norm, GELU, attention, stems.
 
-Their numbers are those of PyTorch's layers, as timm puts them together: GELU by the error function, 1e-6 in layer norm.
+Their constants are those of PyTorch's layers as used by timm: GELU with the error function, epsilon 1e-6 in layer norm.
 """
 
 import functools
@@ -15,14 +15,14 @@ from lrat_jax.models.layers import Conv, activation
 
 gelu = functools.partial(nn.gelu, approximate=False)
 
-# A normal of 0.02, that timm cuts off at 100 standard deviations; biases of 0.
+# Normal initialisation with standard deviation 0.02, which timm truncates at 100 standard deviations; biases are 0.
 Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(0.02))
 BiasedConv = functools.partial(Conv, use_bias=True, kernel_init=nn.initializers.normal(0.02))
 
-# As PyTorch's own layers begin: uniform, of a variance of 1 / (3 fan in).
+# The default initialisation of PyTorch's layers: uniform, with variance 1 / (3 fan_in).
 torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-# Over the last axis. The fast variance, E[x²] - E[x]², would lose digits where a mean is far from 0.
+# Over the last axis. The fast variance, E[x²] - E[x]², would lose digits if a mean is far from 0.
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 
 
@@ -58,18 +58,17 @@ class Mlp(nn.Module):
 def split_heads(x: Array, parts: int, num_heads: int) -> list[Array]:
   """[..., tokens, parts * channels] -> `parts` arrays [..., tokens, num_heads, channels / num_heads].
 
-  The parts (queries, keys, values) lie one after the other, and in each of them the heads.
+  On the last axis, the parts (queries, keys, values) follow one another, and so do the heads within each part.
   """
   split = x.reshape(*x.shape[:-1], parts, num_heads, -1)
   return [split[..., part, :, :] for part in range(parts)]
 
 
 class SelfAttention(nn.Module):
-  """softmax(q kᵀ / sqrt(channels / num_heads) + bias) v for each head, and a dense layer after it
-  (Vaswani et al., arXiv:1706.03762, eq. 1).
+  """softmax(q kᵀ / sqrt(channels / num_heads) + bias) v for each head, followed by a dense layer.
 
-  One dense layer gives queries, keys and values. `bias`, of a shape that fits [batch, heads, tokens, tokens], is for
-  relative positions and for masks.
+  This is eq. 1 of Vaswani et al. (arXiv:1706.03762) with a bias. One dense layer gives queries, keys and values.
+  `bias`, of a shape that broadcasts to [batch, heads, tokens, tokens], is for relative positions and for masks.
   """
 
   num_heads: int
@@ -84,10 +83,10 @@ class SelfAttention(nn.Module):
 
 
 class ConvStem(nn.Module):
-  """3x3 convolutions, layer norm and the activation after each, in the place of a patch embedding (Singh et al.,
-  arXiv:2303.01870, appendix A): [n, h, w, c] -> [n, h / stride, w / stride, last of `widths`].
+  """3x3 convolutions, each followed by layer norm and the activation, instead of a patch embedding.
 
-  `features`, where it is not None, are those of a 1x1 convolution at the end. `mean_sparse` puts a MeanSparse before
+  As in Singh et al. (arXiv:2303.01870, appendix A): [n, h, w, c] -> [n, h / stride, w / stride, last of `widths`]. If
+  `features` is not None, a 1x1 convolution to that number of channels follows. `mean_sparse` puts a MeanSparse before
   each activation.
   """
 

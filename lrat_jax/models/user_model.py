@@ -1,4 +1,4 @@
-"""A model that the user brings: a Python object found by its name, and whether it behaves as a classifier does."""
+"""User-defined models: finds a Python object by its name, and checks that it behaves as a classifier."""
 
 import dataclasses
 import inspect
@@ -18,23 +18,24 @@ LogitsFn = Callable[[jax.Array], jax.Array]
 
 
 class UserModelError(ValueError):
-  """A named object that is no model; the message is one line that says what is wrong with it."""
+  """A named object is not a model; the message is one line that says what is wrong with it."""
 
 
 def _takes_nothing(found: Any) -> bool:
   try:
     return not inspect.signature(found).parameters
-  except (TypeError, ValueError):  # some built-in callables do not say
+  except (TypeError, ValueError):  # some built-in callables have no signature
     return False
 
 
 def find(name: str) -> LogitsFn:
-  """The function that "package.module:function" names: images -> logits, or without arguments one that returns such.
+  """The function images -> logits named by "package.module:function"; a function without arguments must return it.
 
   The module is imported, so its code runs.
 
   Raises:
-    UserModelError: no such module or name, a module that fails, or an object that cannot be called.
+    UserModelError: the module or name is missing, the module or the function without arguments fails, or the object
+      is not callable.
   """
   try:
     found = user_code.find(name)
@@ -52,9 +53,9 @@ def find(name: str) -> LogitsFn:
 
 
 def _guarded(name: str, function: LogitsFn, num_classes: int | None) -> LogitsFn:
-  """The function with float32 logits, whose exceptions and wrong shapes are UserModelErrors wherever it is called.
+  """The function with float32 logits; its exceptions and wrong shapes raise UserModelError, wherever it is called.
 
-  Without `num_classes` any number of logits from 2 on will do.
+  Without `num_classes`, any number of logits from 2 on is accepted.
   """
 
   def call(*arguments: Any, **named: Any) -> jax.Array:
@@ -79,15 +80,15 @@ def _guarded(name: str, function: LogitsFn, num_classes: int | None) -> LogitsFn
 
 
 def checked(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int | None = None) -> tuple[LogitsFn, int]:
-  """The function, asked for the logits of a few images float32 [n, h, w, c] and watched from then on; its classes.
+  """Checks a function on a few images float32 [n, h, w, c]; returns it with checks in each call, and its class count.
 
-  A model may fail on batches of another size only, so what is returned raises the same one-line errors later. Without
-  `num_classes` any number from 2 on will do.
+  A model may fail only on batches of another size, so the returned function raises the same one-line errors later.
+  Without `num_classes`, any number from 2 on is accepted.
 
   Raises:
-    UserModelError: it fails, cannot be compiled, or returns no finite floats [n, num_classes].
+    UserModelError: the function fails, cannot be compiled, or does not return finite floats [n, num_classes].
   """
-  if isinstance(logits_fn, Partial):  # whose parameters stay arguments of what is compiled
+  if isinstance(logits_fn, Partial):  # its parameters remain arguments of the compiled function
     watched: Any = _guarded(name, logits_fn.func, num_classes)
     if isinstance(logits_fn.func, Applied):
       watched = dataclasses.replace(logits_fn.func, logits=watched)
@@ -98,8 +99,8 @@ def checked(name: str, logits_fn: LogitsFn, images: np.ndarray, num_classes: int
     logits = jax.jit(guarded)(jnp.asarray(images))
   except UserModelError:
     raise
-  except Exception as error:  # what JAX says of a model that it cannot compile or run
+  except Exception as error:  # JAX's error for a model that it cannot compile or run
     raise UserModelError(f"{name!r} failed on images {images.shape} under jax.jit ({reason(error)}).") from error
-  if not bool(jnp.all(jnp.isfinite(jnp.max(logits, axis=-1)))):  # -inf is a class that it leaves out
+  if not bool(jnp.all(jnp.isfinite(jnp.max(logits, axis=-1)))):  # -inf is allowed: a class that the model excludes
     raise UserModelError(f"{name!r} returns logits that are NaN or infinite.")
   return (guarded, num_classes) if num_classes else checked(name, logits_fn, images, logits.shape[1])

@@ -1,7 +1,7 @@
 """Vision transformers: ViT (Dosovitskiy et al., arXiv:2010.11929) and DeiT (Touvron et al., arXiv:2012.12877).
 
-DeiT without distillation is the network of ViT; the two names mean different recipes. With a ConvStem as Singh et al.
-(arXiv:2303.01870) have it.
+DeiT without distillation is the same network as ViT; the two names stand for different training recipes. Optionally
+with the ConvStem of Singh et al. (arXiv:2303.01870).
 """
 
 import re
@@ -17,7 +17,7 @@ from lrat_jax.models.transformer_layers import BiasedConv, ConvStem, Dense, Laye
 
 
 class Size(NamedTuple):
-  """Blocks, channels, and heads of attention."""
+  """Number of blocks, channels, and attention heads."""
 
   depth: int
   width: int
@@ -30,7 +30,7 @@ SPELLING = (
   rf"(?:vit|deit)_(?:({'|'.join(SIZES)})|{_NUMBER}_{_NUMBER}_{_NUMBER})_([1-9]\d?)(?:_convstem((?:[1-9]\d{{0,2}})?))?"
 )
 NAMES = ("vit_SIZE_PATCH", "vit_SIZE_PATCH_convstem", "vit_DEPTH_WIDTH_HEADS_PATCH")
-# Channels of a ConvStem's first convolution, in Singh et al.'s small and base networks alike.
+# Channels of a ConvStem's first convolution, the same in Singh et al.'s small and base networks.
 _STEM = 48
 
 
@@ -49,18 +49,18 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-  """Patches and a class token, whose features after the last block are classified.
+  """Patches and a class token; the class token's features after the last block are classified.
 
-  The position embedding belongs to one image size, that of `init`; images that make another number of patches are
-  refused with a ValueError.
+  The position embedding is made for one image size, that of `init`. Raises ValueError for images with another number of
+  patches.
 
   Attributes:
     patch: side of a patch.
-    convstem: channels of the first convolution of a ConvStem in the place of the patches, twice as many in each that
-      follows, down to a stride of `patch`; 0 for none.
-    axis_name: taken by every model; here nothing is averaged over the batch.
-    remat: of `layers.blocks`.
-    mean_sparse: whether a MeanSparse stands before each activation.
+    convstem: channels of the first convolution of a ConvStem that replaces the patches; each further convolution has
+      twice as many, until the total stride is `patch`. 0 for none.
+    axis_name: accepted by every model; unused, as nothing is averaged over the batch here.
+    remat: see `layers.blocks`.
+    mean_sparse: whether a MeanSparse is placed before each activation.
   """
 
   num_classes: int
@@ -107,16 +107,16 @@ class VisionTransformer(nn.Module):
     make = blocks(Block, self.remat)
     for block in range(1, self.depth + 1):
       x = make(self.num_heads, self.dtype, self.activation, self.mean_sparse)(x)
-      if block == self.depth:  # of which the class token alone goes on
+      if block == self.depth:  # of its outputs only the class token is used
         self.sow(*FEATURES, x[:, None, :1])
       elif block in stage_ends(self.depth):
         self.sow(*FEATURES, x[:, 1:].reshape(batch, height // self.patch, width // self.patch, self.width))
-    x = LayerNorm(dtype=self.dtype)(x[:, 0])  # of the class token alone: the others go nowhere
+    x = LayerNorm(dtype=self.dtype)(x[:, 0])  # only of the class token: the other tokens are not used
     return Dense(self.num_classes, dtype=self.dtype)(x)
 
 
 def from_name(match: re.Match, **options: Any) -> VisionTransformer:
-  """The network of a name that SPELLING matches. Raises ValueError where its numbers fit no network."""
+  """The network of a name that SPELLING matches. Raises ValueError if its numbers do not fit a network."""
   size, *numbers, patch, convstem = match.groups()
   size = SIZES[size] if size else Size(*map(int, numbers))
   if size.width % size.num_heads:

@@ -1,8 +1,8 @@
 """WideResNet-depth-width for 32x32 images (Zagoruyko & Komodakis, arXiv:1605.07146), as TRADES defines it.
 
-And as DeepMind does (Gowal et al., arXiv:2010.03593): with SiLU, and convolutions of stride 2 padded as in Haiku. With
-groups of any depths and widths it is a network of Huang et al. (arXiv:2110.03825), and with squeeze and excitation
-besides of Peng et al. (arXiv:2308.16258), as RaWRN-70-16.
+Also as DeepMind defines it (Gowal et al., arXiv:2010.03593): with SiLU, and convolutions of stride 2 padded as in
+Haiku. With groups of any depths and widths it is a network of Huang et al. (arXiv:2110.03825); with squeeze and
+excitation in addition it is one of Peng et al. (arXiv:2308.16258), such as RaWRN-70-16.
 """
 
 import functools
@@ -17,7 +17,7 @@ from lrat_jax.core.typing import AxisName
 from lrat_jax.models.layers import FEATURES, BatchNorm, Conv, ConvNorm, SqueezeExcitation, activation, blocks, padding
 from lrat_jax.models.mean_sparse import MeanSparse
 
-# In place of depth and width, any stem and groups: "ra_wide_resnet_96_30x216_31x432_10x864".
+# Instead of depth and width, a name may have any stem and groups: "ra_wide_resnet_96_30x216_31x432_10x864".
 SPELLING = r"(|dm_|ra_|robust_)wide_resnet_(\d{1,3}_[1-9]\d{0,2}|[1-9]\d{0,3}(?:_[1-9]\d{0,2}x[1-9]\d{0,4}){3})"
 NAMES = (
   "wide_resnet_DEPTH_WIDTH", "dm_wide_resnet_DEPTH_WIDTH", "ra_wide_resnet_70_16",
@@ -27,15 +27,16 @@ _RA_70_16 = (96, ((30, 216), (31, 432), (10, 864)))
 
 
 class PreActivationBlock(nn.Module):
-  """Batch norm and the activation before each of two 3x3 convolutions; the shortcut is a convolution where the shape
-  changes, of the first activation or of the input itself.
+  """Two 3x3 convolutions, each after batch norm and the activation, and a shortcut.
+
+  If the shape changes, the shortcut is a convolution of the first activation's output or of the block's input.
 
   Attributes:
-    same_padding: that of `layers.padding`.
-    shortcut_size: of the shortcut's convolution.
-    shortcut_of_input: whether that takes the block's input, before the first activation.
-    squeeze: whether squeeze and excitation end the residual.
-    mean_sparse: whether MeanSparse stands before the activations and ends the block.
+    same_padding: `same` of `layers.padding`.
+    shortcut_size: kernel size of the shortcut's convolution.
+    shortcut_of_input: whether the shortcut's convolution takes the block's input, before the first activation.
+    squeeze: whether squeeze and excitation end the residual branch.
+    mean_sparse: whether there is a MeanSparse before each activation and at the end of the block.
   """
 
   features: int
@@ -71,10 +72,10 @@ class WideResNet(nn.Module):
   """Three groups of (depth - 4) / 6 blocks, with 16, 32 and 64 times `width` channels.
 
   Attributes:
-    groups: (blocks, channels) of each, if given in place of depth and width.
+    groups: (blocks, channels) of each group; if given, depth and width are ignored.
     stem: channels of the first convolution.
-    remat: of `layers.blocks`.
-    same_padding, squeeze, mean_sparse: of the blocks; MeanSparse stands before the last activation too.
+    remat: see `layers.blocks`.
+    same_padding, squeeze, mean_sparse: of the blocks; MeanSparse is also before the last activation.
   """
 
   num_classes: int
@@ -115,14 +116,14 @@ class WideResNet(nn.Module):
 
 
 class DMWideResNet(WideResNet):
-  """DeepMind's."""
+  """DeepMind's WideResNet."""
 
   activation: str = "silu"
   same_padding: bool = True
 
 
 class RaWideResNet(DMWideResNet):
-  """Peng et al.'s; RaWRN-70-16 if nothing else is said."""
+  """Peng et al.'s WideResNet; RaWRN-70-16 by default."""
 
   stem: int = _RA_70_16[0]
   groups: tuple[tuple[int, int], ...] = _RA_70_16[1]
@@ -130,7 +131,7 @@ class RaWideResNet(DMWideResNet):
 
 
 class RobustWideResNet(WideResNet):
-  """Huang et al.'s; WRN-34-R if nothing else is said."""
+  """Huang et al.'s WideResNet; WRN-34-R by default."""
 
   groups: tuple[tuple[int, int], ...] = ((5, 320), (5, 640), (5, 512))
 
@@ -139,7 +140,7 @@ _BY_PREFIX = {"": WideResNet, "dm_": DMWideResNet, "ra_": RaWideResNet, "robust_
 
 
 def from_name(match: re.Match, **options: Any) -> nn.Module:
-  """The network of a name as SPELLING has it. Raises ValueError for one that no network has."""
+  """The network of a name that SPELLING matches. Raises ValueError if no network has that name."""
   name, prefix, sizes = match[0], match[1], match[2]
   family = _BY_PREFIX[prefix]
   if "x" in sizes and prefix:
@@ -157,7 +158,7 @@ def from_name(match: re.Match, **options: Any) -> nn.Module:
 
 
 def name_of(prefix: str, stem: int, groups: tuple[tuple[int, int], ...]) -> str:
-  """The name whose network has these sizes, the shortest; `prefix` is "dm_", "ra_" or "robust_"."""
+  """The shortest name of the network with these sizes; `prefix` is "dm_", "ra_" or "robust_"."""
   blocks, width = groups[0][0], groups[0][1] // 16
   sizes = "_".join([str(stem), *(f"{blocks}x{channels}" for blocks, channels in groups)])
   if prefix == "dm_" and stem == 16 and groups == tuple((blocks, 16 * width * 2**group) for group in range(3)):

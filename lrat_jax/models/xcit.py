@@ -1,4 +1,4 @@
-"""XCiT: a transformer whose attention is between channels (El-Nouby et al., arXiv:2106.09681).
+"""XCiT: a transformer with attention between channels (El-Nouby et al., arXiv:2106.09681).
 
 As timm defines it, and as Debenedetti et al. (arXiv:2209.07399) train it adversarially: for CIFAR the first
 convolutions of the stem keep the resolution, so that a patch has 4 x 4 pixels instead of 16 x 16.
@@ -17,11 +17,11 @@ from lrat_jax.core.typing import AxisName
 from lrat_jax.models.layers import FEATURES, BatchNorm, ConvNorm, activation, blocks, stage_ends
 from lrat_jax.models.transformer_layers import Dense, LayerNorm, LayerScale, Mlp, split_heads
 
-# By the pixels on a side of a patch, the strides of the stem's convolutions.
+# The strides of the stem's convolutions, by the side of a patch in pixels.
 STEMS = {4: (1, 1, 2, 2), 8: (2, 2, 2), 16: (2, 2, 2, 2)}
-# Sines and cosines of a row, and as many of a column.
+# The number of sines and cosines for a row, and the same number for a column.
 _FREQUENCIES = 32
-# Channels, and heads of attention.
+# Channels, and attention heads.
 SIZES = {"nano": (128, 4), "tiny": (192, 4), "small": (384, 8), "medium": (512, 8), "large": (768, 16)}
 _NUMBER = r"([1-9]\d{0,3})"
 SPELLING = rf"xcit_(?:({'|'.join(SIZES)})_{_NUMBER}|{_NUMBER}_{_NUMBER}_{_NUMBER})_p({'|'.join(map(str, STEMS))})"
@@ -29,7 +29,7 @@ NAMES = ("xcit_SIZE_DEPTH_pPATCH", "xcit_DEPTH_WIDTH_HEADS_pPATCH")
 
 
 def fourier_positions(height: int, width: int) -> np.ndarray:
-  """float32 [height, width, 64]: a sine and a cosine by turns of the row, in (0, 2 pi], and then of the column."""
+  """float32 [height, width, 64]: alternating sines and cosines of the row, in (0, 2 pi], and then of the column."""
   index = np.arange(_FREQUENCIES, dtype=np.float32)
   periods = np.float32(10000) ** (2 * (index // 2) / _FREQUENCIES)
 
@@ -44,13 +44,13 @@ def fourier_positions(height: int, width: int) -> np.ndarray:
 
 
 def _unit(x: Array) -> Array:
-  """Float32 [batch, tokens, heads, channels], each channel of norm 1 over the tokens; of zeros, zeros without slope."""
+  """Float32 [batch, tokens, heads, channels], each channel scaled to norm 1 over the tokens; zeros stay zeros."""
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=1, keepdims=True), 1e-24))
 
 
 class CrossCovarianceAttention(nn.Module):
-  """A channel becomes a mean of its head's channels, weighted by how alike they are over the image (section 3.2)."""
+  """Each channel becomes a mean of its head's channels, weighted by their similarity over the image (section 3.2)."""
 
   num_heads: int
   dtype: Any
@@ -67,7 +67,7 @@ class CrossCovarianceAttention(nn.Module):
 
 
 class LocalPatchInteraction(nn.Module):
-  """Two 3x3 convolutions of each channel by itself; activation and batch norm between them (section 3.3)."""
+  """Two depthwise 3x3 convolutions with activation and batch norm between them (section 3.3)."""
 
   dtype: Any
   axis_name: AxisName | None
@@ -85,7 +85,7 @@ class LocalPatchInteraction(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention between channels, interaction of neighbours and an MLP, each a residual branch of normalised inputs."""
+  """Attention between channels, local patch interaction and an MLP, each a residual branch after layer norm."""
 
   num_heads: int
   layer_scale: float
@@ -104,7 +104,7 @@ class Block(nn.Module):
 
 
 class ClassAttention(nn.Module):
-  """The class token looks at all tokens, itself included: [batch, 1 + tokens, c] -> [batch, 1, c]."""
+  """Attention of the class token to all tokens, including itself: [batch, 1 + tokens, c] -> [batch, 1, c]."""
 
   num_heads: int
   dtype: Any
@@ -121,7 +121,8 @@ class ClassAttention(nn.Module):
 class ClassBlock(nn.Module):
   """Class attention and an MLP for the class token (Touvron et al., arXiv:2103.17239); see `norm_all` of XCiT.
 
-  As in the code of the paper, the other tokens are normalised on the way and added to themselves.
+  As in the code of the paper, the other tokens get their normalised values added, and at the end are added to
+  themselves.
   """
 
   num_heads: int
@@ -144,15 +145,15 @@ class ClassBlock(nn.Module):
 
 
 class XCiT(nn.Module):
-  """A convolutional stem, encoded positions, `depth` blocks on the patches, two on a class token, and its logits.
+  """A convolutional stem, position encodings, `depth` blocks on the patches, two blocks on a class token, its logits.
 
   Attributes:
-    patch: 4, 8 or 16 pixels on a side; images are of any size.
+    patch: side of a patch, 4, 8 or 16 pixels; images may have any size.
     width: channels, a multiple of 8 and of num_heads.
-    remat: of `layers.blocks`.
-    layer_scale: what residual branches are multiplied by at first; 1 for 12 blocks and 1e-5 for more in the paper.
-    norm_all: whether class blocks normalise all tokens before their MLP, as all but XCiT-N do, or the class token only.
-    mean_sparse: whether a MeanSparse stands before each activation.
+    remat: see `layers.blocks`.
+    layer_scale: initial factor of residual branches; in the paper 1 for 12 blocks and 1e-5 for more.
+    norm_all: whether class blocks normalise all tokens before their MLP, as all but XCiT-N do, or only the class token.
+    mean_sparse: whether a MeanSparse is placed before each activation.
   """
 
   num_classes: int
@@ -194,7 +195,7 @@ class XCiT(nn.Module):
 
 
 def from_name(match: re.Match, **options: Any) -> XCiT:
-  """The network of a name that SPELLING matches. Raises ValueError where its numbers fit no network."""
+  """The network of a name that SPELLING matches. Raises ValueError if its numbers do not fit a network."""
   size, *numbers = match.groups()
   of_size, *others, patch = (None if number is None else int(number) for number in numbers)
   depth, width, num_heads = (of_size, *SIZES[size]) if size else others

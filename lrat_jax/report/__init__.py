@@ -1,1 +1,1 @@
-"""The report: one HTML page on what runs were and what came out."""
+"""The report: one HTML page on the settings and results of runs."""

@@ -1,11 +1,11 @@
-"""Writes one HTML page on what runs were and what came out; it opens from disk, without a network.
+"""Writes an HTML report about one run or several; it opens from disk, without a network.
 
   python -m lrat_jax.report runs/lrat_digits_seed0                     runs/lrat_digits_seed0/report.html
-  python -m lrat_jax.report runs/compare_digits/*/seed* --output=digits.html    several, beside one another
+  python -m lrat_jax.report runs/compare_digits/*/seed* --output=digits.html    several, side by side
 
-  RUN...              workdirs; runs that differ in their seed alone are one method, the first is what the
-                      others are compared with
-  --output=FILE.html  if not given, RUN/report.html for one run and report.html for several
+  RUN...              workdirs; runs that differ only in their seed are one method; the other methods are
+                      compared with the first
+  --output=FILE.html  default RUN/report.html for one run, report.html for several
 
 Exit codes: 0 done, 2 bad input, 4 the page could not be written.
 """
@@ -25,7 +25,7 @@ BAD_INPUT, FILES_FAILED = 2, 4
 
 
 class Options(NamedTuple):
-  """What was asked for."""
+  """The parsed options."""
 
   workdirs: list[Path]
   output: Path
@@ -39,7 +39,7 @@ def _flags() -> flags.FlagValues:
 
 
 def parse(arguments: Sequence[str]) -> Options | None:
-  """Reads the command line; None where help was asked for. Raises ConfigError with one line of what is wrong."""
+  """Reads the command line; returns None if help was requested. Raises ConfigError with a one-line message."""
   command_line.check_characters(arguments)
   values = _flags()
   try:
@@ -58,7 +58,7 @@ def parse(arguments: Sequence[str]) -> Options | None:
 
 
 def run(options: Options) -> None:
-  """Writes the page. Raises ConfigError or CorruptFileError for bad input, OSError where it cannot write."""
+  """Writes the page. Raises ConfigError or CorruptFileError for bad input, OSError if it cannot be written."""
   from rich.console import Console
 
   from lrat_jax.core import files
@@ -69,7 +69,7 @@ def run(options: Options) -> None:
     raise ConfigError(f"a report needs the package {error.name}: pip install 'lrat_jax[report]'.") from None
   start = time.perf_counter()
   console = Console()
-  # A pattern such as runs/* names other folders too; without any run, the first is refused.
+  # A pattern such as runs/* matches other folders too. If none is a run, the first one gives the error message.
   workdirs = [workdir for workdir in options.workdirs if runs.is_run(workdir)] or options.workdirs
   for workdir in options.workdirs:
     if workdir not in workdirs:
@@ -84,7 +84,7 @@ def run(options: Options) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs the program on command-line arguments and returns its exit code; what went wrong is one line on stderr."""
+  """Runs the program on command-line arguments and returns its exit code; an error is one line on stderr."""
   try:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     if options is None:

@@ -1,4 +1,4 @@
-"""Runs as the methods of a comparison: those that differ in their seed alone are one method."""
+"""Groups runs into the methods of a comparison: runs that differ only in their seed are one method."""
 
 import json
 import types
@@ -15,7 +15,7 @@ from lrat_jax.report import repeat
 from lrat_jax.report.runs import Run
 from lrat_jax.training import workdir as workdir_lib
 
-# Of a configuration, what does not make another method.
+# The fields of a configuration that do not distinguish methods.
 _NOT_THE_METHOD = ("seed", "eval")
 
 
@@ -23,9 +23,9 @@ class MethodRuns(NamedTuple):
   """Runs of one configuration.
 
   Attributes:
-    name: the configuration's, with the fields that set it apart from other methods of that name.
+    name: the configuration's name, with the fields that distinguish it from other methods of that name.
     runs: one for each seed.
-    changes: the fields in which the first run differs from its preset; None where that cannot be told.
+    changes: the fields in which the first run differs from its preset; None if they cannot be determined.
   """
 
   name: str
@@ -34,12 +34,12 @@ class MethodRuns(NamedTuple):
 
   @property
   def commands(self) -> list[str]:
-    """What repeats each run."""
+    """The command that repeats each run."""
     return [repeat.command(run) for run in self.runs]
 
 
 class EvaluatedRun(NamedTuple):
-  """A run with results in the form in which `summary.summarise` takes one, on the attacks that all runs share."""
+  """A run with results, in the form for `summary.summarise`; its suite has only the attacks shared by all runs."""
 
   method: MethodRuns
   run: Run
@@ -74,7 +74,7 @@ def _key(run: Run) -> str:
 
 
 def _told_apart(methods: Sequence[MethodRuns]) -> list[MethodRuns]:
-  """With names that differ: by the fields that only some methods of a name have changed, or by their folders."""
+  """Makes the names of methods unique: adds the fields that only some of that name have changed, or their folders."""
   fields = [
     {
       f"{change.field}={repeat.text(change.value)}"
@@ -94,7 +94,7 @@ def _told_apart(methods: Sequence[MethodRuns]) -> list[MethodRuns]:
 
 
 def group(runs: Sequence[Run]) -> list[MethodRuns]:
-  """The methods of some runs, in the order of their first runs. Raises ConfigError where a folder is named twice."""
+  """Groups runs into methods, in the order of their first runs. Raises ConfigError if a folder is named twice."""
   folders = [run.workdir.resolve() for run in runs]
   for run, folder in zip(runs, folders, strict=True):
     if folders.count(folder) > 1:
@@ -102,7 +102,7 @@ def group(runs: Sequence[Run]) -> list[MethodRuns]:
   found: dict[tuple[str, int], list[Run]] = {}
   seen: list[tuple[str, int]] = []
   for run in runs:
-    # A second run of one configuration and seed is a method of its own.
+    # A second run with the same configuration and seed is a separate method.
     found.setdefault((_key(run), seen.count((_key(run), run.seed))), []).append(run)
     seen.append((_key(run), run.seed))
   return _told_apart([MethodRuns(mine[0].name, mine, repeat.changes(mine[0])) for mine in found.values()])
@@ -124,7 +124,7 @@ def _check_same_images(runs: Sequence[Run]) -> None:
 
 
 def shared_suite(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-  """The attacks that all runs with results were evaluated by, equal in every argument."""
+  """The attacks, equal in every argument, with which all runs were evaluated; all must have results."""
   suites = [run.results["suite"] for run in runs]
   return {name: entry for name, entry in suites[0].items() if all(suite.get(name) == entry for suite in suites)}
 
@@ -137,10 +137,10 @@ def _config(run: Run, suite: Mapping[str, Any]) -> ConfigDict:
 
 
 def evaluated(methods: Sequence[MethodRuns]) -> list[EvaluatedRun]:
-  """The runs that have results and per_example.npz, on the attacks that they share.
+  """The runs that have results and per_example.npz, with only the attacks that they share.
 
   Raises:
-    ConfigError: they were evaluated on other images, or have no attack in common.
+    ConfigError: the runs were evaluated on different images, or have no attack in common.
   """
   whole = [
     entry for method in methods for entry in zip(method.runs, method.commands, [method] * len(method.runs), strict=True)
@@ -156,11 +156,13 @@ def evaluated(methods: Sequence[MethodRuns]) -> list[EvaluatedRun]:
   found = []
   for run, command, method in whole:
     columns = {name: run.per_example[f"robust/{name}"].astype(bool) for name in suite}
-    worst = {"robust": np.logical_and.reduce([run.per_example["clean_correct"], *columns.values()])}
-    found.append(EvaluatedRun(method, run, command, _config(run, suite), {**run.per_example, **worst}))
+    # An attack's arrays are named "robust/ATTACK" and so on.
+    shared = {name: array for name, array in run.per_example.items() if name.partition("/")[2] in {"", "clean", *suite}}
+    shared["robust"] = np.logical_and.reduce([run.per_example["clean_correct"], *columns.values()])
+    found.append(EvaluatedRun(method, run, command, _config(run, suite), shared))
   return found
 
 
 def summarise(found: Sequence[EvaluatedRun]) -> Mapping[str, Any]:
-  """`summary.summarise` of them."""
+  """The result of `summary.summarise` for evaluated runs."""
   return types.MappingProxyType(summary.summarise(found, "All methods"))

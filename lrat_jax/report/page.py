@@ -1,4 +1,4 @@
-"""The page: what the runs say, put into the template."""
+"""The page: the data of the runs, rendered with the template."""
 
 import base64
 import hashlib
@@ -20,7 +20,7 @@ from lrat_jax.report.methods import MethodRuns
 from lrat_jax.report.pictures import Chart
 from lrat_jax.report.runs import Run
 
-# A run's folder may lack these; each is said in a line.
+# What a run's folder may lack, and the line on the page that says so.
 _MISSING = {
   "results": "No results.json: this run was trained and not evaluated. --mode=evaluate evaluates it.",
   "per_example": "No per_example.npz: nothing is said of single images.",
@@ -29,13 +29,13 @@ _MISSING = {
   "weights": "No weights/epoch_*.npz: there are no weights to show.",
 }
 _SAME_WEIGHTS = {"natural": "Local weights are the same in all pairs.", "across": "All pairs weigh the same."}
-# Weights by class are drawn up to so many classes: more cannot be read.
+# The largest number of classes for which weights by class are drawn; more would not be readable.
 _MOST_CLASSES = 30
 _EVALUATED_ONLY = "A function was evaluated here, and nothing trained: there are no training curves and no weights."
 
 
 class Agreement(NamedTuple):
-  """How far a run's attacks agree on which images are vulnerable."""
+  """How much a run's attacks agree on which images are vulnerable."""
 
   names: list[str]
   count: int  # type: ignore[assignment]  # of images, not the method of tuples
@@ -45,7 +45,7 @@ class Agreement(NamedTuple):
 
 
 class View(NamedTuple):
-  """One run as the page shows it, in the place of its method."""
+  """One run as the page shows it, representing its method."""
 
   method: MethodRuns
   run: Run
@@ -77,7 +77,7 @@ def _missing(run: Run) -> list[str]:
 
 
 def _facts(method: MethodRuns, run: Run) -> dict[str, str]:
-  """What was trained and evaluated, by name."""
+  """Facts about training and evaluation: name -> text."""
   facts: dict[str, str] = {}
   if run.config is not None:
     config = run.config
@@ -108,7 +108,7 @@ def _facts(method: MethodRuns, run: Run) -> dict[str, str]:
 
 
 def _agreement(run: Run, name: str) -> Agreement | None:
-  """None where attacks cannot be compared."""
+  """The agreement of a run's attacks; None if they cannot be compared."""
   if run.per_example is None:
     return None
   names = [name for name in inspection.attack_names(run.per_example) if name in run.results["robust"]]
@@ -121,7 +121,7 @@ def _agreement(run: Run, name: str) -> Agreement | None:
 
 
 def _weight_charts(run: Run, name: str) -> tuple[list[Chart], list[str]]:
-  """The charts of a run's weights, and lines on those that are the same for all images."""
+  """The charts of a run's weights, and a line for each kind of weight that is the same for all images."""
   if run.weights is None:
     return [], []
   figures, same = [plots.plot_weight_distributions(run.weights, name)], []
@@ -134,7 +134,7 @@ def _weight_charts(run: Run, name: str) -> tuple[list[Chart], list[str]]:
 
 
 def _training_chart(methods: Sequence[MethodRuns]) -> Chart | None:
-  """The training curves of one run, or of several beside one another; None where no run has any."""
+  """The training curves of one run, or of several runs in one chart; None if no run has any."""
   rows = {method.name: [run.rows for run in method.runs if run.rows] for method in methods}
   rows = {name: mine for name, mine in rows.items() if mine}
   if not rows:
@@ -148,14 +148,14 @@ def _training_chart(methods: Sequence[MethodRuns]) -> Chart | None:
 
 
 def _drawn(run: Run, examples: Sequence[pictures.Example], alone: bool) -> dict[str, str]:
-  """What the run itself drew and the page cannot draw: for that the images are needed. Of several runs, less."""
+  """Plots drawn by the run that the page cannot draw because it has no images; fewer if there are several runs."""
   stems = ["most_moved"] * alone + ["worst_examples"] * (not examples)
   found = {stem: runs.drawn(run, stem) for stem in stems}
   return {stem: pictures.file_uri(path) for stem, path in found.items() if path is not None}
 
 
 def _view(method: MethodRuns, *, alone: bool) -> View:
-  """A method by its first run; `alone` where the page is of this run and no other."""
+  """The view of a method, from its first run; `alone`: the page shows only this run."""
   run = method.runs[0]
   rows = tables.accuracies(run) if run.results is not None else []
   weight_charts, same = _weight_charts(run, method.name)
@@ -181,7 +181,7 @@ def _view(method: MethodRuns, *, alone: bool) -> View:
 
 
 def _hash(script: str) -> str:
-  """What a content security policy knows a script by."""
+  """The hash that identifies a script in a content security policy."""
   return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
@@ -197,7 +197,7 @@ def _template() -> jinja2.Template:
 
 
 def _own(name: str) -> Markup:
-  """A file of the package that goes into the page as it is."""
+  """A file of the package that is inserted into the page unchanged."""
   return Markup((Path(inspect.getfile(runs)).parent / "templates" / name).read_text(encoding="utf-8"))
 
 
@@ -228,11 +228,11 @@ def _context(found: Sequence[Run]) -> dict[str, Any]:
 
 
 def render(workdirs: Sequence[Path]) -> str:
-  """The whole page on one run or several. The same runs make the same page, to the byte.
+  """Renders the whole page for one run or several. The same runs give the same page, to the byte.
 
   Raises:
-    ConfigError: a folder is no run's, is named twice, or was evaluated on other images than the first.
-    files.CorruptFileError: a file is not as a run writes it.
+    ConfigError: a folder is not that of a run or is named twice, or a run was evaluated on other images than the first.
+    files.CorruptFileError: a file is damaged or not in the form that a run writes.
   """
   context = _context([runs.read(workdir) for workdir in workdirs])
   script = _own("report.js")

@@ -1,4 +1,4 @@
-"""The page's pictures: figures as SVG in its colours, and the worst examples with their differences as PNG."""
+"""The page's pictures: figures as SVG in the page's colours, and the worst examples with their differences as PNG."""
 
 import base64
 import hashlib
@@ -23,12 +23,12 @@ class Example(NamedTuple):
 
   Attributes:
     attack: its name.
-    index: of the image in its split.
+    index: the index of the image in its split.
     label: the true class.
-    prediction: the model's on the adversarial; -1 where its logits were not finite.
+    prediction: the model's prediction on the adversarial; -1 if the logits were not finite.
     largest: the largest change of a pixel, in [0, 1].
-    scale: by what the difference is enlarged.
-    original, adversarial, difference: data URIs; where nothing changed, the difference is of middle grey.
+    scale: the factor by which the difference is multiplied.
+    original, adversarial, difference: data URIs; the difference is middle grey where nothing changed.
   """
 
   attack: str
@@ -43,7 +43,7 @@ class Example(NamedTuple):
 
 
 class Chart(NamedTuple):
-  """A figure of `analysis.plots`: its title, what a reader has to know of it, and its drawing for the page."""
+  """A figure of `analysis.plots` for the page: its title, a note for the reader, and its SVG."""
 
   title: str
   note: str
@@ -51,7 +51,7 @@ class Chart(NamedTuple):
 
 
 def chart(figure: Figure, note: str = "") -> Chart:
-  """A figure as the page shows it: text as text, colours from the page's style, no name of another chart's parts."""
+  """Converts a figure for the page: text stays text, colours are those of the page's style, and SVG ids are unique."""
   title = figure.get_suptitle()
   figure.suptitle("")
   file = io.StringIO()
@@ -69,7 +69,7 @@ def chart(figure: Figure, note: str = "") -> Chart:
   return Chart(title, note, Markup(drawing))
 
 
-# What is drawn in Matplotlib's own colours and in those of `analysis.plots`, by the names of the page's style.
+# The colours of Matplotlib and of `analysis.plots` that a figure uses, with their names in the page's style.
 _PAGE_COLOURS = {"#000000": "ink", INK: "soft", "#b0b0b0": "rule"} | {
   colour: f"series-{number}" for number, colour in enumerate(COLOURS, start=1)
 }
@@ -94,7 +94,7 @@ def file_uri(path: Path) -> str:
 
 
 def worst(run: Run) -> list[Example]:
-  """The worst examples that a run kept; none where it kept none."""
+  """The worst examples that a run saved; empty if it saved none."""
   if run.worst is None:
     return []
   examples = []

@@ -1,4 +1,4 @@
-"""How a run is repeated: its command, as the run recorded it, and the fields that are not the method's own."""
+"""How to repeat a run: the command that it recorded, and the fields that differ from its method's."""
 
 import shlex
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from lrat_jax.training import workdir
 
 
 class Change(NamedTuple):
-  """A field that differs: its path, its value, and the method's."""
+  """A field that differs: its path, its value, and the method's value."""
 
   field: str
   value: Any
@@ -24,7 +24,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changes(run: Run) -> list[Change] | None:
-  """The fields in which a run differs from its preset; None where that cannot be told."""
+  """The fields in which a run differs from its preset; None if they cannot be determined."""
   base = None if run.config is None else methods.of_run(run.preset)
   if base is None:
     return None
@@ -35,10 +35,10 @@ def changes(run: Run) -> list[Change] | None:
 
 
 def text(value: Any) -> str:
-  """A value as the command line takes it."""
+  """A value in the form that the command line accepts."""
   return f"({','.join(map(str, value))},)" if isinstance(value, list | tuple) else str(value)
 
 
 def command(run: Run) -> str:
-  """What a reader types to repeat a run."""
+  """The shell command that repeats a run."""
   return shlex.join(["python", "-m", "lrat_jax.main", *run.arguments, f"--workdir={run.workdir}"])

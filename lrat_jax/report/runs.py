@@ -1,4 +1,4 @@
-"""What a run's folder holds, read and checked before anything is said of it."""
+"""Reads and checks the content of a run's folder."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -73,21 +73,21 @@ _WORST = ("attacks", "indices", "labels", "predictions", "originals", "adversari
 
 
 class Run(NamedTuple):
-  """One run as it was found. What its folder lacks is None, or empty.
+  """The content of a run's folder. What the folder lacks is None, or empty.
 
   Attributes:
-    workdir: as it was given.
-    name: of its configuration, or of the function that was evaluated.
-    seed: of training and evaluation.
+    workdir: as given.
+    name: the name of its configuration, or of the function that was evaluated.
+    seed: the seed of training and evaluation.
     preset: the value of --config.
-    arguments: of the command, without the workdir.
-    config: None where a function was evaluated.
-    results: of results.json.
-    per_example: of per_example.npz.
-    timings: of timings.json.
-    rows: of metrics.jsonl.
-    weights: of weights/epoch_*.npz, aligned.
-    worst: of worst_examples.npz.
+    arguments: the arguments of the command, without the workdir.
+    config: the configuration; None if a function was evaluated.
+    results: from results.json.
+    per_example: from per_example.npz.
+    timings: from timings.json.
+    rows: from metrics.jsonl.
+    weights: from weights/epoch_*.npz, aligned.
+    worst: from worst_examples.npz.
   """
 
   workdir: Path
@@ -105,7 +105,7 @@ class Run(NamedTuple):
 
   @property
   def batch_size(self) -> int:
-    """Of training; 0 where nothing was trained."""
+    """The batch size of training; 0 if nothing was trained."""
     return 0 if self.config is None else self.config.data.batch_size
 
 
@@ -125,7 +125,7 @@ def _read_results(path: Path) -> dict[str, Any]:
   provenance.refuse_other_schema(path, results)
   _check(results, _RESULTS, path)
   for name in results["robust"]:
-    try:  # all that the page will ask of an attack, asked once
+    try:  # everything that the page computes from an attack, computed once to check it
       suites.threat(results["suite"][name])
       suites.kinds(results["suite"][name])
       suites.radius(results["suite"][name])
@@ -170,7 +170,7 @@ def _read_weights(workdir: Path) -> inspection.WeightHistory | None:
     return inspection.weight_history(workdir)
   except files.CorruptFileError:
     raise
-  except (ValueError, IndexError) as error:  # columns that do not fit one another
+  except (ValueError, IndexError) as error:  # arrays whose shapes do not match
     raise files.CorruptFileError(f"{workdir / 'weights'} is damaged ({error}).") from None
 
 
@@ -186,7 +186,7 @@ def _read_worst(path: Path) -> dict[str, np.ndarray]:
 
 def _read_config(content: Mapping[str, Any], path: Path) -> ConfigDict:
   try:
-    config = ConfigDict(earlier.completed(content)[0])  # results leave out what belongs to a machine
+    config = ConfigDict(earlier.completed(content)[0])  # results.json has no machine-specific fields
     validate.check_form(config)
   except (ConfigError, ValueError, TypeError) as error:
     raise files.CorruptFileError(f"{path} holds no configuration of this version: {error}") from None
@@ -194,7 +194,7 @@ def _read_config(content: Mapping[str, Any], path: Path) -> ConfigDict:
 
 
 def _find_config(workdir: Path) -> ConfigDict | None:
-  """Of config.json, or of results.json where that alone was kept."""
+  """The configuration in config.json, or in results.json if there is no config.json."""
   if (workdir / "config.json").exists():
     return _read_config(workdir_lib.read_config(workdir / "config.json"), workdir / "config.json")
   results = _if_there(workdir / "results.json", files.read_json) or {}
@@ -204,7 +204,7 @@ def _find_config(workdir: Path) -> ConfigDict | None:
 
 
 def _read_command(workdir: Path, results: Mapping[str, Any] | None) -> dict[str, Any]:
-  """{"preset", "arguments"}: of the results, or of config.json where there are none."""
+  """{"preset", "arguments"}: from the results, or from config.json if there are none."""
   path = workdir / ("config.json" if results is None else "results.json")
   asked = files.read_json(path)["run"] if results is None else results
   _check(asked, _COMMAND, path)
@@ -219,11 +219,11 @@ def is_run(folder: Path) -> bool:
 def read(workdir: Path) -> Run:
   """Reads a run's folder.
 
-  The configuration is the one that the results were evaluated with, where there are results.
+  If there are results, the configuration is the one with which they were evaluated.
 
   Raises:
-    ConfigError: it is no run's folder.
-    files.CorruptFileError: a file in it is not as a run writes it.
+    ConfigError: the folder is not that of a run.
+    files.CorruptFileError: a file in it is damaged or not in the form that a run writes.
   """
   if not workdir.is_dir():
     raise ConfigError(f"{workdir} is no folder; give the workdir of a run.")
@@ -257,11 +257,11 @@ def read(workdir: Path) -> Run:
 
 
 def drawn(run: Run, stem: str) -> Path | None:
-  """A picture that the run drew, if it is there: plots/STEM.png."""
+  """The path of a plot that the run drew, plots/STEM.png; None if it does not exist."""
   path = run.workdir / "plots" / f"{stem}.png"
   return path if path.is_file() else None
 
 
 def configuration_text(run: Run) -> str:
-  """The whole configuration, as JSON for people; empty where a function was evaluated."""
+  """The whole configuration as indented JSON; empty if a function was evaluated."""
   return "" if run.config is None else json.dumps(run.config.to_dict(), indent=2)

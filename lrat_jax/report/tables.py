@@ -1,4 +1,4 @@
-"""The page's tables: numbers as they are read, with their intervals."""
+"""The page's tables: numbers formatted for reading, with their intervals."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ _MINUS = "\u2212"
 
 
 class Estimate(NamedTuple):
-  """A share, or a difference of two, with the ends of its 95 % interval."""
+  """A share, or a difference of two shares, with the ends of its 95 % interval."""
 
   value: float
   low: float
@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
 
   @property
   def points(self) -> str:
-    """As a difference."""
+    """The value as a difference, in points."""
     return signed(self.value)
 
   @property
@@ -47,12 +47,12 @@ class Estimate(NamedTuple):
 
   @property
   def clear(self) -> bool:
-    """Whether the interval leaves 0 out."""
+    """Whether the interval excludes 0."""
     return self.low > 0 or self.high < 0
 
 
 class Row(NamedTuple):
-  """An attack, or clean or the union, in a run's own table."""
+  """A row of a run's own table: an attack, clean, or the union."""
 
   name: str
   threat: str
@@ -63,14 +63,14 @@ class Row(NamedTuple):
 
 
 class Cell(NamedTuple):
-  """A number in a shaded table, and how dark it is in [-1, 1]; None where there is none."""
+  """A number in a shaded table, and its shade in [-1, 1]; None if there is no number."""
 
   text: str
   heat: float | None
 
 
 def percent(share: float) -> str:
-  """ "21.2" of 0.212."""
+  """A share in percent, as "21.2" for 0.212."""
   return f"{100 * share:.1f}"
 
 
@@ -87,7 +87,7 @@ def wilson(accuracy: float, count: int) -> Estimate:
 
 
 def trained_on(run: Run) -> set[str]:
-  """The attacks of a run's suite that are of a kind that it trained on."""
+  """The attacks of a run's suite whose kind it trained on."""
   if run.config is None:
     return set()
   return set(suites.trained_on(run.results["suite"], run.config.train_attacks.to_dict()))
@@ -117,13 +117,13 @@ class Comparison(NamedTuple):
   """Several methods side by side, a row for each column of `summary.summarise`.
 
   Attributes:
-    summary: of `summary.summarise`.
-    names: of the methods, the first being the one that the others are compared with.
+    summary: the result of `summary.summarise`.
+    names: the names of the methods; the first is the baseline of the differences.
     columns: clean, the attacks, the union.
-    threats: by column.
+    threats: threat models, by column.
     accuracies: by column and method.
-    differences: by column and method, of all methods but the first.
-    interval_methods: by method, what its intervals are.
+    differences: by column and method, for all methods but the first.
+    interval_methods: by method, how its intervals are computed.
   """
 
   summary: Mapping[str, Any]
@@ -135,7 +135,7 @@ class Comparison(NamedTuple):
   interval_methods: dict[str, str]
 
   def groups(self, column: str) -> str:
-    """What is to be known of a column: whether a method trained on its attack."""
+    """Says whether a method trained on the kind of a column's attack; empty if the column is in neither group."""
     return {"trained_on": "trained on by some", "held_out": "held out"}.get(
       next((group for group in ("trained_on", "held_out") if column in self.summary[group]), ""), ""
     )
@@ -144,7 +144,7 @@ class Comparison(NamedTuple):
 def _method_accuracies(
   runs: Sequence[EvaluatedRun], groups: Mapping[str, list[str]], columns: list[str]
 ) -> dict[str, Estimate]:
-  """By column; over one seed with Wilson intervals, over several with the bootstrap over seeds and images."""
+  """By column; with Wilson intervals for one seed, with bootstrap intervals over seeds and images for several."""
   held = [summary_lib.robust_columns(run, groups) for run in runs]
   stacked = np.array([[one[column] for one in held] for column in columns])
   means = stacked.mean(axis=(1, 2))
@@ -157,7 +157,7 @@ def _method_accuracies(
 
 
 def compare(methods: Sequence[MethodRuns], evaluated: Sequence[EvaluatedRun], summary: Mapping[str, Any]) -> Comparison:
-  """The tables of several methods, of their runs with results and the summary of these."""
+  """The tables of several methods, from their evaluated runs and the summary of these runs."""
   groups = {name: summary[name] for name in ("trained_on", "held_out", "autoattack")}
   columns, suite = summary["columns"], summary["suite"]
   runs = {method.name: [one for one in evaluated if one.method.name == method.name] for method in methods}
@@ -199,7 +199,7 @@ def crossed(found: inspection.Inconsistency) -> list[list[Cell]]:
 
 
 class WarningLine(NamedTuple):
-  """A line of the checks with the runs that gave it, and the lines that differ from it in their numbers alone."""
+  """A warning with the runs that gave it, and the warnings that differ from it only in their numbers."""
 
   line: str
   runs: list[str]
@@ -207,7 +207,7 @@ class WarningLine(NamedTuple):
 
 
 def warnings(methods: Sequence[MethodRuns]) -> list[WarningLine]:
-  """Each warning once, those with the same words together."""
+  """Each warning once; warnings that differ only in their numbers are together."""
   runs: dict[str, list[str]] = {}
   for method in methods:
     for run in method.runs:

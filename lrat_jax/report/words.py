@@ -1,4 +1,4 @@
-"""A configuration in words, and the terms of the page in a line each."""
+"""Descriptions of configurations in words, and one-line explanations of the terms of the page."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -51,7 +51,7 @@ _TERMS = {
 
 
 def threat(entry: Mapping[str, Any]) -> str:
-  """What an attack may do, as `suites.threat` says it, with norms as people write them, beside their radius."""
+  """What an attack may do, as in `suites.threat`, with norms such as L∞, joined to the radius by a no-break space."""
 
   def part(text: str) -> str:
     first, _, rest = text.partition(" ")
@@ -65,7 +65,7 @@ def _share(share: float) -> str:
 
 
 def _idle(config: ConfigDict) -> bool:
-  """Whether no training attack may change anything."""
+  """Whether all training attacks have radius 0."""
   entries = config.train_attacks.to_dict().values()
   return all(suites.radius(entry) == 0 for entry in entries)
 
@@ -108,5 +108,5 @@ def training_attacks(config: ConfigDict) -> str:
 
 
 def glossary(attacks: Iterable[str]) -> dict[str, str]:
-  """The terms of the page, and the kinds of attack that it names."""
+  """The terms of the page and the attacks that it names, with their explanations."""
   return _TERMS | {name: _ATTACKS[name] for name in sorted(set(attacks)) if name in _ATTACKS}

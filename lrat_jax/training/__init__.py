@@ -1,1 +1,1 @@
-"""The training run: the step, the loop, checkpoints, metrics, and the folder of a run."""
+"""The training run: the step, the loop, checkpoints, metrics, and the workdir."""

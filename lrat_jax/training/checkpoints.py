@@ -1,7 +1,7 @@
-"""Checkpoints of a run, by Orbax: state, data iterator and the best validation so far, saved in the background.
+"""Checkpoints of a run, with Orbax: state, data iterator and validation accuracies, saved in the background.
 
-Each holds a list of its files with their digests, which becomes part of it before it counts as saved. A checkpoint that
-differs from its list is moved aside before Orbax reads anything of it, and the run goes on from the one before.
+Each contains a list of its files with their digests, which is added before the checkpoint counts as saved. A checkpoint
+that differs from its list is moved aside before Orbax reads any of it, and the run resumes from the previous one.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ from lrat_jax.training.step import TrainState
 
 _LATEST_KEPT = 2
 _DIGESTS = "sha256.json"
-# Orbax measures it by the clock on the wall, which may be set while it waits.
+# So long because Orbax measures it by the wall clock, which may be changed while it waits.
 _SAVE_TIMEOUT_S = 14 * 24 * 3600
-# Orbax writes these after the list, and reads nothing from them that a run depends on.
+# The list itself, and files that Orbax writes after it, from which it reads nothing that a run depends on.
 _UNLISTED = ("_CHECKPOINT_METADATA", "commit_success.txt", _DIGESTS)
-# Beside the checkpoints, so that Orbax does not take for one what lies in it.
+# Beside the directory of checkpoints, so that Orbax does not take its contents for checkpoints.
 _ASIDE = "damaged_checkpoints"
 
 
 class Progress(NamedTuple):
-  """What else a run needs to go on, as plain data.
+  """What a run needs to resume besides the state, as plain data.
 
   Attributes:
     data: the training iterator's own state.
@@ -54,7 +54,7 @@ def _save_error(step: int, error: Exception) -> CheckpointError:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-  """The SHA-256 of every listed file under a folder, by its path there."""
+  """The SHA-256 of every file under a folder that belongs in the list, by its relative path."""
   found = {}
   for path in sorted(folder.rglob("*")):
     if path.is_file() and path.name not in _UNLISTED:
@@ -64,7 +64,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def damage(folder: Path) -> str | None:
-  """What is wrong with a checkpoint's files; None where they are as they were saved."""
+  """What is wrong with a checkpoint's files; None if they are as they were saved."""
   try:
     listed = json.loads((folder / _DIGESTS).read_text())
   except (OSError, ValueError):
@@ -82,10 +82,10 @@ def _move_aside(folder: Path) -> Path:
 
 
 def quarantine_damaged(directory: Path) -> list[str]:
-  """Moves checkpoints that are not as they were saved out of a directory, into "damaged_checkpoints" beside it.
+  """Moves damaged checkpoints out of a directory, into "damaged_checkpoints" beside it.
 
   Returns:
-    A line for each that says what was wrong with it and where it is now.
+    One line for each: what is wrong with it, and where it is now.
   """
   lines = []
   steps = [path for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
@@ -118,7 +118,7 @@ class Checkpoints:
         async_options=ocp.AsyncOptions(
           post_finalization_callback=self._list_files,
           timeout_secs=_SAVE_TIMEOUT_S,
-          create_directories_asynchronously=False,  # it waits by that clock too, ten minutes at most
+          create_directories_asynchronously=False,  # if True, Orbax waits by the wall clock too, at most ten minutes
         ),
         read_only=read_only,
       ),
@@ -129,12 +129,12 @@ class Checkpoints:
 
   def __exit__(self, *_: Any) -> None:
     try:
-      self._manager.close()  # waits for a save that is under way
+      self._manager.close()  # waits for a running save
     except _WRITE_ERRORS as error:
       raise _save_error(self._saving, error) from error
 
   def _list_files(self) -> None:
-    """Writes the list of digests; Orbax calls it when all else is written, and the checkpoint not yet in its place."""
+    """Writes the list of digests. Orbax calls it after all other files, before it moves the checkpoint into place."""
     if distributed.is_primary():
       (folder,) = (path for path in self._directory.iterdir() if path.name.split(".")[0] == str(self._saving))
       digests = json.dumps(_digests(folder)).encode()
@@ -142,26 +142,26 @@ class Checkpoints:
         file.write(digests)
 
   def latest_step(self) -> int | None:
-    """The newest step that was saved whole, or None."""
+    """The newest step with a complete checkpoint, or None."""
     return self._manager.latest_step()
 
   def best_step(self) -> int | None:
-    """The step with the best validation, the earliest where several are equal; without any, the newest."""
+    """The step with the best robust validation accuracy, the first if several are equal; the newest if none has one."""
     scored = [s for s in self._manager.all_steps() if self._manager.metrics(s) is not None]
     if not scored:
       return self.latest_step()
     return max(scored, key=lambda step: (self._manager.metrics(step)["robust"], -step))
 
   def best_robust(self) -> float:
-    """The highest robust validation accuracy among the checkpoints; minus infinity without any."""
+    """The highest robust validation accuracy among the checkpoints; minus infinity if there is none."""
     scored = [self._manager.metrics(step) for step in self._manager.all_steps()]
     return max((metrics["robust"] for metrics in scored if metrics is not None), default=-math.inf)
 
   def save(self, step: int, state: TrainState, progress: Progress, validation: dict[str, float] | None) -> None:
-    """Saves in the background; `validation` {"clean", "robust"} where the model was validated at this step.
+    """Saves in the background; `validation` is {"clean", "robust"} if the model was validated at this step.
 
     Raises:
-      CheckpointError: this or the save before it could not be written; the checkpoints before are as they were.
+      CheckpointError: this checkpoint or the previous one could not be written; those before it are intact.
     """
     try:
       self._manager.wait_until_finished()
@@ -176,7 +176,7 @@ class Checkpoints:
       raise _save_error(self._saving, error) from error
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
-    """The state at `step`, placed as `like` is (arrays, or `jax.ShapeDtypeStruct`s with a place), and its progress."""
+    """The state at `step`, sharded as `like` (arrays, or `jax.ShapeDtypeStruct`s with a sharding), and its progress."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     restored = self._manager.restore(
       step,
@@ -185,7 +185,7 @@ class Checkpoints:
     return restored["state"], Progress(**restored["progress"])
 
   def read(self, step: int) -> dict[str, Any]:
-    """The state at `step` as nested dictionaries of NumPy arrays, whatever configuration and devices it came from."""
+    """The state at `step` as nested dictionaries of NumPy arrays, for any configuration and devices."""
     path = self._directory / str(step) / "state"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
       tree = reader.metadata(path).item_metadata.tree

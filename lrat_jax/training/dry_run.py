@@ -1,6 +1,6 @@
-"""What a run would take, without making it: shapes, parameters, steps, memory, and an estimate of the time.
+"""Estimates the cost of a run without running it: shapes, parameters, steps, memory, and time.
 
-The step of every phase is compiled and taken a few times on the run's own devices and data; nothing is written.
+The step of every phase is compiled and run a few times on the run's own devices and data; nothing is written.
 """
 
 import time
@@ -28,7 +28,7 @@ _TIMED_STEPS = 5
 
 
 class _PhaseCost(NamedTuple):
-  """What one phase takes: its epochs, seconds to compile and for a step, bytes on a device while it runs."""
+  """The cost of one phase: its epochs, seconds to compile, seconds per step, and bytes on a device during a step."""
 
   phase: phases.Phase
   epochs: int
@@ -51,7 +51,7 @@ def _layers(model: Any, variables: Any, image_shape: tuple[int, ...]) -> list[tu
     for name, layer in found["intermediates"]["network"].items():
       if (
         name != "__call__" and isinstance(layer, dict) and "__call__" in layer
-      ):  # a layer may be used by another method alone
+      ):  # a layer has no __call__ if only another of its methods is used
         output = jax.tree.leaves(layer["__call__"])[0]
         rows.append((name, "x".join(map(str, output.shape[1:])), _size(parameters.get(name, {}))))
     return logits
@@ -61,7 +61,7 @@ def _layers(model: Any, variables: Any, image_shape: tuple[int, ...]) -> list[tu
 
 
 def _phases(experiment: experiment_lib.Experiment) -> list[_PhaseCost]:
-  """Each phase of the training compiled and timed, in the order in which they come."""
+  """Compiles and times each phase of training, in order."""
   config, mesh = experiment.config, experiment.mesh
   found = [phases.phase_at(config, epoch) for epoch in range(config.train.epochs)]
   place = data.make_device_put(experiment.training_source, mesh, config.data.placement)
@@ -85,18 +85,18 @@ def _phases(experiment: experiment_lib.Experiment) -> list[_PhaseCost]:
 
 
 def _seconds_of_a_gradient(config: ConfigDict, cost: _PhaseCost) -> float:
-  """About how long the gradient of one image takes: an attack's gradients and the update share a step's time."""
+  """Approximate seconds for the gradient of one image: a step's time divided among the attacks and the update."""
   variants = len(config_lib.variant_names(config))
   every = sum(suites.cost(entry).gradients for entry in config.train_attacks.values())
   attacks = every * variants / len(config.train_attacks)
   natural = phases.needs_natural(config, cost.phase)
-  # The gradient of the weights comes on top of that of the images: half as much again.
+  # The update also computes the gradient of the weights, so it counts 1.5 times.
   update = 1.5 * (variants + natural) * (1 + cost.phase.use_awp)
   return cost.step / (config.data.batch_size * (attacks + update))
 
 
 def _evaluation(experiment: experiment_lib.Experiment, seconds_of_a_gradient: float) -> tuple[float, float]:
-  """About the seconds of all validations, and those of the evaluation at most: robust images take all of an attack."""
+  """Approximate seconds (all validations, evaluation), as if all images were robust and took the whole attack."""
   config, dataset = experiment.config, experiment.dataset
   seconds = lambda cost: (cost.gradients + cost.queries / 2) * seconds_of_a_gradient
   validation = suites.cost(config.validation_attack)
@@ -108,7 +108,7 @@ def _evaluation(experiment: experiment_lib.Experiment, seconds_of_a_gradient: fl
 
 
 def describe(experiment: experiment_lib.Experiment, console: Console) -> None:
-  """Prints what training and evaluation an experiment would take. Compiles, takes a few steps, writes nothing."""
+  """Prints the estimated cost of training and evaluating an experiment. Compiles, runs a few steps, writes nothing."""
   config, dataset, mesh = experiment.config, experiment.dataset, experiment.mesh
   say = lambda name, text: console.print(f"{name:<11} {text}", highlight=False, markup=False, soft_wrap=True)
   shape = "x".join(map(str, dataset.image_shape))
@@ -149,7 +149,7 @@ def describe(experiment: experiment_lib.Experiment, console: Console) -> None:
 
 
 def _describe_steps(experiment: experiment_lib.Experiment, say: Any) -> None:
-  """How many steps, on batches of what, and which attacks make and evaluate them."""
+  """Prints the number of steps, the batch shape, and the attacks of training and evaluation."""
   config = experiment.config
   variants = len(config_lib.variant_names(config))
   say(

@@ -1,4 +1,4 @@
-"""What a configuration builds: model, optimiser, lengths and states, the same for training and for evaluation."""
+"""Builds what a configuration describes, for training and evaluation: model, optimiser, number of steps, states."""
 
 import functools
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ from lrat_jax.training import step as step_lib
 
 
 class Experiment(NamedTuple):
-  """What a configuration builds, the same for training and for evaluation.
+  """What is built from a configuration, the same for training and for evaluation.
 
   Attributes:
-    model: as it trains and is validated.
-    eval_model: the same network in float32, as it is evaluated.
+    model: the network as it is trained and validated.
+    eval_model: the same network in float32, for evaluation.
   """
 
   config: ConfigDict
@@ -38,39 +38,39 @@ class Experiment(NamedTuple):
 
   @property
   def training_source(self) -> data.Split | data.Mixture:
-    """What training batches are made of."""
+    """The source of training batches: the training split, or its mixture with the extra source."""
     return data.training_source(self.dataset, self.config.data.extra.fraction)
 
   @property
   def microbatch_size(self) -> int | None:
-    """How many images an attack on the network takes at once (`models.microbatch_size`)."""
+    """How many images an attack on the network processes at once (`models.microbatch_size`)."""
     return models.microbatch_size(
       self.config.model.name, *self.dataset.image_shape[:2], platform=sharding.platform(self.mesh)
     )
 
   def logits_fn(self, state: step_lib.TrainState) -> Partial:
-    """Images -> logits, of the weights of a state that are evaluated."""
+    """Images -> logits, with the evaluated variables of a state (`TrainState.eval_variables`)."""
     return Partial(models.applied(self.eval_model), state.eval_variables)
 
   def attacked_fn(self, state: step_lib.TrainState) -> Partial | None:
-    """The same as it computes under attack, where that is in another type."""
+    """The same in the data type for attacks (`config.eval.attack_dtype`); None if that is float32 too."""
     if (dtype := self.config.eval.attack_dtype) == "float32":
       return None
     model = create_model(self.config, self.dataset.num_classes, dtype)
     return Partial(models.applied(model), state.eval_variables)
 
   def initial_state(self, arrays: Mapping[str, Any] = MappingProxyType({})) -> step_lib.TrainState:
-    """The state before the first step, laid over the devices; `arrays` takes the place of variables by their names."""
-    # Where devices share a state, one alone may have no room for it; the host has.
+    """The state before the first step, placed on the devices; `arrays` replaces variables by name."""
+    # A sharded state may be too large for a single device, so it is created on the host.
     home = jax.local_devices(backend="cpu")[0] if self.mesh.shape[sharding.MODEL] > 1 else None
     with jax.default_device(home):
       state = step_lib.begin_with(self._create_state(), arrays)
     return sharding.put(state, self.mesh, step_lib.state_specs(self.config, self.mesh, state))
 
   def abstract_state(self, *, evaluates: bool = False) -> step_lib.TrainState:
-    """The shapes, types and places of `initial_state`'s arrays; nothing is computed.
+    """The shapes, dtypes and shardings of `initial_state`'s arrays; nothing is computed.
 
-    With `evaluates` the variables are whole on every device, as an evaluation needs them.
+    With `evaluates` the variables are replicated, as an evaluation needs them.
     """
     state = jax.eval_shape(self._create_state)
     specs = step_lib.state_specs(self.config, self.mesh, state)
@@ -86,7 +86,7 @@ class Experiment(NamedTuple):
 
 
 def compute_type(dtype: str, mesh: Mesh) -> str:
-  """What the network computes in as it trains: "auto" is bfloat16 on an accelerator, float32 elsewhere."""
+  """The dtype of the network's computations in training: "auto" is bfloat16 on an accelerator, float32 elsewhere."""
   if dtype != "auto":
     return dtype
   return "float32" if sharding.platform(mesh) == "cpu" else "bfloat16"
@@ -104,9 +104,9 @@ def create_model(config: ConfigDict, num_classes: int, dtype: str) -> models.Cla
 
 
 def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
-  """Model, optimiser and lengths for a checked configuration.
+  """Builds model, optimiser and number of steps from a checked configuration.
 
-  Where labels are distributions, those of training may stay so; what is evaluated has its true classes.
+  If labels are distributions, training may use them as they are; validation and evaluation use the true classes.
   """
   dataset = dataset._replace(
     train=data.for_training(dataset.train),
@@ -116,9 +116,9 @@ def build(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Experiment:
   )
   create = functools.partial(create_model, config, dataset.num_classes)
   model = create(compute_type(config.model.dtype, mesh))
-  # Attacks are weaker in bfloat16, and its verdicts are not float32's: an evaluation would find too much robustness.
+  # Attacks are weaker in bfloat16, and its predictions differ from float32's: robustness would be overestimated.
   eval_model = create("float32")
   steps_per_epoch = data.steps_per_epoch(dataset.train, config.data.batch_size)
   total_steps = config.train.epochs * steps_per_epoch
-  optimizer = optim.create(config.optimizer, max(total_steps, 1))  # 0 where only the test split was read
+  optimizer = optim.create(config.optimizer, max(total_steps, 1))  # 0 if only the test split was read
   return Experiment(config, dataset, mesh, model, eval_model, optimizer, steps_per_epoch, total_steps)

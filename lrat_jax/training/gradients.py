@@ -1,4 +1,4 @@
-"""From a device's shard of a batch to the gradients of all devices: attack, weigh, differentiate, join."""
+"""The gradient of a step: attack a device's shard of the batch, weight pairs, differentiate, average over devices."""
 
 import functools
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from lrat_jax.core.typing import Variables
 from lrat_jax.training import awp
 from lrat_jax.training.phases import Phase, needs_natural
 
-# One image in so many shows the natural accuracy where the loss has no use for natural images.
+# If the loss uses no natural images, the natural accuracy is measured on one in this many images.
 _NATURAL_SAMPLE = 8
 
 
 class Shard(NamedTuple):
-  """What a device trains on in a step, as `inputs.prepare` makes it.
+  """A device's part of the batch of a step, after `inputs.prepare`.
 
   Attributes:
     images: float [b, h, w, c] in [0, 1].
     labels: int [b], or float [b, classes], distributions.
-    indices: int [b], the images' numbers.
+    indices: int [b], which identify the images.
   """
 
   images: Array
@@ -36,7 +36,7 @@ class Shard(NamedTuple):
 
 
 class PerImage(NamedTuple):
-  """What the gradient tells of each image of the shard: [b], or [b, m] for each variant (`step.StepOutput`)."""
+  """Results for each image of the shard: [b], or [b, m] for each variant (`step.StepOutput`)."""
 
   natural_correct: Array
   vulnerabilities: Array
@@ -47,11 +47,11 @@ class PerImage(NamedTuple):
 
 
 class Joined(NamedTuple):
-  """The same on every device, but for what is per image.
+  """The gradient of the global batch; the same on every device, except for `per_image` and sharded gradients.
 
   Attributes:
     loss: float [], of the global batch.
-    gradients: like the parameters, of that loss; of those that are split over devices, this one's part.
+    gradients: of that loss, a tree like the parameters; of sharded parameters, this device's part.
     batch_stats: batch norm's running averages after the batch.
     per_image: of this device's shard.
   """
@@ -63,16 +63,16 @@ class Joined(NamedTuple):
 
 
 def logits_fn(model: nn.Module, variables: Variables, mode: str = "eval") -> Callable[[Array], Array]:
-  """images -> logits, all that an attack knows of a model. `mode` "train" normalises by the batch's own statistics."""
+  """The function images -> logits that is attacked. `mode` "train" normalises with the batch's own statistics."""
   if mode == "eval":
     return lambda images: cast(Array, model.apply(variables, images, train=False))
   return lambda images: cast(Array, model.apply(variables, images, train=True, mutable=["batch_stats"])[0])
 
 
 class _Pairs(NamedTuple):
-  """What the loss sees of a device's instances: the shard [b, ...], and what the attack made of it [b, m, ...].
+  """Inputs of the loss on a device: the shard [b, ...], and what the attack returned for it [b, m, ...].
 
-  `classes` int [b] are the true ones; `labels` are smoothed where labels are.
+  `classes` int [b] are the true classes; `labels` are smoothed if label smoothing is on.
   """
 
   images: Array
@@ -83,7 +83,7 @@ class _Pairs(NamedTuple):
 
 
 class _Told(NamedTuple):
-  """What the loss tells besides its value; `natural_logits` is None where it has no use for natural images."""
+  """Outputs of the loss besides its value; `natural_logits` is None if the loss does not use natural images."""
 
   natural_logits: Array | None
   vulnerabilities: Array
@@ -102,31 +102,31 @@ def joined(
 ) -> Joined:
   """The gradient of a phase's loss on the global batch, from each device's shard of it.
 
-  With `train.microbatches` k attacks and gradients go through the shard in k parts, one after another, and the memory
-  is that of a part. Loss and gradient stay means over the global batch, and global weights too are of all its pairs.
-  Batch norm's statistics are of each part, in its place on all devices, and its running averages move k times.
+  With `train.microbatches` = k, attacks and gradients process the shard in k parts, one after another, and need the
+  memory of one part. Loss and gradient are still means over the global batch, and global weights are over all its
+  pairs. Batch norm's statistics are of one part, across devices, and its running averages are updated k times.
 
-  It holds one mean over devices (two with AWP), and those of batch norm and of global weights where they are on.
+  It uses one mean over devices (two with AWP), plus those of batch norm and of global weights if they are on.
 
   Args:
-    attack: makes the variants [b, m, h, w, c] of a shard and says what share of iterates [b, m] the model survived.
-    num_classes: asked for it only where labels are smoothed.
-    specs: by parameter, which part of its gradient each device gets (`fsdp.specs`).
+    attack: shard -> its variants [b, m, h, w, c], and the fraction of iterates [b, m] that are classified correctly.
+    num_classes: called only if labels are smoothed.
+    specs: for each parameter, which part of its gradient each device gets (`fsdp.specs`).
   """
   images, labels, _ = shard
   classes = attacks.losses.true_classes(labels)
   variants, surviving_fractions = _by_parts(attack, config.train.microbatches, shard)
-  if config.train.label_smoothing:  # for the loss alone: the attack does not see it, as in Wang et al.'s code
+  if config.train.label_smoothing:  # in the loss only: the attack uses unsmoothed labels, as in Wang et al.'s code
     labels = data.smooth(labels, config.train.label_smoothing, num_classes())
   pairs = _Pairs(images, labels, classes, variants, surviving_fractions)
-  # Every gradient below is this device's own; exactly one mean over devices joins them.
+  # Every gradient below is of this device's shard, and is averaged over devices exactly once.
   of_device = functools.partial(_of_device, config, model, phase, variables["batch_stats"], pairs)
   params = variables["params"]
   if phase.use_awp:
     uphill = lax.pmean(of_device(params)[1], sharding.AXIS)
     params = awp.perturbed(params, uphill, config.awp.gamma)
   loss, gradients, batch_stats, told = of_device(params)
-  if config.model.batch_norm == LOCAL:  # each device's averages moved its own way, and become their mean
+  if config.model.batch_norm == LOCAL:  # the running averages differ between devices, and are averaged too
     own, whole = (loss, gradients, batch_stats), sharding.REPLICATED
     loss, gradients, batch_stats = fsdp.mean(own, (whole, specs, whole))
   else:
@@ -151,14 +151,14 @@ def _merged(tree: Any) -> Any:
 
 
 def _by_parts(function: Callable[[Any], Any], count: int, rows: Any) -> Any:
-  """What `function` makes of arrays [b, ...], from `count` parts of them, one after another."""
+  """Applies `function` to arrays [b, ...] in `count` parts, one after another."""
   return function(rows) if count == 1 else _merged(lax.map(function, _split(rows, count)))
 
 
 def _of_device(
   config: ConfigDict, model: nn.Module, phase: Phase, batch_stats: Any, pairs: _Pairs, params: Any
 ) -> tuple[Array, Any, Any, _Told]:
-  """(loss, its gradient, batch norm's running averages, what it tells) of this device's pairs, from their parts."""
+  """(loss, its gradient, batch norm's running averages, other outputs) of this device's pairs, part by part."""
   count = config.train.microbatches
   gradient = jax.value_and_grad(functools.partial(_loss, config, model, phase), has_aux=True)
   if count == 1:
@@ -173,7 +173,7 @@ def _of_device(
 
   start = batch_stats, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
   (batch_stats, sums), told = lax.scan(add, start, _split((pairs, across), count))
-  loss, gradients = jax.tree.map(lambda x: x / count, sums)  # the parts are of one size
+  loss, gradients = jax.tree.map(lambda x: x / count, sums)  # the parts have equal sizes
   return loss, gradients, batch_stats, _merged(told)
 
 
@@ -203,7 +203,7 @@ def _loss(
   pairs: _Pairs,
   across: Array | None = None,
 ) -> tuple[Array, tuple[Any, _Told]]:
-  """The mean loss of pairs, with what else their forward gives; `across` are global weights that are known before."""
+  """The mean loss of pairs, and other outputs of the forward; `across` are the global weights if already computed."""
   natural, adversarial, vulnerabilities, batch_stats = _forward(config, model, phase, params, batch_stats, pairs)
   local = _local_weights(config, phase, vulnerabilities)
   if across is None:
@@ -216,9 +216,10 @@ def _loss(
 def _across_parts(
   config: ConfigDict, model: nn.Module, phase: Phase, params: Any, batch_stats: Any, pairs: _Pairs
 ) -> Array | None:
-  """The global weights [b] of pairs whose gradients come part by part, of all of them at once; None where all are 1.
+  """The global weights [b] over all pairs, for gradients that are computed part by part; None if all weights are 1.
 
-  They go by the vulnerabilities that the loss will find, whose forward is made twice for that; GAIRAT's do not.
+  They depend on the vulnerabilities, so the forward of the loss is computed twice; but not for GAIRAT, which does not
+  use them.
   """
   kind = config.global_weights.kind if phase.use_global_weights else "none"
   if kind == "none":
@@ -246,7 +247,7 @@ def _local_weights(config: ConfigDict, phase: Phase, vulnerabilities: Array) -> 
 
 
 def _global_weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, surviving_fractions: Array) -> Array:
-  """The weights [b] of this phase across instances, over all devices' pairs."""
+  """The global weights [b] of this phase, normalised over the pairs of all devices."""
   kind = config.global_weights.kind if phase.use_global_weights else "none"
   return reweighting.global_weights(
     user_code.function(kind) if user_code.is_name(kind) else kind,
@@ -258,7 +259,7 @@ def _global_weights(config: ConfigDict, phase: Phase, vulnerabilities: Array, su
 
 
 def _pairing(config: ConfigDict, adversarial_logits: Array, labels: Array) -> Array | float:
-  """The loss of logit pairing over this device's images; 0 where it is off."""
+  """The loss of logit pairing over this device's images; 0 if it is off."""
   fields = config.logit_pairing
   if not fields.weight:
     return 0.0

@@ -1,4 +1,4 @@
-"""What a step trains on: a batch's images as floats, augmented and mixed, and the labels that go with them."""
+"""Prepares the batch of a step: images as floats, augmented and mixed, and their labels."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from lrat_jax import data
 from lrat_jax.core import sharding
 
-# Folded into an image's key of augmentation for how it is mixed; augmentation itself takes no such number.
+# Folded into an image's augmentation key to make the key for mixing; augmentation itself does not fold in this number.
 _MIXING = 1000
 
 
@@ -19,8 +19,8 @@ def prepare(
   """This device's images, float [b, h, w, c] in [0, 1], and labels, int [b] or distributions float [b, classes].
 
   Args:
-    keys: one per image [b], of the image and the step.
-    num_classes: asked for it only where images are mixed.
+    keys: one per image [b], derived from the step and the image's index.
+    num_classes: called only if images are mixed.
   """
   fields, labels = config.data, batch["labels"]
   images = data.to_float(batch["images"])

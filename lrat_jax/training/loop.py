@@ -1,4 +1,4 @@
-"""The training run: from a configuration to checkpoints in a workdir, resumed wherever an earlier try stopped."""
+"""The training loop: from an experiment to checkpoints in a workdir; resumes where an earlier attempt stopped."""
 
 import functools
 import itertools
@@ -25,7 +25,7 @@ from lrat_jax.training import metric_writers, metrics, phases
 from lrat_jax.training import step as step_lib
 from lrat_jax.training.experiment import Experiment
 
-# Calls that devices may lag behind Python. Beyond 32, JAX's CPU devices wait for one another forever.
+# The number of calls by which devices may lag behind Python. Beyond 32, JAX's CPU devices deadlock.
 MOST_IN_FLIGHT = 16
 
 
@@ -48,7 +48,7 @@ class _Validator:
 
 
 class _Loop:
-  """The host's side of training: what happens between two steps, each as a method of its own."""
+  """The host's side of training: what happens between two steps, one method for each task."""
 
   def __init__(
     self,
@@ -116,11 +116,11 @@ class _Loop:
       TextColumn("left  {task.fields[rate]}"),
       console=self._console,
       transient=True,
-      refresh_per_second=1,  # each drawing takes Python's time, and a CPU device's
+      refresh_per_second=1,  # each refresh takes time from Python and from CPU devices
     )
 
   def _run_epoch(self, epoch: int, show: Callable[[str], None]) -> bool:
-    """Trains to the end of an epoch, or to the step after which the run was asked to stop; whether it was."""
+    """Trains to the end of an epoch, or until the run is asked to stop; returns whether it was asked."""
     config, experiment = self._config, self._experiment
     phase = phases.phase_at(config, epoch)
     end = (epoch + 1) * experiment.steps_per_epoch
@@ -151,7 +151,7 @@ class _Loop:
     return stopped
 
   def _take_steps(self, phase: phases.Phase, end: int) -> None:
-    """The steps of one call, which ends where a row or a save is due; the rest before one goes step by step."""
+    """Runs `train.steps_per_call` steps in one call, or one step if a row, a save or the epoch's end is due earlier."""
     train = self._config.train
     due = [(self.step // every + 1) * every for every in (train.log_every_steps, train.checkpoint_every_steps)]
     count = train.steps_per_call if self.step + train.steps_per_call <= min(*due, end) else 1
@@ -163,7 +163,7 @@ class _Loop:
     jax.block_until_ready([call.loss for call in self._pending[-MOST_IN_FLIGHT:][:1]])
 
   def _log(self, epoch: int) -> str:
-    """Fetches the pending outputs, stops at the first that is not finite, and writes their row."""
+    """Fetches the pending outputs, checks that they are finite, writes their row, and returns the speed as text."""
     outputs = [output for call in sharding.fetch(self._pending) for output in step_lib.outputs_by_step(call)]
     first_step = self.step - len(outputs) + 1
     metrics.check_finite(first_step, outputs)
@@ -181,7 +181,7 @@ class _Loop:
     return checkpoints_lib.Progress(self._batches.get_state(), finished=self.step == self._experiment.total_steps)
 
   def _hold(self, validation: dict[str, float]) -> None:
-    """Keeps a copy of the best state in memory until the next save: epochs may be shorter than a save is worth."""
+    """Keeps a copy of the best state in memory until the next save; an epoch may be too short to save after each."""
     if validation["robust"] > self._best_robust:
       self._best_robust = validation["robust"]
       self._held = (self.step, jax.tree.map(jnp.copy, self.state), self._progress(), validation)
@@ -214,7 +214,7 @@ class _Loop:
 
 
 def _quarantine(workdir: Path, console: Console) -> None:
-  """Takes damaged checkpoints out of a workdir, and says so."""
+  """Moves damaged checkpoints of a workdir aside, with a warning for each."""
   if distributed.is_primary():
     for line in checkpoints_lib.quarantine_damaged(workdir / "checkpoints"):
       console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
@@ -229,13 +229,13 @@ def train(
   writers: Sequence[metric_writers.Tracker] = (),
   initial: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
-  """Trains to the end in `workdir`, or says that an earlier try did.
+  """Trains to the last step in `workdir`, or prints that training there is finished.
 
   Args:
-    stop: asked after every call of a step or several (`train.steps_per_call`), on every process; where it returns True,
+    stop: called after every call of one or more steps (`train.steps_per_call`), on every process; if it returns True,
       the last step is saved and the run ends.
-    writers: told every row of metrics besides the workdir's files.
-    initial: asked before the first step alone for variables to begin with, by their names (`step.begin_with`).
+    writers: receive every row of metrics, in addition to the workdir's files.
+    initial: returns the initial variables by name (`step.begin_with`); called only if there is no checkpoint yet.
 
   Raises:
     checkpoints.CheckpointError: a checkpoint could not be written; those before it are intact.
@@ -256,15 +256,15 @@ def train(
 def load_checkpoint(
   experiment: Experiment, workdir: Path, console: Console | None = None, *, last: bool = False
 ) -> tuple[int, step_lib.TrainState]:
-  """The checkpoint with the best validation in a workdir, (step, state); its variables are whole on every device.
+  """(step, state) of the checkpoint with the best validation in a workdir; its variables are replicated.
 
-  One that is damaged is set aside, which the console is told, and the best of the others is taken.
+  Damaged checkpoints are moved aside with a warning on the console, and the best of the others is used.
 
   Args:
-    last: takes the newest checkpoint in place of the best.
+    last: use the newest checkpoint instead of the best.
 
   Raises:
-    ConfigError: no checkpoint was finished there.
+    ConfigError: the workdir has no complete checkpoint.
   """
   if (workdir / "checkpoints").is_dir():
     _quarantine(workdir, console or Console())

@@ -1,7 +1,7 @@
-"""Where a run can be followed besides its own files: TensorBoard, and by --track Weights & Biases and MLflow.
+"""Trackers of a run besides its own files: TensorBoard, and with --track Weights & Biases and MLflow.
 
-One small interface for all. What a service needs is imported only when it is asked for, and a service that fails in the
-middle of a run is left aside with a warning: metrics.jsonl has everything.
+All have the same small interface. The package of a service is imported only if the service is requested. If a service
+fails during a run, a warning is printed and it is not used any more: metrics.jsonl has everything.
 """
 
 import contextlib
@@ -25,24 +25,24 @@ _PROJECT = "lrat_jax"
 
 
 class Tracker(Protocol):
-  """What is told the numbers of one run."""
+  """Receives the metrics of one run."""
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Numbers by name ("train/loss") at a step of training; a step may come twice, as a resumed run repeats it."""
+    """Records numbers by name ("train/loss") at a training step; a resumed run may repeat a step."""
 
   def flush(self) -> None:
-    """Sends what waits; called with every checkpoint."""
+    """Sends what is queued; called at every checkpoint."""
 
   def close(self, failed: bool) -> None:
-    """Ends the run's session there, after an error or without."""
+    """Ends the session of the run; `failed` says whether after an error."""
 
 
 def _summary_writer(folder: Path, step: int):
-  """tensorboardX imports PyTorch where that is installed, which takes seconds and serves no scalar."""
-  # Not beside the main thread, which may be importing PyTorch for itself.
+  """A tensorboardX writer, without importing PyTorch if possible: that takes seconds, and scalars do not need it."""
+  # Not in another thread, because the main thread may be importing PyTorch at the same time.
   hidden = "torch" not in sys.modules and threading.current_thread() is threading.main_thread()
   if hidden:
-    sys.modules["torch"] = None  # to `import`, a module that is not there
+    sys.modules["torch"] = None  # for `import`, a missing module
   try:
     from tensorboardX import SummaryWriter
   finally:
@@ -52,7 +52,7 @@ def _summary_writer(folder: Path, step: int):
 
 
 class TensorBoard:
-  """Event files in a folder, opened at a step: what an earlier try wrote after it is shown no more."""
+  """Event files in a folder, opened at a step; what an earlier attempt wrote after that step is no longer shown."""
 
   def __init__(self, folder: Path, step: int):
     self._events = _summary_writer(folder, step)
@@ -69,7 +69,7 @@ class TensorBoard:
 
 
 class _WeightsAndBiases:
-  """A run of Weights & Biases (https://docs.wandb.ai); WANDB_PROJECT, WANDB_MODE and its other variables hold."""
+  """A run of Weights & Biases (https://docs.wandb.ai); WANDB_PROJECT, WANDB_MODE and its other variables apply."""
 
   @staticmethod
   def load() -> Any:
@@ -87,7 +87,7 @@ class _WeightsAndBiases:
       config=config,
     )
     self.identity = self._run.id
-    # A step of its own axis may come again after a resume; the service's own steps may only rise.
+    # Steps get an axis of their own, because a resumed run may repeat them; the service's own steps may only increase.
     self._run.define_metric("*", step_metric="step")
 
   @staticmethod
@@ -98,14 +98,14 @@ class _WeightsAndBiases:
     self._run.log({"step": step, **values})
 
   def flush(self) -> None:
-    """Nothing waits: a process of the service's own sends."""
+    """Does nothing, because the service sends from a process of its own."""
 
   def close(self, failed: bool) -> None:
     self._run.finish(exit_code=int(failed))
 
 
 class _MLflow:
-  """A run of MLflow (https://mlflow.org/docs); MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME hold."""
+  """A run of MLflow (https://mlflow.org/docs); MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME apply."""
 
   @staticmethod
   def load() -> Any:
@@ -124,7 +124,7 @@ class _MLflow:
     identity = found.experiment_id if found else self._client.create_experiment(experiment)
     run = self._client.create_run(identity, run_name=name).info.run_id
     parameters = [self._module.entities.Param(key, str(value)) for key, value in _flat(config)]
-    for start in range(0, len(parameters), 100):  # as many as MLflow takes at once
+    for start in range(0, len(parameters), 100):  # MLflow's limit per call
       self._client.log_batch(run, params=parameters[start : start + 100])
     return run
 
@@ -158,7 +158,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 class _Guarded:
-  """A service that is told nothing more once it has failed."""
+  """A tracker of a service that is no longer called after the service has failed."""
 
   def __init__(self, name: str, tracker: Tracker, errors: tuple[type[Exception], ...], say: Callable[[str], None]):
     self._name, self._tracker, self._errors, self._say = name, tracker, errors, say
@@ -184,7 +184,7 @@ class _Guarded:
 
 
 class _Service(NamedTuple):
-  """A service that was asked for, and its package."""
+  """A requested service, and its imported package."""
 
   name: str
   kind: Any
@@ -196,10 +196,10 @@ def _line(error: BaseException) -> str:
 
 
 def find(names: Sequence[str]) -> list[_Service]:
-  """The services of those names, their packages imported.
+  """The services with these names; imports their packages.
 
   Raises:
-    ConfigError: a name that is none of "wandb" and "mlflow", or a package that is not installed.
+    ConfigError: a name other than "wandb" and "mlflow", or a package that is not installed.
   """
   services = []
   for name in dict.fromkeys(names):
@@ -216,7 +216,7 @@ def find(names: Sequence[str]) -> list[_Service]:
 def _open(
   services: Sequence[_Service], workdir: Path, config: ConfigDict, console: Console, trackers: list[Tracker]
 ) -> None:
-  """Adds the services' trackers to a list one by one, so that a failure leaves those to close that are open."""
+  """Adds the services' trackers to a list one by one, so that the open ones can be closed if another fails."""
   path = workdir / "trackers.json"
   known = files.read_json(path) if services and path.exists() else {}
   say = lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -236,12 +236,12 @@ def _open(
 def opened(
   services: Sequence[_Service], workdir: Path, config: ConfigDict, console: Console
 ) -> Iterator[list[Tracker]]:
-  """The services' trackers of the run in a workdir: the run that an earlier try began there goes on.
+  """Opens the services' trackers for the run in a workdir; an earlier attempt at it is continued at the services.
 
-  Which run of a service that is stands in trackers.json. Of several processes the first has them.
+  trackers.json has the id of the run at each service. With several processes, only the primary process has trackers.
 
   Raises:
-    ConfigError: a service refuses to begin, as for want of a login.
+    ConfigError: a service cannot be started, for example because of a missing login.
   """
   trackers: list[Tracker] = []
   failed = True
@@ -256,7 +256,7 @@ def opened(
 
 
 def write_results(trackers: Sequence[Tracker], results: Mapping[str, Any]) -> None:
-  """An evaluation's accuracies at the step that was evaluated: "test/clean", "test/pgd20", "test/union"."""
+  """Writes an evaluation's accuracies at the evaluated step: "test/clean", "test/pgd20", "test/union"."""
   accuracies = {"clean": results["clean"], **results["robust"], "union": results["union"]}
   for tracker in trackers:
     tracker.write(results["step"], {f"{results['split']}/{name}": value for name, value in accuracies.items()})

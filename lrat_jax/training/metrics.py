@@ -1,4 +1,4 @@
-"""What is measured in training: rows of numbers from step outputs, their writers, and the record of weights."""
+"""Training metrics: rows of numbers from step outputs, their writer, and the record of weights."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ def check_finite(first_step: int, outputs: Sequence[StepOutput]) -> None:
 
 
 def training_row(step: int, epoch: int, outputs: Sequence[StepOutput]) -> Row:
-  """One row of means over some steps that end with `step`, and the quantiles of the weights in them."""
+  """One row: means over some steps, the last of which is `step`, and quantiles of their weights."""
   row: Row = {"split": "train", "step": step, "epoch": epoch, "steps": len(outputs)}
   accuracies = {"natural_correct": "natural_accuracy", "adversarial_correct": "adversarial_accuracy"}
   for field, name in {**{scalar: scalar for scalar in _SCALARS}, **accuracies}.items():
@@ -42,7 +42,7 @@ def training_row(step: int, epoch: int, outputs: Sequence[StepOutput]) -> Row:
 
 
 def drawn_shares(attacks: Sequence[str], outputs: Sequence[StepOutput]) -> Row:
-  """For each training attack the share of some steps that it was drawn for, by "drawn/ATTACK"."""
+  """For each training attack, the fraction of the steps for which it was drawn, as "drawn/ATTACK"."""
   drawn = np.array([output.drawn for output in outputs])
   return {f"drawn/{name}": float(np.mean(drawn == number)) for number, name in enumerate(attacks)}
 
@@ -55,10 +55,10 @@ def epoch_means(rows: Iterable[Row], epoch: int, names: Sequence[str]) -> dict[s
 
 
 def read_rows(path: Path) -> list[Row]:
-  """The rows of a metrics.jsonl; a last line that a killed run left half-written is passed over.
+  """The rows of a metrics.jsonl; an incomplete last line, left by a killed run, is skipped.
 
   Raises:
-    files.CorruptFileError: another line is no row.
+    files.CorruptFileError: another line is not a row.
   """
   lines = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
   return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
@@ -75,10 +75,10 @@ def _row(line: str, where: str) -> Row:
 
 
 class MetricWriter:
-  """Writes rows to metrics.jsonl and TensorBoard; opened at a step, it drops what an earlier try wrote after it.
+  """Writes rows to metrics.jsonl and TensorBoard; opened at a step, it drops what an earlier attempt wrote after it.
 
-  Without `writes` it keeps its own rows in memory alone: of several processes one has the files. `writers` are told
-  every row as TensorBoard is; who opened them closes them.
+  Without `writes` it only keeps its own rows in memory: of several processes, only one writes. `writers` receive every
+  row, as TensorBoard does; the caller closes them.
   """
 
   def __init__(self, workdir: Path, step: int, *, writes: bool = True, writers: Sequence[metric_writers.Tracker] = ()):
@@ -124,7 +124,7 @@ class MetricWriter:
 class WeightRecord:
   """The weights that training used for a fixed sample of instances: one npz per epoch.
 
-  Arrays of a file, a row for each time that a sampled instance was in a batch of the epoch: "step", "indices" (in the
+  Arrays of a file, with a row for each time a sampled instance was in a batch of the epoch: "step", "indices" (in the
   source's training split), "labels", "natural_weights" [n], "adversarial_weights" [n, m], "global_weights" [n],
   "vulnerabilities" [n, m]; "variants" [m] names the training attacks.
   """
@@ -143,7 +143,7 @@ class WeightRecord:
     return self._directory / f"epoch_{epoch:04d}.npz"
 
   def _begin(self, epoch: int) -> None:
-    """Starts an epoch with what an earlier try saved of it up to the checkpoint."""
+    """Starts an epoch, with the rows that an earlier attempt saved up to the checkpoint."""
     self._epoch, self._rows = epoch, []
     if self._file(epoch).exists():
       saved = files.read_arrays(self._file(epoch), ("step", "indices", "labels", *_WEIGHTS))
@@ -151,7 +151,7 @@ class WeightRecord:
       self._rows = [{name: array[kept] for name, array in saved.items() if name != "variants"}]
 
   def add(self, epoch: int, first_step: int, outputs: Sequence[StepOutput]) -> None:
-    """Keeps the sampled instances of some steps' outputs."""
+    """Adds the sampled instances in the outputs of some steps."""
     if epoch != self._epoch:
       self._begin(epoch)
     of_all = lambda name: np.concatenate([getattr(output, name) for output in outputs])

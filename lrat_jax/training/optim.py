@@ -1,4 +1,4 @@
-"""The optimiser: SGD with momentum and coupled weight decay, as the peers run it, or AdamW; under a schedule."""
+"""The optimiser and its schedule: SGD with momentum and coupled weight decay, as in the papers' code, or AdamW."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from lrat_jax.config.default import OPTIMIZERS, SCHEDULES
 
 
 def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
-  """step -> learning rate, from `config.optimizer`: shares there are of `total_steps`.
+  """step -> learning rate, from `config.optimizer`, whose fractions are fractions of `total_steps`.
 
   "piecewise" multiplies by `decay_rate` at each boundary; "cosine" falls from the peak to 0 after a linear warm-up;
-  "one_cycle" rises from 1/25 of the peak to it and falls to 1/10,000 of that start, both along a cosine.
+  "one_cycle" rises from 1/25 of the peak to it and falls to 1/10,000 of the initial rate, both along a cosine.
   Raises ValueError, with the choices, for an unknown name.
   """
   peak = config.learning_rate
@@ -32,10 +32,10 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
 
 
 def is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-  """Whether a parameter is a kernel: what a layer calls so, or another matrix, but no bias.
+  """Whether a parameter is a kernel: one named "kernel", or another matrix that is not named "bias".
 
-  Not one are biases, the scales of norms and layers, and a transformer's tokens, positions and temperatures, which have
-  three axes: what timm and its like leave out of weight decay.
+  Biases, the scales of norms and layers, and a transformer's tokens, positions and temperatures, which have three axes,
+  are not kernels: timm and similar libraries leave them out of weight decay.
   """
   name = getattr(path[-1], "key", "") if path else ""
   return name == "kernel" or (leaf.ndim == 2 and name != "bias")
@@ -50,7 +50,7 @@ def create(config: ConfigDict, total_steps: int) -> optax.GradientTransformation
 
   "sgd" adds weight decay to the gradient before the momentum, as PyTorch's SGD does. "adamw" (Loshchilov & Hutter,
   arXiv:1711.05101) adds it to the step, times the learning rate, as PyTorch's AdamW does; its momenta are
-  `momentum` and `second_momentum`. A gradient is clipped before either.
+  `momentum` and `second_momentum`. Gradients are clipped before either.
 
   Raises ValueError, with the choices, for an unknown name.
   """

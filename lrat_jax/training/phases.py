@@ -1,4 +1,4 @@
-"""What is on in an epoch: weights and perturbations that begin after their share of the training."""
+"""Phases of training: which weights and perturbations are on in an epoch. Each begins after a fraction of training."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,12 @@ from lrat_jax import objectives, reweighting
 
 
 class Phase(NamedTuple):
-  """What is on; each phase is a compiled step of its own, so that plain training pays for none of them.
+  """What is on. Each phase has a compiled step of its own, so plain training does not pay for the others.
 
   Attributes:
-    use_local_weights: local weights share out each pair; without, the variants share it evenly.
-    use_global_weights: global weights differ between pairs; without, they are 1.
-    use_awp: the gradient is taken where adversarial weight perturbation leads (`awp.perturbed`).
+    use_local_weights: local weights distribute each pair's weight; if False, the variants share it evenly.
+    use_global_weights: global weights differ between pairs; if False, they are 1.
+    use_awp: the gradient is computed at adversarially perturbed weights (`awp.perturbed`).
   """
 
   use_local_weights: bool
@@ -22,7 +22,7 @@ class Phase(NamedTuple):
 
 
 def phase_at(config: ConfigDict, epoch: int) -> Phase:
-  """What is on in an epoch (0-based): each begins after its share of the epochs."""
+  """The phase of an epoch (0-based): each part begins after its fraction of the epochs."""
   done = epoch / config.train.epochs
   return Phase(
     use_local_weights=config.local_weights.kind != "none" and done >= config.local_weights.begin_fraction,
@@ -32,7 +32,7 @@ def phase_at(config: ConfigDict, epoch: int) -> Phase:
 
 
 def phase_text(phase: Phase) -> str:
-  """What is on in a phase, in words."""
+  """The active parts of a phase, in words."""
   on = [name.removeprefix("use_").replace("_", " ") for name, active in phase._asdict().items() if active]
   return ", ".join(on) or "plain"
 

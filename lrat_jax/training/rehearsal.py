@@ -1,7 +1,7 @@
-"""What a run would take on TPUs that are not there: its programs, compiled for a described topology.
+"""Estimates the cost of a run on TPUs that are not available, by compiling its programs for a described topology.
 
-Nothing runs and nothing is placed: the step of every phase, and the validation attack, go through the TPU's compiler
-as shapes alone. It says what a chip would hold, and which collectives a program has; the rest follows from the chip's
+Nothing is run and no array is placed: the TPU compiler compiles the step of every phase, and the validation attack,
+from shapes only. It reports the memory on a chip and the collectives of a program; the rest follows from the chip's
 data sheet.
 """
 
@@ -29,15 +29,15 @@ from lrat_jax.training import step as step_lib
 
 
 class Rehearsed(NamedTuple):
-  """What the compiler said of one program, for each device.
+  """What the compiler reports about one program, per device.
 
   Attributes:
     name: what the program does.
-    images: it takes, on all devices together.
-    compiling: seconds.
+    images: the number of images in a batch, on all devices together.
+    compiling: seconds of compilation.
     arguments, temporaries, code: bytes on a device. Results are written over arguments, or count as temporaries.
-    flops: of matrix products and convolutions, in operations of a device; loops count as often as they run.
-    outside, inside: collectives by kind, outside of loops and in their bodies.
+    flops: operations of matrix products and convolutions on a device; loops count for every iteration.
+    outside, inside: numbers of collectives by kind, outside of loops and in their bodies.
   """
 
   name: str
@@ -56,10 +56,10 @@ class Rehearsed(NamedTuple):
 
 
 def flops(jaxpr: core.Jaxpr, platform: str) -> float:
-  """Operations of the matrix products and convolutions in a jaxpr, two for each product; a scan's as often as it runs.
+  """Operations of the matrix products and convolutions in a jaxpr, two per multiply-add; scans count every iteration.
 
-  A `while` without a known number of steps counts once, and of a condition's branches the one with the most. In a
-  function that is mapped over devices, shapes are of one device, and so is the count.
+  A `while` without a known number of iterations counts once, and of a `cond` only the branch with the most operations
+  counts. In a function that is mapped over devices, shapes are per device, and so is the count.
   """
   total = 0.0
   for equation in jaxpr.eqns:
@@ -105,7 +105,7 @@ def _rehearse(name: str, images: int, program: Any, mesh: jax.sharding.Mesh, *ar
 
 
 def _abstract(tree: Any, mesh: jax.sharding.Mesh, spec: jax.sharding.PartitionSpec) -> Any:
-  """Shapes of arrays laid over a mesh."""
+  """The shapes of a tree's arrays, with the sharding `spec` over a mesh."""
   place = NamedSharding(mesh, spec)
   return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
 
@@ -146,7 +146,7 @@ def _kinds(found: dict[str, int]) -> str:
 
 
 def describe(experiment: experiment_lib.Experiment, console: Console) -> None:
-  """Prints what training would take on the experiment's described devices. Compiles, and runs nothing."""
+  """Prints the estimated cost of training on the experiment's described devices. Compiles, but runs nothing."""
   config, mesh = experiment.config, experiment.mesh
   say: Callable[[str, str], None] = lambda name, text: console.print(
     f"{name:<11} {text}", highlight=False, markup=False, soft_wrap=True

@@ -57,7 +57,7 @@ class StepOutput(NamedTuple):
 
   `natural_correct` costs nothing if natural images are in the loss: it is from that forward, in train mode. If they are
   not, it is of a sample, the first eighth of each device's images, in eval mode: a forward of all images would take a
-  tenth of a PGD-5 step. `labels` are the true classes, of a mixed image that with the larger share.
+  tenth of a PGD-5 step. `labels` are the true classes; for a mixed image, the one with the larger share.
   `surviving_fractions` is kappa / K. `gradient_norm` is the norm before clipping.
   """
 
@@ -186,7 +186,7 @@ def _step(
 ) -> tuple[TrainState, StepOutput]:
   """A step on all devices: the gradient is mapped over them, the optimiser's update is not.
 
-  So an optimiser may use all parameters, as clipping does, also where they are sharded.
+  So an optimiser may use all parameters, as clipping does, also if they are sharded.
   """
   specs, params = state_specs(config, mesh, state), state.variables["params"]
   whole: Any = sharding.REPLICATED

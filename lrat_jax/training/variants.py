@@ -1,4 +1,4 @@
-"""The adversarial variants of a batch: by all training attacks, or by one that is drawn for the batch (E-AT)."""
+"""The adversarial variants of a batch: from all training attacks, or from one that is drawn for the batch (E-AT)."""
 
 import functools
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from lrat_jax.core import sharding
 
 
 class Sampling(flax.struct.PyTreeNode):
-  """How the training attacks fared so far, whole on every device; an entry for each of m attacks.
+  """Success rates of the training attacks so far, replicated; one entry for each of m attacks.
 
   Attributes:
-    errors: float32 [m] in [0, 1], the mean share of a batch's variants that fooled the model.
+    errors: float32 [m] in [0, 1], the mean fraction of a batch's variants that the model misclassified.
     batches: int32 [m], how many batches each attack was drawn for.
   """
 
@@ -26,14 +26,14 @@ class Sampling(flax.struct.PyTreeNode):
 
 
 def create(num_attacks: int) -> Sampling:
-  """Before the first batch."""
+  """The record before the first batch."""
   return Sampling(jnp.zeros(num_attacks), jnp.zeros(num_attacks, jnp.int32))
 
 
 def probabilities(sampling: Sampling) -> Array:
   """float32 [m]: an attack is drawn in proportion to its robust error (E-AT, arXiv:2105.12508, section 4.2).
 
-  All alike until each was drawn once, and where none has fooled the model yet.
+  All are equal until each attack was drawn once, and as long as none has succeeded.
   """
   total = jnp.sum(sampling.errors)
   known = jnp.all(sampling.batches > 0) & (total > 0)
@@ -42,19 +42,19 @@ def probabilities(sampling: Sampling) -> Array:
 
 
 def draw(key: Array, step: Array, sampling: Sampling) -> Array:
-  """int32 []: the number of an attack for a step; the same on every device, as the key and the record are."""
+  """int32 []: the number of an attack for a step; the same on every device, because `key` and `sampling` are."""
   logits = jnp.log(probabilities(sampling))
   return jax.random.categorical(jax.random.fold_in(key, step), logits).astype(jnp.int32)
 
 
 def updated(sampling: Sampling, drawn: Array, correct: Array) -> Sampling:
-  """With one more batch, by the attack that was drawn, in a mean over all its batches so far.
+  """`sampling` after one more batch of the drawn attack; an attack's error is the mean over all its batches so far.
 
-  The errors are counted over all devices in integers, so that the number of devices changes nothing. The original asks
-  the network as the attack sees it; here it is the forward of the loss, which is there.
+  The errors are counted over all devices in integers, so that the number of devices changes nothing. The original
+  evaluates the network in the mode of the attack; here the forward of the loss is used, which is already computed.
 
   Args:
-    correct: bool [b, 1], whether the model was right on the variants of this device's images.
+    correct: bool [b, 1], whether the variants of this device's images are classified correctly.
   """
   wrong, count = lax.psum((jnp.sum(~correct), jnp.int32(correct.size)), sharding.AXIS)
   batches = sampling.batches.at[drawn].add(1)
@@ -74,18 +74,18 @@ def attack(
   labels: Array,
   indices: Array,
 ) -> tuple[Array, Array]:
-  """The variants [b, m, h, w, c] of every image, and the share of iterates [b, m] that the model survived.
+  """The variants [b, m, h, w, c] of every image, and the fraction of iterates [b, m] that are classified correctly.
 
-  Labels are int [b], or float [b, classes]: distributions, which the cross-entropy of an attack goes by. What an attack
-  has to change is the true class, and all other losses go by that one.
+  Labels are int [b], or float [b, classes]: distributions, which the cross-entropy of an attack uses. All other losses
+  use the true class, and whether an attack succeeds is decided by the true class too.
 
-  Where an attack is drawn, m is 1 and that one alone runs. All are in one program, since the draw hangs on the state,
-  which stays on the devices: for a program of each the host would have to wait for every step.
+  If an attack is drawn, m is 1 and only that attack runs. All attacks are in one program, because the draw depends on
+  the state, which stays on the devices: with a program for each attack, the host would have to wait for every step.
   """
   ramp_steps = max(config.train.epsilon_ramp_fraction * total_steps, 1.0)
   ramp = jnp.minimum((step + 1) / ramp_steps, 1.0)
   keys = attacks.example_keys(jax.random.fold_in(key, step), indices)
-  # With the batch's own statistics every image's logits depend on all others, so all go through at once.
+  # With the batch's own statistics, an image's logits depend on all other images, so the batch is attacked as a whole.
   eval_mode = config.train.attack_batch_norm == "eval"
   microbatch_size = None
   if eval_mode:

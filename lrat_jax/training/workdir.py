@@ -1,4 +1,4 @@
-"""Whose a run's folder is: which configuration it belongs to, and which process works in it."""
+"""The workdir of a run: the configuration to which it belongs, and the lock of the process that uses it."""
 
 import contextlib
 import json
@@ -16,13 +16,13 @@ from lrat_jax.config import earlier, validate, validate_user_code
 from lrat_jax.core import distributed, files, provenance
 from lrat_jax.core.errors import ConfigError
 
-# Where this machine keeps things: they change no result.
+# Fields that depend on the machine and change no result.
 _MACHINE_FIELDS = ("data.data_dir", "data.loading", "data.placement", "data.workers", "compilation_cache", "mesh")
 _LOCK = ".lock"
-# A network's file system may take so long to show on one machine what another wrote.
+# On a network file system, it may take this long until one machine sees what another wrote.
 _SHARED_WITHIN_S = 30
 
-# What may differ between two tries at one run, besides: what is evaluated.
+# Fields that may differ between two attempts at one run: what is evaluated, and the machine's fields.
 _FREE_FIELDS = ("eval", "data.corruptions", *_MACHINE_FIELDS)
 
 
@@ -44,7 +44,7 @@ def portable(config: ConfigDict) -> dict[str, Any]:
 
 
 def _difference(saved: dict[str, Any], asked: dict[str, Any], prefix: str = "config") -> list[str]:
-  """The fields in which two nested dictionaries differ, a line each: "config.seed: 0 in the workdir, 1 asked for"."""
+  """The fields in which two nested dictionaries differ, one line each: "config.seed: 0 in the workdir, 1 asked for"."""
   lines = []
   for key in sorted(set(saved) | set(asked)):
     path, old, new = f"{prefix}.{key}", saved.get(key, "absent"), asked.get(key, "absent")
@@ -56,18 +56,18 @@ def _difference(saved: dict[str, Any], asked: dict[str, Any], prefix: str = "con
 
 
 def write_config(workdir: Path, config: ConfigDict, asked: dict[str, Any]) -> None:
-  """config.json: what was asked for and what the data are under "run", then the fields."""
+  """Writes config.json: under "run" the version, the command and the data (`asked`), then the fields."""
   with files.replacing(workdir / "config.json") as file:
     run = provenance.stamp() | asked
     file.write((json.dumps({"run": run, **config.to_dict()}, indent=2) + "\n").encode())
 
 
 def read_config(path: Path, *, says: bool = False) -> dict[str, Any]:
-  """The fields in a config.json; those that came later than it are at their defaults, and with `says` a line says so.
+  """The fields in a config.json; fields newer than the file get their defaults, with a note on stderr if `says`.
 
   Raises:
     ConfigError: it was written by another version.
-    files.CorruptFileError: it is not whole.
+    files.CorruptFileError: it is missing or damaged.
   """
   saved = files.read_json(path)
   run = saved.pop("run", None)
@@ -80,23 +80,23 @@ def read_config(path: Path, *, says: bool = False) -> dict[str, Any]:
 
 
 def _read_run(workdir: Path) -> dict[str, Any]:
-  """What config.json says of the run. Raises as `read_config` does."""
+  """The entry "run" of config.json. Raises as `read_config` does."""
   read_config(workdir / "config.json")
   return files.read_json(workdir / "config.json")["run"]
 
 
 def read_preset(workdir: Path) -> str:
-  """The --config that a run was made with, "lrat:digits". Raises as `read_config` does."""
+  """The --config with which a run was started, such as "lrat:digits". Raises as `read_config` does."""
   return str(_read_run(workdir).get("preset", ""))
 
 
 def data_of_run(workdir: Path, dataset: data.Dataset) -> dict[str, Any]:
-  """What config.json is to say of a run's data: {"num_classes", and the fingerprint of each split}.
+  """What config.json records about a run's data: {"num_classes", and the fingerprint of each split}.
 
-  Of splits that were not read this time it says what it said.
+  Splits that were not read this time keep their recorded fingerprints.
 
   Raises:
-    ConfigError: the run that is there had other data, or a file of it is damaged.
+    ConfigError: the run in the workdir had other data, or its config.json is damaged.
   """
   found = {"num_classes": dataset.num_classes, **dataset.fingerprint()}
   if not (workdir / "config.json").exists():
@@ -114,7 +114,7 @@ def data_of_run(workdir: Path, dataset: data.Dataset) -> dict[str, Any]:
 
 
 def init_of_run(workdir: Path) -> dict[str, Any] | None:
-  """What config.json says of the weights that a run began with; None where it began from the seed alone.
+  """What config.json records about a run's initial weights; None if they came from the seed alone.
 
   Raises:
     ConfigError: the file is damaged.
@@ -126,24 +126,24 @@ def init_of_run(workdir: Path) -> dict[str, Any] | None:
 
 
 def _changed(saved: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-  """Of what both name, what differs: "test: uint8 [500, 8, 8, 1] sha256:01 before, ... sha256:23 now"."""
+  """The differences in entries that both have: "test: uint8 [500, 8, 8, 1] sha256:01 before, ... sha256:23 now"."""
   both = [name for name in found if name in saved and saved[name] != found[name]]
   return "; ".join(f"{name}: {saved[name]} before, {found[name]} now" for name in both)
 
 
 def check_model(folder: Path, about: Mapping[str, Any]) -> None:
-  """Refuses to replace results of another model, or of another test set under the same name.
+  """Refuses to overwrite results of another model, or of another test set under the same name.
 
   Args:
-    folder: where the results go.
-    about: what the results will say: "data" as of `data_of_run`, and "model_content" of weights.
+    folder: where the results are written.
+    about: what the results will record: "data" from `data_of_run`, "model", and for weights "model_content".
 
   Raises:
-    ConfigError: with what differs.
+    ConfigError: the results in the folder are of another model or data; it states the difference.
   """
   try:
     saved = files.read_json(folder / "results.json")
-  except files.CorruptFileError:  # not there, or not whole: nothing is lost with it
+  except files.CorruptFileError:  # missing or damaged: nothing is lost if it is overwritten
     return
   one, other = (
     {"model": said.get("model_content", said.get("model")), **said.get("data", {})} for said in (saved, about)
@@ -155,10 +155,10 @@ def check_model(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
-  """Refuses a workdir that is no directory or holds a run of another configuration, and shows the difference.
+  """Refuses a workdir that is not a directory, cannot be read, or has a run of another configuration.
 
   Raises:
-    ConfigError: with the fields that differ and their values.
+    ConfigError: for another configuration, it states the fields that differ and their values.
   """
   try:
     if workdir.exists() and not workdir.is_dir():
@@ -167,7 +167,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
     if not saved_file.exists():
       return
     saved = read_config(saved_file, says=True)
-  except OSError as error:  # a name that is too long, or a folder that may not be looked into
+  except OSError as error:  # a name that is too long, or a folder without read permission
     raise ConfigError(f"--workdir={workdir} cannot be: {error.strerror}.") from None
   except files.CorruptFileError as error:
     raise ConfigError(f"{error} Give another --workdir or remove this one.") from None
@@ -179,14 +179,14 @@ def check(workdir: Path, config: ConfigDict) -> None:
 
 
 def load_config(workdir: Path, *, trust_user_code: bool = False) -> ConfigDict:
-  """The config.json of a run that may be another's.
+  """Reads the config.json of a run that may come from someone else.
 
   Args:
-    trust_user_code: whether it may name functions of its author's ("package.module:function"), which are imported and
-      run when the run is built. Say True only of people whose programs you would run.
+    trust_user_code: whether it may name user-defined functions ("package.module:function"), which are imported and run
+      when the run is built. Set it to True only if you would run programs of its author.
 
   Raises:
-    ValueError: no config.json there, one that is damaged, or one that names such functions without leave.
+    ValueError: config.json is missing or damaged, or names such functions without `trust_user_code`.
   """
   path = workdir / "config.json"
   if not path.is_file():
@@ -202,13 +202,13 @@ def load_config(workdir: Path, *, trust_user_code: bool = False) -> ConfigDict:
 
 
 def _lock(workdir: Path) -> filelock.BaseFileLock | None:
-  """Makes the folder and takes its lock; None where the file system knows no locks."""
+  """Creates the folder and acquires its lock; None if the file system does not support locks."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(workdir / _LOCK).acquire(timeout=0).lock
   except filelock.Timeout:
     raise ConfigError(f"--workdir={workdir} is in use by another process; wait for it, or give another.") from None
-  except NotImplementedError:  # some network file systems; a run there should not be impossible, only unguarded
+  except NotImplementedError:  # some network file systems; a run there is possible, but without a lock
     line = f"warning: --workdir={workdir} is on a file system without locks; let no other process work in it."
     print(line, file=sys.stderr)
     return None
@@ -217,7 +217,7 @@ def _lock(workdir: Path) -> filelock.BaseFileLock | None:
 
 
 def _find(workdir: Path) -> None:
-  """Waits for the folder that the first process has made."""
+  """Waits until this process sees the folder that the primary process created."""
   deadline = time.monotonic() + _SHARED_WITHIN_S
   while not workdir.is_dir():
     if time.monotonic() > deadline:
@@ -227,12 +227,12 @@ def _find(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-  """The folder, made if it was not there, and for as long as the context lasts no other run's.
+  """Context in which the workdir exists (it is created if needed) and is locked against other runs.
 
-  The lock is the operating system's, so that it ends with the process however that ends.
+  The lock is the operating system's, so it is released when the process ends, however it ends.
 
   Raises:
-    ConfigError: it cannot be written, another process works in it, or not all of this run's processes see it.
+    ConfigError: the workdir cannot be written, another process uses it, or not all processes of this run see it.
   """
   lock = distributed.run_on_all_processes("workdir", lambda: _lock(workdir) if distributed.is_primary() else None)
   try:

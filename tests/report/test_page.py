@@ -15,7 +15,7 @@ from PIL import Image
 from lrat_jax.compare import summary
 from lrat_jax.core import files
 from lrat_jax.core.errors import ConfigError
-from lrat_jax.report import page, pictures, runs, tables
+from lrat_jax.report import methods, page, pictures, runs, tables
 
 pytestmark = pytest.mark.slow
 
@@ -262,6 +262,20 @@ def test_only_attacks_that_all_runs_share_are_compared(copy):
   both = [runs.read(path).per_example for path in (first, other)]
   worst = np.mean(both[0]["clean_correct"] & both[0]["robust/pgd20"] & both[0]["robust/fgsm"])
   assert f"lrat_irat_digits {100 * worst:.1f} %" in text
+
+
+def test_seeds_that_were_evaluated_by_other_suites_are_compared_by_what_they_share(copy):
+  first, other = copy("seed0"), copy("seed1", results={"seed": 1}, config={"seed": 1})
+  results = json.loads((other / "results.json").read_text())
+  for tree in (results["suite"], results["config"]["eval"]["suite"], results["robust"]):
+    del tree["cw20"]
+  (other / "results.json").write_text(json.dumps(results))
+  arrays = {name: array for name, array in np.load(other / "per_example.npz").items() if not name.endswith("/cw20")}
+  np.savez(other / "per_example.npz", **arrays)
+  text = _visible(_parse(page.render([first, other])))
+  assert "not all runs were evaluated by it alike: cw20" in text
+  evaluated = methods.evaluated(methods.group([runs.read(first), runs.read(other)]))
+  assert methods.summarise(evaluated)["inconsistency"]["attacks"] == ["fgsm", "pgd20"]
 
 
 def test_runs_on_other_images_are_not_compared(copy):

@@ -1,4 +1,4 @@
-"""Pictures: figures of what was recorded and evaluated, drawn from plain data."""
+"""Plots of what was recorded and evaluated, drawn from plain data."""
 
 from lrat_jax.analysis.plots.comparison import plot_comparison
 from lrat_jax.analysis.plots.evaluation import (

@@ -1,4 +1,4 @@
-"""The picture of a comparison: every method under every attack, and how far it is from the first method."""
+"""The plot of a comparison: every method under every attack, and its difference to the first method."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from lrat_jax.analysis.plots.style import COLOURS, INK, blank, tidy
 
-# Methods beyond the colours begin again with another marker.
+# If there are more methods than colours, the colours repeat with another marker.
 _MARKERS = ("o", "s", "^", "D")
 _WIDTH = 0.8
-# Attacks side by side; more go on in rows below, which a page still shows legibly.
+# The largest number of attacks side by side that is legible on a page; more attacks continue in rows below.
 _MOST_COLUMNS = 6
-# Characters in a line of the legend, and of a method's name beside an axis.
+# The number of characters in a line of the legend, and in a line of an axis label with a method's name.
 _LEGEND_LINE = 60
 _AXIS_LINE = 40
 
@@ -26,25 +26,25 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def _wrapped(method: str) -> str:
-  """A method's name in lines of the legend, each of whole fields."""
+  """A method's name wrapped into lines of the legend, without splitting its fields."""
   lines = textwrap.wrap(method.replace("@", " @"), _LEGEND_LINE, break_long_words=False, break_on_hyphens=False)
   return "\n".join(lines).replace(" @", "@")
 
 
 def plot_comparison(summary: Mapping[str, Any]) -> Figure:
-  """Above, accuracies with their standard deviation over seeds; below, differences (if any) with their intervals.
+  """Plots accuracies with their standard deviation over seeds; below them, differences (if any) with their intervals.
 
-  More than six attacks go on in rows, each with two such panels.
+  More than six attacks are split into rows, each with two such panels.
 
   Args:
-    summary: of `summary.summarise`.
+    summary: the result of `summary.summarise`.
   """
   methods, columns = summary["methods"], summary["columns"]
   rows = np.array_split(columns, -(-len(columns) // _MOST_COLUMNS))
   most = max(map(len, rows))
   title = f"{summary['title']}: {summary['n']:,} {summary['split']} images"
   width = max(1.2, 0.17 * len(methods)) * most + 1.0
-  # Entries of the legend, in columns as wide as the longest line in inches, and as high as their lines are many.
+  # The columns of the legend are as wide as the longest line (in inches); their height depends on their lines.
   names = [_wrapped(method) for method in methods]
   column_width = 0.6 + 0.085 * max(map(len, "\n".join(names).split("\n")))
   width = max(width, column_width)
@@ -63,7 +63,7 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
 
 
 def _draw_row(above: Axes, below: Axes, summary: Mapping[str, Any], columns: Sequence[str]) -> None:
-  """The accuracies and differences of some of the attacks."""
+  """Draws the accuracies and differences of some of the attacks."""
   methods = summary["methods"]
   offsets = (np.arange(len(methods)) - (len(methods) - 1) / 2) * _WIDTH / max(len(methods), 2)
   for number, (name, method) in enumerate(methods.items()):

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: the images that attacks broke, and how far attacks disagree."""
+"""Plots of an evaluation: the images that attacks broke, and how much attacks disagree."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +16,11 @@ from lrat_jax.evaluation.evaluate import CLEAN, EvaluationResult
 
 
 def plot_accuracies(accuracies: Mapping[str, tuple[float, float, float]], name: str) -> Figure:
-  """Accuracies of one model under each attack, one under the other, with their intervals.
+  """Plots the accuracies of one model under each attack, one below the other, with their intervals.
 
   Args:
-    accuracies: by attack, the accuracy and the ends of its interval, in [0, 1].
-    name: the model's, for the title.
+    accuracies: attack -> the accuracy and the ends of its interval, in [0, 1].
+    name: the model's name, for the title.
   """
   figure, ((axis,),) = panels(f"{name}: accuracy under each attack", 1, height=1.1 + 0.32 * len(accuracies))
   figure.set_figwidth(7.5)
@@ -35,12 +35,12 @@ def plot_accuracies(accuracies: Mapping[str, tuple[float, float, float]], name: 
 
 
 def plot_least_correlated(found: Inconsistency, per_example: Mapping[str, np.ndarray], name: str) -> Figure:
-  """The vulnerabilities under the two attacks that agree least, an instance a point.
+  """Plots the vulnerabilities under the two attacks that agree least, one point per instance.
 
   Args:
-    found: of `inspection.inconsistency`.
-    per_example: what it was found in.
-    name: the model's, for the title.
+    found: the result of `inspection.inconsistency`.
+    per_example: the results that it was computed from.
+    name: the model's name, for the title.
   """
   figure, ((axis,),) = panels(f"{name}: vulnerability under the two attacks that agree least", 1, height=4.6)
   _scatter(axis, found, per_example)
@@ -62,12 +62,12 @@ def _scatter(axis: Axes, found: Inconsistency, per_example: Mapping[str, np.ndar
 
 
 def plot_inconsistency(found: Inconsistency, per_example: Mapping[str, np.ndarray], name: str) -> Figure:
-  """Rank correlations, the cross-table, and the vulnerabilities under the two attacks that agree least.
+  """Plots rank correlations, the cross-table, and the vulnerabilities under the two attacks that agree least.
 
   Args:
-    found: of `inspection.inconsistency`.
-    per_example: what it was found in.
-    name: the model's, for the title.
+    found: the result of `inspection.inconsistency`.
+    per_example: the results that it was computed from.
+    name: the model's name, for the title.
   """
   size = max(4.2, 1.6 + 0.42 * len(found.names))
   title = f"{name}: {found.count:,} instances that are right when clean"
@@ -85,15 +85,15 @@ def plot_inconsistency(found: Inconsistency, per_example: Mapping[str, np.ndarra
 
 
 def plot_worst_examples(name: str, split: data.Split, evaluation: EvaluationResult) -> Figure | None:
-  """The most vulnerable broken images, a column each: clean, adversarial, and their difference, amplified.
+  """Shows the most vulnerable broken images, one per column: clean, adversarial, and their amplified difference.
 
   Args:
-    name: the model's, for the title.
-    split: what was evaluated.
-    evaluation: of `evaluate.run_suite`.
+    name: the model's name, for the title.
+    split: the evaluated split.
+    evaluation: the result of `evaluate.run_suite`.
 
   Returns:
-    The figure; None where nothing was broken.
+    The figure; None if no image was broken.
   """
   worst = examples.from_each(evaluation.examples)
   if not worst:
@@ -115,7 +115,7 @@ def plot_worst_examples(name: str, split: data.Split, evaluation: EvaluationResu
 
 
 def draw_evaluation(workdir: Path, name: str, split: data.Split, evaluation: EvaluationResult) -> None:
-  """Draws plots/worst_examples.png if an attack broke anything, and inconsistency.png if two can be compared."""
+  """Draws plots/worst_examples.png if an attack broke an image, and inconsistency.png if two attacks are comparable."""
   per_example = evaluation.per_example
   compared = len(inspection.attack_names(per_example)) > 1 and per_example["clean_correct"].any()
   found = inspection.inconsistency(per_example) if compared else None

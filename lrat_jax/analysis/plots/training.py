@@ -1,4 +1,4 @@
-"""Pictures of a run: its training curves, and where its weights went."""
+"""Plots of a run: its training curves, and the weights of its instances."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from lrat_jax.training.metrics import Row, read_rows
 
 _BINS = np.linspace(0.0, 1.0, 41)
 _MOST_MOVED = 8
-# Methods beyond the colours begin again with other dashes.
+# If there are more methods than colours, the colours repeat with other dashes.
 _DASHES = ("-", "--", ":", "-.")
 _FIELD_NAMES = {"natural": "natural weight", "across": "global weight"}
 
@@ -27,11 +27,11 @@ def _series(rows: Sequence[Row], split: str, name: str) -> tuple[list[int], list
 
 
 def plot_training_curves(rows: Sequence[Row], name: str) -> Figure:
-  """Loss and gradient norm, accuracy in training, accuracy in validation, against the step.
+  """Plots loss and gradient norm, training accuracy, and validation accuracy against the step.
 
   Args:
-    rows: of metrics.jsonl.
-    name: the run's, for the title.
+    rows: the rows of metrics.jsonl.
+    name: the run's name, for the title.
   """
   figure, axes = panels(f"{name}: training", 3)
   loss, accuracy, validation = axes[0]
@@ -57,10 +57,10 @@ def plot_training_curves(rows: Sequence[Row], name: str) -> Figure:
 
 
 def plot_training_compared(methods: Mapping[str, Sequence[Sequence[Row]]]) -> Figure:
-  """Robust and clean accuracy in validation and the training loss of several methods, a line for each run.
+  """Plots robust and clean validation accuracy and training loss of several methods, one line per run.
 
   Args:
-    methods: by name, the rows of metrics.jsonl of each of the method's runs.
+    methods: name -> the rows of metrics.jsonl for each of the method's runs.
   """
   figure, (axes,) = panels("Training, a line for each run", 3)
   kinds = (("validation", "robust"), ("validation", "clean"), ("train", "loss"))
@@ -84,7 +84,7 @@ def plot_training_compared(methods: Mapping[str, Sequence[Sequence[Row]]]) -> Fi
 def _band(
   axis: Axes, epochs: np.ndarray, quantiles: np.ndarray, colour: str, label: str, *, widest: bool = True
 ) -> None:
-  """Quantiles [e, 5] over the epochs: the median as a line, the middle 50 % as a band, and 90 % if `widest`."""
+  """Draws quantiles [e, 5] over the epochs: the median as a line, the middle 50 % as a band, and 90 % if `widest`."""
   low, lower, median, upper, high = quantiles.T
   axis.plot(epochs, median, color=colour, label=label, marker="o" if len(epochs) == 1 else None)
   axis.fill_between(epochs, lower, upper, color=colour, alpha=0.25, linewidth=0)
@@ -93,7 +93,7 @@ def _band(
 
 
 def _bars(axis: Axes, names: Sequence[str] | np.ndarray, quantiles: np.ndarray, colours: Sequence[str]) -> None:
-  """Quantiles [g, 5] of some groups, one under the other: the median as a dot, the middle 50 % and 90 % as bars."""
+  """Draws quantiles [g, 5] of groups, one below the other: the median as a dot, the middle 50 % and 90 % as bars."""
   for place, (low, lower, median, upper, high) in enumerate(quantiles):
     colour = colours[place % len(colours)]
     axis.plot([low, high], [place, place], color=colour, alpha=0.35, linewidth=2)
@@ -109,14 +109,14 @@ def _present(column: np.ndarray) -> np.ndarray:
 
 
 def plot_weight_distributions(history: WeightHistory, name: str) -> Figure:
-  """Local weights, global weights and vulnerabilities over the epochs, and their distributions in the last one.
+  """Plots local weights, global weights and vulnerabilities over the epochs, and their histograms in the last one.
 
-  Lines are medians, bands the middle 50 % and 90 % of the sampled training instances. With several training attacks
-  bands are the middle 50 % alone, and distributions outlines, so that they do not hide one another.
+  Lines are medians, and bands the middle 50 % and 90 %, of the sampled training instances. With several training
+  attacks, bands are only the middle 50 %, and histograms are outlines, so that they do not hide one another.
 
   Args:
-    history: of `inspection.weight_history`.
-    name: the run's, for the title.
+    history: the result of `inspection.weight_history`.
+    name: the run's name, for the title.
   """
   several = len(history.variants) > 1
   bands = "the middle 50 %" if several else "the middle 50 % and 90 %"
@@ -132,7 +132,7 @@ def plot_weight_distributions(history: WeightHistory, name: str) -> Figure:
     last = {label: _present(inspection.values(history, field)[-1]) for label, field in fields.items()}
     low = min(0.0, *(float(v.min()) for v in last.values()))
     high = max(1e-6, *(float(v.max()) for v in last.values()))
-    # The variant of a name has one colour in every panel; the natural image has the first.
+    # A variant has the same colour in every panel; the natural image has the first colour.
     colours = COLOURS[1:] if column == 2 else COLOURS
     for index, (label, field) in enumerate(fields.items()):
       colour = colours[index % len(colours)]
@@ -150,11 +150,11 @@ def plot_weight_distributions(history: WeightHistory, name: str) -> Figure:
 
 
 def plot_weights_by_class(history: WeightHistory, name: str, field: str = "natural") -> Figure:
-  """A field of `inspection.values` in each class: medians over the epochs as a map, quantiles of the last epoch.
+  """Plots a field of `inspection.values` by class: medians over the epochs as a heat map, quantiles of the last epoch.
 
   Args:
-    history: of `inspection.weight_history`.
-    name: the run's, for the title.
+    history: the result of `inspection.weight_history`.
+    name: the run's name, for the title.
     field: "natural", "across", "adversarial/VARIANT" or "vulnerability/VARIANT".
   """
   found = inspection.by_class(history, field)
@@ -174,11 +174,11 @@ def plot_weights_by_class(history: WeightHistory, name: str, field: str = "natur
 
 
 def plot_weights_by_attack(history: WeightHistory, name: str) -> Figure:
-  """Under each training attack, the variants' local weights and vulnerabilities: over the epochs, and in the last one.
+  """Plots local weights and vulnerabilities of the variants, by training attack: over the epochs, and in the last one.
 
   Args:
-    history: of `inspection.weight_history`.
-    name: the run's, for the title.
+    history: the result of `inspection.weight_history`.
+    name: the run's name, for the title.
   """
   figure, axes = panels(f"{name}: by training attack (bands: the middle 50 % and 90 %)", 2, 2, 2.8)
   for row, (kind, what) in zip(
@@ -195,16 +195,16 @@ def plot_weights_by_attack(history: WeightHistory, name: str) -> Figure:
 
 
 def plot_most_moved(history: WeightHistory, moved: Moved, split: data.Split, name: str) -> Figure:
-  """Instances in a column each: the image, below it its local weights over the epochs, and its global weight.
+  """Shows one instance per column: the image, and below it its local weights and its global weight over the epochs.
 
   Args:
-    history: of `inspection.weight_history`.
-    moved: of `inspection.most_moved`, one instance or more.
+    history: the result of `inspection.weight_history`.
+    moved: the result of `inspection.most_moved`, one instance or more.
     split: the training split; the instances are looked up there by their indices.
-    name: the run's, for the title.
+    name: the run's name, for the title.
 
   Raises:
-    ValueError: an instance that is not in the split.
+    ValueError: an instance is not in the split.
   """
   shown = inspection.look_up(split, moved.indices)
   figure = blank(f"{name}: instances whose weight moves most", 1.55 * len(moved.indices) + 1.0, 6.0)
@@ -229,12 +229,13 @@ def plot_most_moved(history: WeightHistory, moved: Moved, split: data.Split, nam
 
 
 def draw_run(workdir: Path, name: str, split: data.Split) -> list[Path]:
-  """Draws what training left in a workdir into plots/*.png and returns the files.
+  """Draws the plots of the training run in a workdir into plots/*.png and returns the files.
 
-  Where the local weights never differ, the global ones are drawn by class and by instance; where neither do, none is.
+  The plots by class and by instance show the local weights, or the global weights if the local ones never differ. If
+  neither ever differs, these two plots are left out.
 
   Args:
-    name: the run's, for the titles.
+    name: the run's name, for the titles.
     split: the training split, for the images.
   """
   figures = {}

@@ -1,4 +1,4 @@
-"""Common corruptions at five severities: noise, blur, weather and what pictures suffer in a computer."""
+"""Common corruptions at five severities: noise, blur, weather and digital corruptions."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from lrat_jax.core.typing import Images, Keys, Labels, LogitsFn
 
 SEVERITIES = 5
 
-# kind -> ((key, image [h, w, c], strength) -> image, its strength at severities 1..5), the values of CIFAR-10-C.
+# kind -> ((key, image [h, w, c], strength) -> image, its strength at severities 1..5), with the values of CIFAR-10-C.
 KINDS: dict[str, tuple[Callable[..., Array], tuple]] = {
   "gaussian_noise": (_noise.gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
   "shot_noise": (_noise.shot_noise, (500, 250, 100, 75, 50)),
@@ -43,7 +43,7 @@ KINDS: dict[str, tuple[Callable[..., Array], tuple]] = {
   ),
   "pixelate": (_digital.pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
   "jpeg_compression": (_digital.jpeg_compression, (80, 65, 58, 50, 40)),
-  # Beside the fifteen that are averaged.
+  # Extra kinds, besides the fifteen that are averaged.
   "speckle_noise": (_noise.speckle_noise, (0.06, 0.1, 0.12, 0.16, 0.2)),
   "spatter": (
     _spatter.spatter,
@@ -59,12 +59,12 @@ KINDS: dict[str, tuple[Callable[..., Array], tuple]] = {
   "saturate": (_digital.saturate, ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))),
 }
 CORRUPTIONS = tuple(KINDS)
-# Those that a mean corruption accuracy is of.
+# The kinds over which the mean corruption accuracy is taken.
 STANDARD = CORRUPTIONS[:15]
 
 
 def _check_shape(kind: str, shape: tuple[int, ...]) -> None:
-  """Refuses images [h, w, c] that a kind cannot change as it is meant. Raises ValueError."""
+  """Raises ValueError for images [h, w, c] to which a kind cannot be applied as intended."""
   if kind == "saturate" and shape[-1] != 3:
     raise ValueError(f"kind='saturate' needs colours: three channels, not {shape[-1]}.")
   if kind == "elastic_transform" and min(shape[:2]) < 3:
@@ -75,15 +75,16 @@ def _check_shape(kind: str, shape: tuple[int, ...]) -> None:
 def corruption(
   key: Keys, logits_fn: LogitsFn, images: Images, labels: Labels, *, kind: str, severity: int
 ) -> AttackResult:
-  """A common corruption (Hendrycks & Dietterich, arXiv:1903.12261), of the strengths of CIFAR-10-C.
+  """A common corruption (Hendrycks & Dietterich, arXiv:1903.12261), with the strengths of CIFAR-10-C.
 
-  What it does to an image does not depend on the model, so it may also mend one that the model gets wrong. Lengths are
-  in pixels whatever the images' size, but for "elastic_transform", whose are shares of the shorter side. "zoom_blur"
-  enlarges to whole pixels, and so does nothing at severity 1 to images of 8 x 8 or fewer. Only the layer of snow is
-  rounded to bytes. "frost" has a texture in place of the original's photographs, and is not comparable with it.
+  It does not depend on the model, so it may also make a wrong prediction right. Lengths are in pixels for any image
+  size, except for "elastic_transform", where they are shares of the shorter side. "zoom_blur" enlarges to whole pixels,
+  so at severity 1 it does not change images of 8 x 8 pixels or fewer. Only the snow layer is rounded to bytes. "frost"
+  has a texture instead of the original's photographs, and is not comparable with it.
 
   Args:
-    key: a typed key or one per image [batch]; noise, glass, motion, weather and "elastic_transform" draw from it.
+    key: a typed key or one per image [batch]; noise, glass and motion blur, snow, frost, fog, "spatter" and
+      "elastic_transform" draw from it.
     logits_fn: images -> logits [batch, classes].
     images: float [batch, h, w, c] in [0, 1].
     labels: int [batch].

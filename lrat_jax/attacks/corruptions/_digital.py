@@ -1,4 +1,4 @@
-"""What pictures suffer in a computer, of an image [h, w, c]: contrast, saturation, coarse pixels, JPEG, bent lines."""
+"""Digital corruptions of an image [h, w, c]: contrast, saturation, pixelation, JPEG and elastic transform."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def contrast(key: OneKey, image: Array, factor: float) -> Array:
 
 
 def saturate(key: OneKey, image: Array, strength: tuple[float, float]) -> Array:
-  """The saturation in HSV times the first, and the second more; grey turns towards red, whose hue is 0."""
+  """The saturation in HSV times the first strength, plus the second; grey turns towards red, because its hue is 0."""
   factor, more = strength
   value, low = jnp.max(image, axis=-1, keepdims=True), jnp.min(image, axis=-1, keepdims=True)
   is_grey = value == low
@@ -28,7 +28,7 @@ def saturate(key: OneKey, image: Array, strength: tuple[float, float]) -> Array:
 
 
 def _box_matrix(size_in: int, size_out: int) -> np.ndarray:
-  """Each output is the mean of the input pixels whose middles lie in its box. [size_out, size_in]."""
+  """Each output is the mean of the input pixels whose centres are in its box. [size_out, size_in]."""
   scale = size_in / size_out
   distances = np.arange(size_in) + 0.5 - (np.arange(size_out)[:, None] + 0.5) * scale
   half = 0.5 * max(scale, 1.0)
@@ -37,7 +37,7 @@ def _box_matrix(size_in: int, size_out: int) -> np.ndarray:
 
 
 def pixelate(key: OneKey, image: Array, share: float) -> Array:
-  """Down to that share of each side and up again."""
+  """Scales each side down to that share, and up again."""
   matrices = []
   for size in image.shape[:2]:
     small = max(int(size * share), 1)
@@ -55,13 +55,16 @@ def _sample(image: Array, rows: Array, columns: Array, mode: str) -> Array:
 
 
 def _tilted(image: Array, moves: Array, rows: Array, columns: Array) -> Array:
-  """The affine map that moves three points by `moves` [3, 2], columns and rows in pixels; edges are mirrored."""
+  """The image after the affine map that moves three points by `moves`; edges are mirrored.
+
+  `moves` [3, 2] has columns and rows, in pixels.
+  """
   height, width, _ = image.shape
   reach = min(height, width) // 3
   middle = np.array([width // 2, height // 2], np.float32)
   corners = middle + reach * np.array([[1, 1], [1, -1], [-1, -1]], np.float32)
   moved = corners + moves
-  # What a step of one column, and of one row, becomes.
+  # The vectors to which the map takes a step of one column, and of one row.
   (a, c), (b, d) = (moved[1] - moved[2]) / (2 * reach), (moved[0] - moved[1]) / (2 * reach)
   right, down = columns - moved[2, 0], rows - moved[2, 1]
   determinant = a * d - b * c
@@ -71,13 +74,13 @@ def _tilted(image: Array, moves: Array, rows: Array, columns: Array) -> Array:
 
 
 def bent(image: Array, corners: Array, field: Array, strength: tuple[float, float, float]) -> Array:
-  """An image after a random affine map, and then with each pixel moved by a smooth field.
+  """An image after an affine map, and then with each pixel moved by a smooth field.
 
   Args:
     image: float [h, w, c].
-    corners: in [-1, 1], [3, 2], how far each of three points moves, columns and rows.
+    corners: in [-1, 1], [3, 2], the moves of three points, columns and rows, as shares of the largest move.
     field: in [-1, 1], [2, h, w], columns and rows; it is blurred before it is used.
-    strength: the field's size, its blur's deviation and how far a corner moves at most, as shares of the shorter side.
+    strength: the field's size, its blur's deviation and the largest move of a corner, as shares of the shorter side.
   """
   size, deviation, most = (share * min(image.shape[:2]) for share in strength)
   rows, columns = jnp.meshgrid(*(jnp.arange(n, dtype=image.dtype) for n in image.shape[:2]), indexing="ij")

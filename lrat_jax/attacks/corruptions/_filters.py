@@ -1,4 +1,4 @@
-"""Linear filters that several corruptions are made of, for one image [h, w, c] and with the edges of the originals."""
+"""Linear filters that several corruptions use, for one image [h, w, c], with the originals' treatment of edges."""
 
 import jax
 import jax.numpy as jnp
@@ -8,29 +8,29 @@ from scipy import ndimage
 
 
 def along_both(image: Array, rows: np.ndarray | Array, columns: np.ndarray | Array) -> Array:
-  """Linear maps of the rows and of the columns, each [out, in]."""
+  """The image after linear maps of its rows and of its columns, each [out, in]."""
   return jnp.einsum("ih,jw,hwc->ijc", rows, columns, image)
 
 
 def gaussian_matrix(size: int, deviation: float, mode: str = "nearest", truncate: float = 4.0) -> np.ndarray:
-  """A Gaussian blur of `size` values, as SciPy's filter is: float32 [size, size]. A deviation of 0 is no blur."""
+  """The matrix of a Gaussian blur of `size` values, as SciPy's: float32 [size, size]. A deviation of 0 is no blur."""
   if not deviation:
     return np.eye(size, dtype=np.float32)
-  # A linear map is what it makes of the unit vectors.
+  # The columns of the matrix are the blurred unit vectors.
   blurred = ndimage.gaussian_filter1d(np.eye(size), deviation, axis=0, mode=mode, truncate=truncate)
   return blurred.astype(np.float32)
 
 
 def gaussian(image: Array, deviation: float) -> Array:
-  """A Gaussian blur beyond whose edges the edge values continue."""
+  """A Gaussian blur; beyond the edges, the edge values are repeated."""
   return along_both(image, *(gaussian_matrix(size, deviation) for size in image.shape[:2]))
 
 
 def zoom_matrix(size: int, factor: float) -> np.ndarray:
-  """The middle of `size` values enlarged to all of them: float32 [size, size].
+  """The matrix that enlarges the centre of `size` values to `size` values: float32 [size, size].
 
-  A whole number of values is cut out and interpolated to a whole number, of which the middle is kept: a side whose
-  enlargement rounds to itself stays as it is.
+  A whole number of values is cut out and interpolated to a whole number, of which the centre is kept: if a side's
+  enlarged size rounds to the size itself, nothing changes.
   """
   cut = int(np.ceil(size / factor))
   start = (size - cut) // 2
@@ -40,7 +40,7 @@ def zoom_matrix(size: int, factor: float) -> np.ndarray:
 
 
 def filtered(image: Array, kernel: np.ndarray) -> Array:
-  """The correlation with a kernel [k, k] of odd size, the image mirrored at the middle of its edge pixels."""
+  """The correlation with a kernel [k, k] of odd size; the image is mirrored at the centres of its edge pixels."""
   margin = len(kernel) // 2
   padded = jnp.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
   height, width, _ = image.shape
@@ -50,13 +50,13 @@ def filtered(image: Array, kernel: np.ndarray) -> Array:
 
 
 def motion(image: Array, radius: int, deviation: float, angle: Array) -> Array:
-  """A blur along a line to one side, half a Gaussian over 2 radius + 1 pixels, as ImageMagick's motion blur.
+  """A blur along a line to one side, by half a Gaussian over 2 radius + 1 pixels, as ImageMagick's motion blur.
 
   Args:
-    image: float [h, w, c], whose edge values continue beyond it.
+    image: float [h, w, c], whose edge values are repeated beyond its edges.
     radius: in pixels.
     deviation: of the Gaussian, in pixels.
-    angle: float [], in degrees, clockwise from where the columns count up.
+    angle: float [], in degrees, clockwise from the direction of increasing columns.
   """
   count = 2 * radius + 1
   curve = np.exp(-(np.arange(count) ** 2) / (2 * deviation**2))

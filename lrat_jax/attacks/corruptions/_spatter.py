@@ -1,4 +1,4 @@
-"""Water or mud on an image [h, w, c], as OpenCV draws it for CIFAR-10-C: edges, distances to them, and a relief."""
+"""Water or mud on an image [h, w, c], as drawn with OpenCV for CIFAR-10-C: edges, distances to them, and a relief."""
 
 import itertools
 
@@ -13,9 +13,9 @@ from lrat_jax.core.typing import OneKey
 _WATER = np.array([175, 238, 238], np.float32) / 255
 _MUD = np.array([63, 42, 20], np.float32) / 255
 _LEAST_MUD = 0.8
-# Canny's thresholds, and tan(22.5 degrees) in fixed point, by which directions are told apart.
+# Canny's thresholds, and tan(22.5 degrees) in fixed point, which separates directions.
 _WEAK, _STRONG, _TANGENT, _TANGENT_BITS = 50, 150, 13573, 15
-# Lengths of steps to a neighbour, to a diagonal one and of a knight's move, in fixed point; and what counts as far.
+# Lengths of a step to a neighbour, to a diagonal one and of a knight's move, in fixed point; and the largest distance.
 _UNIT = 1 << 16
 _STEPS = {(0, 1): _UNIT, (1, 1): round(1.4 * _UNIT), (1, 2): round(2.1969 * _UNIT)}
 _FARTHEST = 20
@@ -25,7 +25,7 @@ _AROUND = [(row, column) for row, column in itertools.product((-1, 0, 1), repeat
 
 
 def _moved(plane: Array, row: int, column: int, mode: str = "constant", **options: float) -> Array:
-  """What lies so many rows below and columns to the right of each place of a plane [h, w]."""
+  """For each place of a plane [h, w], the value `row` rows below and `column` columns to the right of it."""
   margin = max(abs(row), abs(column))
   padded = jnp.pad(plane, margin, mode=mode, **options)
   height, width = plane.shape
@@ -63,7 +63,10 @@ def edges(levels: Array) -> Array:
 
 
 def distances(found: Array) -> Array:
-  """Of each place of a plane bool [h, w] to the nearest that is True, by steps, in `_UNIT`s up to `_FARTHEST`: int."""
+  """The distance from each place of a plane bool [h, w] to the nearest True, by steps: int, in fixed point.
+
+  A pixel is `_UNIT`, and the distance is `_FARTHEST` pixels at most.
+  """
   signs = list(itertools.product((-1, 1), repeat=2))
   moves = {
     (first * row, second * column): length
@@ -81,7 +84,7 @@ def distances(found: Array) -> Array:
 
 
 def equalised(levels: Array) -> Array:
-  """A plane int [h, w] of levels 0..255 whose histogram is as even as OpenCV makes it."""
+  """A plane int [h, w] of levels 0..255 with its histogram equalised as OpenCV does."""
   lowest = jnp.min(levels)
   first, total = jnp.sum(levels == lowest), levels.size
   below = jnp.cumsum(jnp.bincount(levels.ravel(), length=256))[levels]
@@ -90,8 +93,8 @@ def equalised(levels: Array) -> Array:
 
 
 def _water(liquid: Array) -> Array:
-  """How thick water lies, float [h, w] up to 1, where a liquid [h, w] in [0, 1] is not 0."""
-  levels = jnp.floor(255 * liquid).astype(jnp.int32) & 255  # a byte, which begins again above 1, as in the original
+  """The thickness of water, float [h, w] up to 1, where a liquid [h, w] in [0, 1] is not 0."""
+  levels = jnp.floor(255 * liquid).astype(jnp.int32) & 255  # a byte, which overflows above 1, as in the original
   box = np.ones((3, 3), int)
   rounded = _correlated(distances(edges(levels)), box, "reflect") // (9 * _UNIT)
   relief = jnp.clip(_correlated(equalised(rounded), _RELIEF, "reflect"), 0, 255)
@@ -100,13 +103,13 @@ def _water(liquid: Array) -> Array:
 
 
 def spattered(image: Array, noise: Array, strength: tuple) -> Array:
-  """An image under drops of water, or behind clods of mud.
+  """An image with drops of water, or with spots of mud.
 
   Args:
     image: float [h, w, c].
-    noise: float [h, w], of a standard normal distribution.
-    strength: mean, deviation and blur of the liquid, the least that is seen, how much water covers at most or the blur
-      of mud, and whether it is mud.
+    noise: float [h, w], from a standard normal distribution.
+    strength: mean, deviation and blur of the liquid, the smallest visible value, the largest weight of water or the
+      blur of mud, and whether it is mud.
   """
   mean, deviation, blur, least, amount, is_mud = strength
   liquid = _filters.gaussian((mean + deviation * noise)[..., None], blur)

@@ -1,4 +1,4 @@
-"""Weather on an image [h, w, c] in [0, 1]: snow, frost, fog, and another brightness."""
+"""Weather on an image [h, w, c] in [0, 1]: snow, frost, fog and brightness."""
 
 from collections.abc import Sequence
 
@@ -11,38 +11,38 @@ from lrat_jax.attacks.corruptions import _filters
 from lrat_jax.core.typing import OneKey
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
-# Degrees between which snow falls.
+# The range of angles of falling snow, in degrees.
 _SNOW_ANGLES = (-135.0, -45.0)
-# Of 32 x 32 cuts of the original's five photographs: mean by channel, and mean deviation within a cut.
+# Measured on 32 x 32 crops of the original's five photographs: mean per channel, and mean deviation within a crop.
 _FROST_COLOUR, _FROST_DEVIATION = np.array([0.56, 0.65, 0.69], np.float32), 0.09
 _FROST_DECAY = 1.75
 
 
 def _grey(image: Array) -> Array:
-  """[h, w, 1]: the luminance of three channels, the mean of any other number."""
+  """[h, w, 1]: the luminance of three channels, or the mean of any other number."""
   weights = _LUMINANCE if image.shape[-1] == 3 else np.full(image.shape[-1], 1 / image.shape[-1], np.float32)
   return jnp.sum(image * weights, axis=-1, keepdims=True)
 
 
 def _as_bytes(layer: Array) -> Array:
-  """Rounded down to a whole level; a little more, so that what is a level but for float32's rounding stays it."""
+  """Rounded down to a multiple of 1/255; 1e-3 is added so that float32 rounding does not lower whole levels."""
   return jnp.floor(255 * layer + 1e-3) / 255
 
 
 def with_snow(image: Array, flakes: Array, angle: Array, strength: tuple) -> Array:
-  """An image that is paler, and under flakes blown to one side and, turned by 180 degrees, to the other.
+  """An image made paler, plus a layer of wind-blown flakes and the same layer turned by 180 degrees.
 
   Args:
     image: float [h, w, c].
-    flakes: float [h, w, 1], of a standard normal distribution.
+    flakes: float [h, w, 1], from a standard normal distribution.
     angle: float [], in degrees.
-    strength: mean and deviation of the flakes, their size, the least that is one, radius and deviation of the motion in
-      pixels, and what is kept of the image.
+    strength: mean and deviation of the flakes, their size, the smallest value of a flake, radius and deviation of the
+      motion in pixels, and the share of the image that is kept.
   """
   mean, deviation, size, least, radius, spread, kept = strength
   layer = _filters.along_both(mean + deviation * flakes, *(_filters.zoom_matrix(n, size) for n in image.shape[:2]))
   layer = _as_bytes(jnp.where(layer < least, 0.0, jnp.clip(layer, 0.0, 1.0)))
-  layer = _as_bytes(_filters.motion(layer, radius, spread, angle))  # twice, so a flake is up to two levels darker
+  layer = _as_bytes(_filters.motion(layer, radius, spread, angle))  # rounded twice, so up to two levels darker
   paler = kept * image + (1 - kept) * jnp.maximum(image, 1.5 * _grey(image) + 0.5)
   return paler + layer + layer[::-1, ::-1]
 
@@ -58,8 +58,8 @@ def plasma(draws: Sequence[Array], decay: float) -> Array:
   """A fractal landscape in [0, 1], which wraps around, by the diamond-square algorithm.
 
   Args:
-    draws: uniform in [-1, 1], [3, 2^i, 2^i] for i = 0, 1, ...: for the squares' middles, and for both kinds of edges.
-    decay: by which the heights' size is divided twice from one to the next.
+    draws: uniform in [-1, 1], [3, 2^i, 2^i] for i = 0, 1, ...: for the squares' centres, and for both kinds of edges.
+    decay: the size of the heights is divided by decay^2 from one draw to the next.
 
   Returns:
     float [2^n, 2^n] for n draws.
@@ -78,7 +78,7 @@ def plasma(draws: Sequence[Array], decay: float) -> Array:
 
 
 def _landscape(key: OneKey, image: Array, decay: float) -> Array:
-  """A corner [h, w, 1] of the smallest landscape that has one."""
+  """The upper left corner [h, w, 1] of the smallest landscape that is large enough."""
   levels = max(int(np.ceil(np.log2(max(image.shape[:2])))), 1)
   shapes = [(3, 2**level, 2**level) for level in range(levels)]
   draws = [jax.random.uniform(jax.random.fold_in(key, i), s, image.dtype, -1, 1) for i, s in enumerate(shapes)]
@@ -86,21 +86,21 @@ def _landscape(key: OneKey, image: Array, decay: float) -> Array:
 
 
 def in_fog(image: Array, landscape: Array, thickness: float) -> Array:
-  """An image behind a landscape [h, w, 1] in [0, 1], darkened so that its highest value stays the highest there is."""
+  """An image plus a landscape [h, w, 1] in [0, 1], scaled so that no value exceeds the image's highest one."""
   highest = jnp.max(image)
   return (image + thickness * landscape) * highest / (highest + thickness)
 
 
 def fog(key: OneKey, image: Array, strength: tuple[float, float]) -> Array:
-  """Fog of that thickness, whose landscape is of that decay."""
+  """Fog; `strength` is its thickness and the decay of its landscape."""
   thickness, decay = strength
   return in_fog(image, _landscape(key, image, decay), thickness)
 
 
 def frost(key: OneKey, image: Array, strength: tuple[float, float]) -> Array:
-  """So much of the image and so much of a texture of ridges, which stands in place of the original's photographs.
+  """A weighted sum of the image and a texture of ridges, which replaces the original's photographs.
 
-  It has their mean colour and deviation, and nothing else of them: accuracies are not comparable.
+  The texture has only their mean colour and deviation, so accuracies are not comparable.
   """
   kept, added = strength
   ridges = 1 - jnp.abs(2 * _landscape(key, image, _FROST_DECAY) - 1)
@@ -110,7 +110,7 @@ def frost(key: OneKey, image: Array, strength: tuple[float, float]) -> Array:
 
 
 def brightness(key: OneKey, image: Array, amount: float) -> Array:
-  """Raises the largest channel (the value in HSV), the others in proportion; black becomes grey."""
+  """Raises the largest channel (the value in HSV), and the others in proportion; black becomes grey."""
   value = jnp.max(image, axis=-1, keepdims=True)
   raised = jnp.minimum(value + amount, 1.0)
   return jnp.where(value > 0, image * raised / jnp.where(value > 0, value, 1.0), raised)
