@@ -132,6 +132,6 @@ watch() {
   if ((ended != 0)); then
     step "${ssh[@]}" --worker=all --command='tail -n 20 lrat_jax.log' || true
   fi
-  if [[ $AFTER == delete ]]; then delete; else note "$TPU_NAME is still there, and costs, until it is deleted"; fi
+  if [[ $AFTER == delete ]]; then delete; else note "$TPU_NAME still exists, and costs money until it is deleted"; fi
   return "$ended"
 }

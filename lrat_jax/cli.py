@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
   command, *rest = arguments
   if command not in COMMANDS:
-    print(f"error: {command!r} is no command; choose from {', '.join(COMMANDS)}.", file=sys.stderr)
+    print(f"error: {command!r} is not a command; choose from {', '.join(COMMANDS)}.", file=sys.stderr)
     return BAD_INPUT
   module, options = COMMANDS[command]
   return importlib.import_module(module).main([*options, *rest])

@@ -67,7 +67,7 @@ def _outcome(options: Options, stop: Callable[[], bool]) -> _Outcome:
 
   from lrat_jax.run import run  # here, so that help and flag errors do not wait for the imports of training
 
-  again = "the same command goes on there."
+  again = "run the same command again to continue."
   try:
     run(options, Console(), stop)
   except (ConfigError, UserCodeError) as error:

@@ -84,7 +84,7 @@ def _describe_loading(dataset: data.Dataset, console: Console) -> None:
   if dataset.extra is not None and (held := data.bytes_in_memory(dataset.extra)):
     console.print(
       f"note: the images of config.data.extra.source are compressed, so all {decimal(held)} are held in memory; "
-      "np.savez stores them so that those of a batch alone are read.",
+      "if they are saved with np.savez, only the images of a batch are read.",
       highlight=False,
       soft_wrap=True,
     )
@@ -178,10 +178,10 @@ def _read_stored(name: str, options: Mapping[str, Any]) -> exchange.Stored | Non
   """Reads the weights that `--model` names; None if it is not a file or directory of weights."""
   if not exchange.is_stored(name):
     if given := [f"--{flag}" for flag, value in options.items() if value is not None]:
-      raise ConfigError(f"{', '.join(given)}: only of a file of weights, not of --model={name}.")
+      raise ConfigError(f"{', '.join(given)}: only for a file of weights, not for --model={name}.")
     return None
   if (Path(name) / "checkpoints").exists():
-    raise ConfigError(f"--model={name} is a run's workdir; evaluate it by --mode=evaluate --workdir={name}.")
+    raise ConfigError(f"--model={name} is a run's workdir; evaluate it with --mode=evaluate --workdir={name}.")
   try:
     return exchange.read(name, **options)
   except exchange.WeightsError as error:
@@ -192,16 +192,18 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
   """Evaluates a user-defined function or a file of weights."""
   config, name = options.config, options.model
   if (workdir / "checkpoints").exists():
-    raise ConfigError(f"--workdir={workdir} holds a training run; give --model another --workdir.")
+    raise ConfigError(f"--workdir={workdir} contains a training run; use another --workdir for --model.")
   if config.eval.checkpoint != "best":
-    raise ConfigError(f"config.eval.checkpoint={config.eval.checkpoint!r} is of a run's checkpoints; --model has one.")
+    raise ConfigError(
+      f"config.eval.checkpoint={config.eval.checkpoint!r} is only for a run's checkpoints, not for --model."
+    )
   stored = distributed.run_on_all_processes("model", lambda: _read_stored(name, options.weights))
   dataset, about_data, mesh = _load_data(config, workdir, console, trains=config.eval.split != "test")
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
   dtype = config.eval.attack_dtype
   if not stored and dtype != "float32":
     raise ConfigError(
-      f"config.eval.attack_dtype={dtype!r} is for a file of weights; --model={name} computes as it does."
+      f"config.eval.attack_dtype={dtype!r} is only for a file of weights; --model={name} has a dtype of its own."
     )
   about = {"name": name, "model": name, "data": about_data, **_asked(options)}
   own = "the function's own"
@@ -240,7 +242,7 @@ def _evaluate_model(options: Options, workdir: Path, console: Console, stop: pre
   except (user_model.UserModelError, exchange.WeightsError) as error:
     raise ConfigError(f"--model={error}") from error
   except jax.errors.JaxRuntimeError as error:  # a callback of the model failed, or memory ran out
-    raise ConfigError(f"--model={name!r} failed as it ran: {reason(error)}") from error
+    raise ConfigError(f"--model={name!r} failed while running: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -279,7 +281,7 @@ def _run_config(options: Options, workdir: Path, console: Console, stop: preempt
     config.compilation_cache = "off"
   trains = mode != "evaluate" or options.dry_run
   if not trains and not (workdir / "checkpoints").is_dir():
-    raise ConfigError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first.")
+    raise ConfigError(f"--workdir={workdir} contains no checkpoint to evaluate; train there first.")
   dataset, about_data, mesh = _load_data(
     config, workdir, console, trains=trains or config.eval.split != "test", topology=options.topology
   )

@@ -108,7 +108,7 @@ def test_a_dry_run_says_what_the_run_would_take_and_leaves_nothing(tmp_path, mon
     "1,100 train, 197 validation, 500 test images 8x8x1, 10 classes",
     "2 epochs of 17 = 34; batches [64, 8, 8, 1], 1 variant(s) a pair",
     "pgd: linf 0.2, 2 steps of 0.05",
-    "5 gradients and 0 queries of an image at most",
+    "at most 5 gradients and 0 queries per image",
     "1 epochs plain: ",
     "1 epochs local weights, global weights: ",
   ):
@@ -117,7 +117,9 @@ def test_a_dry_run_says_what_the_run_would_take_and_leaves_nothing(tmp_path, mon
   biases = 4 + 4 + 8 + 8 + 16 + 10
   assert f"cnn_4, {kernels + biases:,} parameters, computes in float32" in said
   assert re.search(r"Conv_2 +4x4x8 +296\n", said)
-  assert re.search(r"time +about .+ of training, .+ of validation, .+ of evaluation at most, .+ of compilation", said)
+  assert re.search(
+    r"time +about .+ of training, .+ of validation, at most .+ of evaluation, at least .+ of compilation", said
+  )
   assert not list(tmp_path.iterdir())
 
 
@@ -269,7 +271,7 @@ def test_a_metric_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(tm
 
 BAD_INPUT = {
   "": "--config is missing",
-  "--config={configs}/nothing.py": "is neither a method, .*, nor a file",
+  "--config={configs}/nothing.py": r"is neither a method \(.*\) nor a file",
   "--config={configs}/lrat.py:mnist": "data set 'mnist' is unknown .* choose from",
   "--config={configs}/lrat.py:digits,fgms": "training attack 'fgms' is unknown .* choose from",
   "--config={configs}/lrat.py --config.train.epochz=3": r"config.train.epochz is unknown; config.train: choose from \[",
@@ -277,14 +279,14 @@ BAD_INPUT = {
   "--config={configs}/lrat.py --config.train=3": "config.train is a group of the fields",
   "--config={configs}/lrat.py --config.train_attacks=pgd,cw": "chosen in the config's argument",
   "--config={configs}/lrat.py --config.seed": "options are written --name=value",
-  "--config={configs}/lrat.py --config.seed.x=1": "it holds a value, not fields",
+  "--config={configs}/lrat.py --config.seed.x=1": "it is a value, not a group",
   "--config={configs}/lrat.py digits": "'digits' is not understood",
   "--config={configs}/lrat.py --workdri=x": "Unknown command line flag 'workdri'",
   "--config={configs}/lrat.py --mode=test": "--mode='test' is unknown; choose from .*'evaluate'",
-  "--config={configs}/lrat.py --config.eval.batch_size=128 --mode=evaluate": "holds no checkpoint to evaluate",
+  "--config={configs}/lrat.py --config.eval.batch_size=128 --mode=evaluate": "contains no checkpoint to evaluate",
   "--config={configs}/lrat.py --config.train_attacks.pgd.epsilon=-0.1": r"pgd.epsilon=-0.1 is outside \[0, 1\]",
   "--config={configs}/lrat.py --config.train_attacks.pgd.epsilon=2": r"pgd.epsilon=2 is outside \[0, 1\]",
-  "--config={configs}/lrat.py --config.model.name=resnet19": "config.model.name='resnet19' is no model; choose from",
+  "--config={configs}/lrat.py --config.model.name=resnet19": "config.model.name='resnet19' is not a model; choose from",
   "--config={configs}/lrat.py --config.data.batch_size=60": "batch_size=60 is not divisible by the 8 devices",
   "--config={configs}/lrat.py --config.eval.batch_size=128 --config.data.source=npz:/x.npz": "there is no such file",
   "--config={configs}/lrat.py --config.eval.batch_size=128 --config.data.validation_size=1297": "must be in",
@@ -314,7 +316,7 @@ def test_labels_outside_the_classes_are_named(tmp_path, capsys):
   np.savez(tmp_path / "data.npz", **arrays, test_labels=test.labels + 1)
   source = [f"--config.data.source=npz:{tmp_path}/data.npz", "--config.data.validation_size=8"]
   assert main.main([*ARGUMENTS, *source, f"--workdir={tmp_path}/run"]) == 2
-  assert "test labels holds labels from 1 to 4; the classes are 0..3" in capsys.readouterr().err
+  assert "test labels range from 1 to 4; the classes are 0..3" in capsys.readouterr().err
 
 
 def test_help_names_the_options(capsys):
@@ -380,7 +382,9 @@ def test_a_run_remembers_its_data(tmp_path, capsys):
   assert said["num_classes"] == 3 and said["test"].startswith("float32 [60, 8, 8, 1] sha256:")
   _write_npz(path, seed=1)
   assert main.main(arguments) == main.main([*arguments, "--mode=evaluate"]) == 2
-  assert re.search(r"holds a run on other data under the same name \(test: .* before, .* now", capsys.readouterr().err)
+  assert re.search(
+    r"contains a run on different data with the same name \(test: .* before, .* now", capsys.readouterr().err
+  )
   _write_npz(path, y_train=np.arange(80) % 5, y_test=np.arange(60) % 5)
   assert main.main(arguments) == 2 and "num_classes: 3 before, 5 now" in capsys.readouterr().err
   assert before == {file: file.read_bytes() for file in workdir.rglob("*.json")}
@@ -412,6 +416,6 @@ def test_a_model_is_evaluated_on_a_few_images_of_many_classes(tmp_path, capsys):
     assert results["n"] == 4 and results["data"]["test"].startswith("float32 [4, 8, 8, 1]")
     np.savez(path, images=generator.random((4, 8, 8, 1), np.float32), labels=np.array([0, 999, 5, 7]))
     assert main.main(arguments) == 2
-    assert "holds the results of another evaluation (test: float32 [4, 8, 8, 1]" in capsys.readouterr().err
+    assert "contains the results of another evaluation (test: float32 [4, 8, 8, 1]" in capsys.readouterr().err
   finally:
     sys.path.remove(str(tmp_path))

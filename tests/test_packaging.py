@@ -43,7 +43,7 @@ def test_a_wrong_argument_of_a_method_is_quoted_as_it_was_given():
   with pytest.raises(command_line.ConfigError) as raised:
     command_line.parse(["--config=lrat:digts"])
   assert str(raised.value).startswith("--config=lrat:digts: data set 'digts' is unknown")
-  with pytest.raises(command_line.ConfigError, match=r"--config=lart: 'lart' is neither a method, at, .*, nor a file"):
+  with pytest.raises(command_line.ConfigError, match=r"=lart: 'lart' is neither a method \(at, .*\) nor a file"):
     command_line.parse(["--config=lart"])
 
 

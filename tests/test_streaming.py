@@ -59,7 +59,7 @@ def test_a_run_from_a_stream_is_the_run_from_memory_to_the_bit(folder, tmp_path)
 def test_a_killed_stream_with_random_crops_ends_in_the_same_bits(folder, tmp_path):
   arguments = _arguments(folder, *CROPS, "--mode=train")
   said = programs.finish(tmp_path / "whole", arguments=arguments)
-  assert "are streamed (data.loading=auto), as data.random_resized_crop needs them" in said
+  assert "are streamed (data.loading=auto), because data.random_resized_crop requires it" in said
   programs.kill_after(tmp_path / "killed", 4, arguments=arguments)
   programs.finish(tmp_path / "killed", arguments=arguments)
   _assert_equal(tmp_path / "whole", tmp_path / "killed")

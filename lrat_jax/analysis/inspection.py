@@ -111,8 +111,8 @@ def weight_history(workdir: Path) -> WeightHistory:
   recorded = {epoch: files.read_arrays(path, needed) for epoch, path in _epoch_files(workdir).items()}
   if not recorded:
     raise ValueError(
-      f"workdir={str(workdir)!r} holds no weights/epoch_*.npz; "
-      "train there, with config.train.num_logged_examples above 0."
+      f"workdir={str(workdir)!r} contains no weights/epoch_*.npz; "
+      "train there with config.train.num_logged_examples above 0."
     )
   rows = list(recorded.values())
   indices, first = np.unique(np.concatenate([row["indices"] for row in rows]), return_index=True)
@@ -193,7 +193,7 @@ def look_up(split: data.Split, indices: Iterable[int]) -> data.Split:
   rows = {int(index): row for row, index in enumerate(split.indices)}
   for index in indices:
     if int(index) not in rows:
-      raise ValueError(f"index {index} is none of the split's {len(rows)} indices.")
+      raise ValueError(f"index {index} is not one of the split's {len(rows)} indices.")
   return split.take(np.array([rows[int(index)] for index in indices], int))
 
 
@@ -255,11 +255,11 @@ def inconsistency(per_example: Mapping[str, np.ndarray], names: Sequence[str] | 
   """
   names = attack_names(per_example) if names is None else list(names)
   if len(names) < 2:
-    raise ValueError(f"names={names}: attacks are compared with one another, so give two or more.")
+    raise ValueError(f"names={names}: attacks are compared with one another, so pass two or more.")
   scores = vulnerabilities(per_example, names)
   right = np.asarray(per_example["clean_correct"], bool)
   if not right.any():
-    raise ValueError(f"none of the {len(right)} instances is right when clean, so no attack can break one.")
+    raise ValueError(f"none of the {len(right)} clean instances is classified correctly, so no attack can break one.")
   broken = np.stack([~per_example[f"robust/{name}"][right] for name in names], axis=1)
   cross = np.mean(broken[:, :, None] & ~broken[:, None, :], axis=0)
   return Inconsistency(names, _rank_correlation(scores[right]), cross, broken.mean(axis=0), int(right.sum()))
@@ -278,13 +278,13 @@ def _suite(workdir: Path, config: ConfigDict, suite: str | Mapping[str, Mapping[
   if not isinstance(suite, str):
     return {name: dict(entry) for name, entry in suite.items()}
   if suite not in SUITES:
-    raise ValueError(f"suite={suite!r} is unknown; choose from {sorted(SUITES)}, or give the attacks themselves.")
+    raise ValueError(f"suite={suite!r} is unknown; choose from {sorted(SUITES)}, or pass the attacks themselves.")
   preset = workdir_lib.read_preset(workdir)
   own = methods.of_run(preset, suite)
   if own is None:
     raise ValueError(
-      f"suite={suite!r} has no radii for a run of --config={preset}, which is no method of lrat_jax; give the attacks "
-      "themselves."
+      f"suite={suite!r} has no radii for a run of --config={preset}, which is not a method of lrat_jax; pass the "
+      "attacks themselves."
     )
   return own.eval.suite.to_dict()
 

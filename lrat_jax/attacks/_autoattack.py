@@ -71,7 +71,7 @@ def _distances(job: Job, fallen: np.ndarray, adversarials: np.ndarray) -> np.nda
 def _check_options(version: Any, store: Any, on_stage: Any, on_progress: Any) -> None:
   check_choice(version, "version", VERSIONS)
   if store is not None and not isinstance(store, Store):
-    raise ValueError(f"store={shown(store)} keeps nothing; give a FileStore, or None.")
+    raise ValueError(f"store={shown(store)} is not a store; pass a FileStore, or None.")
   if not callable(on_stage):
     raise ValueError(f"on_stage={shown(on_stage)} must be a function of a stage's summary.")
   if not callable(on_progress):

@@ -27,14 +27,14 @@ def kind(value: Any) -> str:
 def check_key(key: Any) -> None:
   """Raises ValueError unless the value is a typed key or an array of typed keys."""
   if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    raise ValueError(f"key must be typed, as jax.random.key makes it, not {kind(key)}.")
+    raise ValueError(f"key must be a typed key, as made by jax.random.key, not {kind(key)}.")
 
 
 def check_one_key(key: Any) -> None:
   """Raises ValueError unless the value is a single typed key."""
   check_key(key)
   if key.ndim:
-    raise ValueError(f"key has shape {key.shape}; give one key, of which each image's is made.")
+    raise ValueError(f"key has shape {key.shape}; pass a single key, from which each image's key is derived.")
 
 
 def check_batch(images: Images, labels: Labels, *, bytes_too: bool = False) -> None:
@@ -45,7 +45,7 @@ def check_batch(images: Images, labels: Labels, *, bytes_too: bool = False) -> N
     kinds = "uint8, or float" if bytes_too else "float"
     raise ValueError(f"images must be {kinds} [batch, h, w, c] in [0, 1], not {kind(images)}.")
   if not images.size:
-    raise ValueError(f"images is empty, of shape {images.shape}; give at least one.")
+    raise ValueError(f"images is empty, of shape {images.shape}; pass at least one image.")
   arguments_lib.warn_of_layout(images.shape)
   check_integers(labels, "labels", images.shape[:1])
 
@@ -66,7 +66,7 @@ def distributions(values: Any, name: str, batch: int, dtype: Any) -> Array:
     known = known.astype(np.float64)
     wrong = np.flatnonzero(~((known >= 0).all(axis=1) & (np.abs(known.sum(axis=1) - 1) <= _SUM_ROUNDING)))
     if wrong.size:
-      raise ValueError(f"{name}[{wrong[0]}] is no distribution: its entries must be 0 or more, and sum to 1.")
+      raise ValueError(f"{name}[{wrong[0]}] is not a distribution: its entries must be 0 or more and sum to 1.")
   return jnp.asarray(values).astype(dtype)
 
 
@@ -88,7 +88,7 @@ def check_range(images: np.ndarray) -> None:
   """Raises ValueError if images are outside [0, 1] by more than rounding, or NaN."""
   low, high = float(images.min()), float(images.max())
   if not (low >= -arguments_lib.ROUNDING and high <= 1 + arguments_lib.ROUNDING):  # also true if a value is NaN
-    raise ValueError(f"images must be in [0, 1], they are in [{low:.8g}, {high:.8g}].")
+    raise ValueError(f"images must be in [0, 1], but are in [{low:.8g}, {high:.8g}].")
 
 
 def host_data(images: Any, labels: Any, indices: Any | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -110,7 +110,7 @@ def check_classes(classes: np.ndarray, num_classes: int, name: str = "labels", f
   if len(outside):
     place, label = first + outside[0], classes[outside[0]]
     raise ValueError(
-      f"{name}[{place}]={label} is no class: logits_fn returns {num_classes} classes, 0 to {num_classes - 1}."
+      f"{name}[{place}]={label} is not a class: logits_fn returns {num_classes} classes, 0 to {num_classes - 1}."
     )
 
 
@@ -130,8 +130,8 @@ def check_shape(logits: Any, batch: int) -> None:
   fits = len(logits.shape) == 2 and logits.shape[0] == batch and jnp.issubdtype(logits.dtype, jnp.floating)
   if not fits or logits.shape[1] < _FEWEST_CLASSES:
     raise ValueError(
-      f"logits_fn returns {found} for a batch of {batch}; it must return float logits [batch, classes] of "
-      f"{_FEWEST_CLASSES} classes or more."
+      f"logits_fn returns {found} for a batch of {batch}; it must return float logits [batch, classes] for "
+      f"at least {_FEWEST_CLASSES} classes."
     )
 
 
@@ -155,4 +155,4 @@ def check_logits(logits: Any, labels: np.ndarray, first: int = 0) -> None:
   ):
     if bad.any():
       where = f"image {first + np.flatnonzero(bad)[0]} ({bad.sum()} in all)"
-      raise ValueError(f"logits_fn returns no logits for {where}: they {what}.")
+      raise ValueError(f"logits_fn returns invalid logits for {where}: they {what}.")

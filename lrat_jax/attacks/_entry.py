@@ -81,7 +81,7 @@ def per_image_keys(keys: Keys, images: Images) -> KeyPerImage:
   if keys.ndim == 0:
     return example_keys(keys, jnp.arange(images.shape[0]))
   if keys.shape != images.shape[:1]:
-    raise ValueError(f"key has shape {keys.shape}; give one key, or one for each of the {images.shape[0]} images.")
+    raise ValueError(f"key has shape {keys.shape}; pass one key, or one for each of the {images.shape[0]} images.")
   return keys
 
 
@@ -141,7 +141,7 @@ def as_function(logits_fn: Any) -> LogitsFn:
   """The model as a function of any number of images (`any_batch_size`). Raises ValueError if it is not a function."""
   if any(kind.__module__.startswith("torch.nn.") for kind in type(logits_fn).__mro__):
     raise ValueError(
-      "logits_fn is a PyTorch module; it must be a JAX function. lrat_jax.load_model makes one of its weights' file."
+      "logits_fn is a PyTorch module; it must be a JAX function. lrat_jax.load_model makes one from its weights file."
     )
   found = microbatch.any_batch_size(logits_fn)
   if not callable(found):

@@ -29,7 +29,7 @@ def _check_layer(layer: Any, batch: int) -> None:
   is_array = isinstance(layer, jax.Array) and jnp.issubdtype(layer.dtype, jnp.floating)
   if not is_array or layer.ndim != 4 or layer.shape[0] != batch:
     found = f"{layer.dtype} {layer.shape}" if isinstance(layer, jax.Array) else type(layer).__name__
-    raise ValueError(f"features_fn returns a list of {found}; it must be of float arrays [{batch}, h, w, c].")
+    raise ValueError(f"features_fn returns a list of {found}; it must be a list of float arrays [{batch}, h, w, c].")
 
 
 def _embedded(features_fn: FeaturesFn, images: Array) -> Array:
@@ -39,7 +39,7 @@ def _embedded(features_fn: FeaturesFn, images: Array) -> Array:
   """
   layers, vectors = features_fn(images), []
   if not isinstance(layers, list | tuple) or not layers:
-    raise ValueError(f"features_fn returns {type(layers).__name__}; it must return a list of one array or more.")
+    raise ValueError(f"features_fn returns {type(layers).__name__}; it must return a list of at least one array.")
   for layer in layers:
     _check_layer(layer, images.shape[0])
     layer = layer.astype(jnp.promote_types(layer.dtype, jnp.float32))
@@ -128,7 +128,7 @@ def lpips(
     ValueError: an argument outside the values listed here, or features_fn is missing.
   """
   if not callable(features_fn):
-    raise ValueError(f"features_fn={shown(features_fn)}: lpips needs a function that gives a model's activations.")
+    raise ValueError(f"features_fn={shown(features_fn)}: lpips needs a function that returns a model's activations.")
   clean = _embedded(features_fn, images)
 
   def objective(points: Array, weights: Array) -> tuple[Array, tuple[Array, Array]]:

@@ -55,7 +55,9 @@ def msd(
   """
   check_choice(loss, "loss", LOSSES)
   if set(radii) != set(step_sizes):
-    raise ValueError(f"step_sizes are of the norms {sorted(step_sizes)}; radii are of {sorted(radii)}.")
+    raise ValueError(
+      f"step_sizes has the norms {sorted(step_sizes)}, but radii has {sorted(radii)}; use the same norms in both."
+    )
   surrogate = losses.surrogate(loss, logits_fn, images, labels, label_distributions=label_distributions)
 
   def score(points: Array) -> Array:

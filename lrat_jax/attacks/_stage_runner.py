@@ -285,7 +285,7 @@ def layouts(
   """
   devices = list(jax.devices()) if devices is None else devices
   if not isinstance(devices, list | tuple) or not devices or not all(isinstance(x, jax.Device) for x in devices):
-    raise ValueError(f"devices={shown(devices)} must be a list of devices, as jax.devices() gives, or None.")
+    raise ValueError(f"devices={shown(devices)} must be a list of devices, as returned by jax.devices(), or None.")
   batch_size = check_count(batch_size, "batch_size", 1)
   if chunk_size is None:
     chunk_size = _fastest_chunk(devices[0].platform, logits_fn, *one_image)

@@ -69,7 +69,7 @@ def unforeseen(
   chosen, image_shape = latents.KINDS[kind], images.shape[1:]
   latents.check(kind, epsilon, image_shape)
   if chosen.ball.towards_vertices and step_size is not None:
-    raise ValueError(f"step_size is no argument of kind={kind!r}, which sets its own.")
+    raise ValueError(f"step_size is not an argument of kind={kind!r}, which sets its own.")
   surrogate = losses.surrogate(loss, logits_fn, images, labels)
   length = epsilon / math.sqrt(max(num_steps, 1)) if step_size is None else step_size
 

@@ -57,11 +57,12 @@ class FileStore:
     try:
       kept = files.read_json(path)
     except CorruptFileError:
-      raise ValueError(f"{path} is damaged; remove {self._directory}, and what it holds is done again.") from None
+      raise ValueError(f"{path} is damaged; remove {self._directory} and run the evaluation again.") from None
     different = sorted(name for name in {*kept, *fingerprint} if kept.get(name) != fingerprint.get(name))
     if different:
       raise ValueError(
-        f"{self._directory} holds an evaluation with other {', '.join(different)}; give another directory or remove it."
+        f"{self._directory} contains an evaluation that differs in {', '.join(different)}; use another directory or "
+        "remove this one."
       )
 
   def load(self, piece: str) -> dict[str, np.ndarray] | None:
@@ -91,7 +92,7 @@ class MultiHostStore:
       except ValueError as error:
         refusal = error
     if not _everywhere(refusal is None):
-      raise refusal or ValueError("the first process refused the store.")
+      raise refusal or ValueError("the first process rejected the store; its own error says why.")
 
   def load(self, piece: str) -> dict[str, np.ndarray] | None:
     """The arrays of a piece that every process can load, else None."""

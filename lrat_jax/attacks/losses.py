@@ -47,7 +47,7 @@ def cross_entropy(logits: Logits, labels: AnyLabels) -> PerImage:
   if labels.ndim == 1:
     return loss
   if labels.shape != logits.shape:
-    raise ValueError(f"labels are distributions of shape {labels.shape}, the logits have shape {logits.shape}.")
+    raise ValueError(f"labels are distributions of shape {labels.shape}, but the logits have shape {logits.shape}.")
   rest = labels - jax.nn.one_hot(classes, logits.shape[-1], dtype=labels.dtype)
   # A class that the model leaves out has a log of -inf, which is used only if the label has a share of that class.
   return loss - jnp.sum(jnp.where(rest != 0, rest * log_probabilities, 0.0), axis=-1)
@@ -72,7 +72,7 @@ def dlr(logits: Logits, labels: Labels) -> PerImage:
   it is undefined.
   """
   if logits.shape[-1] < 3:
-    raise ValueError(f"loss='dlr' needs 3 classes or more, the model has {logits.shape[-1]}; use loss='cw'.")
+    raise ValueError(f"loss='dlr' needs at least 3 classes, but the model has {logits.shape[-1]}; use loss='cw'.")
   top = jax.lax.top_k(logits, 3)[0]
   lead = margin(logits, labels)
   gap = jnp.where(jnp.isfinite(top[:, 2]), top[:, 0] - top[:, 2], 1.0)  # if the third is left out, the margin itself
@@ -94,7 +94,7 @@ def dlr_targeted(logits: Logits, labels: Labels, targets: Labels) -> PerImage:
   """
   if logits.shape[-1] < 4:
     raise ValueError(
-      f"loss='dlr_targeted' needs 4 classes or more, the model has {logits.shape[-1]}; use loss='margin_targeted'."
+      f"loss='dlr_targeted' needs at least 4 classes, but the model has {logits.shape[-1]}; use loss='margin_targeted'."
     )
   top = jax.lax.top_k(logits, 4)[0]
   third, fourth = top[:, 2], jnp.where(jnp.isfinite(top[:, 3]), top[:, 3], top[:, 2])
@@ -114,7 +114,7 @@ def choose_targets(
   batch, num_classes = clean_logits.shape
   if targets is not None:
     if target_rank is not None:
-      raise ValueError(f"give targets or target_rank={target_rank}, not both.")
+      raise ValueError(f"pass targets or target_rank={target_rank}, not both.")
     if targets.shape != (batch,) or not jnp.issubdtype(targets.dtype, jnp.integer):
       raise ValueError(f"targets must be integers of shape {(batch,)}, one class per image.")
     return targets

@@ -102,7 +102,9 @@ def _look_up(name: Any) -> tuple[Attack, dict[str, inspect.Parameter]]:
   if user_code.is_name(name):
     return _own(name)
   if not isinstance(name, str) or name not in REGISTRY:
-    raise ValueError(f"name={name!r} is no attack; choose from {sorted(REGISTRY)}, or write package.module:function.")
+    raise ValueError(
+      f"name={name!r} is not an attack; choose from {sorted(REGISTRY)}, or write package.module:function."
+    )
   parameters = inspect.signature(REGISTRY[name]).parameters
   return REGISTRY[name], {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
@@ -136,7 +138,7 @@ def from_config(config: Mapping[str, Any]) -> functools.partial[AttackResult]:
   unknown = sorted(set(arguments) - set(parameters))
   if unknown and not takes_any:
     raise ValueError(
-      f"{unknown[0]}={arguments[unknown[0]]!r} is no argument of {name!r}; choose from {sorted(parameters)}."
+      f"{unknown[0]}={arguments[unknown[0]]!r} is not an argument of {name!r}; choose from {sorted(parameters)}."
     )
   missing = [key for key, p in parameters.items() if p.default is p.empty and key not in arguments]
   if missing:

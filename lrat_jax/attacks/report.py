@@ -52,9 +52,9 @@ def robust_accuracy_curve(distances: HostFloats | PerImage, epsilons: Sequence[f
   found = np.asarray(distances)
   radii = np.asarray(epsilons, dtype=found.dtype)
   if found.ndim != 1 or not found.size or not (found >= 0).all():
-    raise ValueError("distances must be one number of 0 or more per image, and not empty.")
+    raise ValueError("distances must be a non-empty list of numbers of 0 or more, one per image.")
   if radii.ndim != 1 or not (radii >= 0).all():
-    raise ValueError("epsilons must be numbers of 0 or more, in one list.")
+    raise ValueError("epsilons must be a list of numbers of 0 or more.")
   return 1.0 - np.searchsorted(np.sort(found[np.isfinite(found)]), radii, side="right") / len(found)
 
 

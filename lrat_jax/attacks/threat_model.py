@@ -153,7 +153,9 @@ def check_epsilon(epsilon: float, norm: str, image_shape: tuple[int, ...], field
   """Raises ValueError for a radius below 0, not finite, or above the diameter of [0, 1] images of shape [h, w, c]."""
   widest = math.prod(image_shape) if norm == L0 else get_norm(norm).diameter(image_shape)
   if not 0 <= epsilon <= widest:
-    raise ValueError(f"{field}={epsilon:g} is outside [0, {widest:g}], the {norm} distances between images in [0, 1].")
+    raise ValueError(
+      f"{field}={epsilon:g} is outside [0, {widest:g}], the range of {norm} distances between images in [0, 1]."
+    )
 
 
 def per_image(values: Array, ndim: int = 4) -> Array:

@@ -101,7 +101,7 @@ class PlannedRun(NamedTuple):
       return files.read_arrays(path, ("clean_correct", "robust", *attacked))
     except files.CorruptFileError as error:
       raise files.CorruptFileError(
-        f"{error} Remove {path.with_name('results.json')}, and it is evaluated again."
+        f"{error} Remove {path.with_name('results.json')} to evaluate the run again."
       ) from None
 
 
@@ -118,8 +118,8 @@ def parse(text: str) -> MethodSpec:
   if name not in command_line.METHODS:
     name = name if name.endswith(".py") else f"configs/{name}.py"
     if not Path(name).is_file():
-      choices = f"choose from {list(command_line.METHODS)}, or give a path"
-      raise ConfigError(f"--methods: {text!r}: there is no method and no file of that name, {name}; {choices}.")
+      choices = f"choose from {list(command_line.METHODS)}, or pass a path"
+      raise ConfigError(f"--methods: {text!r} is not a method, and the file {name} does not exist; {choices}.")
   fields = tuple(tuple(field.split("=", 1)) for field in match["fields"].split("@")[1:])
   return MethodSpec(text, name, tuple(match["attacks"].split("+")) if match["attacks"] else (), fields)
 
@@ -166,6 +166,6 @@ def _check_folders(runs: Sequence[PlannedRun]) -> None:
   methods: dict[Path, str] = {}
   for run in runs:
     if len(run.method.folder.encode()) > 200:
-      raise ConfigError(f"--methods: {run.method.name!r} is too long; put its fields in a file of configs/.")
+      raise ConfigError(f"--methods: {run.method.name!r} is too long; put its fields in a file in configs/.")
     if methods.setdefault(run.workdir, run.method.name) != run.method.name:
       raise ConfigError(f"--methods: {methods[run.workdir]!r} and {run.method.name!r} would share {run.workdir}.")

@@ -32,9 +32,9 @@ def _flags() -> flags.FlagValues:
   flags.DEFINE_list("methods", None, "the methods", flag_values=values)
   flags.DEFINE_list("seeds", ["0", "1", "2"], "the seeds", flag_values=values)
   flags.DEFINE_string("data", "digits", "a preset", flag_values=values)
-  flags.DEFINE_string("suite", "full", "what evaluates", flag_values=values)
-  flags.DEFINE_string("workdir", None, "where everything lives", flag_values=values)
-  flags.DEFINE_integer("jobs", 1, "runs at a time", flag_values=values)
+  flags.DEFINE_string("suite", "full", "the evaluation suite", flag_values=values)
+  flags.DEFINE_string("workdir", None, "the folder of the runs and the result", flag_values=values)
+  flags.DEFINE_integer("jobs", 1, "number of runs at the same time", flag_values=values)
   flags.DEFINE_list("track", [], "wandb, mlflow", flag_values=values)
   flags.DEFINE_bool("help", False, "shows help", short_name="h", flag_values=values)
   return values
@@ -63,14 +63,14 @@ def parse(arguments: Sequence[str]) -> Options | None:
     if value not in choices:
       raise ConfigError(f"--{name}={value!r} is unknown; choose from {sorted(choices)}.")
   if not values.seeds or not all(re.fullmatch("[0-9]{1,10}", seed) for seed in values.seeds):
-    raise ConfigError(f"--seeds={','.join(values.seeds)!r} must be whole numbers, as 0,1,2.")
+    raise ConfigError(f"--seeds={','.join(values.seeds)!r} must be whole numbers, such as 0,1,2.")
   if any(argument.lstrip("-").startswith("config.seed") for argument in overrides):
-    raise ConfigError("--config.seed is not for a comparison; give --seeds=0,1,2.")
+    raise ConfigError("--config.seed cannot be set for a comparison; use --seeds=0,1,2.")
   if not 1 <= values.jobs <= _MOST_JOBS:
-    raise ConfigError(f"--jobs={values.jobs} must be 1 or more, and {_MOST_JOBS} at most.")
+    raise ConfigError(f"--jobs={values.jobs} must be between 1 and {_MOST_JOBS}.")
   for name, given in (("methods", values.methods), ("seeds", [seed.lstrip("0") for seed in values.seeds])):
     if len(set(given)) < len(given):
-      raise ConfigError(f"--{name}={','.join(values[name].value)!r} names one twice.")
+      raise ConfigError(f"--{name}={','.join(values[name].value)!r} contains an entry twice.")
   workdir = Path(values.workdir or f"runs/compare_{values.data}")
   seeds = [int(seed) for seed in values.seeds]
   return Options(values.methods, seeds, values.data, values.suite, overrides, workdir, values.jobs, values.track)

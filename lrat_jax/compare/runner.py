@@ -50,7 +50,7 @@ def _execute(run: methods.PlannedRun, more: Sequence[str], cores: set[int], proc
 def _run_all(runs: Sequence[methods.PlannedRun], jobs: int, more: Sequence[str], console: Console) -> list[int]:
   """Executes missing runs with the options `more`, `jobs` at a time, and returns the exit codes of failed runs."""
   missing = [run for run in runs if run.results() is None]
-  console.print(f"{len(runs)} runs, {len(runs) - len(missing)} of them done before.")
+  console.print(f"{len(runs)} runs, {len(runs) - len(missing)} of them already finished.")
   shares: queue.Queue[set[int]] = queue.Queue()
   for share in _core_shares(jobs):
     shares.put(share)

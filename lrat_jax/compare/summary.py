@@ -248,8 +248,8 @@ def _inconsistency_lines(found: Mapping[str, Any]) -> list[str]:
 
   return [
     "",
-    "Do attacks agree on which images are vulnerable? Rank correlation of vulnerability over the images that are right "
-    f"when clean (`{found['method']}`):",
+    "Do attacks agree on which images are vulnerable? Rank correlation of vulnerability over the images that are "
+    f"classified correctly when clean (`{found['method']}`):",
     "",
     *_table(["", *found["attacks"]], cells(found["rank_correlation"], 1, 2)),
     "",
@@ -273,7 +273,7 @@ def _provenance_lines(summary: Mapping[str, Any]) -> list[str]:
     "",
     f"{summary['date']}, commit {commit}, {made['device']}, "
     f"{counted(summary['jobs'], 'run')} at a time, "
-    f"{versions}. Seconds of training are a run's mean, compilation and no validation included.",
+    f"{versions}. Training time in seconds is the mean over runs, with compilation and without validation.",
     "",
   ]
 
@@ -302,7 +302,7 @@ def _num_seeds(summary: Mapping[str, Any]) -> int:
 
 def resampled(summary: Mapping[str, Any]) -> str:
   """What the bootstrap of the differences resamples, in words. With one seed, the variation over seeds is unknown."""
-  one = "images alone: with one seed, it leaves out how much seeds differ"
+  one = "images only: with one seed, the variation between seeds is unknown"
   return "seeds and images" if _num_seeds(summary) > 1 else one
 
 

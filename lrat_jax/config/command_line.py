@@ -89,7 +89,7 @@ def _with_file(argument: str) -> str:
   if name in METHODS:
     return f"--config={_METHODS_FILE}:{match[1]}"
   if not os.path.exists(name):  # noqa: PTH110 (False, not an error, for a name that no file can have)
-    raise ConfigError(f"--config={match[1]}: {name!r} is neither a method, {', '.join(METHODS)}, nor a file.")
+    raise ConfigError(f"--config={match[1]}: {name!r} is neither a method ({', '.join(METHODS)}) nor a file.")
   return argument
 
 
@@ -103,7 +103,7 @@ def check_characters(arguments: Sequence[str]) -> None:
   """Raises ConfigError for a character that no file name can contain."""
   for argument in arguments:
     if "\0" in argument:
-      raise ConfigError(f"{argument!r} holds a null character.")
+      raise ConfigError(f"{argument!r} contains a null character.")
 
 
 def define_weights_flags(values: flags.FlagValues) -> None:
@@ -161,7 +161,7 @@ def _load(values: flags.FlagValues) -> ConfigDict:
   except OSError as error:  # a file that failed to load raises only when it is used
     raise ConfigError(f"--config: {reason(error)}; try --config=lrat.") from None
   if not is_config:
-    raise ConfigError(f"--config: the file returns {type(values.config).__name__}, no ConfigDict.")
+    raise ConfigError(f"--config: the file returns {type(values.config).__name__}, not a ConfigDict.")
   from lrat_jax.config.validate import check_form  # imports JAX, which is slow, and not needed to report a wrong flag
 
   check_form(values.config)
@@ -176,7 +176,7 @@ def _check_override(config: ConfigDict, argument: str) -> None:
   node, done = config, "config"
   for key in path.split("."):
     if not isinstance(node, ConfigDict) or key not in node:
-      choices = f"choose from {sorted(node)}" if isinstance(node, ConfigDict) else "it holds a value, not fields"
+      choices = f"choose from {sorted(node)}" if isinstance(node, ConfigDict) else "it is a value, not a group"
       raise ConfigError(f"{done}.{key} is unknown; {done}: {choices}.")
     node, done = node[key], f"{done}.{key}"
   if isinstance(node, ConfigDict):
@@ -190,7 +190,7 @@ def _numbers(name: str, texts: list[str] | None) -> tuple[float, ...] | None:
   try:
     return None if texts is None else tuple(float(text) for text in texts)
   except ValueError:
-    raise ConfigError(f"--{name}={','.join(texts)!r} must be numbers, as 0.4914,0.4822,0.4465.") from None
+    raise ConfigError(f"--{name}={','.join(texts)!r} must be numbers, such as 0.4914,0.4822,0.4465.") from None
 
 
 def weights(values: flags.FlagValues) -> dict[str, Any]:
@@ -215,15 +215,15 @@ def parse(arguments: Sequence[str]) -> Options:
   if mode not in MODES:
     raise ConfigError(f"--mode={mode!r} is unknown; choose from {list(MODES)}.")
   if values.model is not None and mode != "evaluate":
-    raise ConfigError(f"--mode={mode} is not for --model, which is only evaluated; use --mode=evaluate.")
+    raise ConfigError(f"--mode={mode} cannot be used with --model, which can only be evaluated; use --mode=evaluate.")
   for name in ("track", "dry_run"):
     if values.model is not None and values[name].value:
       raise ConfigError(f"--{name} is for a run of a configuration, not for --model.")
   if values.topology is not None and not values.dry_run:
-    raise ConfigError(f"--topology={values.topology} is for a rehearsal: give --dry_run too.")
+    raise ConfigError(f"--topology={values.topology} only works with a dry run; pass --dry_run too.")
   said = weights(values)
   if values.model is None and (given_flags := [f"--{name}" for name in WEIGHTS_FLAGS if said[name] is not None]):
-    raise ConfigError(f"{', '.join(given_flags)}: only of the file of --model, which is not given.")
+    raise ConfigError(f"{', '.join(given_flags)}: only valid with --model, which is not given.")
   config = _load(values)
   for argument in overrides:
     _check_override(config, argument)

@@ -239,7 +239,7 @@ def _parse(arg: str | None) -> tuple[str, list[str], str]:
       raise ValueError(f"training attack {name!r} is unknown in the config's argument {arg!r}; choose from {choices}.")
   expanded = _expanded(attack_names)
   if len(set(expanded)) < len(expanded):
-    raise ValueError(f"the config's argument {arg!r} names a training attack twice.")
+    raise ValueError(f"the config's argument {arg!r} lists a training attack twice.")
   if len(suite_names) > 1 or suite_names[0] not in SUITES:
     raise ValueError(
       f"suite {','.join(suite_names)!r} is unknown in the config's argument {arg!r}; choose one from {sorted(SUITES)}."

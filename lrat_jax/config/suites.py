@@ -246,7 +246,8 @@ def autoattack_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
   unknown = sorted(set(entry) - set(_AUTOATTACK_FIELDS))
   if unknown:
     raise ValueError(
-      f"{unknown[0]}={entry[unknown[0]]!r} is no argument of 'autoattack'; choose from {sorted(_AUTOATTACK_FIELDS)}."
+      f"{unknown[0]}={entry[unknown[0]]!r} is not an argument of 'autoattack'; choose from "
+      f"{sorted(_AUTOATTACK_FIELDS)}."
     )
   if "epsilon" not in arguments:
     raise ValueError("epsilon is missing for 'autoattack'.")

@@ -24,6 +24,7 @@ _ALPHAS = 1e-3, 1e3
 
 # Names that are also used as file names.
 _NAME = re.compile(r"\w[\w.+@-]{0,199}")
+_NAME_RULE = "a name has up to 200 letters, digits and _ . + - @, and begins with a letter, a digit or _"
 
 
 def _is_like(value: Any, like: Any) -> bool:
@@ -50,7 +51,7 @@ def _check_group(config: Any, like: ConfigDict, path: str) -> None:
     if isinstance(like[name], ConfigDict):
       _check_group(config[name], like[name], field)
     elif not _is_like(config[name], like[name]):
-      raise ConfigError(f"config{field}={config[name]!r} must be of the type {type(like[name]).__name__}.")
+      raise ConfigError(f"config{field}={config[name]!r} must be of type {type(like[name]).__name__}.")
 
 
 def check_form(config: Any) -> None:
@@ -65,15 +66,15 @@ def check_form(config: Any) -> None:
   for path in validate_attacks.GROUPS:
     group = value_at(config, path)
     if not isinstance(group, ConfigDict) or not len(group):
-      raise ConfigError(f"config.{path}={group!r} must be a group of one attack or more.")
+      raise ConfigError(f"config.{path}={group!r} must be a group of at least one attack.")
     for name in group:
       if not _NAME.fullmatch(str(name)):
-        raise ConfigError(f"config.{path} names an attack {name!r}; a name is of letters, digits and _ . + - @ alone.")
+        raise ConfigError(f"config.{path} contains an attack named {name!r}; {_NAME_RULE}.")
   for path in validate_attacks.attack_paths(config):
     if not isinstance(value_at(config, path), ConfigDict):
       raise ConfigError(f"config.{path}={value_at(config, path)!r} must be a group of an attack's fields.")
   if not _NAME.fullmatch(config.name):
-    raise ConfigError(f"config.name={config.name!r} must be of letters, digits and _ . + - @ alone.")
+    raise ConfigError(f"config.name={config.name!r} is invalid; {_NAME_RULE}.")
 
 
 def _check_kind(config: ConfigDict, group: str, kinds: Collection[str]) -> None:
@@ -111,7 +112,7 @@ def _check_momentum(config: ConfigDict) -> None:
   check_range(config, "optimizer.second_momentum", 0, 1)
   for name in ("momentum", "second_momentum"):
     if config.optimizer.name == "adamw" and config.optimizer[name] == 1:
-      raise ConfigError(f"config.optimizer.{name}=1.0: AdamW divides by 1 minus its powers; take less than 1.")
+      raise ConfigError(f"config.optimizer.{name}=1.0 must be less than 1: AdamW divides by 1 minus its powers.")
 
 
 def _check_augmentation(config: ConfigDict) -> None:
@@ -120,7 +121,7 @@ def _check_augmentation(config: ConfigDict) -> None:
   check_choice(config, "data.idbh", ("none", *data.IDBH))
   if config.data.idbh != "none" and config.data.crop_padding:
     raise ConfigError(
-      f"config.data.idbh={config.data.idbh!r} has crops of its own; take data.crop_padding=0 with it, not "
+      f"config.data.idbh={config.data.idbh!r} makes its own crops; use data.crop_padding=0 with it, not "
       f"{config.data.crop_padding}."
     )
   check_range(config, "train.label_smoothing", 0, _MOST_SMOOTHING)
@@ -135,7 +136,7 @@ def _check_loading(config: ConfigDict) -> None:
   check_range(config, "data.random_resized_crop", 0, 1)
   loading, placement = config.data.loading, config.data.placement
   if loading == "stream" and placement == "device":
-    raise ConfigError("config.data.placement='device': images cannot wait there with data.loading=stream.")
+    raise ConfigError("config.data.placement='device': images cannot be kept on the device with data.loading=stream.")
   if not config.data.random_resized_crop:
     return
   where = f"config.data.random_resized_crop={config.data.random_resized_crop}"
@@ -150,7 +151,7 @@ def _check_mixture(config: ConfigDict) -> None:
   check_range(config, "data.extra.fraction", 0, 1)
   fraction, size = config.data.extra.fraction, config.data.batch_size
   if config.data.extra.source and not 0 < data.num_extra(fraction, size) < size:
-    raise ConfigError(f"config.data.extra.fraction={fraction} of {size} images leaves a source without any.")
+    raise ConfigError(f"config.data.extra.fraction={fraction} of {size} images leaves one source without images.")
 
 
 def _check_logit_pairing(config: ConfigDict) -> None:
@@ -159,12 +160,12 @@ def _check_logit_pairing(config: ConfigDict) -> None:
     check_choice(config, "logit_pairing.attack", list(config.train_attacks))
     if len(config_lib.variant_names(config)) < 2:
       raise ConfigError(
-        f"config.logit_pairing.weight={config.logit_pairing.weight} compares the variants of a pair, of which there is "
-        "one; name more training attacks, with train.variants=all."
+        f"config.logit_pairing.weight={config.logit_pairing.weight} compares the variants of a pair, but there is only "
+        "one; use more training attacks, with train.variants=all."
       )
     if config.train.microbatches > 1:
       raise ConfigError(
-        f"config.train.microbatches={config.train.microbatches}: logit pairing counts over the whole batch; take "
+        f"config.train.microbatches={config.train.microbatches}: logit pairing averages over the whole batch; use "
         "train.microbatches=1 with it, or logit_pairing.weight=0."
       )
 
@@ -200,7 +201,7 @@ def _check_image_list(config: ConfigDict) -> None:
   """Raises ConfigError if an image list is given for another split than the test split."""
   if config.eval.image_list and config.eval.split != "test":
     raise ConfigError(
-      f"config.eval.image_list={config.eval.image_list!r} names test images; take eval.split=test with it, not "
+      f"config.eval.image_list={config.eval.image_list!r} lists test images; use eval.split=test with it, not "
       f"{config.eval.split!r}."
     )
 
@@ -245,7 +246,7 @@ def check(config: ConfigDict) -> None:
   check_range(config, "optimizer.decay_rate", 0, 1)
   boundaries = tuple(config.optimizer.boundary_fractions)
   if list(boundaries) != sorted(set(boundaries)) or not all(0 < b < 1 for b in boundaries):
-    raise ConfigError(f"config.optimizer.boundary_fractions={boundaries} must be rising shares of the steps in (0, 1).")
+    raise ConfigError(f"config.optimizer.boundary_fractions={boundaries} must be increasing shares of steps in (0, 1).")
   check_range(config, "local_weights.total", 0, open_low=True)
   check_range(config, "local_weights.minimum_natural", 0, config.local_weights.total)
   for path in ("local_weights", "global_weights.gairat", "global_weights.mail"):
@@ -256,7 +257,7 @@ def check(config: ConfigDict) -> None:
   with errors_of("model"):
     models.create(config.model.name, 2, **_model_options(config))
   if not config.compilation_cache:
-    raise ConfigError("config.compilation_cache='' names no folder; it is auto, off or a folder.")
+    raise ConfigError("config.compilation_cache='' must be auto, off or a folder.")
   validate_attacks.check_suite(config)
   # The data is not loaded yet. This shape is so large that only `check_for_data`, with the true one, can refuse an l2
   # radius.
@@ -273,22 +274,24 @@ def check_for_data(
   """
   channels, given = image_shape[-1], len(config.model.mean)
   if config.model.preprocessing == "mean_std" and given not in (1, channels):
-    raise ConfigError(f"config.model.mean={config.model.mean} has {given} entries, the images {channels} channels.")
+    raise ConfigError(
+      f"config.model.mean={config.model.mean} has {given} entries, but the images have {channels} channels."
+    )
   if config.data.batch_size > num_train:
     raise ConfigError(f"config.data.batch_size={config.data.batch_size} is more than the {num_train} training images.")
   if extra and (needed := data.num_extra(config.data.extra.fraction, config.data.batch_size)) > extra:
     raise ConfigError(
-      f"config.data.extra.source={config.data.extra.source!r} has {extra} images, a batch {needed} of them."
+      f"config.data.extra.source={config.data.extra.source!r} has {extra} images, but a batch needs {needed}."
     )
   if config.train.epochs * (num_train // config.data.batch_size) >= 2**31:  # steps are counted in int32
     raise ConfigError(f"config.train.epochs={config.train.epochs} makes more than {2**31 - 1:,} steps.")
   if config.data.crop_padding > min(image_shape[:2]):
     raise ConfigError(
-      f"config.data.crop_padding={config.data.crop_padding} is more than the side of images {image_shape}."
+      f"config.data.crop_padding={config.data.crop_padding} is more than the shorter side of images {image_shape}."
     )
   fields = {"data.randaugment.num_ops": 0, "data.idbh": "none"}
   for path in (path for path, off in fields.items() if value_at(config, path) != off and channels not in (1, 3)):
-    raise ConfigError(f"config.{path}={value_at(config, path)!r} is for images of 1 or 3 channels, not of {channels}.")
+    raise ConfigError(f"config.{path}={value_at(config, path)!r} needs images with 1 or 3 channels, not {channels}.")
   validate_attacks.check_attacks(config, validate_attacks.attack_paths(config), image_shape, num_classes)
   _try_user_code(config, image_shape, num_classes)
 

@@ -28,14 +28,14 @@ def attack_paths(config: ConfigDict) -> Iterator[str]:
 def check_suite(config: ConfigDict) -> None:
   """Raises ConfigError if a name in the suite is misleading, or if `eval.robustbench` lacks its AutoAttack entry."""
   if "clean" in config.eval.suite:
-    raise ConfigError("config.eval.suite.clean: 'clean' is the name of the clean accuracy; give the attack another.")
+    raise ConfigError("config.eval.suite.clean: 'clean' is the name of the clean accuracy; rename the attack.")
   if (entry := config.eval.suite.get(suites.AUTOATTACK)) and suites.is_autoattack(entry) and not suites.is_whole(entry):
     raise ConfigError(
-      "config.eval.suite.autoattack does not run all four attacks of AutoAttack: take suite=apgd or suite=full_apgd, "
+      "config.eval.suite.autoattack does not run all four attacks of AutoAttack: use suite=apgd or suite=full_apgd, "
       "or give the entry another name."
     )
   if config.eval.robustbench and suites.robustbench_name(config.eval.suite) is None:
-    raise ConfigError("config.eval.robustbench=True needs AutoAttack's standard version, whole; take suite=autoattack.")
+    raise ConfigError("config.eval.robustbench=True needs AutoAttack's full standard version; use suite=autoattack.")
 
 
 def _entry(config: ConfigDict, path: str) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def check_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tuple[i
         for attack in traced:
           jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
     except (TypeError, AttributeError) as error:  # only a configuration file can give an attack values of other types
-      raise ConfigError(f"config.{path} holds a value of the wrong type: {error}") from None
+      raise ConfigError(f"config.{path} contains a value of the wrong type: {error}") from None
 
 
 def _traced_attack(config: ConfigDict, path: str) -> attacks.Attack:
@@ -110,7 +110,7 @@ def check_corruptions(config: ConfigDict, corrupted: data.CorruptedImages | None
   """
   read = {name: entry for name, entry in config.eval.suite.items() if _is_read(config, entry)}
   if read and config.eval.split != "test":
-    raise ConfigError(f"config.eval.split={config.eval.split!r}: config.data.corruptions is of the test split alone.")
+    raise ConfigError(f"config.eval.split={config.eval.split!r}: config.data.corruptions is only for the test split.")
   for name, entry in read.items():
     with errors_of(f"eval.suite.{name}"):
       check_number(check_count(entry.severity, "severity", 1), "severity", f"[1, {data.SEVERITIES}]")

@@ -60,7 +60,9 @@ def check_fields(entry: Mapping[str, Any]) -> None:
     try:
       json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
-      raise ValueError(f"{field}={value!r} cannot be kept; a field is a number, text, or a list of them.") from None
+      raise ValueError(
+        f"{field}={value!r} cannot be stored; a field must be a finite number, text, or a list of them."
+      ) from None
 
 
 def check_attack(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_classes: int, *, ramped: bool) -> None:
@@ -94,7 +96,7 @@ def check_attack(entry: Mapping[str, Any], image_shape: tuple[int, ...], num_cla
   if survived.min() < 0 or survived.max() > most:
     raise UserCodeError(
       f"{name!r} returns surviving_steps from {survived.min()} to {survived.max()}; "
-      f"they are in 0..num_steps, here 0..{most}."
+      f"they must be in 0..num_steps, here 0..{most}."
     )
   farthest = float(threat_model.get_norm(norm).length(found - images).max())
   if "epsilon" in attack.keywords and farthest > epsilon * (1 + _ROUNDING) + _ROUNDING:

@@ -63,13 +63,15 @@ def parse(arguments: Sequence[str]) -> Options | None:
   if values.help:
     return None
   if len(rest) != 2:
-    raise ConfigError(f"SOURCE and DESTINATION are needed, {len(rest)} given; python -m lrat_jax.convert --help.")
+    raise ConfigError(
+      f"SOURCE and DESTINATION are required, but {len(rest)} given; see python -m lrat_jax.convert --help."
+    )
   weights = command_line.weights(values)
   source, destination = (Path(text) for text in rest)
   if destination.suffix not in ("", ".safetensors") and not destination.is_dir():
-    raise ConfigError(f"{destination} must be NAME.safetensors, or a directory, whose name has no dot.")
+    raise ConfigError(f"{destination} must be NAME.safetensors, or a directory without a dot in its name.")
   if (destination / "checkpoints").exists():
-    raise ConfigError(f"{destination} holds a training run; give another DESTINATION.")
+    raise ConfigError(f"{destination} contains a training run; use another DESTINATION.")
   entry = None if values.robustbench_entry is None else Path(values.robustbench_entry)
   return Options(source, destination, weights, entry)
 
@@ -81,7 +83,7 @@ def _robustbench(workdir: Path) -> dict[str, Any]:
 
   path = workdir / "results.json"
   if not path.exists():
-    raise ConfigError(f"--robustbench_entry: {path} is not there; evaluate the model by suite=autoattack first.")
+    raise ConfigError(f"--robustbench_entry: {path} does not exist; evaluate the model with suite=autoattack first.")
   results = files.read_json(path)
   try:
     architecture = results.get("architecture") or results["config"]["model"]["name"]
@@ -91,7 +93,7 @@ def _robustbench(workdir: Path) -> dict[str, Any]:
     raise ConfigError(f"--robustbench_entry: {path}: {error}") from None
   except (KeyError, TypeError, AttributeError) as error:
     raise ConfigError(
-      f"--robustbench_entry: {path} holds no whole results ({type(error).__name__}: {error})."
+      f"--robustbench_entry: {path} contains no complete results ({type(error).__name__}: {error})."
     ) from None
 
 

@@ -98,7 +98,7 @@ class Stored(NamedTuple):
     inputs = self.preprocessing
     if len(inputs.mean) not in (1, channels):
       raise WeightsError(
-        f"{self.source}: mean={inputs.mean} is of {len(inputs.mean)} channels, the network of {channels}."
+        f"{self.source}: mean={inputs.mean} has {len(inputs.mean)} channels, but the network has {channels}."
       )
     options: dict[str, Any] = {"activation": self.recognised.activation, "mean": inputs.mean, "std": inputs.std}
     try:
@@ -163,10 +163,10 @@ def best_checkpoint(workdir: Path) -> tuple[int, dict[str, Any]]:
   with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
     step = saved.best_step()
     if step is None:
-      raise WeightsError(f"{workdir} holds no finished checkpoint; train there first.")
+      raise WeightsError(f"{workdir} contains no finished checkpoint; train there first.")
     if reason := checkpoints.damage(workdir / "checkpoints" / str(step)):
       raise WeightsError(
-        f"{workdir}: the checkpoint of step {step} is damaged, {reason}; --mode=evaluate there sets it aside."
+        f"{workdir}: the checkpoint of step {step} is damaged: {reason}; use --mode=evaluate there to move it aside."
       )
     return step, saved.read(step)
 
@@ -182,7 +182,7 @@ def _read_run(workdir: Path, said: identity.Said) -> Stored:
     about = dict(config["model"])
     name = about["name"]
     if user_code.is_name(name):  # and a module is not imported because a file names it
-      raise WeightsError(f"{workdir}: its network is code, {name!r}, and has no names in PyTorch.")
+      raise WeightsError(f"{workdir}: its network is user code, {name!r}, for which no names in PyTorch are known.")
     network = models.create(name, len(head["bias"]), activation=about["activation"]).network
     tensors = torch_names.state_dict(network, variables)
     about |= {"architecture": name, "activation": network.activation}
@@ -193,7 +193,9 @@ def _read_run(workdir: Path, said: identity.Said) -> Stored:
   except WeightsError:
     raise
   except (KeyError, TypeError, AttributeError, ValueError) as error:
-    raise WeightsError(f"{workdir}: config.json and checkpoint do not fit ({type(error).__name__}: {error}).") from None
+    raise WeightsError(
+      f"{workdir}: config.json and the checkpoint do not match ({type(error).__name__}: {error})."
+    ) from None
   return _store(str(workdir), tensors, about, said, details)
 
 

@@ -35,16 +35,18 @@ class Said(NamedTuple):
   def check(self) -> None:
     """Raises WeightsError for an unknown value, or for fields that do not go together."""
     if (self.mean is None) != (self.std is None):
-      raise WeightsError("mean and std go together; give both or neither.")
+      raise WeightsError("mean and std go together; pass both or neither.")
     for name, choices in (("preprocessing", _WITHOUT_NUMBERS), ("activation", tuple(models.ACTIVATIONS))):
       value = getattr(self, name)
       if value is not None and value not in choices:
         raise WeightsError(f"{name}={value!r} is unknown; choose from {list(choices)}.")
     if self.preprocessing is not None and self.mean is not None:
-      raise WeightsError(f"preprocessing={self.preprocessing!r} uses no mean and std; give the one or the others.")
+      raise WeightsError(
+        f"preprocessing={self.preprocessing!r} uses no mean and std; pass either preprocessing, or mean and std."
+      )
     doubled = [name for name in self._fields[:4] if getattr(self, name) is not None]
     if self.robustbench is not None and doubled:
-      raise WeightsError(f"robustbench={self.robustbench!r} says {', '.join(doubled)} too; give one of them.")
+      raise WeightsError(f"robustbench={self.robustbench!r} also defines {', '.join(doubled)}; pass one or the other.")
 
 
 class Preprocessing(NamedTuple):
@@ -104,7 +106,7 @@ def numbers(metadata: Mapping[str, Any], field: str) -> tuple[float, ...]:
       return tuple(float(number) for number in numbers)
   except (TypeError, ValueError, RecursionError):
     pass
-  raise WeightsError(f"its metadata say {field}={value!r}, which is no list of numbers.")
+  raise WeightsError(f"its metadata contain {field}={value!r}, which is not a list of numbers.")
 
 
 def _from_metadata(metadata: Mapping[str, Any]) -> Preprocessing | None:
@@ -113,7 +115,9 @@ def _from_metadata(metadata: Mapping[str, Any]) -> Preprocessing | None:
   if name in _WITHOUT_NUMBERS:
     return Preprocessing(name, known_from="from its metadata")
   if name != "mean_std":
-    raise WeightsError(f"its metadata say preprocessing={name!r}; choose from {list(models.PREPROCESSING)}.")
+    raise WeightsError(
+      f"its metadata contain preprocessing={name!r}, which is unknown; choose from {list(models.PREPROCESSING)}."
+    )
   if not ("mean" in metadata and "std" in metadata):
     return None
   return Preprocessing(name, numbers(metadata, "mean"), numbers(metadata, "std"), "from its metadata")
@@ -122,9 +126,9 @@ def _from_metadata(metadata: Mapping[str, Any]) -> Preprocessing | None:
 def _of_entry(entry: robustbench.Entry, buffers: Preprocessing | None) -> Preprocessing:
   """An entry's preprocessing; mean and std among the tensors, which PyTorch would load, replace the definition's."""
   if buffers is None:
-    return Preprocessing(entry.preprocessing, entry.mean or (0.0,), entry.std or (1.0,), "as RobustBench has it")
+    return Preprocessing(entry.preprocessing, entry.mean or (0.0,), entry.std or (1.0,), "as in RobustBench")
   if entry.preprocessing != "mean_std":
-    raise WeightsError(f"--robustbench={entry.name} has {entry.flags}, but these tensors have a mean and a std.")
+    raise WeightsError(f"--robustbench={entry.name} has {entry.flags}, but these tensors contain a mean and a std.")
   return buffers
 
 
@@ -140,18 +144,16 @@ def _ask(recognised: Recognised, name: str | None, activation: str | None, known
   """Raises WeightsError if something is unknown; the message has the flags that set it, and RobustBench's."""
   asked = []
   if name is None:
-    asked.append(
-      f"which network it is of those that its tensors fit (--architecture={' or '.join(recognised.fitting)})"
-    )
+    asked.append(f"the network among those that its tensors fit (--architecture={' or '.join(recognised.fitting)})")
   if activation is None:
-    asked.append(f"its network's activation (--activation={' or '.join(models.ACTIVATIONS)})")
+    asked.append(f"the activation (--activation={' or '.join(models.ACTIVATIONS)})")
   if known is None:
     choices = " or ".join(f"--preprocessing={choice}" for choice in _WITHOUT_NUMBERS)
-    asked.append(f"how its network takes images in [0, 1] ({choices} or --mean and --std)")
+    asked.append(f"the preprocessing of images in [0, 1] ({choices} or --mean and --std)")
   if asked:
     raise WeightsError(
-      f"the file does not say {' nor '.join(asked)}, and every logit depends on it: say it, in Python by arguments of "
-      f"the same names, or say --robustbench=NAME.{robustbench.suggestions(recognised)}"
+      f"the file does not define {' or '.join(asked)}, and every logit depends on it: pass it (in Python, as arguments "
+      f"of the same names), or pass --robustbench=NAME.{robustbench.suggestions(recognised)}"
     )
 
 
@@ -159,7 +161,7 @@ def _name(recognised: Recognised, said: Said, metadata: Mapping[str, Any]) -> st
   """The network's name, among those that the tensors fit; None if several fit and nothing determines which."""
   fitting = recognised.fitting
   if said.architecture is not None and said.architecture not in fitting:
-    raise WeightsError(f"its tensors are of {' or '.join(fitting)}, not of --architecture={said.architecture}.")
+    raise WeightsError(f"its tensors fit {' or '.join(fitting)}, not --architecture={said.architecture}.")
   told = said.architecture or metadata.get("architecture")
   return told if told in fitting else recognised.name if len(fitting) == 1 else None
 

@@ -59,12 +59,14 @@ def _of_run(workdir: Path, config: ConfigDict) -> tuple[dict[str, np.ndarray], d
     plain = lambda value: list(value) if isinstance(value, tuple | list) else value
     for name, value in ours.items():
       if plain(saved["model"].get(name)) != plain(value):
-        raise WeightsError(f"{workdir} has model.{name}={saved['model'].get(name)!r}, this run {value!r}.")
+        raise WeightsError(f"{workdir} has model.{name}={saved['model'].get(name)!r}, but this run has {value!r}.")
     return leaf_names(state["ema"] or state["variables"]), {"name": saved["name"], "step": step}
   except (files.CorruptFileError, ConfigError) as error:
     raise WeightsError(str(error)) from None
   except (KeyError, TypeError, AttributeError) as error:
-    raise WeightsError(f"{workdir}: config.json and checkpoint do not fit ({type(error).__name__}: {error}).") from None
+    raise WeightsError(
+      f"{workdir}: config.json and the checkpoint do not match ({type(error).__name__}: {error})."
+    ) from None
 
 
 def _said(config: ConfigDict) -> list[dict[str, Any]]:
@@ -94,19 +96,21 @@ def _of_file(source: str, config: ConfigDict) -> tuple[dict[str, np.ndarray], di
   module, variables = stored.build()
   ours = experiment_lib.create_model(config, stored.recognised.num_classes, "float32")
   if module.preprocessing != ours.preprocessing:
-    raise WeightsError(f"{source} has preprocessing={module.preprocessing!r}, config.model {ours.preprocessing!r}.")
+    raise WeightsError(
+      f"{source} has preprocessing={module.preprocessing!r}, but config.model has {ours.preprocessing!r}."
+    )
   for name in ("mean", "std"):
     one, two = (np.asarray(getattr(side, name)) for side in (module, ours))
     agree = one.size == two.size or 1 in (one.size, two.size)
     if ours.preprocessing == "mean_std" and not (agree and np.abs(one - two).max() <= _CLOSE):
       raise WeightsError(
-        f"{source} has the {name} {getattr(module, name)}, config.model.{name} is {getattr(ours, name)}."
+        f"{source} has the {name} {getattr(module, name)}, but config.model.{name} is {getattr(ours, name)}."
       )
   theirs, network = module.network, ours.network
   if type(theirs) is not type(network) or theirs != network.clone(axis_name=theirs.axis_name):
     found = stored.recognised
     raise WeightsError(
-      f"{source} is of the network {found.name} with activation={found.activation!r}, config.model has "
+      f"{source} contains the network {found.name} with activation={found.activation!r}, but config.model has "
       f"name={config.model.name!r} and activation={config.model.activation!r}."
     )
   return leaf_names(variables), {"architecture": stored.recognised.name}
@@ -143,10 +147,10 @@ def read(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...]) -> 
       continue
     if name in head:
       raise ConfigError(
-        f"config.train.init_head='loaded': {source} is of {found[name].shape[-1]} classes, the data of {num_classes}; "
-        "with 'new' the last layer begins anew."
+        f"config.train.init_head='loaded': {source} has {found[name].shape[-1]} classes, but the data have "
+        f"{num_classes}; use 'new' to initialise the last layer anew."
       )
-    raise ConfigError(f"{where}: {name} is {found[name].shape} there, {shape} in this run.")
+    raise ConfigError(f"{where}: {name} has the shape {found[name].shape} there, but {shape} in this run.")
   kept = {name: np.asarray(array) for name, array in found.items() if not (new_head and name in head)}
   return Initial(kept, {"source": source, "content": _digest(found), "head": config.train.init_head, **about})
 

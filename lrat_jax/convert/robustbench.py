@@ -88,8 +88,10 @@ def named(text: str) -> list[Entry]:
     return found
   names = {entry.name.lower(): entry.name for entry in inside or entries()}
   near = [names[close] for close in difflib.get_close_matches(name.lower(), names, n=4, cutoff=0.5)]
-  choices = f"near it: {', '.join(near)}" if near else "such as Wang2023Better_WRN-28-10 or cifar10/L2/Ding2020MMA"
-  raise WeightsError(f"--robustbench={text!r} is no entry whose network is known here; {choices}.")
+  choices = (
+    f"similar names: {', '.join(near)}" if near else "examples are Wang2023Better_WRN-28-10 and cifar10/L2/Ding2020MMA"
+  )
+  raise WeightsError(f"--robustbench={text!r} is not an entry whose network is known here; {choices}.")
 
 
 def choose(text: str, recognised: Recognised) -> list[Entry]:
@@ -102,14 +104,14 @@ def choose(text: str, recognised: Recognised) -> list[Entry]:
   classes = sorted({_CLASSES[entry.dataset] for entry in found})
   if not (found := [entry for entry in found if _CLASSES[entry.dataset] == recognised.num_classes]):
     said = " or ".join(map(str, classes))
-    raise WeightsError(f"--robustbench={text} has {said} classes, these tensors have {recognised.num_classes}.")
+    raise WeightsError(f"--robustbench={text} has {said} classes, but these tensors have {recognised.num_classes}.")
   networks = sorted({entry.network for entry in found})
   if not (found := [entry for entry in found if entry.network in recognised.fitting]):
     theirs, ours = " or ".join(networks), " or ".join(recognised.fitting)
-    raise WeightsError(f"--robustbench={text} is {theirs}, these tensors are of {ours}.")
+    raise WeightsError(f"--robustbench={text} is {theirs}, but these tensors fit {ours}.")
   if len({(entry.network, entry.flags) for entry in found}) > 1:
     places = ", ".join(f"{entry.place} ({entry.flags})" for entry in found)
-    raise WeightsError(f"--robustbench={text} is the name of several that differ; choose from {places}.")
+    raise WeightsError(f"--robustbench={text} is the name of several entries that differ; choose from {places}.")
   return found
 
 

@@ -123,7 +123,7 @@ def _stages(shapes: Mapping[str, Shape], prefix: str) -> tuple[str, str]:
   family = "resnet" if f"{prefix}bn1.weight" in shapes else "preact_resnet"
   if family == "preact_resnet":
     if bottleneck:
-      raise UnknownNetworkError("pre-activation ResNets of bottlenecks are not known here.")
+      raise UnknownNetworkError("pre-activation ResNets with bottlenecks are not supported.")
     if f"{prefix}bn.weight" not in shapes:  # definitions with these names then also have shortcuts of a block's input
       family = "wong_preact_resnet"
   family += depth

@@ -101,5 +101,5 @@ def _window(shapes: Mapping[str, Shape], name: str) -> int:
   distances = tensors.size(shapes, f"{name}.relative_position_bias_table", 0, 2)
   side = math.isqrt(distances)
   if side**2 != distances or side % 2 == 0:
-    raise UnknownNetworkError(f"{name}.relative_position_bias_table is of windows that are not square.")
+    raise UnknownNetworkError(f"{name}.relative_position_bias_table is for windows that are not square.")
   return (side + 1) // 2

@@ -146,7 +146,7 @@ def size(shapes: Mapping[str, Shape], name: str, axis: int, dimensions: int) -> 
   if shape is None:
     raise UnknownNetworkError(f"{name} is missing.")
   if len(shape) != dimensions or 0 in shape:
-    raise UnknownNetworkError(f"{name} has the shape {list(shape)}, which is none that a layer here has.")
+    raise UnknownNetworkError(f"{name} has the shape {list(shape)}, which no layer here has.")
   return shape[axis]
 
 
@@ -162,7 +162,7 @@ def depth(counts: Sequence[int], bottleneck: bool = False) -> str:
   for text, published in BLOCKS.items():
     if tuple(counts) == published and 2 + layers * sum(counts) == int(text):
       return text
-  raise UnknownNetworkError(f"stages of {list(counts)} blocks of {layers} convolutions are no ResNet known here.")
+  raise UnknownNetworkError(f"stages of {list(counts)} blocks of {layers} convolutions are not a ResNet known here.")
 
 
 def count(shapes: Mapping[str, Shape], name: str, step: int = 1) -> int:

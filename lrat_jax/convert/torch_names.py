@@ -53,9 +53,10 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised:
       sparse = any(name.startswith(found.prefix) and name.endswith(".threshold") for name in shapes)
       return _with_mean_sparse(found) if sparse else found
   raise UnknownNetworkError(
-    f"{first(shapes)} are no network known here: ResNet, PreActResNet-18 or WideResNet as TRADES, RobustBench, Rice et "
-    "al., Wong et al. and DeepMind name their layers, torchvision's ResNets, ConvNeXt, ViT, XCiT or Swin as timm does, "
-    "or the CNN of lrat_jax. Any other is evaluated as a function, --model=package.module:function."
+    f"{first(shapes)}: not the tensors of a known network; known are ResNet, PreActResNet-18 and WideResNet with the "
+    "layer names of TRADES, RobustBench, Rice et al., Wong et al. or DeepMind, torchvision's ResNets, ConvNeXt, ViT, "
+    "XCiT and Swin with those of timm, and the CNN of lrat_jax. Evaluate any other network as a function, with "
+    "--model=package.module:function."
   )
 
 

@@ -57,7 +57,9 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
   patches = size(f"{prefix}pos_embed", 1, 3) - 1
   side = math.isqrt(max(patches, 0))
   if side * side != patches or not side:
-    raise UnknownNetworkError(f"{prefix}pos_embed is for {patches} patches and a class token: not those of a square.")
+    raise UnknownNetworkError(
+      f"{prefix}pos_embed is for {patches} patches and a class token, but the patches must form a square."
+    )
   names = [vit.name_of(depth, width, heads, patch, convstem) for heads in _heads(depth, width)]
   found = Recognised(
     prefix,

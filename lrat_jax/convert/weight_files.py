@@ -43,10 +43,12 @@ def _torch(path: Path) -> ModuleType:
     import torch
   except ImportError:
     raise WeightsError(
-      f"{path} is read by PyTorch, which is not installed; install torch, or store the weights as .safetensors."
+      f"{path} can be read only with PyTorch, which is not installed; install torch, or use a .safetensors file."
     ) from None
   if tuple(map(int, torch.__version__.split(".")[:2])) < _OLDEST_TORCH:
-    raise WeightsError(f"{path} is read by PyTorch 2.6 or newer alone, which is safe from code in it; update torch.")
+    raise WeightsError(
+      f"{path} is read only with PyTorch 2.6 or newer, because older versions can run code in it; update torch."
+    )
   return torch
 
 
@@ -77,10 +79,10 @@ def _state_dict(path: Path, content: Any, key: str | None, is_tensor: Callable[[
   if key in found:
     return found[key]
   if not found:
-    what = f"only {sorted(map(str, content))[:6]}" if isinstance(content, Mapping) else type(content).__name__
-    raise WeightsError(f"{path} holds no state_dict but {what}.")
-  said = "several state_dicts; choose one by --key" if key is None else f"no state_dict under --key={key!r}; choose"
-  raise WeightsError(f"{path} holds {said} from {sorted(found)}.")
+    what = f"{sorted(map(str, content))[:6]}" if isinstance(content, Mapping) else type(content).__name__
+    raise WeightsError(f"{path} contains no state_dict, only {what}.")
+  said = "several state_dicts; choose one with --key" if key is None else f"no state_dict under --key={key!r}; choose"
+  raise WeightsError(f"{path} contains {said} from {sorted(found)}.")
 
 
 def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
@@ -97,16 +99,16 @@ def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
   except Exception as error:  # damaged files can raise almost any exception
     if found := re.search(r"GLOBAL (\S+)", str(error)):
       raise WeightsError(
-        f"{path} holds a Python object, {found[1]}, which is not loaded since that can run code; where you trust the "
-        "file, write its state_dict alone: torch.save(model.state_dict(), NEW)."
+        f"{path} contains a Python object, {found[1]}, which is not loaded because it could run code; if you trust "
+        "the file, save only its state_dict: torch.save(model.state_dict(), NEW)."
       ) from None
-    raise WeightsError(f"{path} is no whole PyTorch file ({type(error).__name__}).") from None
+    raise WeightsError(f"{path} is not a complete PyTorch file ({type(error).__name__}).") from None
   arrays = {}
   for name, tensor in _state_dict(path, content, key, lambda value: isinstance(value, torch.Tensor)).items():
     try:
       arrays[name] = tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype).numpy()
     except (TypeError, RuntimeError, NotImplementedError):  # sparse, quantised, without data
-      raise WeightsError(f"{path}: {name} is no plain tensor ({tensor.dtype}, {tensor.layout}).") from None
+      raise WeightsError(f"{path}: {name} is not a plain tensor ({tensor.dtype}, {tensor.layout}).") from None
   return arrays
 
 
@@ -167,10 +169,10 @@ def read(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray], dic
       raise WeightsError(str(error)) from None
   suffix = path.suffix.lower()
   if suffix not in SUFFIXES:
-    raise WeightsError(f"{path} is none of {', '.join(SUFFIXES)} and no directory.")
+    raise WeightsError(f"{path} must be a directory or have one of the suffixes {', '.join(SUFFIXES)}.")
   if suffix == ".safetensors":
     if key is not None:
-      raise WeightsError(f"{path} holds one set of tensors; --key={key!r} is for .pt files.")
+      raise WeightsError(f"{path} contains only one set of tensors; --key={key!r} is only for .pt files.")
     return _read_parts(path)
   return _read_torch(path, key), {}
 

@@ -70,7 +70,7 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised | None:
   size = functools.partial(tensors.size, shapes)
   convolutions = tensors.count(shapes, prefix + "patch_embed.proj.{}.0.weight", step=2)
   if convolutions not in _PATCHES:
-    raise UnknownNetworkError(f"an XCiT whose stem has {convolutions} convolutions, and not {sorted(_PATCHES)}.")
+    raise UnknownNetworkError(f"an XCiT must have a stem of {sorted(_PATCHES)} convolutions, not of {convolutions}.")
   depth = tensors.count(shapes, prefix + "blocks.{}.attn.temperature")
   width, num_heads = size(f"{prefix}cls_token", 2, 3), size(f"{prefix}blocks.0.attn.temperature", 0, 3)
   found, *others = (

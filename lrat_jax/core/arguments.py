@@ -32,14 +32,14 @@ def check_count(value: Any, name: str, least: int) -> int:
   except TypeError:  # also for traced values
     count = None
   if count is None or isinstance(value, bool) or not least <= count <= _MOST:
-    raise ValueError(f"{name}={shown(value)} must be an integer of {least} or more, and {_MOST:,} at most.")
+    raise ValueError(f"{name}={shown(value)} must be an integer from {least} to {_MOST:,}.")
   return count
 
 
 def check_group(value: Any, name: str) -> Mapping[str, Any]:
   """The value as a dict, if it is a mapping with at least one entry. Raises ValueError for anything else."""
   if not hasattr(value, "items") or not len(value):
-    raise ValueError(f"{name}={shown(value)} must have a value for each norm, as {{'linf': 0.03, 'l2': 0.5}}.")
+    raise ValueError(f"{name}={shown(value)} must have a value for each norm, such as {{'linf': 0.03, 'l2': 0.5}}.")
   return dict(value.items())
 
 
@@ -58,7 +58,7 @@ def as_number(value: Any, name: str) -> float:
   except (TypeError, ValueError, ZeroDivisionError, OverflowError):
     number = math.nan
   if not math.isfinite(number) or isinstance(value, bool) or np.ndim(value):
-    raise ValueError(f"{name}={shown(value)} is no number; write it as 8/255 or 0.031.")
+    raise ValueError(f"{name}={shown(value)} is not a number; write it as 8/255 or 0.031.")
   return number
 
 

@@ -80,7 +80,7 @@ def _initialize(**where: Any) -> None:
   except RuntimeError as error:
     reason = str(error).splitlines()[0]
     if not isinstance(error, jax.errors.JaxRuntimeError):  # JAX was already in use
-      raise ConfigError(f"the processes of a run have to meet before JAX is used in them ({reason}).") from None
+      raise ConfigError(f"the processes of a run must connect before any of them uses JAX ({reason}).") from None
     raise ConfigError(f"the other processes of this run were not found within {_TIMEOUT_S} s ({reason}).") from None
 
 
@@ -126,5 +126,7 @@ def run_on_all_processes(name: str, action: Callable[[], Result], same: str = ""
     if said != "ok":
       raise ConfigError(f"process {index}: {said.removeprefix('error: ')}")
   if len(set(_tell_all(f"{name}/same", f"={same}"))) > 1:
-    raise ConfigError("the processes of this run were started with different configurations; start them with the same.")
+    raise ConfigError(
+      "the processes of this run were started with different configurations; start all with the same one."
+    )
   return result

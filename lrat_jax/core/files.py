@@ -56,5 +56,5 @@ def read_json(path: Path) -> dict[str, Any]:
   except (OSError, ValueError, RecursionError) as error:
     raise _damaged(path, error) from None
   if not isinstance(content, dict):
-    raise CorruptFileError(f"{path} is damaged (it holds {type(content).__name__} where an object belongs).")
+    raise CorruptFileError(f"{path} is damaged (it contains {type(content).__name__}, not a JSON object).")
   return content

@@ -70,7 +70,7 @@ def halved(size: int, mesh: Mesh, error: jax.errors.JaxRuntimeError) -> int:
   if not sharding.is_out_of_memory(error):
     raise error
   if size == 1 or sharding.platform(mesh) in _NEVER_HALVED or jax.process_count() > 1:
-    raise MemoryError(f"{mesh.devices.flat[0]} has no memory for {size} images at once.") from error
+    raise MemoryError(f"{mesh.devices.flat[0]} does not have enough memory for {size} images at once.") from error
   return size // 2
 
 

@@ -48,7 +48,7 @@ class Watch:
     self._asked = True
 
   def _hear_ctrl_c(self, number: int, frame: FrameType | None) -> None:
-    print("Stopping as soon as what is under way is saved; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
+    print("Stopping as soon as the current work is saved; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.raise_signal(signal.SIGTERM)
 

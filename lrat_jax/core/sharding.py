@@ -60,7 +60,7 @@ def use_cpu_cores(*batch_sizes: int, num_processes: int = 1, model_devices: int 
     if jax.default_backend() == "cpu" and found < wanted:
       return (
         f"JAX was in use before the run began, with {counted(found, 'CPU device')} where {wanted} would be faster; "
-        f"to have them, set JAX_NUM_CPU_DEVICES={wanted} before Python starts."
+        f"to use them, set JAX_NUM_CPU_DEVICES={wanted} before Python starts."
       )
   return ""
 

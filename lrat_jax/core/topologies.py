@@ -53,7 +53,9 @@ def described_mesh(name: str, model_devices: int = 1) -> Mesh:
       devices.
   """
   if not _NAME.fullmatch(name):
-    raise ConfigError(f"--topology={name!r} is none; write a TPU's generation and its grid, as v5e:4x4 or v5p:4x4x4.")
+    raise ConfigError(
+      f"--topology={name!r} is not a topology; write a TPU's generation and its grid, such as v5e:4x4 or v5p:4x4x4."
+    )
   for variable, value in LIBTPU.items():
     os.environ.setdefault(variable, value)
   try:

@@ -17,9 +17,9 @@ import jax
 from lrat_jax.core.errors import UserCodeError
 
 _HINTS = {
-  "CallCompactUnboundModuleError": "; give a Flax module as a function: lambda images: module.apply(variables, images)",
-  "TraceContextError": "; does a Flax NNX model train? Call model.eval() before it is evaluated",
-  "TracerArrayConversionError": "; it must be written in JAX, and this calls NumPy",
+  "CallCompactUnboundModuleError": "; pass a Flax module as a function: lambda images: module.apply(variables, images)",
+  "TraceContextError": "; if a Flax NNX model is in training mode, call model.eval() first",
+  "TracerArrayConversionError": "; it must be written in JAX, but it calls NumPy",
 }
 _NAME = re.compile(r"((?!\d)\w+(?:\.(?!\d)\w+)*):((?!\d)\w+(?:\.(?!\d)\w+)*)")
 
@@ -69,7 +69,7 @@ def function(name: str) -> Callable[..., Any]:
   """
   found = find(name)
   if not callable(found):
-    raise UserCodeError(f"{name!r} is {type(found).__name__}, no function.")
+    raise UserCodeError(f"{name!r} is {type(found).__name__}, not a function.")
 
   @functools.wraps(found, updated=())
   def call(*arguments: Any, **named: Any) -> Any:
@@ -92,7 +92,7 @@ def parameters(name: str, function: Callable[..., Any], positional: int, form: s
   try:
     found = inspect.signature(function).parameters
   except (TypeError, ValueError):  # some built-in callables have no signature
-    raise UserCodeError(f"{name!r} does not say what it takes; it must take {form}.") from None
+    raise UserCodeError(f"{name!r} does not say which arguments it takes; it must take {form}.") from None
   by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
   first = list(found.values())[:positional]
   if len(first) < positional or not all(p.kind in by_position for p in first):

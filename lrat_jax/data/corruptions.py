@@ -52,7 +52,7 @@ class CorruptedImages(NamedTuple):
   def _open(self, kind: str) -> np.ndarray:
     where = f"data.corruptions={self.directory!r}"
     if kind not in self.kinds:
-      raise DataError(f"{where} holds no {kind}.npy; its kinds are {list(self.kinds)}.")
+      raise DataError(f"{where} does not contain {kind}.npy; its kinds are {list(self.kinds)}.")
     images = _map(self._path(kind), where)
     expected = (SEVERITIES * len(self.places), *self.image_shape)
     if images.shape != expected or images.dtype != np.uint8:
@@ -73,16 +73,16 @@ def _check_labels(labels: np.ndarray, places: np.ndarray, expected: np.ndarray, 
   count = len(expected)
   if labels.shape != (SEVERITIES * count,) or not np.issubdtype(labels.dtype, np.integer):
     raise DataError(
-      f"{where}: {_LABELS}.npy is {labels.dtype} {labels.shape}; {count} test images at {SEVERITIES} severities have "
-      f"integers {(SEVERITIES * count,)}."
+      f"{where}: {_LABELS}.npy is {labels.dtype} {labels.shape}; it must be integers {(SEVERITIES * count,)}, "
+      f"for {count} test images at {SEVERITIES} severities."
     )
   copies = np.reshape(labels, (SEVERITIES, count))[:, places]
   if len(different := np.argwhere(copies != expected)):
     severity, image = different[0]
     raise DataError(
-      f"{where}: {_LABELS}.npy says {copies[severity, image]} of test image {image} at severity {severity + 1}, the "
-      f"data set says {expected[image]} ({len(different):,} of {labels.size:,} differ): it is of other images, or "
-      "they are in another order."
+      f"{where}: {_LABELS}.npy says {copies[severity, image]} for test image {image} at severity {severity + 1}, but "
+      f"the data set says {expected[image]} ({len(different):,} of {labels.size:,} differ): the labels are those of "
+      "other images, or are in another order."
     )
 
 
@@ -110,7 +110,7 @@ def open_corrupted(
   except OSError as error:
     raise DataError(f"{where}: {error.strerror}.") from None
   if _LABELS not in names:
-    raise DataError(f"{where} holds no {_LABELS}.npy, only {names}.")
+    raise DataError(f"{where} does not contain {_LABELS}.npy, only {names}.")
   places = np.arange(len(labels)) if places is None else places
   _check_labels(_map(folder / f"{_LABELS}.npy", where), places, labels, where)
   kinds = tuple(name for name in names if name != _LABELS)

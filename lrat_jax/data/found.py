@@ -39,15 +39,15 @@ def as_images(images: np.ndarray, where: str) -> np.ndarray:
   if images.ndim == 3:
     images = images[..., None]
   if images.ndim != 4 or 0 in images.shape:
-    raise DataError(f"{where} has shape {images.shape}; images are [n, h, w] or [n, h, w, c], none of them 0.")
+    raise DataError(f"{where} have shape {images.shape}; it must be [n, h, w] or [n, h, w, c], without a size of 0.")
   warn_of_layout(images.shape)
   if images.dtype == np.uint8:
     return images
   if not np.issubdtype(images.dtype, np.floating):
-    raise DataError(f"{where} is {images.dtype}; images are uint8 in 0..255 or floats in [0, 1].")
+    raise DataError(f"{where} are {images.dtype}; they must be uint8 in 0..255 or floats in [0, 1].")
   low, high = float(images.min()), float(images.max())
   if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also if one is NaN
-    raise DataError(f"{where} holds floats from {low:.8g} to {high:.8g}; float images are in [0, 1].")
+    raise DataError(f"{where} are floats from {low:.8g} to {high:.8g}; float images must be in [0, 1].")
   return np.clip(images.astype(np.float32), 0, 1)
 
 
@@ -56,12 +56,12 @@ def check_labels(labels: np.ndarray, count: int, num_classes: int | None, where:
   if labels.ndim == 2 and labels.shape[1] == 1:
     labels = labels[:, 0]
   if labels.shape != (count,):
-    raise DataError(f"{where} has shape {labels.shape} where there are {count} images.")
+    raise DataError(f"{where} have shape {labels.shape}, but there are {count} images.")
   if not np.issubdtype(labels.dtype, np.integer):
-    raise DataError(f"{where} is {labels.dtype}; labels are integers, or floats [n, classes].")
+    raise DataError(f"{where} are {labels.dtype}; they must be integers, or floats [n, classes].")
   top = num_classes - 1 if num_classes is not None else min(int(labels.max()), _MOST_LABELS)
   if labels.min() < 0 or labels.max() > top:
-    raise DataError(f"{where} holds labels from {labels.min()} to {labels.max()}; the classes are 0..{max(top, 0)}.")
+    raise DataError(f"{where} range from {labels.min()} to {labels.max()}; the classes are 0..{max(top, 0)}.")
   return labels.astype(np.int32)
 
 
@@ -74,12 +74,15 @@ def as_labels(labels: np.ndarray, count: int, num_classes: int | None, where: st
     return check_labels(labels, count, num_classes, where)
   if labels.shape != (count, num_classes or labels.shape[1]):
     expected = f"({count}, {num_classes or 'classes'})"
-    raise DataError(f"{where} is {labels.dtype} {labels.shape}; distributions over the classes are {expected}.")
+    raise DataError(f"{where} are {labels.dtype} {labels.shape}; distributions over the classes must be {expected}.")
   labels = labels.astype(np.float32)
   sums = labels.sum(axis=1)
-  if not (labels.min() >= 0 and np.abs(sums - 1).max() <= _ROUNDING):  # also if one is NaN
+  wrong = np.flatnonzero(~((labels.min(axis=1) >= 0) & (np.abs(sums - 1) <= _ROUNDING)))  # also if an entry is NaN
+  if wrong.size:
+    row = wrong[0]
     raise DataError(
-      f"{where} holds floats that are no distributions: from {labels.min():.4g}, sums to {sums.max():.4g}."
+      f"{where}: row {row} is not a distribution over the classes: its smallest entry is {labels[row].min():.4g}, its "
+      f"sum {sums[row]:.4g}."
     )
   return labels / sums[:, None]
 
@@ -106,11 +109,12 @@ def train_and_test(
   most = checked.labels.shape[1] - 1 if checked.labels.ndim == 2 else int(checked.labels.max())
   if num_classes is None and checked.labels.ndim == 1 and most >= len(checked.labels):
     raise DataError(
-      f"{where}: training labels reach {most} in {len(checked.labels)} images; classes are numbered from 0."
+      f"{where}: training labels go up to {most}, but there are only {len(checked.labels)} images; classes are "
+      "numbered from 0."
     )
   num_classes = num_classes or most + 1
   if num_classes < 2:
-    raise DataError(f"{where}: training labels hold one class; a classifier needs two or more.")
+    raise DataError(f"{where}: training labels contain only one class; a classifier needs at least two.")
   tested = for_evaluation(split_of(test, num_classes, f"{where}: test"))
   if checked.images.shape[1:] != tested.images.shape[1:]:
     raise DataError(

@@ -65,7 +65,7 @@ def _by_annotations(directory: Path) -> _Named:
   rows = [line.split("\t") for line in (directory / _ANNOTATIONS).read_text(encoding="utf-8").splitlines()]
   for number, row in enumerate(rows, 1):
     if len(row) < 2 or not (directory / _ANNOTATED / row[0]).is_file():
-      raise DataError(f"{_ANNOTATIONS}, line {number}: it names no picture in {_ANNOTATED!r} and its class.")
+      raise DataError(f"{_ANNOTATIONS}, line {number}: it must name a picture in {_ANNOTATED!r} and its class.")
   classes = sorted({row[1] for row in rows})
   numbers = {name: number for number, name in enumerate(classes)}
   return [f"{_ANNOTATED}/{row[0]}" for row in rows], [numbers[row[1]] for row in rows], classes
@@ -81,7 +81,7 @@ def _by_table(directory: Path) -> _Named:
     for row in reader:
       label = str(row["label"]).strip()
       if not label.isdecimal():
-        raise DataError(f"{LABELS}, line {reader.line_num}: label {label!r} is no number of 0 or more.")
+        raise DataError(f"{LABELS}, line {reader.line_num}: label {label!r} is not an integer of at least 0.")
       if not (directory / str(row["file"])).is_file():
         raise DataError(f"{LABELS}, line {reader.line_num}: there is no {row['file']!r}.")
       names.append(str(row["file"]))
@@ -97,7 +97,9 @@ def _named(directory: Path) -> _Named:
   except (OSError, UnicodeDecodeError) as error:
     raise DataError(f"the folder cannot be read: {reason(error)}") from None
   if not found[0]:
-    raise DataError(f"it holds no pictures: give a folder for each class, or {LABELS} with the columns file and label.")
+    raise DataError(
+      f"it contains no pictures; it needs a folder for each class, or {LABELS} with the columns file and label."
+    )
   return found
 
 
@@ -136,12 +138,12 @@ def open_folders(directory: Path, loading: Loading, *, train: bool) -> tuple[Fol
   """
   tested = _test_folder(directory)
   if train and tested == directory:
-    raise DataError(f"to be trained on, it needs the folders {TRAIN!r} and {TESTS[0]!r} (or {TESTS[1]!r}).")
+    raise DataError(f"for training, it needs the folders {TRAIN!r} and {TESTS[0]!r} (or {TESTS[1]!r}).")
   test = _open_folder(tested, loading)
   if not train:
     return None, test
   training = _open_folder(directory / TRAIN, loading)
   if training.classes != test.classes:
     different = sorted({*(training.classes or ())} ^ {*(test.classes or ())})
-    raise DataError(f"{TRAIN!r} and {tested.name!r} are of other classes: one alone has {different[:3]}.")
+    raise DataError(f"{TRAIN!r} and {tested.name!r} have different classes: only one of them has {different[:3]}.")
   return training, test

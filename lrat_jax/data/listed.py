@@ -55,12 +55,12 @@ def rows(path: str, source: str, data_dir: str, test: Split) -> np.ndarray:
     raise DataError(f"{where} cannot be read: {reason(error)}") from None
   wanted = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
   if not wanted:
-    raise DataError(f"{where} names no image; it has a file name or an index a line.")
+    raise DataError(f"{where} lists no images; it must have one file name or index per line.")
   found = {str(index): row for row, index in enumerate(test.indices.tolist())}
   if any(not line.isdecimal() for _, line in wanted):
     names = _names(source, data_dir, test)
     if names is None:
-      raise DataError(f"{where}: data.source={source!r} has no file names; write the images' indices.")
+      raise DataError(f"{where}: data.source={source!r} has no file names; list the images' indices instead.")
     found |= _places(names)
   seen: dict[int, int] = {}
   for number, line in wanted:
@@ -69,7 +69,7 @@ def rows(path: str, source: str, data_dir: str, test: Split) -> np.ndarray:
       which = "no image" if row is None else "several images"
       raise DataError(f"{where}, line {number}: the test split has {which} {line[:_SHOWN]!r}.")
     if row in seen:
-      raise DataError(f"{where}, line {number}: {line[:_SHOWN]!r} is the image of line {seen[row]}.")
+      raise DataError(f"{where}, line {number}: {line[:_SHOWN]!r} is the same image as line {seen[row]}.")
     seen[row] = number
   return np.array(list(seen))
 

@@ -97,8 +97,8 @@ def _open_file(path: Path, image_shape: tuple[int, ...], num_classes: int) -> tu
     expected = ", ".join(map(str, ("n", *image_shape)))
     raise DataError(f"image is {images.dtype} {images.shape}; it must be uint8 ({expected}).")
   if not len(images):
-    raise DataError("it holds no images.")
-  return images, found.as_labels(np.asarray(labels), len(images), num_classes, "label")
+    raise DataError("it contains no images.")
+  return images, found.as_labels(np.asarray(labels), len(images), num_classes, "its labels")
 
 
 def open_extra(source: str, first_index: int, image_shape: tuple[int, ...], num_classes: int) -> Split:
@@ -116,7 +116,7 @@ def open_extra(source: str, first_index: int, image_shape: tuple[int, ...], num_
   kind, _, path = source.partition(":")
   where, parts = f"data.extra.source={source!r}", []
   if kind != "npz" or not path:
-    raise DataError(f"{where} is unknown; it is npz:PATH.")
+    raise DataError(f"{where} is unknown; it must be npz:PATH.")
   paths = _files(path)
   for file in paths:
     try:
@@ -126,7 +126,9 @@ def open_extra(source: str, first_index: int, image_shape: tuple[int, ...], num_
   arrays, labels = zip(*parts, strict=True)
   images = arrays[0] if len(arrays) == 1 else stream_of(JoinedRecords(arrays))
   if len(images) >= _MOST_INDICES - first_index:
-    raise DataError(f"{where} holds {len(images):,} images; with the others it must hold fewer than 2^31.")
+    raise DataError(
+      f"{where} contains {len(images):,} images; together with the data set's own, there must be fewer than 2^31."
+    )
   indices = np.arange(first_index, first_index + len(images), dtype=np.int32)
   return Split(images, np.concatenate(_alike(*labels)), indices)
 

@@ -44,21 +44,21 @@ def reason(error: Exception) -> str:
 
 def _check_inflation(claimed: int, stored: int) -> None:
   if claimed > max(_SMALL, _PLAUSIBLE_RATIO * stored):
-    raise DataError(f"{stored:,} bytes claim to hold arrays of {claimed:,}; if they do, store them uncompressed.")
+    raise DataError(f"{stored:,} bytes claim to contain arrays of {claimed:,}; if they do, store them uncompressed.")
 
 
 def _read_header(info: zipfile.ZipInfo, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
   """Shape, whether the order is Fortran's, and dtype of an array; `file` is left at the start of the array's values."""
   version = np.lib.format.read_magic(file)
   if version not in _NPY_HEADERS:
-    raise DataError(f"{info.filename} is of version {version} of the npy format; it must be one of {[*_NPY_HEADERS]}.")
+    raise DataError(f"{info.filename} has version {version} of the npy format; it must be one of {[*_NPY_HEADERS]}.")
   start = file.tell()
   shape, fortran_order, dtype = _NPY_HEADERS[version](file)
   if dtype.hasobject:
-    raise DataError(f"{info.filename} holds Python objects, which are never loaded.")
+    raise DataError(f"{info.filename} contains Python objects, which are never loaded.")
   header = file.tell() - start + np.lib.format.MAGIC_LEN
   if (needed := math.prod(shape) * dtype.itemsize) != (there := info.file_size - header):
-    raise DataError(f"{info.filename} holds {there:,} bytes where its header, {dtype} {shape}, says {needed:,}.")
+    raise DataError(f"{info.filename} contains {there:,} bytes, but its header, {dtype} {shape}, says {needed:,}.")
   return shape, fortran_order, dtype
 
 
@@ -90,10 +90,10 @@ def _members(archive: zipfile.ZipFile, choices: Sequence[Sequence[str]]) -> list
   found = [info.filename.removesuffix(".npy") for info in infos]
   names = next((names for names in choices if set(names) <= set(found)), None)
   if names is None:
-    raise DataError(f"it holds {reprlib.repr(sorted(found))}; it needs the arrays {list(choices[0])}.")
+    raise DataError(f"it contains {reprlib.repr(sorted(found))}; it needs the arrays {list(choices[0])}.")
   wanted = [[info for info, name in zip(infos, found, strict=True) if name == wanted] for wanted in names]
   if any(len(same) > 1 for same in wanted):
-    raise DataError(f"it holds one of the arrays {list(names)} twice.")
+    raise DataError(f"it contains one of the arrays {list(names)} twice.")
   return [info for (info,) in wanted]
 
 
@@ -159,7 +159,7 @@ def map_npy(path: Path) -> np.ndarray:
 def _read_idx(path: Path, file: BinaryIO) -> np.ndarray:
   magic = file.read(4)
   if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != _IDX_UNSIGNED_BYTE or not 1 <= magic[3] <= _IDX_MOST_AXES:
-    raise DataError(f"it is no idx file of unsigned bytes: it begins with {magic.hex(' ')!r}.")
+    raise DataError(f"it is not an idx file of unsigned bytes: it begins with {magic.hex(' ')!r}.")
   sizes = file.read(4 * magic[3])
   shape = tuple(np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4").tolist())
   needed = math.prod(shape) if len(shape) == magic[3] else -1
@@ -167,7 +167,7 @@ def _read_idx(path: Path, file: BinaryIO) -> np.ndarray:
   content = file.read(max(needed, 0) + 1)  # one byte more, to detect a file that is too long and check gzip's checksum
   if len(content) != needed:
     there = f"more than {needed:,}" if len(content) > needed else f"{len(content):,}"
-    raise DataError(f"it holds {there} bytes where its header says {shape}; it is cut short or damaged.")
+    raise DataError(f"it contains {there} bytes, but its header says {shape}; it is truncated or damaged.")
   return np.frombuffer(content, np.uint8).reshape(shape)
 
 

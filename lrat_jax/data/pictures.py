@@ -87,7 +87,7 @@ class Pictures:
       if pixels.shape != self.shape[1:]:
         raise DataError(
           f"pictures differ in size: {self._name(0)} is {self.shape[1:]}, {self._name(int(numbers[place]))} "
-          f"{pixels.shape}; bring them to one size, as data.image_size does."
+          f"is {pixels.shape}; set data.image_size to resize them to one size."
         )
       images[place] = pixels
 
@@ -100,7 +100,7 @@ class Pictures:
       with self._open(number) as picture:
         grey = picture.mode in _GREY if self._channels is None else self._channels == 1
         if grey and self._channels is not None and picture.mode not in _GREY:
-          raise DataError(f"it is in colour (mode {picture.mode}), where {self._name(0)} is grey")
+          raise DataError(f"it is in colour (mode {picture.mode}), but {self._name(0)} is grey")
         mode = "L" if grey else "RGB"
         if picture.mode == mode:
           picture.load()  # convert() would copy, although nothing is to be converted

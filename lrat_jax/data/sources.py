@@ -49,7 +49,7 @@ def _tfds(name: str, asked: _Asked) -> Found:
   try:
     train, test, num_classes = tfds.read(name, asked.data_dir, asked.loading, train=asked.trains)
     images = [test[0]] if train is None else [test[0], train[0]]
-    obstacle = "" if all(isinstance(array, Stream) for array in images) else "are no pictures of 8 bits"
+    obstacle = "" if all(isinstance(array, Stream) for array in images) else "are not 8-bit pictures"
     decision = asked.loading.decide(sum(array.nbytes for array in images), obstacle)
   except DataError as error:
     raise DataError(f"{where}: {error}") from None
@@ -78,7 +78,7 @@ def _streamed_or_read(
   """Returns arrays mapped from files (images and labels in turn) as streams, or as `read` reads them."""
   images = mapped[::2]
   if not all(array.dtype == np.uint8 and array.ndim in (3, 4) for array in images):
-    obstacle = "are no images in uint8"
+    obstacle = "are not uint8 images"
   else:
     obstacle = "" if all(isinstance(array, np.memmap) for array in images) else "are compressed"
   decision = loading.decide(sum(array.nbytes for array in images), obstacle)
@@ -132,7 +132,7 @@ def _idx(directory: str, asked: _Asked) -> Found:
   for name in names:
     found = [p for p in (Path(directory, name), Path(directory, name + ".gz")) if is_file(p)]
     if not found:
-      raise DataError(f"{where}: {name} (or {name}.gz) is not there; needed are {list(names)}.")
+      raise DataError(f"{where}: {name} (or {name}.gz) does not exist; the files {list(names)} are needed.")
     try:
       arrays.append(npz_idx.read_idx(found[0]))
     except DataError as error:
@@ -165,7 +165,7 @@ def _own(name: str, trains: bool) -> Found:
   try:
     arrays = [np.asarray(found[name]) for name in names]
   except (TypeError, ValueError) as error:  # lists of unequal lengths
-    raise DataError(f"{where} returns what is no array: {npz_idx.reason(error)}") from None
+    raise DataError(f"{where} returns something that is not an array: {npz_idx.reason(error)}") from None
   return _of_arrays(arrays, where)
 
 
@@ -195,10 +195,10 @@ def _find(source: str, asked: _Asked) -> Found:
   if not is_users(source) and (kind not in SOURCES or bool(argument) == (kind == "digits")):
     raise DataError(f"data.source={source!r} is unknown; choose from {list(_SPELLINGS)}.")
   if asked.loading.kind == "stream" and kind not in _STREAMED:
-    raise DataError(f"data.loading='stream': {source!r} is held in memory; {', '.join(_STREAMED)} can be streamed.")
+    raise DataError(f"data.loading='stream': {source!r} cannot be streamed; only {', '.join(_STREAMED)} can.")
   if asked.loading.image_size and kind not in _RESIZED:
     raise DataError(
-      f"data.image_size={asked.loading.image_size}: the pictures of {', '.join(_RESIZED)} alone are resized."
+      f"data.image_size={asked.loading.image_size}: only the pictures of {', '.join(_RESIZED)} can be resized."
     )
   return _own(source, asked.trains) if is_users(source) else SOURCES[kind](argument, asked)
 

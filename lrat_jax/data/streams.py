@@ -203,13 +203,15 @@ class Loading(NamedTuple):
       return Decision(self.kind == "stream")
     size, memory = f"{decimal(nbytes)} of images", decimal(host_memory())
     if self.random_resized_crop:
-      return Decision(True, f"{size} are streamed (data.loading=auto), as data.random_resized_crop needs them.")
+      return Decision(True, f"{size} are streamed (data.loading=auto), because data.random_resized_crop requires it.")
     if self.on_devices:
-      return Decision(False, f"{size} are held in memory (data.loading=auto), for data.placement=device.")
+      return Decision(False, f"{size} are held in memory (data.loading=auto), because of data.placement=device.")
     if nbytes <= _SHARE * host_memory():
       return Decision(False, f"{size} are held in memory (data.loading=auto: up to a quarter of the host's {memory}).")
     if obstacle:
-      return Decision(False, f"{size} are held in memory of {memory} (data.loading=auto), since they {obstacle}.")
+      return Decision(
+        False, f"{size} are held in the host's memory of {memory} (data.loading=auto), since they {obstacle}."
+      )
     return Decision(True, f"{size} are streamed (data.loading=auto: more than a quarter of the host's {memory}).")
 
 

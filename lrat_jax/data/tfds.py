@@ -40,7 +40,10 @@ def _check_classes(folder: Path) -> None:
   for path in folder.glob("**/features.json"):
     foreign = [name for name in _classes(json.loads(path.read_text())) if not name.startswith("tensorflow_datasets.")]
     if foreign:
-      raise DataError(f"{str(path)!r} names the Python class {foreign[0]!r}, which would be run; only TFDS's own are.")
+      raise DataError(
+        f"{str(path)!r} names the Python class {foreign[0]!r}, whose code would be run; only TFDS's own classes are "
+        "allowed."
+      )
 
 
 def _undecoded(builder: Any, split: str) -> Any:
@@ -59,7 +62,7 @@ def _read_split(builder: Any, split: str, loading: Loading) -> Arrays:
     examples = list(builder.as_data_source(split))
     shapes = {example["image"].shape for example in examples}
     if len(shapes) != 1:
-      raise DataError(f"its {split} images are of {len(shapes)} sizes; lrat_jax takes one size.")
+      raise DataError(f"its {split} images have {len(shapes)} different sizes; lrat_jax needs images of one size.")
     return np.stack([e["image"] for e in examples]), np.asarray([e["label"] for e in examples])
   source, info = _undecoded(builder, split), builder.info.splits[split]
   ends, files = np.cumsum(info.shard_lengths), [path.name for path in info.filepaths]
@@ -93,7 +96,7 @@ def _builder(name: str, data_dir: str) -> tuple[Any, DataError]:
   try:
     builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
   except tfds.core.registered.DatasetNotFoundError:
-    raise DataError(f"TFDS knows no data set {name!r}.") from None
+    raise DataError(f"TFDS does not know the data set {name!r}.") from None
   missing = DataError(f"it is not prepared in {str(builder.data_dir)!r}; prepare it once with: {prepare}")
   if not Path(builder.data_dir).is_dir():
     raise missing
@@ -133,7 +136,7 @@ def read(
       lacks labels or images of one size, or names Python classes that are not TFDS's own.
   """
   if not _NAME.fullmatch(name):
-    raise DataError("a data set of TFDS is named NAME, NAME/CONFIG or NAME:1.0.0.")
+    raise DataError("a TFDS data set must be given as NAME, NAME/CONFIG or NAME:1.0.0.")
   try:
     return _read(name, data_dir, loading, train)
   except DataError:

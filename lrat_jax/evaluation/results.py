@@ -93,7 +93,9 @@ def robustbench_entry(
   """
   found = suites.robustbench_name(results["suite"])
   if found is None:
-    raise ValueError(f"results hold no standard AutoAttack, only {sorted(results['suite'])}; evaluate with it first.")
+    raise ValueError(
+      f"results contain no standard AutoAttack, only {sorted(results['suite'])}; evaluate with it first."
+    )
   percent = lambda accuracy: f"{100 * accuracy:.2f}"
   autoattack = percent(results["robust"][found])
   return {
@@ -128,9 +130,9 @@ def _metric_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]
   for name, share in results.get("areas", {}).items():
     yield f"{name}, area", share, "mean over strengths from 0"
   if corrupted := results.get("corruptions"):
-    yield "corruptions, mean", corrupted["mean"], f"of {len(corrupted['kinds'])} kinds, right when clean or not"
+    yield "corruptions, mean", corrupted["mean"], f"over {len(corrupted['kinds'])} kinds, even if wrong when clean"
   if known := results.get("competitiveness"):
-    yield "competitiveness", known["mean"], f"of the best known under {len(known['references'])} attacks"
+    yield "competitiveness", known["mean"], f"relative to the best known under {len(known['references'])} attacks"
 
 
 def print_table(console: Console, results: Mapping[str, Any], seconds: Mapping[str, float]) -> None:

@@ -49,9 +49,9 @@ def read_references(path: str, suite: Collection[str]) -> dict[str, float]:
   is_share = lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
   for name, value in found.items():
     if not is_share(value):
-      raise ConfigError(f"{where}: {name!r} has {value!r}; an accuracy to be a share of is in (0, 1].")
+      raise ConfigError(f"{where}: {name!r} has {value!r}; a best known accuracy must be in (0, 1].")
   if not set(found) & set(suite):
-    raise ConfigError(f"{where} is of {sorted(found)}, none of which the suite has: {sorted(suite)}.")
+    raise ConfigError(f"{where} contains only {sorted(found)}, none of which is in the suite, {sorted(suite)}.")
   return found
 
 
@@ -91,7 +91,7 @@ def evaluate(
 
   def check_stop() -> None:
     if stop():
-      raise Preempted("Stopped in the evaluation, whose finished batches are saved")
+      raise Preempted("Stopped during the evaluation, with all finished batches saved")
 
   suite = config.eval.suite.to_dict()
   references = read_references(config.eval.references, suite)

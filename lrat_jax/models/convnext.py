@@ -127,9 +127,9 @@ def from_name(match: re.Match, **options: Any) -> ConvNeXt:
   size, depths, widths, patch, convstem = match.groups()
   depths, widths = SIZES[size] if size else (tuple(map(int, text.split("-"))) for text in (depths, widths))
   if len(depths) != len(widths):
-    raise ValueError(f"name={match[0]!r}: DEPTHS and WIDTHS of convnext_DEPTHS_WIDTHS must be as many.")
+    raise ValueError(f"name={match[0]!r}: DEPTHS and WIDTHS of convnext_DEPTHS_WIDTHS must have the same length.")
   if convstem is not None and widths[0] % 4:
-    raise ValueError(f"name={match[0]!r}: a ConvStem needs a first width that 4 divides.")
+    raise ValueError(f"name={match[0]!r}: a ConvStem needs a first width that is a multiple of 4.")
   layers = 0 if convstem is None else int(convstem or convstem_layers(size))
   return ConvNeXt(depths=depths, widths=widths, patch=int(patch or PATCH), convstem=layers, **options)
 

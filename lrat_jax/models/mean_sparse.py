@@ -56,7 +56,7 @@ def fit_mean_sparse(model: nn.Module, variables: Variables, batches: Iterable[Im
 
   remaining = iter(batches)
   if (first := next(remaining, None)) is None:
-    raise ValueError("batches is empty; MeanSparse is fitted to one batch of images or more.")
+    raise ValueError("batches is empty; MeanSparse needs at least one batch of images.")
   like = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), first).get("batch_stats", {}))
   places = [path[:-1] for path in like if path[-1] == "threshold"]
   if not places:

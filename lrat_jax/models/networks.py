@@ -129,13 +129,15 @@ def _network(name: str, *, mean_sparse: bool, **options: Any) -> nn.Module:
       network = create_network(match, **options)
       return _sparse(name, network) if mean_sparse or plain != name else network
   choices = f"choose from {list(NAMES)}, such as 'wide_resnet_34_10', or write package.module:function"
-  raise ValueError(f"name={name!r} is no model; {choices}.")
+  raise ValueError(f"name={name!r} is not a model; {choices}.")
 
 
 def _sparse(name: str, network: nn.Module) -> nn.Module:
   """The network with MeanSparse. Raises ValueError if it has no normalisation before its activations."""
   if not hasattr(network, "mean_sparse"):
-    raise ValueError(f"mean_sparse: {name!r} normalises nothing before its activations, where MeanSparse would stand.")
+    raise ValueError(
+      f"mean_sparse: {name!r} has no normalisation before its activations, where MeanSparse would be placed."
+    )
   return network.clone(mean_sparse=True)
 
 
@@ -157,7 +159,7 @@ def features(model: nn.Module, variables: Variables, images: Images) -> list[Arr
   _, found = model.apply(variables, images, train=False, mutable=[collection])
   layers = found.get(collection, {}).get("network", {}).get(name, ())
   if not layers:
-    raise ValueError(f"the network gives no features; its module must sow its stages' outputs in {FEATURES}.")
+    raise ValueError(f"the network provides no features; its module must sow the outputs of its stages in {FEATURES}.")
   return list(layers)
 
 
@@ -192,7 +194,9 @@ def features_of(logits_fn: LogitsFn) -> FeaturesFn:
     ValueError: it is another function, of which only the logits are known.
   """
   if not isinstance(logits_fn, Partial) or not isinstance(logits_fn.func, Applied):
-    raise ValueError("the model gives logits and no features; those of a configuration or of a file of weights do.")
+    raise ValueError(
+      "the model provides only logits, no features; a model from a configuration or a file of weights provides both."
+    )
   return functools.partial(logits_fn.func.features, *logits_fn.args)
 
 
@@ -252,7 +256,8 @@ def create(
     raise ValueError(f"dtype={dtype!r} is unknown; choose from {list(DTYPES)}.")
   if len(mean) != len(std) or not all(1e-6 <= s <= 1e6 for s in std) or not all(-1e6 <= m <= 1e6 for m in mean):
     raise ValueError(
-      f"mean={tuple(mean)} and std={tuple(std)} must be as many, none beyond 1e6, every std above 0 (1e-6 at least)."
+      f"mean={tuple(mean)} and std={tuple(std)} must have the same length, no value beyond 1e6, and every std above 0 "
+      "(at least 1e-6)."
     )
   if preprocessing not in PREPROCESSING:
     raise ValueError(f"preprocessing={preprocessing!r} is unknown; choose from {list(PREPROCESSING)}.")
@@ -261,7 +266,7 @@ def create(
   options: dict[str, Any] = {} if activation == "auto" else {"activation": activation}
   if remat:
     if user_code.is_name(name) or re.fullmatch(_CNN, name.removesuffix(MEAN_SPARSE)):
-      raise ValueError(f"remat=True: {name!r} has no blocks that are known here; take False, or another network.")
+      raise ValueError(f"remat=True: {name!r} has no blocks known to lrat_jax; use remat=False or another network.")
     options["remat"] = True
   options |= {"num_classes": num_classes, "dtype": jnp.dtype(dtype), "axis_name": axis_name}
   network = _network(name, mean_sparse=mean_sparse, **options)

@@ -81,7 +81,7 @@ class WindowAttention(nn.Module):
     batch, height, width, channels = x.shape
     window = min(self.window, height), min(self.window, width)
     if height % window[0] or width % window[1]:
-      raise ValueError(f"{height}x{width} patches are not made of windows of {self.window}x{self.window}.")
+      raise ValueError(f"{height}x{width} patches cannot be divided into windows of {self.window}x{self.window}.")
     heads = channels // _HEAD_CHANNELS
     distances = (2 * window[0] - 1) * (2 * window[1] - 1)
     table = self.param("bias_table", nn.initializers.normal(0.02), (distances, heads), jnp.float32)
@@ -165,7 +165,7 @@ class Swin(nn.Module):
   def __call__(self, images: Array, train: bool = False) -> Array:
     height, width = images.shape[1:3]
     if height % self.patch or width % self.patch:
-      raise ValueError(f"images of {height}x{width} are not made of patches of {self.patch}x{self.patch}.")
+      raise ValueError(f"images of {height}x{width} cannot be divided into patches of {self.patch}x{self.patch}.")
     square = (self.patch, self.patch)
     norm = lambda x: LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
     x = norm(BiasedConv(self.width, square, square, padding=0, dtype=self.dtype)(images))

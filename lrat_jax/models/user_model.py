@@ -45,10 +45,10 @@ def find(name: str) -> LogitsFn:
     try:
       found = found()
     except Exception as error:  # whatever the user's code raises
-      raise UserModelError(f"{name!r} failed when it was called for its model ({reason(error)}).") from error
+      raise UserModelError(f"{name!r} failed when it was called to create the model ({reason(error)}).") from error
   found = microbatch.any_batch_size(found)
   if not callable(found):
-    raise UserModelError(f"{name!r} is {type(found).__name__}, no function from images to logits.")
+    raise UserModelError(f"{name!r} is {type(found).__name__}, not a function from images to logits.")
   return found
 
 

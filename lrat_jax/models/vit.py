@@ -89,7 +89,7 @@ class VisionTransformer(nn.Module):
       found: tuple[int, ...] = self.get_variable("params", "pos_embed").shape
       if found != shape:
         raise ValueError(
-          f"images of {height}x{width} make {tokens - 1} patches of {self.patch}x{self.patch}, and the network's "
+          f"images of {height}x{width} make {tokens - 1} patches of {self.patch}x{self.patch}, but the network's "
           f"position embedding is for {found[1] - 1}."
         )
     return self.param("pos_embed", nn.initializers.normal(0.02), shape, jnp.float32).astype(self.dtype)
@@ -98,7 +98,7 @@ class VisionTransformer(nn.Module):
   def __call__(self, images: Array, train: bool = False) -> Array:
     batch, height, width, _ = images.shape
     if height % self.patch or width % self.patch:
-      raise ValueError(f"images of {height}x{width} are not made of patches of {self.patch}x{self.patch}.")
+      raise ValueError(f"images of {height}x{width} cannot be divided into patches of {self.patch}x{self.patch}.")
     patches = self._embed()(images).reshape(batch, -1, self.width)
     token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.width), jnp.float32)
     token = jnp.broadcast_to(token.astype(self.dtype), (batch, 1, self.width))

@@ -150,7 +150,7 @@ def from_name(match: re.Match, **options: Any) -> nn.Module:
   if (prefix, sizes) == ("ra_", "70_16"):
     return family(**options)
   if "x" in sizes or prefix in ("ra_", "robust_"):
-    raise ValueError(f"name={name!r} is no WideResNet; choose from {list(NAMES)}.")
+    raise ValueError(f"name={name!r} is not a WideResNet; choose from {list(NAMES)}.")
   depth, width = map(int, sizes.split("_"))
   if depth < 10 or (depth - 4) % 6:
     raise ValueError(f"name={name!r}: the depth of a WideResNet is 6 n + 4 with n >= 1, such as 28 or 34.")

@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str]) -> Options | None:
   if values.help:
     return None
   if not workdirs:
-    raise ConfigError("no run is named; try python -m lrat_jax.report runs/lrat_digits_seed0.")
+    raise ConfigError("no run is given; try python -m lrat_jax.report runs/lrat_digits_seed0.")
   default = workdirs[0] / "report.html" if len(workdirs) == 1 else Path("report.html")
   output = default if values.output is None else Path(values.output)
   if output.suffix.lower() not in (".html", ".htm"):
@@ -73,7 +73,7 @@ def run(options: Options) -> None:
   workdirs = [workdir for workdir in options.workdirs if runs.is_run(workdir)] or options.workdirs
   for workdir in options.workdirs:
     if workdir not in workdirs:
-      console.print(f"{workdir} is no run, and is left out.", highlight=False, markup=False, soft_wrap=True)
+      console.print(f"{workdir} is not a run and is left out.", highlight=False, markup=False, soft_wrap=True)
   content = page.render(workdirs).encode()
   with files.replacing(options.output) as file:
     file.write(content)

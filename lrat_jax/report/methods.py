@@ -98,7 +98,7 @@ def group(runs: Sequence[Run]) -> list[MethodRuns]:
   folders = [run.workdir.resolve() for run in runs]
   for run, folder in zip(runs, folders, strict=True):
     if folders.count(folder) > 1:
-      raise ConfigError(f"{run.workdir} is named twice.")
+      raise ConfigError(f"{run.workdir} is given twice.")
   found: dict[tuple[str, int], list[Run]] = {}
   seen: list[tuple[str, int]] = []
   for run in runs:
@@ -119,7 +119,7 @@ def _check_same_images(runs: Sequence[Run]) -> None:
     if not same or _images(run) != _images(first):
       raise ConfigError(
         f"{run.workdir} was evaluated on other images ({_images(run)}) than {first.workdir} ({_images(first)}); "
-        "runs are compared on the same."
+        "only runs on the same images can be compared."
       )
 
 
@@ -152,7 +152,9 @@ def evaluated(methods: Sequence[MethodRuns]) -> list[EvaluatedRun]:
   _check_same_images(runs)
   suite = shared_suite(runs)
   if not suite:
-    raise ConfigError(f"{', '.join(str(run.workdir) for run in runs)} were evaluated by no attack in common.")
+    raise ConfigError(
+      f"{', '.join(str(run.workdir) for run in runs)} have no attack in common; evaluate them with the same suite."
+    )
   found = []
   for run, command, method in whole:
     columns = {name: run.per_example[f"robust/{name}"].astype(bool) for name in suite}

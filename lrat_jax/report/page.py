@@ -22,16 +22,17 @@ from lrat_jax.report.runs import Run
 
 # What a run's folder may lack, and the line on the page that says so.
 _MISSING = {
-  "results": "No results.json: this run was trained and not evaluated. --mode=evaluate evaluates it.",
-  "per_example": "No per_example.npz: nothing is said of single images.",
+  "results": "No results.json: this run was trained but not evaluated. Use --mode=evaluate to evaluate it.",
+  "per_example": "No per_example.npz: there are no results for single images.",
   "timings": "No timings.json: seconds of evaluation are not shown.",
   "rows": "No metrics.jsonl: there are no training curves.",
   "weights": "No weights/epoch_*.npz: there are no weights to show.",
 }
-_SAME_WEIGHTS = {"natural": "Local weights are the same in all pairs.", "across": "All pairs weigh the same."}
+_SAME_WEIGHTS = {"natural": "Local weights are the same in all pairs.", "across": "All pairs have the same weight."}
 # The largest number of classes for which weights by class are drawn; more would not be readable.
 _MOST_CLASSES = 30
-_EVALUATED_ONLY = "A function was evaluated here, and nothing trained: there are no training curves and no weights."
+_EVALUATED_ONLY = "This model was evaluated but not trained here: there are no training curves and no recorded weights."
+_OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW"}
 
 
 class Agreement(NamedTuple):
@@ -80,16 +81,16 @@ def _facts(method: MethodRuns, run: Run) -> dict[str, str]:
   """Facts about training and evaluation: name -> text."""
   facts: dict[str, str] = {}
   if run.config is not None:
-    config = run.config
+    config, optimizer = run.config, run.config.optimizer
     seconds = summary.training_seconds(run.workdir, run.batch_size)
     epochs = 1 + max((row["epoch"] for row in run.rows), default=-1)
     facts |= {
       "Data": config.data.source,
-      "Model": f"{config.model.name}, {config.model.dtype} precision",
+      "Model": config.model.name + ("" if config.model.dtype == "auto" else f", {config.model.dtype} precision"),
       "Training attacks": words.training_attacks(config),
       "Epochs": f"{config.train.epochs}" + (f", of which {epochs} are done" if epochs < config.train.epochs else ""),
       "Batch": f"{config.data.batch_size} images",
-      "Optimiser": f"SGD, learning rate {config.optimizer.learning_rate:g}, {config.optimizer.schedule}",
+      "Optimiser": f"{_OPTIMISERS[optimizer.name]}, learning rate {optimizer.learning_rate:g}, {optimizer.schedule}",
       "Training time": "" if seconds is None else seconds_text(seconds),
     }
   facts["Seed" if len(method.runs) == 1 else "Seeds"] = ", ".join(str(one.seed) for one in method.runs)

@@ -112,7 +112,7 @@ class Run(NamedTuple):
 def _check(content: Mapping[str, Any], schema: Mapping[str, Any], path: Path) -> None:
   error = next(jsonschema.Draft202012Validator(schema).iter_errors(content), None)
   if error is not None:
-    where = ".".join(map(str, error.absolute_path)) or "the whole"
+    where = ".".join(map(str, error.absolute_path)) or "the whole file"
     raise files.CorruptFileError(f"{path} is damaged ({where}: {error.message[:200]}).")
 
 
@@ -132,7 +132,7 @@ def _read_results(path: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
       raise files.CorruptFileError(f"{path} is damaged (suite.{name}: {type(error).__name__} {error}).") from None
   if stray := sorted(set(results["autoattack"]) - set(results["robust"])):
-    raise files.CorruptFileError(f"{path} is damaged (autoattack.{stray[0]} is none of the attacks in robust).")
+    raise files.CorruptFileError(f"{path} is damaged (autoattack.{stray[0]} is not one of the attacks in robust).")
   return results
 
 
@@ -148,7 +148,7 @@ def _read_per_example(path: Path, results: Mapping[str, Any]) -> dict[str, np.nd
   arrays = files.read_arrays(path, needed)
   for name in needed:
     if arrays[name].shape != (results["n"],) or arrays[name].dtype.kind not in "biuf":
-      raise files.CorruptFileError(f"{path} is damaged ({name} is no column of {results['n']} numbers).")
+      raise files.CorruptFileError(f"{path} is damaged ({name} is not a column of {results['n']} numbers).")
   return arrays
 
 
@@ -180,7 +180,7 @@ def _read_worst(path: Path) -> dict[str, np.ndarray]:
   images = [arrays[name] for name in ("originals", "adversarials")]
   fitting = images[0].shape == images[1].shape and images[0].ndim == 4 and images[0].shape[-1] in (1, 3)
   if len(counts) > 1 or not fitting or not all(np.all(np.isfinite(image)) for image in images):
-    raise files.CorruptFileError(f"{path} is damaged (its arrays do not fit one another).")
+    raise files.CorruptFileError(f"{path} is damaged (its arrays do not fit together).")
   return arrays
 
 
@@ -189,7 +189,7 @@ def _read_config(content: Mapping[str, Any], path: Path) -> ConfigDict:
     config = ConfigDict(earlier.completed(content)[0])  # results.json has no machine-specific fields
     validate.check_form(config)
   except (ConfigError, ValueError, TypeError) as error:
-    raise files.CorruptFileError(f"{path} holds no configuration of this version: {error}") from None
+    raise files.CorruptFileError(f"{path} contains no configuration of this version: {error}") from None
   return config
 
 
@@ -226,12 +226,12 @@ def read(workdir: Path) -> Run:
     files.CorruptFileError: a file in it is damaged or not in the form that a run writes.
   """
   if not workdir.is_dir():
-    raise ConfigError(f"{workdir} is no folder; give the workdir of a run.")
+    raise ConfigError(f"{workdir} is not a directory; pass the workdir of a run.")
   if not is_run(workdir):
     hint = (
-      f" It holds a comparison: give its runs, as {workdir}/*/seed*." if (workdir / "comparison.json").exists() else ""
+      f" It contains a comparison; pass its runs: {workdir}/*/seed*." if (workdir / "comparison.json").exists() else ""
     )
-    raise ConfigError(f"{workdir} is no run: it holds neither config.json nor results.json.{hint}")
+    raise ConfigError(f"{workdir} is not a run: it contains neither config.json nor results.json.{hint}")
   config = _find_config(workdir)
   folder = workdir if config is None else runner.results_folder(workdir, config)
   folder = folder if (folder / "results.json").exists() else workdir
@@ -239,7 +239,7 @@ def read(workdir: Path) -> Run:
   if results is not None and "config" in results:
     config = _read_config(results["config"], folder / "results.json")
   if config is None and results is None:
-    raise ConfigError(f"{workdir} is no run: it holds neither config.json nor results.json.")
+    raise ConfigError(f"{workdir} is not a run: it contains neither config.json nor results.json.")
   read_per_example = lambda path: _read_per_example(path, results)
   return Run(
     workdir=workdir,

@@ -25,7 +25,7 @@ _ATTACKS = {
   "fmn": "A search for the smallest change, in a ball that shrinks while the model is wrong.",
   "deepfool": "Steps onto the nearest boundary of the model, taken as linear, until it is wrong.",
   "ead": "A search for a small change in L1 that fools the model.",
-  "hop_skip_jump": "A walk along the decision boundary towards the image, by the model's predictions alone.",
+  "hop_skip_jump": "A walk along the decision boundary towards the image, using only the model's predictions.",
   "spsa": "Gradient ascent with gradients that are estimated from the model's outputs.",
   "spatial": "The worst of a grid of rotations and shifts.",
   "corruption": "A fixed change such as blur, noise or JPEG, which no attacker chose.",
@@ -91,7 +91,7 @@ def _how(config: ConfigDict) -> str:
   if config.global_weights.kind != "none":
     kind = _GLOBAL.get(config.global_weights.kind, config.global_weights.kind)
     weights.append(f"global weights across pairs ({kind}), after {_share(config.global_weights.begin_fraction)}")
-  sentence += f" with {' and '.join(weights)}" if weights else ", all images and variants weighing the same"
+  sentence += f" with {' and '.join(weights)}" if weights else ", with equal weights for all images and variants"
   if config.logit_pairing.weight:
     sentence += f"; logit pairing with the variants of {config.logit_pairing.attack} ({config.logit_pairing.weight:g})"
   if config.awp.gamma:

@@ -71,7 +71,7 @@ def damage(folder: Path) -> str | None:
     return f"its {_DIGESTS} is missing or cannot be read"
   found = _digests(folder)
   different = sorted(name for name in listed if found.get(name) != listed[name])
-  return f"{different[0]} is not as it was saved" if different else None
+  return f"{different[0]} has changed since it was saved" if different else None
 
 
 def _move_aside(folder: Path) -> Path:
@@ -93,7 +93,7 @@ def quarantine_damaged(directory: Path) -> list[str]:
     reason = damage(folder)
     if reason is not None:
       moved = _move_aside(folder)
-      lines.append(f"The checkpoint of step {folder.name} is damaged: {reason}. It is in {moved} now.")
+      lines.append(f"The checkpoint of step {folder.name} is damaged: {reason}. It was moved to {moved}.")
   return lines
 
 

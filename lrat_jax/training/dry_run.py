@@ -143,8 +143,8 @@ def describe(experiment: experiment_lib.Experiment, console: Console) -> None:
   compiling = sum(cost.compiling for cost in costs)
   say(
     "time",
-    f"about {seconds_text(training)} of training, {seconds_text(validating)} of validation, {seconds_text(evaluation)} "
-    f"of evaluation at most, {seconds_text(compiling)} and more of compilation",
+    f"about {seconds_text(training)} of training, {seconds_text(validating)} of validation, at most "
+    f"{seconds_text(evaluation)} of evaluation, at least {seconds_text(compiling)} of compilation",
   )
 
 
@@ -163,5 +163,5 @@ def _describe_steps(experiment: experiment_lib.Experiment, say: Any) -> None:
   gradients, queries = sum(c.gradients for c in cost), sum(c.queries for c in cost)
   say(
     "evaluated by",
-    f"{', '.join(config.eval.suite)}: {gradients:,} gradients and {queries:,} queries of an image at most",
+    f"{', '.join(config.eval.suite)}: at most {gradients:,} gradients and {queries:,} queries per image",
   )

@@ -105,7 +105,7 @@ class _Loop:
         with sharding.memory_for("config.data.batch_size", config.data.batch_size, experiment.mesh):
           stopped = self._run_epoch(epoch, lambda rate: bar.update(task, completed=self.step, rate=rate))
         if stopped and self.step < experiment.total_steps:
-          raise Preempted(f"Stopped at step {self.step} of {experiment.total_steps}, which is saved")
+          raise Preempted(f"Stopped at step {self.step} of {experiment.total_steps}, with everything saved")
 
   def _progress_bar(self) -> Progress:
     return Progress(
@@ -271,4 +271,4 @@ def load_checkpoint(
     with checkpoints_lib.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
       if (step := saved.latest_step() if last else saved.best_step()) is not None:
         return step, saved.restore(step, experiment.abstract_state(evaluates=True))[0]
-  raise ConfigError(f"workdir={str(workdir)!r} holds no checkpoint to evaluate; train there first.")
+  raise ConfigError(f"workdir={str(workdir)!r} contains no checkpoint to evaluate; train there first.")

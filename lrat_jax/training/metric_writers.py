@@ -171,7 +171,10 @@ class _Guarded:
       call()
     except self._errors as error:
       self._failed = True
-      self._say(f"warning: {self._name} failed and is told nothing more; metrics.jsonl has everything ({_line(error)})")
+      self._say(
+        f"warning: {self._name} failed, and nothing more is sent to it; metrics.jsonl contains everything "
+        f"({_line(error)})"
+      )
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     self._try(lambda: self._tracker.write(step, values))

@@ -74,7 +74,7 @@ def read_config(path: Path, *, says: bool = False) -> dict[str, Any]:
   provenance.refuse_other_schema(path, run if isinstance(run, dict) else {})
   fields, absent = earlier.completed(saved)
   if says and absent and distributed.is_primary():
-    line = f"note: {path} is from before {', '.join(absent)}; there is no such field in it, so the default counts."
+    line = f"note: {path} was written before {', '.join(absent)} existed; defaults are used instead."
     print(line, file=sys.stderr)
   return fields
 
@@ -108,7 +108,7 @@ def data_of_run(workdir: Path, dataset: data.Dataset) -> dict[str, Any]:
   found |= {"num_classes": dataset.num_classes or saved.get("num_classes")}
   if changed := _changed(saved, found):
     raise ConfigError(
-      f"--workdir={workdir} holds a run on other data under the same name ({changed}); give another --workdir."
+      f"--workdir={workdir} contains a run on different data with the same name ({changed}); use another --workdir."
     )
   return saved | found
 
@@ -150,7 +150,7 @@ def check_model(folder: Path, about: Mapping[str, Any]) -> None:
   )
   if changed := _changed(one, other):
     raise ConfigError(
-      f"--workdir={folder} holds the results of another evaluation ({changed}); give another --workdir."
+      f"--workdir={folder} contains the results of another evaluation ({changed}); use another --workdir."
     )
 
 
@@ -168,13 +168,13 @@ def check(workdir: Path, config: ConfigDict) -> None:
       return
     saved = read_config(saved_file, says=True)
   except OSError as error:  # a name that is too long, or a folder without read permission
-    raise ConfigError(f"--workdir={workdir} cannot be: {error.strerror}.") from None
+    raise ConfigError(f"--workdir={workdir} cannot be used: {error.strerror}.") from None
   except files.CorruptFileError as error:
-    raise ConfigError(f"{error} Give another --workdir or remove this one.") from None
+    raise ConfigError(f"{error} Use another --workdir or remove this one.") from None
   lines = _difference(_without(saved, _FREE_FIELDS), _without(config.to_dict(), _FREE_FIELDS))
   if lines:
     raise ConfigError(
-      f"--workdir={workdir} holds a run of another configuration ({'; '.join(lines)}); give another --workdir."
+      f"--workdir={workdir} contains a run with another configuration ({'; '.join(lines)}); use another --workdir."
     )
 
 
@@ -190,13 +190,13 @@ def load_config(workdir: Path, *, trust_user_code: bool = False) -> ConfigDict:
   """
   path = workdir / "config.json"
   if not path.is_file():
-    raise ValueError(f"workdir={str(workdir)!r} holds no config.json; train there first.")
+    raise ValueError(f"workdir={str(workdir)!r} contains no config.json; train there first.")
   config = ConfigDict(read_config(path, says=True))
   validate.check_form(config)
   names = list(validate_user_code.named(config.to_dict()))
   if names and not trust_user_code:
     raise ValueError(
-      f"{path} names code that would be run, {names[0]}; give trust_user_code=True if you trust its author."
+      f"{path} refers to user code that would be run, {names[0]}; pass trust_user_code=True if you trust its author."
     )
   return config
 
@@ -207,9 +207,9 @@ def _lock(workdir: Path) -> filelock.BaseFileLock | None:
     workdir.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(workdir / _LOCK).acquire(timeout=0).lock
   except filelock.Timeout:
-    raise ConfigError(f"--workdir={workdir} is in use by another process; wait for it, or give another.") from None
+    raise ConfigError(f"--workdir={workdir} is in use by another process; wait for it, or use another.") from None
   except NotImplementedError:  # some network file systems; a run there is possible, but without a lock
-    line = f"warning: --workdir={workdir} is on a file system without locks; let no other process work in it."
+    line = f"warning: --workdir={workdir} is on a file system without locks; make sure that no other process uses it."
     print(line, file=sys.stderr)
     return None
   except OSError as error:
@@ -221,7 +221,9 @@ def _find(workdir: Path) -> None:
   deadline = time.monotonic() + _SHARED_WITHIN_S
   while not workdir.is_dir():
     if time.monotonic() > deadline:
-      raise ConfigError(f"--workdir={workdir} is not shared: what the first process made there is not to be seen.")
+      raise ConfigError(
+        f"--workdir={workdir} is not shared: this process cannot see the directory that the first process created."
+      )
     time.sleep(0.1)
 
 

@@ -71,15 +71,15 @@ def test_weights_are_aligned_by_instance_whatever_the_order_of_their_batches(tmp
 
 
 def test_what_is_not_there_is_one_line(tmp_path):
-  with pytest.raises(ValueError, match=r"^workdir='.*' holds no weights/epoch_\*.npz; train there.*$"):
+  with pytest.raises(ValueError, match=r"^workdir='.*' contains no weights/epoch_\*.npz; train there.*$"):
     inspection.weight_history(tmp_path)
-  with pytest.raises(ValueError, match=r"^workdir='.*' holds no config.json; train there first.$"):
+  with pytest.raises(ValueError, match=r"^workdir='.*' contains no config.json; train there first.$"):
     inspection.evaluate(tmp_path)
   with pytest.raises(ValueError, match=r"^split='all' is unknown; choose from \['test', 'validation', 'train'\].$"):
     inspection.evaluate(tmp_path, split="all")
   with pytest.raises(ValueError, match=r"^field='adversarial/fgsm' is unknown; choose from \['across', .*'natural'"):
     inspection.values(_history([[0.5]]), "adversarial/fgsm")
-  with pytest.raises(ValueError, match=r"^index 99 is none of the split's 8 indices.$"):
+  with pytest.raises(ValueError, match=r"^index 99 is not one of the split's 8 indices.$"):
     inspection.look_up(make_split(8), [3, 99])
 
 
@@ -182,7 +182,7 @@ def test_autoattack_is_left_out_unless_it_is_named():
   [
     ([1, 1], ["a", "jpeg"], r"^attack 'jpeg' was not evaluated; choose from \['a', 'b'\].$"),
     ([1, 1], ["a"], r"^names=\['a'\]: .*two or more.$"),
-    ([0, 0], None, r"^none of the 2 instances is right when clean, .*$"),
+    ([0, 0], None, r"^none of the 2 clean instances is classified correctly, .*$"),
   ],
 )
 def test_attacks_that_cannot_be_compared_are_one_line(clean, names, message):

@@ -152,8 +152,8 @@ def test_gradients_of_a_random_model_are_averaged(keys, images, linear_weights):
   ("change", "message"),
   [
     ({"epsilon": -0.1}, r"epsilon=-0.1 is outside \[0, 1\]"),
-    ({"num_steps": 0}, "num_steps=0 must be an integer of 1 or more"),
-    ({"eot_iter": -1}, "eot_iter=-1 must be an integer of 0 or more"),
+    ({"num_steps": 0}, "num_steps=0 must be an integer from 1"),
+    ({"eot_iter": -1}, "eot_iter=-1 must be an integer from 0"),
     ({"norm": "l7"}, "norm='l7' is unknown; choose from"),
     ({"loss": "mse"}, "loss='mse' is unknown; choose from"),
     ({"loss": "dlr_targeted"}, "loss='dlr_targeted' needs targets or target_rank"),

@@ -228,7 +228,7 @@ def test_a_stage_whose_chunks_are_halved_begins_anew(monkeypatch, tmp_path, mode
 @pytest.mark.parametrize(("most", "platforms", "size"), [(4, ("cpu",), 8), (0, (), 1)])
 def test_memory_that_is_too_small_for_anything_is_named(monkeypatch, most, platforms, size, model, images, answers):
   _SmallDevice(monkeypatch, most, platforms)
-  with pytest.raises(MemoryError, match=rf"chunk_size={size}: .* has no memory for {size} images at once"):
+  with pytest.raises(MemoryError, match=rf"chunk_size={size}: .* does not have enough memory for {size} images"):
     run(model, images, answers)
 
 
@@ -433,7 +433,7 @@ def test_a_store_of_other_work_is_refused(change, reason, tmp_path, model, image
   change = dict(change)
   other = Partial(_linear, jnp.asarray(linear_weights) * change.pop("scale", 1.0))
   first = change.pop("shift", 0)
-  with pytest.raises(ValueError, match=f"holds an evaluation with other .*{reason}"):
+  with pytest.raises(ValueError, match=f"contains an evaluation that differs in .*{reason}"):
     small(other, images[first : first + 8], answers[first : first + 8], **change)
 
 

@@ -80,9 +80,9 @@ def test_confidence_asks_for_a_margin(problem, keys):
     ({"learning_rate": 0.0}, r"learning_rate=0 is outside \(0, 1e6\]"),
     ({"initial_const": -1.0}, "initial_const=-1 is outside"),
     ({"confidence": -1.0}, r"confidence=-1 is outside \[0, 1e6\]"),
-    ({"confidence": float("inf")}, "confidence=inf is no number"),
-    ({"learning_rate": float("nan")}, "learning_rate=nan is no number"),
-    ({"binary_search_steps": 0}, "binary_search_steps=0 must be an integer of 1 or more"),
+    ({"confidence": float("inf")}, "confidence=inf is not a number"),
+    ({"learning_rate": float("nan")}, "learning_rate=nan is not a number"),
+    ({"binary_search_steps": 0}, "binary_search_steps=0 must be an integer from 1"),
   ],
 )
 def test_bad_arguments_are_named(change, message, keys, images, labels, linear_logits):

@@ -108,12 +108,12 @@ def test_no_steps_leave_the_images(keys, images, labels, linear_logits):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"target_rank": 0}, "target_rank=0 must be an integer of 1 or more"),
+    ({"target_rank": 0}, "target_rank=0 must be an integer from 1"),
     ({"target_rank": 5}, r"target_rank=5 is outside \[1, 4\] for 5 classes"),
-    ({"target_rank": 1, "targets": (jnp.arange(16) + 1) % 5}, "give targets or target_rank=1, not both"),
+    ({"target_rank": 1, "targets": (jnp.arange(16) + 1) % 5}, "pass targets or target_rank=1, not both"),
     ({"targets": jnp.zeros(3, int)}, r"targets must be integers of shape \(16,\)"),
-    ({"num_steps": -1}, "num_steps=-1 must be an integer of 0 or more"),
-    ({"alpha_max": float("nan")}, r"alpha_max=nan is no number"),
+    ({"num_steps": -1}, "num_steps=-1 must be an integer from 0"),
+    ({"alpha_max": float("nan")}, r"alpha_max=nan is not a number"),
     ({"backward": 1.5}, r"backward=1.5 is outside \[0, 1\]"),
     ({"overshoot": 0.5}, r"overshoot=0.5 is outside \[1, 10\]"),
     ({"epsilon": 2.0}, r"epsilon=2 is outside \[0, 1\]"),

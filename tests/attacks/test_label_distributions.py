@@ -67,9 +67,9 @@ def test_which_attacks_take_them():
     (np.zeros(16), r"label_distributions must be floats of shape \(16, classes\), a row per image, not float64"),
     (np.zeros((16, 3), int), r"label_distributions must be floats"),
     (np.zeros((15, 3)), r"label_distributions must be floats"),
-    (np.full((16, 4), 0.5), r"label_distributions\[0\] is no distribution: its entries must be 0 or more, and sum to"),
-    (np.tile([1.5, -0.5], (16, 1)), r"label_distributions\[0\] is no distribution"),
-    (np.full((16, 2), 0.5), r"labels are distributions of shape \(16, 2\), the logits have shape"),
+    (np.full((16, 4), 0.5), r"label_distributions\[0\] is not a distribution: its entries must be 0 or more and sum"),
+    (np.tile([1.5, -0.5], (16, 1)), r"label_distributions\[0\] is not a distribution"),
+    (np.full((16, 2), 0.5), r"labels are distributions of shape \(16, 2\), but the logits have shape"),
   ],
 )
 def test_what_is_no_distribution_is_named(value, message, keys, images, labels, linear_logits):

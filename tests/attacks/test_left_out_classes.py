@@ -75,5 +75,5 @@ def test_autoattack_fares_as_without_them(version, models, images):
 
 
 def test_a_label_that_is_left_out_is_refused(models, keys, images):
-  with pytest.raises(ValueError, match=r"no logits for image 0 \(16 in all\): they are -inf for its label"):
+  with pytest.raises(ValueError, match=r"invalid logits for image 0 \(16 in all\): they are -inf for its label"):
     attacks.fgsm(keys, models[1], images, jnp.zeros(16, int), epsilon=0.1)

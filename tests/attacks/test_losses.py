@@ -26,7 +26,7 @@ def test_cross_entropy_goes_by_distributions():
   np.testing.assert_allclose(gradient, scipy.special.softmax(LOGITS, axis=1) - q, atol=1e-6)
   assert losses.true_classes(jnp.asarray(q)).tolist() == [0, 1, 0]
   assert losses.true_classes(LABELS) is LABELS
-  with pytest.raises(ValueError, match=r"labels are distributions of shape \(3, 5\), the logits have shape \(3, 4\)"):
+  with pytest.raises(ValueError, match=r"labels are distributions of shape \(3, 5\), but the logits have .*\(3, 4\)"):
     losses.cross_entropy(LOGITS, jnp.ones((3, 5)) / 5)
 
 
@@ -75,7 +75,7 @@ def test_dlr_ignores_shift_and_scale_of_the_logits():
 
 
 def test_dlr_refuses_two_classes():
-  with pytest.raises(ValueError, match="needs 3 classes or more, the model has 2; use loss='cw'"):
+  with pytest.raises(ValueError, match="needs at least 3 classes, but the model has 2; use loss='cw'"):
     losses.dlr(jnp.zeros((1, 2)), jnp.zeros(1, int))
 
 
@@ -88,7 +88,7 @@ def test_targeted_dlr_is_the_ratio_of_logit_differences():
 
 
 def test_targeted_dlr_refuses_three_classes():
-  with pytest.raises(ValueError, match="needs 4 classes or more, the model has 3; use loss='margin_targeted'"):
+  with pytest.raises(ValueError, match="needs at least 4 classes, but the model has 3; use loss='margin_targeted'"):
     losses.dlr_targeted(jnp.zeros((1, 3)), jnp.zeros(1, int), jnp.zeros(1, int))
 
 

@@ -112,10 +112,10 @@ def test_activations_that_are_all_0_break_no_gradient(keys, images, linear_logit
 @pytest.mark.parametrize(
   ("features_fn", "message"),
   [
-    (None, "features_fn=None: lpips needs a function that gives a model's activations"),
-    (lambda images: images, "features_fn returns ArrayImpl; it must return a list of one array or more"),
-    (lambda images: [], "features_fn returns list; it must return a list of one array or more"),
-    (lambda images: [images[0]], r"a list of float32 \(8, 8, 1\); it must be of float arrays \[16, h, w, c\]"),
+    (None, "features_fn=None: lpips needs a function that returns a model's activations"),
+    (lambda images: images, "features_fn returns ArrayImpl; it must return a list of at least one array"),
+    (lambda images: [], "features_fn returns list; it must return a list of at least one array"),
+    (lambda images: [images[0]], r"a list of float32 \(8, 8, 1\); it must be a list of float arrays \[16, h, w, c\]"),
     (lambda images: [images.mean()], r"a list of float32 \(\); it must be"),
     (lambda images: [3], "a list of int; it must be"),
   ],

@@ -149,7 +149,7 @@ def test_a_coordinate_without_a_gradient_takes_no_step_and_the_others_do(keys, i
   [
     ({"radii": {"linf": 2, "l1": 1}}, r"radii.linf=2 is outside \[0, 1\]"),
     ({"radii": 0.1}, "radii=0.1 must have a value for each norm"),
-    ({"step_sizes": {"l2": 0.1}}, r"step_sizes are of the norms \['l2'\]; radii are of \['l1', 'l2', 'linf'\]"),
+    ({"step_sizes": {"l2": 0.1}}, r"step_sizes has the norms \['l2'\], but radii has \['l1', 'l2', 'linf'\]"),
     ({"step_sizes": STEP_SIZES | {"l1": -1}}, r"step_sizes.l1=-1 is outside \[0, 1e6\]"),
     ({"radii": {"l3": 0.1}}, "radii='l3' is unknown; choose from"),
     ({"loss": "kl"}, "loss='kl' is unknown; choose from"),

@@ -45,8 +45,8 @@ def test_the_one_transformation_that_fools_is_found(keys):
     ({"max_translation": -1}, "max_translation=-1 is outside"),
     ({"max_translation": 1e300}, r"max_translation=1e\+300 is outside \[0, 8\]"),
     ({"num_translations": 10**4}, r"num_rotations \* num_translations \*\* 2=3100000000 must be an integer"),
-    ({"num_rotations": 0}, "num_rotations=0 must be an integer of 1 or more"),
-    ({"num_translations": 1.5}, "num_translations=1.5 must be an integer of 1 or more"),
+    ({"num_rotations": 0}, "num_rotations=0 must be an integer from 1"),
+    ({"num_translations": 1.5}, "num_translations=1.5 must be an integer from 1"),
   ],
 )
 def test_bad_arguments_are_named(change, message, keys, images, labels, linear_logits):

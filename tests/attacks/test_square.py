@@ -109,7 +109,7 @@ def test_a_constant_model_survives_every_query(keys, images):
   ("change", "message"),
   [
     ({"p_init": 0.0}, r"p_init=0 is outside \(0, 1\]"),
-    ({"num_queries": -1}, "num_queries=-1 must be an integer of 0 or more"),
+    ({"num_queries": -1}, "num_queries=-1 must be an integer from 0"),
     ({"epsilon": -1.0}, r"epsilon=-1 is outside \[0, 1\]"),
     ({"norm": "l7"}, "norm='l7' is unknown; choose from"),
   ],

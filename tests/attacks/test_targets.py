@@ -135,8 +135,8 @@ TARGETED = {
   ("change", "message"),
   [
     (lambda targets, labels: targets.at[5].set(labels[5]), r"targets\[5\]=0 is the image's label; choose another"),
-    (lambda targets, labels: targets.at[3].set(5), r"targets\[3\]=5 is no class: logits_fn returns 5 classes, 0 to 4"),
-    (lambda targets, labels: targets.at[3].set(-1), r"targets\[3\]=-1 is no class"),
+    (lambda targets, labels: targets.at[3].set(5), r"targets\[3\]=5 is not a class: .* returns 5 classes, 0 to 4"),
+    (lambda targets, labels: targets.at[3].set(-1), r"targets\[3\]=-1 is not a class"),
     (lambda targets, labels: targets[:3], r"targets must be integers of shape \(16,\), one per image"),
     (lambda targets, labels: targets.astype(float), r"targets must be integers of shape \(16,\), one per image"),
     (lambda targets, labels: 2, r"targets must be integers of shape \(16,\), one per image, not int"),

@@ -161,7 +161,7 @@ def test_momentum_survives_a_gradient_of_zero(keys, images, labels):
     (lambda: transforms.diversity(1.5), r"probability=1.5 is outside \[0, 1\]"),
     (lambda: transforms.diversity(resize_rate=0.0), r"resize_rate=0 is outside \[0.1, 1\]"),
     (lambda: transforms.translation(4), "kernel_size=4 must be odd"),
-    (lambda: transforms.translation(0), "kernel_size=0 must be an integer of 1 or more"),
+    (lambda: transforms.translation(0), "kernel_size=0 must be an integer from 1"),
     (lambda: transforms.translation(3, 0.0), r"radius=0 is outside \(0, 10\]"),
   ],
 )

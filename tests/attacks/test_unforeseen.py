@@ -242,7 +242,7 @@ def test_frank_wolfe_goes_to_the_best_vertex():
     ({"step_size": -1.0}, "step_size=-1 is outside"),
     ({"num_steps": 1.5}, "num_steps=1.5 must be an integer"),
     ({"loss": "mse"}, "loss='mse' is unknown; choose from"),
-    ({"kind": "jpeg_l1", "step_size": 0.1}, "step_size is no argument of kind='jpeg_l1'"),
+    ({"kind": "jpeg_l1", "step_size": 0.1}, "step_size is not an argument of kind='jpeg_l1'"),
     ({"kind": "hsv", "images": jnp.zeros((16, 8, 4, 2))}, "kind='hsv' takes images of 1 or 3 channels, not 2"),
   ],
 )

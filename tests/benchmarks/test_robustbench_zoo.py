@@ -78,10 +78,10 @@ def test_what_loads_is_told_from_what_does_not_and_from_wrong_numbers(entries):
   rows = {entry.name: examined.row(entry) for entry in entries}
   assert [rows[name]["loads"] for name in ENTRIES] == [True, False, False, False]
   assert (
-    rows["Ding2020MMA"]["difference"] < 1e-4 and "how its network takes images" in rows["Ding2020MMA"]["nothing said"]
+    rows["Ding2020MMA"]["difference"] < 1e-4 and "the preprocessing of images" in rows["Ding2020MMA"]["nothing said"]
   )
   assert rows["Wrong"]["nothing said"] == "loads" and rows["Wrong"]["difference"] > 1e-2
-  assert "difference" not in rows["Plain"] and "is no entry whose network is known" in rows["Plain"]["reason"]
+  assert "difference" not in rows["Plain"] and "is not an entry whose network is known" in rows["Plain"]["reason"]
   assert "cannot be built on meta: no definition on meta" in rows["Bai2024MixedNUTS"]["reason"]
   *_, last = robustbench_zoo._table(list(rows.values()))
   assert last["network"] == "all" and last["all"] == last["cifar10 Linf"] == "1/4"

@@ -36,7 +36,7 @@ def test_methods_are_run_once_and_one_that_breaks_down_is_missing(tmp_path, caps
   ]
   assert compare.main(arguments) == compare.NOT_FINITE
   printed = capsys.readouterr().out
-  assert "3 runs, 0 of them done before." in printed and f"{BROKEN} seed 0: FAILED in" in printed
+  assert "3 runs, 0 of them already finished." in printed and f"{BROKEN} seed 0: FAILED in" in printed
   assert "is not finite at step" in printed
   summary = json.loads((tmp_path / "c" / "comparison.json").read_text())
   assert summary["missing"] == [f"{BROKEN} seed 0"] and summary["command"].startswith("python -m lrat_jax.compare")
@@ -48,7 +48,7 @@ def test_methods_are_run_once_and_one_that_breaks_down_is_missing(tmp_path, caps
   arguments[0] = "--methods=at,irat"
   assert compare.main(arguments) == 0
   printed = capsys.readouterr().out
-  assert "2 runs, 2 of them done before." in printed and "| irat |" in printed
+  assert "2 runs, 2 of them already finished." in printed and "| irat |" in printed
   assert (tmp_path / "c" / "at" / "seed0" / "results.json").stat().st_mtime_ns == before
   assert compare.main([*arguments, "--config.train.epochs=2"]) == compare.BAD_INPUT
   assert "config.train.epochs: 1 in the workdir, 2 asked for" in capsys.readouterr().err
@@ -57,7 +57,7 @@ def test_methods_are_run_once_and_one_that_breaks_down_is_missing(tmp_path, caps
   content["run"]["data"]["test"] = "float32 [500, 8, 8, 1] sha256:of other images"
   config.write_text(json.dumps(content))
   assert compare.main(arguments) == compare.BAD_INPUT
-  assert "at/seed0 holds a run on other data under the same name (test: " in capsys.readouterr().err
+  assert "at/seed0 contains a run on different data with the same name (test: " in capsys.readouterr().err
 
 
 def test_a_comparison_that_is_stopped_leaves_no_run_behind(tmp_path):
@@ -77,14 +77,14 @@ def test_a_comparison_that_is_stopped_leaves_no_run_behind(tmp_path):
   "arguments, reason",
   [
     ([], "--methods is missing"),
-    (["--methods=at,lart"], "no file of that name, configs/lart.py"),
-    (["--methods=at,at"], "--methods='at,at' names one twice"),
+    (["--methods=at,lart"], "'lart' is not a method, and the file configs/lart.py does not exist"),
+    (["--methods=at,at"], "--methods='at,at' contains an entry twice"),
     (["--methods=at", "--seeds=0,x"], "--seeds='0,x' must be whole numbers"),
     (["--methods=at", "--data=mnist"], "--data='mnist' is unknown; choose from ['cifar10'"),
     (["--methods=at", "--suite=all"], "--suite='all' is unknown; choose from ['apgd'"),
-    (["--methods=at", "--jobs=0"], "--jobs=0 must be 1 or more"),
+    (["--methods=at", "--jobs=0"], "--jobs=0 must be between 1 and"),
     (["--methods=at", "--config.beta=-2.0"], "at: config.beta=-2.0 is outside"),
-    (["--methods=at", "--config.seed=3"], "--config.seed is not for a comparison; give --seeds"),
+    (["--methods=at", "--config.seed=3"], "--config.seed cannot be set for a comparison; use --seeds"),
     (["--methods=at", "more"], "'more' is not understood"),
     (["--methods=at", "--seed=0"], "seed"),
   ],

@@ -47,7 +47,7 @@ def test_a_method_may_name_functions_of_ones_own():
 @pytest.mark.parametrize(
   "name, reason",
   [
-    ("lart", r"'lart': there is no method and no file of that name, configs/lart.py; choose from \['at', 'irat'"),
+    ("lart", r"'lart' is not a method, and the file configs/lart.py does not exist; choose from \['at', 'irat'"),
     ("at@seed", r"'at@seed' is not understood; write NAME"),
     ("", "'' is not understood"),
   ],

@@ -124,7 +124,7 @@ def test_the_page_shows_what_the_summary_holds(runs):
   "chosen, heading, bootstrap",
   [
     ((0, 1), "images: mean ± standard deviation, 2 seeds.", "bootstrap over seeds and images:"),
-    ((1,), "images, 1 seed.", "bootstrap over images alone: with one seed, it leaves out how much seeds differ:"),
+    ((1,), "images, 1 seed.", "bootstrap over images only: with one seed, the variation between seeds is unknown:"),
   ],
 )
 def test_the_page_says_what_its_spread_and_intervals_are_over(runs, chosen, heading, bootstrap):

@@ -91,13 +91,13 @@ def test_a_wrong_suite_is_named(argument):
 @pytest.mark.parametrize(
   ("entry", "message"),
   [
-    ({"steps": 3}, "steps=3 is no argument of 'autoattack'; choose from"),
+    ({"steps": 3}, "steps=3 is not an argument of 'autoattack'; choose from"),
     ({"version": "rand"}, r"version='rand' is unknown; choose from \['apgd', 'plus', 'standard'\]"),
-    ({"epsilon": "eight"}, "epsilon='eight' is no number"),
+    ({"epsilon": "eight"}, "epsilon='eight' is not a number"),
     ({"epsilon": "2"}, r"epsilon=2 is outside \[0, 1\]"),
     ({"norm": "l0"}, "norm='l0' is unknown"),
     ({"attacks_to_run": ("pgd",)}, "has no stage 'pgd'"),
-    ({"overrides": {"square": {"steps": 1}}}, "steps=1 is no argument of 'square'"),
+    ({"overrides": {"square": {"steps": 1}}}, "steps=1 is not an argument of 'square'"),
   ],
 )
 def test_an_autoattack_that_cannot_run_is_named(entry, message):

@@ -32,11 +32,11 @@ def test_any_kind_that_has_a_file_serves(tmp_path, kind):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"kind": "snow"}, r"config.data.corruptions='.*' holds no snow.npy; its kinds are \['fog', 'rain'\]"),
+    ({"kind": "snow"}, r"config.data.corruptions='.*' does not contain snow.npy; its kinds are \['fog', 'rain'\]"),
     ({"severity": 6}, r"config.eval.suite.it.severity=6 is outside \[1, 5\]"),
     ({"severity": 1.5}, r"config.eval.suite.it.severity=1.5 must be an integer"),
-    ({"split": "validation"}, "config.eval.split='validation': config.data.corruptions is of the test split alone"),
-    ({"steps": 3}, "config.eval.suite.it.steps=3 is no argument of 'corruption'"),
+    ({"split": "validation"}, "config.eval.split='validation': config.data.corruptions is only for the test split"),
+    ({"steps": 3}, "config.eval.suite.it.steps=3 is not an argument of 'corruption'"),
   ],
 )
 def test_what_cannot_be_read_is_refused(tmp_path, changes, message):

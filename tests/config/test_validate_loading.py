@@ -11,7 +11,7 @@ from tests.helpers import make_config
   ("fields", "message"),
   [
     ({"loading": "disk"}, r"config.data.loading='disk' is unknown; choose from \['auto', 'memory', 'stream'\]"),
-    ({"loading": "stream", "placement": "device"}, "config.data.placement='device': images cannot wait there"),
+    ({"loading": "stream", "placement": "device"}, "data.placement='device': images cannot be kept on the device"),
     ({"random_resized_crop": 0.1}, "config.data.random_resized_crop=0.1 needs config.data.image_size"),
     ({"random_resized_crop": 1.5, "image_size": 8}, r"random_resized_crop=1.5 is outside \[0, 1\]"),
     ({"random_resized_crop": 0.1, "image_size": 8, "loading": "memory"}, "it needs loading=stream or auto"),

@@ -61,24 +61,24 @@ def test_functions_that_serve_pass():
   ("function", "fields", "message"),
   [
     ("missing", {}, r"name='.*:missing': module 'tests.user_functions' has no 'missing'"),
-    ("NUMBER", {}, "name='.*:NUMBER' is int, no function"),
+    ("NUMBER", {}, "name='.*:NUMBER' is int, not a function"),
     (
       "three_arguments",
       {},
       r"takes \(keys, images, labels\); it must take \(keys, logits_fn, images, ",
     ),
-    ("noise", {"shrae": 0.5}, r".shrae=0.5 is no argument of '.*:noise'; choose from \['epsilon', 'num_steps'"),
+    ("noise", {"shrae": 0.5}, r".shrae=0.5 is not an argument of '.*:noise'; choose from \['epsilon', 'num_steps'"),
     ("too_far", {}, "[.]epsilon is missing for '.*:too_far'"),
-    ("noise", {"epsilon": "8/"}, "[.]epsilon='8/' is no number"),
-    ("noise", {"epsilon": "2"}, r"[.]epsilon=2 is outside \[0, 1\], the linf distances"),
-    ("noise", {"num_steps": "2"}, "[.]num_steps='2' must be an integer of 0 or more"),
-    ("noise", {"share": float("nan")}, "[.]share=nan cannot be kept"),
+    ("noise", {"epsilon": "8/"}, "[.]epsilon='8/' is not a number"),
+    ("noise", {"epsilon": "2"}, r"[.]epsilon=2 is outside \[0, 1\], the range of linf distances"),
+    ("noise", {"num_steps": "2"}, "[.]num_steps='2' must be an integer from 0"),
+    ("noise", {"share": float("nan")}, "[.]share=nan cannot be stored"),
     ("too_far", {"epsilon": "0.1", "norm": "l0"}, "[.]norm='l0' is unknown; choose from"),
     ("attack_that_fails", {}, r"name='.*attack_that_fails' failed \(RuntimeError: out of order\)"),
     ("images_alone", {}, "returns .*; it must return an AttackResult of arrays"),
     ("flat_images", {}, r"returns images float32 \(3, 64\); they must be float \(3, 8, 8, 1\)"),
     ("no_steps", {}, r"returns surviving_steps float32 \(3,\); they must be integers \(3,\)"),
-    ("too_many_steps", {"num_steps": 4}, r"returns surviving_steps from 5 to 5; they are in 0..num_steps, here 0..4"),
+    ("too_many_steps", {"num_steps": 4}, r"surviving_steps from 5 to 5; they must be in 0..num_steps, here 0..4"),
     ("too_far", {"epsilon": "0.1"}, r"leaves the linf ball of epsilon=0.1: an image is 0.2 away"),
     ("out_of_range", {}, r"returns images from 1.\d+ to 1.\d+; they must be in \[0, 1\]"),
     ("not_a_number", {}, "returns images from nan to nan"),
@@ -128,9 +128,9 @@ def test_what_is_no_weighting_and_no_network_is_named(field, function, message):
     ("fails", r"failed \(RuntimeError: out of order\)"),
     ("train_alone", r"returns \['x_train'\]; it must return a mapping with the arrays \['test_images', "),
     ("no_classes", "returns _Network; it must return a mapping"),
-    ("ragged", "returns what is no array: .*inhomogeneous"),
-    ("objects", "training images has shape|training images is object"),
-    ("bright", r"training images holds floats from 2 to 2; float images are in \[0, 1\]"),
+    ("ragged", "returns something that is not an array: .*inhomogeneous"),
+    ("objects", "training images have shape|training images are object"),
+    ("bright", r"training images are floats from 2 to 2; float images must be in \[0, 1\]"),
   ],
 )
 def test_what_is_no_data_set_is_named(function, message):
@@ -240,7 +240,7 @@ def test_a_workdir_of_anothers_runs_nothing_without_leave(place, trap, tmp_path)
   _write(tmp_path / "run", **{place: PLACES[place]})
   for read in (inspection.evaluate, inspection.load_experiment, workdir_lib.load_config):
     with pytest.raises(
-      ValueError, match=rf"config.json names code .*config.{place}.*='trap:.*; give trust_user_code=True"
+      ValueError, match=rf"config.json refers to user code .*config.{place}.*='trap:.*; pass trust_user_code=True"
     ):
       read(tmp_path / "run")
   assert not trap.exists() and "trap" not in sys.modules
@@ -271,7 +271,7 @@ def test_a_name_on_the_command_line_is_one_line(tmp_path, capsys):
   assert main.main([*command, f"--config.data.source={OWN}fails"]) == 2
   assert re.fullmatch("error: config.data.source='.*:fails' failed .*\n", capsys.readouterr().err)
   assert main.main([*command, f"--config.train_attacks.pgd.name={OWN}images_alone"]) == 2
-  assert "is no argument of 'tests.user_functions:images_alone'; choose from []" in capsys.readouterr().err
+  assert "is not an argument of 'tests.user_functions:images_alone'; choose from []" in capsys.readouterr().err
   assert not (tmp_path / "run").exists()
 
 

@@ -49,14 +49,14 @@ def test_the_users_normalisation_goes_before_the_files_and_stays_with_the_model(
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["a.pt"], "SOURCE and DESTINATION are needed, 1 given"),
+    (["a.pt"], "SOURCE and DESTINATION are required, but 1 given"),
     (["a.pt", "b", "c"], "3 given"),
     (["a.pt", "b.npz"], "b.npz must be NAME.safetensors, or a directory"),
     (["a.pt", "b", "--mean=0.5"], "--mean and --std go together"),
     (["a.pt", "b", "--mean=x", "--std=1"], "--mean='x' must be numbers"),
     (["a.pt", "b", "--means=1"], "Unknown command line flag 'means'"),
-    (["a.pt", "b", "--robustbench_entry=e.json"], "a.pt/results.json is not there"),
-    (["a\0.pt", "b"], "holds a null character"),
+    (["a.pt", "b", "--robustbench_entry=e.json"], "a.pt/results.json does not exist"),
+    (["a\0.pt", "b"], "contains a null character"),
   ],
 )
 def test_bad_commands_are_one_line(arguments, message, capsys):
@@ -116,13 +116,13 @@ def test_a_file_may_be_attacked_in_bfloat16_and_its_verdict_is_float32s(run, tmp
   capsys.readouterr()
   model = "--model=examples.plain_function:logits_fn"
   assert main.main([*evaluation[:-2], model, "--config.eval.attack_dtype=bfloat16", f"--workdir={tmp_path}/f"]) == 2
-  assert "config.eval.attack_dtype='bfloat16' is for a file of weights" in capsys.readouterr().err
+  assert "config.eval.attack_dtype='bfloat16' is only for a file of weights" in capsys.readouterr().err
 
 
 def test_a_evaluation_becomes_an_entry_of_robustbench(run, tmp_path, capsys):
   workdir, _ = run
   line = _fail(capsys, workdir, tmp_path / "a.safetensors", f"--robustbench_entry={tmp_path}/entry.json")
-  assert "results hold no standard AutoAttack" in line and not list(tmp_path.iterdir())
+  assert "results contain no standard AutoAttack" in line and not list(tmp_path.iterdir())
   results = json.loads((workdir / "results.json").read_text())
   entry = {"name": "autoattack", "norm": "linf", "epsilon": "0.2", "version": "standard"}
   folder = tmp_path / "standard"
@@ -133,12 +133,13 @@ def test_a_evaluation_becomes_an_entry_of_robustbench(run, tmp_path, capsys):
   assert written["autoattack_acc"] == "25.00" and written["architecture"] == "cnn_4" and written["dataset"] == "digits"
   del results["config"]
   (folder / "results.json").write_text(json.dumps(results))
-  assert "holds no whole results" in _fail(capsys, folder, tmp_path / "a", f"--robustbench_entry={tmp_path}/entry.json")
+  line = _fail(capsys, folder, tmp_path / "a", f"--robustbench_entry={tmp_path}/entry.json")
+  assert "contains no complete results" in line
 
 
 def test_a_run_without_a_checkpoint_or_with_a_damaged_one_is_one_line(run, tmp_path, capsys):
   (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
-  assert "holds no finished checkpoint; train there first" in _fail(capsys, tmp_path / "empty", tmp_path / "a")
+  assert "contains no finished checkpoint; train there first" in _fail(capsys, tmp_path / "empty", tmp_path / "a")
   workdir, _ = run
   (tmp_path / "other").mkdir()
   (tmp_path / "other" / "checkpoints").symlink_to(workdir / "checkpoints")
@@ -146,17 +147,18 @@ def test_a_run_without_a_checkpoint_or_with_a_damaged_one_is_one_line(run, tmp_p
   config = json.loads((workdir / "config.json").read_text())
   config["model"]["name"] = "resnet18_4"
   (tmp_path / "other" / "config.json").write_text(json.dumps(config))
-  assert "config.json and checkpoint do not fit" in _fail(capsys, tmp_path / "other", tmp_path / "a")
+  assert "config.json and the checkpoint do not match" in _fail(capsys, tmp_path / "other", tmp_path / "a")
   config["model"]["name"] = "tests.user_functions:never_imported"
   (tmp_path / "other" / "config.json").write_text(json.dumps(config))
-  assert "other: its network is code, 'tests.user_functions:never" in _fail(capsys, tmp_path / "other", tmp_path / "a")
-  assert "holds a training run" in _fail(capsys, workdir, tmp_path / "other")
+  line = _fail(capsys, tmp_path / "other", tmp_path / "a")
+  assert "other: its network is user code, 'tests.user_functions:never" in line
+  assert "contains a training run" in _fail(capsys, workdir, tmp_path / "other")
   shutil.copytree(workdir, tmp_path / "damaged")
   saved = tmp_path / "damaged" / "checkpoints"
   for digests in saved.glob("*/sha256.json"):
     digests.unlink()
   line = _fail(capsys, tmp_path / "damaged", tmp_path / "a")
-  assert "is damaged, its sha256.json is missing" in line
+  assert "is damaged: its sha256.json is missing" in line
   assert sorted(path.name for path in saved.iterdir()) == sorted(
     path.name for path in (workdir / "checkpoints").iterdir()
   )
@@ -187,7 +189,7 @@ def test_weights_and_functions_are_told_apart_by_their_names(name, stored, short
     (lambda: definitions.cnn(4, 10, 3, 8), r"failed on images \(2, 8, 8, 1\)"),
     (lambda: definitions.cnn(4, 10, 1, 28), r"failed on images \(2, 8, 8, 1\)"),
     (lambda: VisionTransformer(12, 192, 3, 4, 12, 10, 1), r"failed on images .*position embedding is for 9"),
-    (lambda: torch.nn.Linear(3, 3), "are no network known here"),
+    (lambda: torch.nn.Linear(3, 3), "not the tensors of a known network"),
   ],
 )
 def test_a_file_that_does_not_fit_the_data_is_one_line(make, message, run, tmp_path, capsys):
@@ -202,7 +204,7 @@ def test_a_file_that_does_not_fit_the_data_is_one_line(make, message, run, tmp_p
 
 def test_a_workdir_is_no_file_of_weights(run, tmp_path, capsys):
   assert main.main([*run[1], f"--model={run[0]}", f"--workdir={tmp_path}/evaluated"]) == 2
-  assert "is a run's workdir; evaluate it by --mode=evaluate --workdir=" in capsys.readouterr().err
+  assert "is a run's workdir; evaluate it with --mode=evaluate --workdir=" in capsys.readouterr().err
 
 
 def test_every_command_that_we_print_is_understood():
@@ -224,12 +226,12 @@ def test_one_of_several_state_dicts_is_evaluated_by_key(run, tmp_path, capsys):
   command = [argument for argument in run[1] if ".train" not in argument]
   command += [f"--model={tmp_path}/two.pt", f"--workdir={tmp_path}/evaluated"]
   assert main.main([*command, "--mean=0", "--std=1"]) == 2
-  assert "several state_dicts; choose one by --key from ['ema', 'raw']" in capsys.readouterr().err
+  assert "several state_dicts; choose one with --key from ['ema', 'raw']" in capsys.readouterr().err
   assert main.main([*command, "--key=ema"]) == 2
-  assert "does not say how its network takes images" in capsys.readouterr().err
+  assert "does not define the preprocessing of images" in capsys.readouterr().err
   assert main.main([*command, "--key=ema", "--preprocessing=zca"]) == 2
   assert "preprocessing='zca' is unknown; choose from ['none', " in capsys.readouterr().err
   assert main.main([*command, "--key=ema", "--mean=0.3", "--std=0.4"]) == 0
   assert "mean 0.3 and std 0.4, as given" in capsys.readouterr().out
   assert main.main([*run[1], "--key=ema", "--preprocessing=none"]) == 2
-  assert "--key, --preprocessing: only of the file of --model, which is not given" in capsys.readouterr().err
+  assert "--key, --preprocessing: only valid with --model, which is not given" in capsys.readouterr().err

@@ -130,7 +130,7 @@ def test_names_of_other_code_become_ours(tmp_path):
   theirs = {rename(key): tensor for key, tensor in tensors.items()}
   torch.save(_behind("module.", theirs), tmp_path / "a.pt")
   torch.save(tensors, tmp_path / "b.pt")
-  with pytest.raises(WeightsError, match="does not say its network's activation"):
+  with pytest.raises(WeightsError, match="does not define the activation"):
     exchange.read(tmp_path / "a.pt", **PLAIN)
   found, expected = (
     exchange.read(tmp_path / "a.pt", activation="silu", **PLAIN),
@@ -243,7 +243,7 @@ def test_an_average_of_weights_beside_the_raw_ones_is_chosen_by_key(tmp_path):
   tensors = definitions.trained("cnn_4").state_dict()
   average = {name: tensor + 1 for name, tensor in tensors.items()}
   torch.save({"state_dict": tensors, "averages": {"ema": average}, "epoch": 3}, tmp_path / "a.pth.tar")
-  with pytest.raises(WeightsError, match=r"choose one by --key from \['averages.ema', 'state_dict'\]"):
+  with pytest.raises(WeightsError, match=r"choose one with --key from \['averages.ema', 'state_dict'\]"):
     exchange.read(tmp_path / "a.pth.tar", **PLAIN)
   stored = exchange.read(tmp_path / "a.pth.tar", key="averages.ema", **PLAIN)
   np.testing.assert_array_equal(stored.tensors["0.bias"], average["0.bias"].numpy())

@@ -56,8 +56,8 @@ def test_nothing_said_is_one_line_that_names_the_ways_to_say_it_and_robustbenchs
   assert convert.main([str(tmp_path / "a.pt"), str(tmp_path / "b.safetensors")]) == 2
   line = capsys.readouterr().err
   assert line.count("\n") == 1 and not (tmp_path / "b.safetensors").exists()
-  assert "a.pt: the file does not say how its network takes images in [0, 1] (--preprocessing=none or" in line
-  with pytest.raises(WeightsError, match="does not say how its network takes images"):
+  assert "a.pt: the file does not define the preprocessing of images in [0, 1] (--preprocessing=none or" in line
+  with pytest.raises(WeightsError, match="does not define the preprocessing of images"):
     lrat_jax.load_model(tmp_path / "a.pt")
   ambiguous = exchange.torch_names.Recognised("", "wide_resnet_28_10", 10, 3, (8, 8), activation="relu")
   ways = robustbench.suggestions(ambiguous)
@@ -68,9 +68,9 @@ def test_nothing_said_is_one_line_that_names_the_ways_to_say_it_and_robustbenchs
 def test_an_activation_that_the_definition_leaves_open_is_asked_for():
   recognised = exchange.torch_names.Recognised("", "cnn_4", 7, 3, (8, 8), activation=None)
   known = identity.Preprocessing("none")
-  with pytest.raises(WeightsError, match=r"does not say its network's activation \(--activation=relu or silu or"):
+  with pytest.raises(WeightsError, match=r"does not define the activation \(--activation=relu or silu or"):
     identity.settle(recognised, known, {}, identity.Said())
-  with pytest.raises(WeightsError, match=r"activation \(.*\) nor how its network takes images"):
+  with pytest.raises(WeightsError, match=r"activation \(.*\) or the preprocessing of images"):
     identity.settle(recognised, None, {}, identity.Said())
   said = identity.settle(recognised, known, {}, identity.Said(activation="silu"))
   stored = identity.settle(recognised, known, {"activation": "silu"}, identity.Said())
@@ -83,11 +83,11 @@ def test_of_several_networks_that_the_tensors_fit_one_is_said():
   first = exchange.torch_names.Recognised("", "cnn_4", 7, 3, (8, 8), activation="relu")
   both = first._replace(others=(first._replace(name="cnn_8"),))
   known = identity.Preprocessing("none")
-  with pytest.raises(WeightsError, match=r"which network it is .* \(--architecture=cnn_4 or cnn_8\)"):
+  with pytest.raises(WeightsError, match=r"the network among .* \(--architecture=cnn_4 or cnn_8\)"):
     identity.settle(both, known, {}, identity.Said())
   for told, metadata in ((identity.Said(architecture="cnn_8"), {}), (identity.Said(), {"architecture": "cnn_8"})):
     assert identity.settle(both, known, metadata, told).recognised.name == "cnn_8"
-  with pytest.raises(WeightsError, match="are of cnn_4 or cnn_8, not of --architecture=resnet18"):
+  with pytest.raises(WeightsError, match="fit cnn_4 or cnn_8, not --architecture=resnet18"):
     identity.settle(both, known, {}, identity.Said(architecture="resnet18"))
 
 
@@ -102,7 +102,7 @@ def test_of_several_networks_that_the_tensors_fit_one_is_said():
     ({"activation": "swish"}, r"activation='swish' is unknown; choose from \['relu', 'silu'"),
     ({"mean": (0.5,)}, "mean and std go together"),
     ({"mean": (0.5,), "std": (1.0,), "preprocessing": "none"}, "preprocessing='none' uses no mean and std"),
-    ({"robustbench": "Ding2020MMA", "activation": "relu"}, "robustbench='Ding2020MMA' says activation too"),
+    ({"robustbench": "Ding2020MMA", "activation": "relu"}, "robustbench='Ding2020MMA' also defines activation"),
   ],
 )
 def test_a_wrong_word_is_one_line(said, message):
@@ -116,7 +116,7 @@ def test_files_from_before_preprocessing_had_a_name_load_as_they_did(tmp_path):
   module = exchange.load(tmp_path / "a.safetensors").module
   assert (module.preprocessing, module.mean, module.std, module.network.activation) == ("mean_std", MEAN, STD, "relu")
   safetensors.numpy.save_file(_stored(), tmp_path / "b.safetensors", metadata | {"preprocessing": "zca"})
-  with pytest.raises(WeightsError, match="its metadata say preprocessing='zca'; choose from"):
+  with pytest.raises(WeightsError, match="its metadata contain preprocessing='zca', which is unknown; choose from"):
     exchange.load(tmp_path / "b.safetensors")
 
 

@@ -77,30 +77,30 @@ def test_the_last_layer_begins_anew_where_that_is_asked_for(stored):
 @pytest.mark.parametrize(
   ("name", "classes", "fields", "message"),
   [
-    ("a.safetensors", 10, {}, "config.train.init_head='loaded': .*a.safetensors is of 4 classes, the data of 10; with"),
+    ("a.safetensors", 10, {}, "config.train.init_head='loaded': .*a.safetensors has 4 classes, but the data have 10"),
     (
       "a.safetensors",
       4,
       {"model__name": "cnn_8"},
-      "is of the network cnn_4 with activation='relu', config.model has name='cnn_8'",
+      "contains the network cnn_4 with activation='relu', but config.model has name='cnn_8'",
     ),
-    ("a.safetensors", 4, {"model__mean": (0.5,)}, r"has the mean \(0.305,\), config.model.mean is \(0.5,\)"),
+    ("a.safetensors", 4, {"model__mean": (0.5,)}, r"has the mean \(0.305,\), but config.model.mean is \(0.5,\)"),
     (
       "a.safetensors",
       4,
       {"model__preprocessing": "per_image"},
-      "has preprocessing='mean_std', config.model 'per_image'",
+      "has preprocessing='mean_std', but config.model has 'per_image'",
     ),
     (
       "a.safetensors",
       4,
       {"model__activation": "silu"},
-      "of the network cnn_4 with activation='relu', .* and activation='silu'",
+      "the network cnn_4 with activation='relu', .* and activation='silu'",
     ),
-    ("a.safetensors", 4, {"model__name": "tests.user_functions:linear"}, "is of the network cnn_4 with"),
+    ("a.safetensors", 4, {"model__name": "tests.user_functions:linear"}, "contains the network cnn_4 with"),
     ("none.pt", 4, {}, "config.train.init_from='.*none.pt': .*none.pt cannot be read"),
     ("n" * 300, 4, {}, "config.train.init_from='.*nnn': File name too long"),
-    ("none", 4, {}, "config.train.init_from='.*none': .*none is none of .pt"),
+    ("none", 4, {}, "config.train.init_from='.*none': .*none must be a directory or have one of the suffixes .pt"),
   ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(stored, name, classes, fields, message):
@@ -110,12 +110,12 @@ def test_what_does_not_fit_is_refused_in_one_line(stored, name, classes, fields,
 
 
 def test_a_run_of_another_network_is_refused(finished):
-  with pytest.raises(ConfigError, match=r"has model.name='cnn_4', this run 'cnn_8'"):
+  with pytest.raises(ConfigError, match=r"has model.name='cnn_4', but this run has 'cnn_8'"):
     _read(finished, 10, model__name="cnn_8")
-  with pytest.raises(ConfigError, match=r"has model.mean=\[0.305\], this run \(0.5,\)"):
+  with pytest.raises(ConfigError, match=r"has model.mean=\[0.305\], but this run has \(0.5,\)"):
     _read(finished, 10, model__mean=(0.5,))
   config = _config(finished)
-  with pytest.raises(ConfigError, match=r"params/network/.*kernel is .* there, .* in this run"):
+  with pytest.raises(ConfigError, match=r"params/network/.*kernel has the shape .* there, but .* in this run"):
     initial.read(config, 10, (8, 8, 3))
 
 

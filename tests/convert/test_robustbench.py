@@ -44,10 +44,10 @@ def test_what_a_few_entries_are():
 @pytest.mark.parametrize(
   ("name", "near"),
   [
-    ("Wang2023Beter_WRN-28-10", "near it: Wang2023Better_WRN-28-10"),
-    ("imagenet/linf/salman2020do_r50", "near it: Salman2020Do_R50"),
-    ("cifar10/Salman2020Do_R50", "is no entry whose network is known here"),
-    ("", "such as Wang2023Better"),
+    ("Wang2023Beter_WRN-28-10", "similar names: Wang2023Better_WRN-28-10"),
+    ("imagenet/linf/salman2020do_r50", "similar names: Salman2020Do_R50"),
+    ("cifar10/Salman2020Do_R50", "is not an entry whose network is known here"),
+    ("", "examples are Wang2023Better"),
   ],
 )
 def test_an_unknown_name_is_one_line_with_near_names(name, near):
@@ -61,9 +61,9 @@ def test_of_entries_with_one_name_the_tensors_choose_where_they_can():
   assert standard == {"cifar10/Linf/Standard", "cifar10/L2/Standard", "cifar10/corruptions/Standard"}
   (rice,) = robustbench.choose("Rice2020Overfitting", _WIDE._replace(name="preact_resnet18"))
   assert rice.place == "cifar10/L2/Rice2020Overfitting"
-  with pytest.raises(WeightsError, match="Carmon2019Unlabeled has 10 classes, these tensors have 100"):
+  with pytest.raises(WeightsError, match="Carmon2019Unlabeled has 10 classes, but these tensors have 100"):
     robustbench.choose("Carmon2019Unlabeled", _WIDE._replace(num_classes=100))
-  with pytest.raises(WeightsError, match="is wide_resnet_34_10, these tensors are of wide_resnet_28_10"):
+  with pytest.raises(WeightsError, match="is wide_resnet_34_10, but these tensors fit wide_resnet_28_10"):
     robustbench.choose("Zhang2019Theoretically", _WIDE)
   two = tuple(robustbench.Entry("A", "cifar10", threat, "cnn", preprocessing=way) for threat, way in (
     ("Linf", "none"), ("L2", "per_image")))  # fmt: skip
@@ -82,7 +82,7 @@ def _tensors():
 
 def test_a_name_says_all_that_the_tensors_do_not():
   _, tensors = _tensors()
-  with pytest.raises(WeightsError, match="does not say how its network takes images"):
+  with pytest.raises(WeightsError, match="does not define the preprocessing of images"):
     exchange.from_tensors("a", tensors)
   stored = exchange.from_tensors("a", tensors, robustbench="Hendrycks2020AugMix_WRN")
   assert stored.preprocessing[:3] == ("mean_std", (0.5,) * 3, (0.5,) * 3)
@@ -98,7 +98,7 @@ def test_a_name_says_all_that_the_tensors_do_not():
 
 def test_what_does_not_fit_an_entry_is_one_line():
   _, tensors = _tensors()
-  with pytest.raises(WeightsError, match="is wide_resnet_28_10, these tensors are of wide_resnet_40_2"):
+  with pytest.raises(WeightsError, match="is wide_resnet_28_10, but these tensors fit wide_resnet_40_2"):
     exchange.from_tensors("a", tensors, robustbench="Carmon2019Unlabeled")
   del tensors["bn1.weight"]
   with pytest.raises(WeightsError, match="missing: bn1.weight"):
@@ -106,7 +106,7 @@ def test_what_does_not_fit_an_entry_is_one_line():
   small = {name: tensor.numpy() for name, tensor in definitions.WideResNet(28, 4).state_dict().items()}
   assert exchange.from_tensors("a", small, robustbench="Ding2020MMA").preprocessing.name == "per_image"
   small |= {"mean": np.zeros(3, np.float32), "std": np.ones(3, np.float32)}
-  with pytest.raises(WeightsError, match="has --preprocessing=per_image, but these tensors have a mean and a std"):
+  with pytest.raises(WeightsError, match="has --preprocessing=per_image, but these tensors contain a mean and a std"):
     exchange.from_tensors("a", small, robustbench="Ding2020MMA")
 
 

@@ -147,9 +147,9 @@ def test_a_model_of_ours_loads_in_pytorch_with_equal_logits(name, tmp_path):
 def test_what_no_tensor_tells_is_asked_for(name, other, tmp_path):
   network, images = _trained(name)
   torch.save(network.state_dict(), tmp_path / "a.pt")
-  with pytest.raises(WeightsError, match=r"which network it is of those that its tensors fit \(--architecture="):
+  with pytest.raises(WeightsError, match=r"the network among those that its tensors fit \(--architecture="):
     exchange.read(tmp_path / "a.pt", **PLAIN)
-  with pytest.raises(WeightsError, match=r"a.pt: its tensors are of .* or .*, not of --architecture=resnet18"):
+  with pytest.raises(WeightsError, match=r"a.pt: its tensors fit .* or .*, not --architecture=resnet18"):
     exchange.read(tmp_path / "a.pt", architecture="resnet18", **PLAIN)
   found = exchange.load(tmp_path / "a.pt", architecture=other, **PLAIN)
   assert found.module.network == models.create(other, 7).network
@@ -166,7 +166,7 @@ def test_any_number_of_heads_that_divides_the_width_fits_a_vit():
 def test_what_tensors_tell_needs_no_word(tmp_path):
   torch.save(_trained("xcit_1_24_3_p8")[0].state_dict(), tmp_path / "a.pt")
   assert exchange.read(tmp_path / "a.pt", **PLAIN).recognised.name == "xcit_1_24_3_p8"
-  with pytest.raises(WeightsError, match="are of xcit_1_24_3_p8, not of --architecture=xcit_1_24_3_p4"):
+  with pytest.raises(WeightsError, match="fit xcit_1_24_3_p8, not --architecture=xcit_1_24_3_p4"):
     exchange.read(tmp_path / "a.pt", architecture="xcit_1_24_3_p4", **PLAIN)
 
 
@@ -177,7 +177,7 @@ def _shapes(network):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"patch_embed.proj.8.0.weight": (16, 16, 3, 3)}, "whose stem has 5 convolutions"),
+    ({"patch_embed.proj.8.0.weight": (16, 16, 3, 3)}, "must have a stem of .* convolutions, not of 5"),
     ({"blocks.0.attn.temperature": (2,)}, r"temperature has the shape \[2\]"),
   ],
 )
@@ -188,7 +188,7 @@ def test_an_xcit_that_is_none_here_is_refused(change, message):
 
 def test_windows_that_are_not_square_are_refused():
   table = "layers.0.blocks.0.attn.relative_position_bias_table"
-  with pytest.raises(torch_names.UnknownNetworkError, match="is of windows that are not square"):
+  with pytest.raises(torch_names.UnknownNetworkError, match="is for windows that are not square"):
     torch_names.recognise(_shapes(Swin((1,), 32, 2, 4, 8)) | {table: (15, 1)})
 
 

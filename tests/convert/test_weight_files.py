@@ -34,14 +34,14 @@ def _fail(path, message, **options):
 def test_one_of_several_state_dicts_is_chosen(tmp_path):
   tensors, path = _tensors(), tmp_path / "a.pt"
   torch.save({"last": tensors, "best": {name: tensor + 1 for name, tensor in tensors.items()}}, path)
-  _fail(path, r"several state_dicts; choose one by --key from \['best', 'last'\]")
+  _fail(path, r"several state_dicts; choose one with --key from \['best', 'last'\]")
   _fail(path, r"no state_dict under --key='first'; choose from \['best', 'last'\]", key="first")
   for key, more in (("last", 0), ("best", 1)):
     np.testing.assert_array_equal(
       exchange.read(path, key=key, mean=(0,), std=(1,)).tensors["0.bias"], tensors["0.bias"].numpy() + more
     )
   safetensors.torch.save_file(tensors, tmp_path / "a.safetensors")
-  _fail(tmp_path / "a.safetensors", "--key='last' is for .pt files", key="last")
+  _fail(tmp_path / "a.safetensors", "--key='last' is only for .pt files", key="last")
 
 
 class _Runs:
@@ -57,7 +57,7 @@ class _Runs:
 @pytest.mark.parametrize("place", [lambda evil, _: evil, lambda evil, tensors: {"net": tensors, "acc": evil}])
 def test_a_pickle_that_would_run_code_is_refused(place, tmp_path):
   torch.save(place(_Runs(tmp_path / "ran"), _tensors()), tmp_path / "a.pt")
-  _fail(tmp_path / "a.pt", "holds a Python object, posix.system, which is not loaded since that can run code")
+  _fail(tmp_path / "a.pt", "contains a Python object, posix.system, which is not loaded because it could run code")
   assert {path.name for path in tmp_path.iterdir()} == {"a.pt"}
   torch.load(tmp_path / "a.pt", weights_only=False)
   assert (tmp_path / "ran").exists()  # so that what is refused above would have run
@@ -65,7 +65,7 @@ def test_a_pickle_that_would_run_code_is_refused(place, tmp_path):
 
 def test_a_whole_module_in_a_file_is_refused_with_what_to_do(tmp_path):
   torch.save(definitions.trained("cnn_4"), tmp_path / "a.pt")
-  _fail(tmp_path / "a.pt", r"torch.nn.modules.*; where you trust the file, .* torch.save\(model.state_dict\(\), NEW\)")
+  _fail(tmp_path / "a.pt", r"torch.nn.modules.*; if you trust the file, .* torch.save\(model.state_dict\(\), NEW\)")
 
 
 def _without(tensors, *names):
@@ -88,11 +88,13 @@ BAD_FILES = {
   r"fc.weight is missing": lambda tensors: _without(tensors, "fc.weight"),
   r"conv1.weight is missing": lambda tensors: _without(tensors, "conv1.weight"),
   r"fc.weight has the shape \[7\]": lambda tensors: tensors | {"fc.weight": torch.ones(7)},
-  r"'wide_resnet_10_0' is no model": lambda tensors: tensors | {"block1.layer.0.conv1.weight": torch.ones(4, 16, 3, 3)},
-  r"a, b, c, d and 2 more are no network known here: ResNet, ": lambda _: dict.fromkeys("abcdef", torch.ones(1)),
-  r"holds no state_dict but only \['epoch', 'lr'\]": lambda _: {"epoch": 3, "lr": 0.1},
-  "holds no state_dict but list": lambda tensors: [tensors, tensors],
-  r"conv1.weight is no plain tensor \(torch.float32, torch.sparse_coo\)": lambda tensors: (
+  r"'wide_resnet_10_0' is not a model": lambda tensors: (
+    tensors | {"block1.layer.0.conv1.weight": torch.ones(4, 16, 3, 3)}
+  ),
+  r"a, b, c, d and 2 more: not the tensors of a known network; known": lambda _: dict.fromkeys("abcdef", torch.ones(1)),
+  r"contains no state_dict, only \['epoch', 'lr'\]": lambda _: {"epoch": 3, "lr": 0.1},
+  "contains no state_dict, only list": lambda tensors: [tensors, tensors],
+  r"conv1.weight is not a plain tensor \(torch.float32, torch.sparse_coo\)": lambda tensors: (
     tensors | {"conv1.weight": tensors["conv1.weight"].to_sparse()}
   ),
   "left over: mean, std": lambda tensors: tensors | {"mean": torch.ones(2), "std": torch.ones(2)},
@@ -135,12 +137,12 @@ def test_a_residual_network_of_another_depth_is_refused(name, tmp_path):
   tensors = _tensors(name)
   third = {key.replace("layer1.1.", "layer1.2."): value for key, value in tensors.items() if "layer1.1." in key}
   torch.save(tensors | third, tmp_path / "a.pt")
-  _fail(tmp_path / "a.pt", r"stages of \[3, 2, 2, 2\] blocks of 2 convolutions are no ResNet known here")
+  _fail(tmp_path / "a.pt", r"stages of \[3, 2, 2, 2\] blocks of 2 convolutions are not a ResNet known here")
 
 
 @pytest.mark.parametrize(
   ("mean", "std", "message"),
-  [((0.1, 0.2), (1.0, 1.0), "is of 2 channels, the network of 3"), ((0.1,), None, "mean and std go together")],
+  [((0.1, 0.2), (1.0, 1.0), "has 2 channels, but the network has 3"), ((0.1,), None, "mean and std go together")],
 )
 def test_a_normalisation_that_does_not_fit_is_one_line(mean, std, message, tmp_path):
   torch.save(_tensors(), tmp_path / "a.pt")
@@ -151,17 +153,17 @@ def test_a_normalisation_that_does_not_fit_is_one_line(mean, std, message, tmp_p
 @pytest.mark.parametrize("mean", ["0.5, 0.5]", '"x"', "[]", "{}", "3", "[[1]]"])
 def test_metadata_that_are_no_numbers_are_one_line(mean, tmp_path):
   safetensors.torch.save_file(_tensors(), tmp_path / "a.safetensors", {"mean": mean, "std": "[1.0]"})
-  _fail(tmp_path / "a.safetensors", "which is no list of numbers", mean=None, std=None)
+  _fail(tmp_path / "a.safetensors", "which is not a list of numbers", mean=None, std=None)
 
 
 @pytest.mark.parametrize(
   ("content", "name", "message"),
   [
-    (b"no such thing", "a.pt", "is no whole PyTorch file"),
-    (b"", "a.pth", "is no whole PyTorch file"),
+    (b"no such thing", "a.pt", "is not a complete PyTorch file"),
+    (b"", "a.pth", "is not a complete PyTorch file"),
     (b"no such thing", "a.safetensors", "cannot be read: Error while deserializing header"),
     (b"", "a.safetensors", "cannot be read"),
-    (b"{}", "a.json", "is none of .pt, .pth, .th, .tar, .ckpt, .safetensors and no directory"),
+    (b"{}", "a.json", "must be a directory or have one of the suffixes .pt, .pth, .th, .tar, .ckpt, .safetensors"),
     (None, "none.pt", "cannot be read: No such file or directory"),
     (None, "none.safetensors", "cannot be read: No such file or directory"),
     (None, "", "model.safetensors cannot be read"),
@@ -179,7 +181,7 @@ def test_cut_files_are_one_line(suffix, size, tmp_path):
   path = tmp_path / f"a.{suffix}"
   torch.save(_tensors(), path) if suffix == "pt" else safetensors.torch.save_file(_tensors(), path)
   path.write_bytes(path.read_bytes()[:size])
-  _fail(path, "cannot be read|is no whole PyTorch file")
+  _fail(path, "cannot be read|is not a complete PyTorch file")
 
 
 def test_a_directory_needs_its_description(tmp_path):
@@ -206,7 +208,7 @@ def test_any_part_of_a_model_stands_for_all_of_it(tmp_path):
   for part in (1, 3):
     assert exchange.read(str(tmp_path / f"a[b]-1-{part:05}-of-00003.safetensors")).content() == whole.content()
   (tmp_path / "a[b]-1-00002-of-00003.safetensors").unlink()
-  _fail(tmp_path / "a[b]-1-00001-of-00003.safetensors", "no network|do not fit|missing")
+  _fail(tmp_path / "a[b]-1-00001-of-00003.safetensors", "known network|do not fit|missing")
 
 
 def test_a_directory_may_hold_a_model_in_parts(tmp_path):
@@ -246,5 +248,5 @@ print(codes + [convert_one("a.pt")])
   assert ended.stdout.endswith("[0, 2, 2, 2]\n"), ended.stderr
   first, missing, second = ended.stderr.splitlines()[-3:]
   assert missing.startswith("error: none.pt cannot be read: No such file")
-  assert first.startswith("error: a.pt is read by PyTorch, which is not installed; install torch")
-  assert second.startswith("error: a.pt is read by PyTorch 2.6 or newer alone")
+  assert first.startswith("error: a.pt can be read only with PyTorch, which is not installed; install torch")
+  assert second.startswith("error: a.pt is read only with PyTorch 2.6 or newer")

@@ -38,7 +38,7 @@ def test_copies_in_another_order_are_found_by_their_places(tmp_path):
   places = np.array([6, 5, 4, 3, 2, 1, 0])
   corrupted = data.open_corrupted(write(tmp_path, places=places), LABELS, INDICES, SHAPE, places)
   assert corrupted.read("fog", 1, np.array([1, 20]))[:, 0, 0, 0].tolist() == [16, 10]
-  with pytest.raises(data.DataError, match="labels.npy says 1 of test image 0 at severity 1, the data set says 2"):
+  with pytest.raises(data.DataError, match="labels.npy says 1 for test image 0 at severity 1, but the data set says 2"):
     data.open_corrupted(str(tmp_path), LABELS, INDICES, SHAPE)
 
 
@@ -65,9 +65,9 @@ def test_a_changed_file_has_another_version(tmp_path):
     ("fog", np.zeros((34, *SHAPE), np.uint8), "fog.npy is uint8 (34, 4, 5, 3); it must be uint8 (35, 4, 5, 3)."),
     ("fog", np.zeros((35, *SHAPE), np.float32), "fog.npy is float32 (35, 4, 5, 3); it must be uint8"),
     ("fog", np.array([None] * 35), "fog.npy cannot be read: "),
-    ("labels", np.zeros(7, int), "labels.npy is int64 (7,); 7 test images at 5 severities have integers (35,)."),
-    ("labels", np.zeros(35), "labels.npy is float64 (35,); 7 test images at 5 severities have integers (35,)."),
-    ("labels", np.tile([2, 0, 1, 0, 0, 2, 1], 5), "says 0 of test image 3 at severity 1, the data set says 1 (5 of 35"),
+    ("labels", np.zeros(7, int), "is int64 (7,); it must be integers (35,), for 7 test images at 5 severities."),
+    ("labels", np.zeros(35), "is float64 (35,); it must be integers (35,), for 7 test images at 5 severities."),
+    ("labels", np.tile([2, 0, 1, 0, 0, 2, 1], 5), "0 for test image 3 at severity 1, but the data set says 1 (5 of 35"),
   ],
 )
 def test_what_is_no_copy_of_the_test_images_is_refused(tmp_path, name, array, message):
@@ -81,10 +81,10 @@ def test_what_is_no_copy_of_the_test_images_is_refused(tmp_path, name, array, me
 def test_what_is_missing_is_named_with_what_is_there(tmp_path):
   with pytest.raises(data.DataError, match="No such file or directory"):
     data.open_corrupted(str(tmp_path / "nowhere"), LABELS, INDICES, SHAPE)
-  with pytest.raises(data.DataError, match=r"holds no labels.npy, only \[\]"):
+  with pytest.raises(data.DataError, match=r"does not contain labels.npy, only \[\]"):
     data.open_corrupted(str(tmp_path), LABELS, INDICES, SHAPE)
   corrupted = data.open_corrupted(write(tmp_path), LABELS, INDICES, SHAPE)
-  with pytest.raises(data.DataError, match=r"holds no snow.npy; its kinds are \['fog', 'rain'\]"):
+  with pytest.raises(data.DataError, match=r"does not contain snow.npy; its kinds are \['fog', 'rain'\]"):
     corrupted.check("snow")
 
 

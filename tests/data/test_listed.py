@@ -68,8 +68,8 @@ def test_without_a_list_all_are_evaluated(folder):
     ([FILES[0], "n01/other.JPEG"], r"list.txt', line 2: the test split has no image 'n01/other.JPEG'"),
     (["7"], "line 1: the test split has no image '7'"),
     (["same.JPEG"], "line 1: the test split has several images 'same.JPEG'"),
-    (["", FILES[0], FILES[1], "0"], "line 4: '0' is the image of line 2"),
-    (["", " "], "names no image"),
+    (["", FILES[0], FILES[1], "0"], "line 4: '0' is the same image as line 2"),
+    (["", " "], "lists no images"),
   ],
 )
 def test_a_wrong_line_is_named(folder, lines, message):
@@ -81,14 +81,14 @@ def test_a_list_that_cannot_be_used_is_named(folder):
   npz = folder.parent / "data.npz"
   np.savez(npz, images=np.zeros((4, 3, 3, 1), np.uint8), labels=np.arange(4))
   assert _rows(folder, ["2", "1"], source=f"npz:{npz}")[0].tolist() == [2, 1]
-  with pytest.raises(data.DataError, match=r"data.source='npz:.*' has no file names; write the images' indices"):
+  with pytest.raises(data.DataError, match=r"data.source='npz:.*' has no file names; list the images' indices"):
     _rows(folder, FILES, source=f"npz:{npz}")
   config = {"source": f"npz:{npz}", "data_dir": ""}
   test = data.load(config["source"], trains=False).test
   for path in (folder / "absent.txt", npz):
     with pytest.raises(data.DataError, match=r"eval.image_list='.*' cannot be read"):
       data.listed_for(str(path), config, test)
-  with pytest.raises(ConfigError, match=r"config.eval.image_list='x' names test images; take eval.split=test with it"):
+  with pytest.raises(ConfigError, match=r"config.eval.image_list='x' lists test images; use eval.split=test with it"):
     validate.check(make_config(eval__image_list="x", eval__split="validation"))
 
 

@@ -175,7 +175,7 @@ def test_a_name_with_signs_of_a_pattern_is_a_file_where_there_is_one(tmp_path):
 def test_the_file_that_is_wrong_is_named(tmp_path):
   _write_parts(tmp_path, _extra())
   np.savez(tmp_path / "part2.npz", image=np.zeros((0, 8, 8, 1), np.uint8), label=np.zeros(0, int))
-  with pytest.raises(data.DataError, match=r"part\*.npz': part2.npz: it holds no images"):
+  with pytest.raises(data.DataError, match=r"part\*.npz': part2.npz: it contains no images"):
     open_extra(f"npz:{tmp_path}/part*.npz", 0, (8, 8, 1), 4)
   with pytest.raises(data.DataError, match="it cannot be read: .*No such file"):
     open_extra(f"npz:{tmp_path}/none*.npz", 0, (8, 8, 1), 4)
@@ -187,15 +187,15 @@ IMAGES = np.zeros((6, 8, 8, 1), np.uint8)
 @pytest.mark.parametrize(
   ("arrays", "message"),
   [
-    ({"image": IMAGES}, r"it holds \['image'\]; it needs the arrays \['image', 'label'\]"),
+    ({"image": IMAGES}, r"it contains \['image'\]; it needs the arrays \['image', 'label'\]"),
     ({"image": IMAGES / 255.0, "label": np.zeros(6, int)}, r"image is float64 .* it must be uint8 \(n, 8, 8, 1\)"),
     ({"image": IMAGES[:, :4], "label": np.zeros(6, int)}, r"image is uint8 \(6, 4, 8, 1\); it must be"),
-    ({"image": IMAGES, "label": np.full(6, 4)}, r"label holds labels from 4 to 4; the classes are 0..3"),
-    ({"image": IMAGES, "label": np.zeros(5, int)}, r"label has shape \(5,\) where there are 6 images"),
-    ({"image": IMAGES, "label": np.full((6, 3), 1 / 3)}, r"label is float64 \(6, 3\); distributions .* \(6, 4\)"),
-    ({"image": IMAGES, "label": np.full((6, 4), 0.5)}, r"floats that are no distributions: from 0.5, sums to 2"),
-    ({"image": IMAGES, "label": np.full((6, 4), np.nan)}, r"floats that are no distributions"),
-    ({"image": IMAGES.astype(object), "label": np.zeros(6, int)}, r"image.npy holds Python objects"),
+    ({"image": IMAGES, "label": np.full(6, 4)}, r"its labels range from 4 to 4; the classes are 0..3"),
+    ({"image": IMAGES, "label": np.zeros(5, int)}, r"its labels have shape \(5,\), but there are 6 images"),
+    ({"image": IMAGES, "label": np.full((6, 3), 1 / 3)}, r"its labels are float64 \(6, 3\); distributions .* \(6, 4\)"),
+    ({"image": IMAGES, "label": np.full((6, 4), 0.5)}, r"row 0 is not a distribution .* entry is 0.5, its sum 2"),
+    ({"image": IMAGES, "label": np.full((6, 4), np.nan)}, r"its labels: row 0 is not a distribution"),
+    ({"image": IMAGES.astype(object), "label": np.zeros(6, int)}, r"image.npy contains Python objects"),
   ],
 )
 def test_other_arrays_are_refused_in_one_line(arrays, message, tmp_path):
@@ -207,7 +207,7 @@ def test_other_arrays_are_refused_in_one_line(arrays, message, tmp_path):
 
 @pytest.mark.parametrize("source", ["digits", "npz:", "tfds:mnist", "a.npz"])
 def test_other_sources_are_refused(source):
-  with pytest.raises(data.DataError, match=f"data.extra.source={source!r} is unknown; it is npz:PATH"):
+  with pytest.raises(data.DataError, match=f"data.extra.source={source!r} is unknown; it must be npz:PATH"):
     open_extra(source, 0, (8, 8, 1), 4)
 
 
@@ -222,14 +222,14 @@ def test_a_damaged_archive_is_refused(tmp_path):
     npz_idx.map_npz(path, [("image", "label")])
   path.write_bytes(whole.replace(b"(6, 8, 8, 1)", b"(9, 8, 8, 1)"))
   with pytest.raises(
-    data.DataError, match=r"image.npy holds 384 bytes where its header, uint8 \(9, 8, 8, 1\), says 576"
+    data.DataError, match=r"image.npy contains 384 bytes, but its header, uint8 \(9, 8, 8, 1\), says 576"
   ):
     npz_idx.map_npz(path, [("image", "label")])
   with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("image.npy", "w") as file:
     np.lib.format.write_array(file, np.zeros(2**28, np.uint8))
   with pytest.raises(data.DataError, match="it needs the arrays"):
     npz_idx.map_npz(path, [("image", "label")])
-  with pytest.raises(data.DataError, match="bytes claim to hold arrays of 268,435,584"):
+  with pytest.raises(data.DataError, match="bytes claim to contain arrays of 268,435,584"):
     npz_idx.map_npz(path, [("image",)])
 
 

@@ -133,23 +133,24 @@ def test_the_same_images_are_held_out_every_time(tmp_path):
   ("changes", "message"),
   [
     ({"test_labels": None}, r"it needs the arrays \['test_images', 'test_labels', 'train_images', 'train_labels'\]"),
-    ({"train_images": np.zeros((12, 20), np.uint8)}, r"training images has shape \(12, 20\); images are \[n, h, w\]"),
-    ({"train_images": np.full((12, 5, 4, 3), 2.0)}, r"holds floats from 2 to 2; float images are in \[0, 1\]"),
-    ({"train_images": np.full((12, 5, 4, 3), np.nan)}, r"float images are in \[0, 1\]"),
-    ({"train_images": np.zeros((12, 5, 4, 3), np.int64)}, "is int64; images are uint8 in 0..255 or floats"),
+    ({"train_images": np.zeros((12, 20), np.uint8)}, r"training images have shape \(12, 20\); it must be \[n, h, w\]"),
+    ({"train_images": np.full((12, 5, 4, 3), 2.0)}, r"images are floats from 2 to 2; float images must be in \[0, 1\]"),
+    ({"train_images": np.full((12, 5, 4, 3), np.nan)}, r"float images must be in \[0, 1\]"),
+    ({"train_images": np.zeros((12, 5, 4, 3), np.int64)}, "images are int64; they must be uint8 in 0..255 or floats"),
     ({"test_images": np.zeros((4, 5, 5, 3), np.uint8)}, r"training images are \(5, 4, 3\), test images \(5, 5, 3\)"),
-    ({"train_labels": np.arange(11)}, r"training labels has shape \(11,\) where there are 12 images"),
-    ({"train_labels": np.linspace(0, 1, 12)}, "training labels is float64; labels are integers, or floats"),
-    ({"train_labels": np.full((12, 3), 0.5)}, "floats that are no distributions: from 0.5, sums to 1.5"),
-    ({"train_labels": np.full((12, 2), [1.5, -0.5])}, "floats that are no distributions: from -0.5, sums to 1"),
-    ({"train_labels": np.full((12, 2), np.nan)}, "training labels holds floats that are no distributions"),
-    ({"train_labels": np.full((11, 2), 0.5)}, r"training labels is float64 \(11, 2\); .* are \(12, classes\)"),
-    ({"train_labels": np.ones((12, 1))}, "training labels hold one class"),
-    ({"test_labels": np.full((4, 2), 0.5)}, r"test labels is float64 \(4, 2\); distributions .* are \(4, 3\)"),
-    ({"train_labels": np.arange(12) - 1}, "training labels holds labels from -1 to 10"),
-    ({"test_labels": np.array([0, 1, 2, 3])}, r"test labels holds labels from 0 to 3; the classes are 0..2"),
-    ({"train_labels": np.zeros(12, int), "test_labels": np.zeros(4, int)}, "hold one class"),
-    ({"train_images": np.array([{}] * 12)}, "train_images.npy holds Python objects, which are never loaded"),
+    ({"train_labels": np.arange(11)}, r"training labels have shape \(11,\), but there are 12 images"),
+    ({"train_labels": np.linspace(0, 1, 12)}, "training labels are float64; they must be integers, or floats"),
+    ({"train_labels": np.full((12, 3), 0.5)}, "row 0 is not a distribution .* entry is 0.5, its sum 1.5"),
+    ({"train_labels": np.eye(12) * (np.arange(12) != 7)}, r"row 7 is not a distribution .* entry is 0, its sum 0\."),
+    ({"train_labels": np.full((12, 2), [1.5, -0.5])}, "row 0 is not a distribution .* entry is -0.5, its sum 1"),
+    ({"train_labels": np.full((12, 2), np.nan)}, "training labels: row 0 is not a distribution .* is nan"),
+    ({"train_labels": np.full((11, 2), 0.5)}, r"training labels are float64 \(11, 2\); .* must be \(12, classes\)"),
+    ({"train_labels": np.ones((12, 1))}, "training labels contain only one class"),
+    ({"test_labels": np.full((4, 2), 0.5)}, r"test labels are float64 \(4, 2\); distributions .* must be \(4, 3\)"),
+    ({"train_labels": np.arange(12) - 1}, "training labels range from -1 to 10"),
+    ({"test_labels": np.array([0, 1, 2, 3])}, r"test labels range from 0 to 3; the classes are 0..2"),
+    ({"train_labels": np.zeros(12, int), "test_labels": np.zeros(4, int)}, "contain only one class"),
+    ({"train_images": np.array([{}] * 12)}, "train_images.npy contains Python objects, which are never loaded"),
   ],
 )
 def test_wrong_arrays_are_named(tmp_path, changes, message):
@@ -187,7 +188,8 @@ def test_a_cut_npz_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("magic", "cut", "message"), [((0, 1, 8, 1), 0, "is no idx file"), (None, 3, "holds 9 bytes where its header says")]
+  ("magic", "cut", "message"),
+  [((0, 1, 8, 1), 0, "is not an idx file"), (None, 3, "contains 9 bytes, but its header says")],
 )
 def test_damaged_idx_files_are_named(tmp_path, magic, cut, message):
   _write_idx_set(tmp_path)
@@ -214,10 +216,10 @@ def test_a_gzip_that_breaks_off_is_named(tmp_path):
     ("npz:", "is unknown; choose from"),
     ("digits:x", "is unknown; choose from"),
     ("npz:/nowhere/x.npz", "there is no such file"),
-    ("idx:/nowhere", "t10k-images-idx3-ubyte .* is not there"),
-    ("tfds:huggingface:x/y", "a data set of TFDS is named NAME, NAME/CONFIG or NAME:1.0.0"),
-    ("tfds:../mnist", "a data set of TFDS is named NAME"),
-    ("tfds:no_such_set", "TFDS knows no data set 'no_such_set'"),
+    ("idx:/nowhere", "t10k-images-idx3-ubyte .* does not exist"),
+    ("tfds:huggingface:x/y", "a TFDS data set must be given as NAME, NAME/CONFIG or NAME:1.0.0"),
+    ("tfds:../mnist", "a TFDS data set must be given as NAME"),
+    ("tfds:no_such_set", "TFDS does not know the data set 'no_such_set'"),
   ],
 )
 def test_what_is_not_there_is_named(source, message):
@@ -278,7 +280,7 @@ def test_floats_may_leave_the_range_by_rounding_and_are_clipped(tmp_path):
   whole = np.concatenate([dataset.train.images, dataset.validation.images])
   assert whole.min() == 0.0 and whole.max() == 1.0
   images[0, 0, 0, 0] = 1.0001
-  with pytest.raises(data.DataError, match=r"holds floats from .* to 1\.0001; float images are in"):
+  with pytest.raises(data.DataError, match=r"images are floats from .* to 1\.0001; float images must be in"):
     data.load(_npz(tmp_path, train_images=images), validation_size=3)
 
 
@@ -311,7 +313,7 @@ def test_a_folder_for_each_class_is_read_in_the_order_of_names(tmp_path):
   assert dataset.test.images.shape == (3, 4, 5, 3) and dataset.test.images.dtype == np.uint8
   assert dataset.test.labels.tolist() == [0, 1, 1] and dataset.num_classes == 2
   assert dataset.test.images[:, 0, 0].tolist() == [[0, 2, 3], [0, 2, 3], [1, 2, 3]]
-  with pytest.raises(data.DataError, match="to be trained on, it needs the folders 'train' and 'test'"):
+  with pytest.raises(data.DataError, match="for training, it needs the folders 'train' and 'test'"):
     data.load(f"images:{tmp_path}", validation_size=1)
 
 
@@ -337,19 +339,19 @@ def test_tiny_imagenet_is_read_as_it_is_published(tmp_path):
   assert data.load(f"images:{tmp_path / 'val'}", trains=False).test.labels.tolist() == [1, 0]
   for row in ("val_9.JPEG\tn01\n", "val_1.JPEG\n"):
     table.write_text(f"val_0.JPEG\tn01\n{row}")
-    with pytest.raises(data.DataError, match="val_annotations.txt, line 2: it names no picture"):
+    with pytest.raises(data.DataError, match="val_annotations.txt, line 2: it must name a picture"):
       data.load(f"images:{tmp_path}", trains=False)
 
 
 @pytest.mark.parametrize(
   ("table", "message"),
   [
-    (None, r"pictures differ in size: .*x.png is \(4, 4, 3\), .*y.png \(5, 4, 3\); .* as data.image_size does"),
+    (None, r"pictures differ in size: .*x.png is \(4, 4, 3\), .*y.png is \(5, 4, 3\); set data.image_size to"),
     ("name,label\nx.png,1\n", r"has the columns \['name', 'label'\]; it needs file and label"),
-    ("file,label\nx.png,cat\n", "labels.csv, line 2: label 'cat' is no number"),
+    ("file,label\nx.png,cat\n", "labels.csv, line 2: label 'cat' is not an integer"),
     ("file,label\nz.png,1\n", "labels.csv, line 2: there is no 'z.png'"),
     ("file,label\nbad.png,1\n", "bad.png cannot be read"),
-    ("file,label\n", "it holds no pictures"),
+    ("file,label\n", "it contains no pictures"),
   ],
 )
 def test_wrong_folders_are_named(tmp_path, table, message):

@@ -250,16 +250,18 @@ def test_auto_says_where_images_are_and_why(tmp_path, monkeypatch):
   ("save", "changes", "message"),
   [
     (np.savez_compressed, {}, "data.source='npz:.*data.loading='stream': .* cannot be streamed; they are compressed"),
-    (np.savez, {"test_images": np.zeros((TEST, 10, 9, 3))}, "they are no images in uint8"),
+    (np.savez, {"test_images": np.zeros((TEST, 10, 9, 3))}, "they are not uint8 images"),
   ],
 )
 def test_what_cannot_be_streamed_is_refused(save, changes, message, tmp_path):
   save(tmp_path / "data.npz", **(_arrays() | changes))
   with pytest.raises(data.DataError, match=message):
     _load(f"npz:{tmp_path}/data.npz", tmp_path, STREAM)
-  with pytest.raises(data.DataError, match="data.loading='stream': 'digits' is held in memory; npz, npy, images, tfds"):
+  with pytest.raises(
+    data.DataError, match="data.loading='stream': 'digits' cannot be streamed; only npz, npy, images, tfds can"
+  ):
     data.load("digits", loading=STREAM)
-  with pytest.raises(data.DataError, match="data.image_size=8: the pictures of images, tfds alone are resized"):
+  with pytest.raises(data.DataError, match="data.image_size=8: only the pictures of images, tfds can be resized"):
     _load(f"npz:{tmp_path}/data.npz", tmp_path, Loading(image_size=8))
 
 
@@ -317,7 +319,7 @@ def test_the_two_splits_must_have_the_same_classes(tmp_path):
   (tmp_path / "test").rename(tmp_path / "val")
   assert len(_load(source, tmp_path, STREAM).test.labels) == TEST
   (tmp_path / "val" / "class_1").rename(tmp_path / "val" / "other")
-  with pytest.raises(data.DataError, match=r"'train' and 'val' are of other classes: one alone has \['class_1',"):
+  with pytest.raises(data.DataError, match=r"'train' and 'val' have different classes: only one .* has \['class_1',"):
     _load(source, tmp_path, STREAM)
   only_test = data.load(source, trains=False, loading=STREAM)
   assert len(only_test.test.labels) == TEST and len(only_test.train.labels) == 0

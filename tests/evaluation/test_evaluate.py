@@ -99,7 +99,7 @@ def test_lpips_is_measured_by_the_model_itself(model, variables):
 
 def test_a_model_without_features_is_named():
   logits_fn = lambda images: images.reshape(len(images), 4, -1).mean(axis=-1)
-  with pytest.raises(EvaluationError, match="lpips: the model gives logits and no features"):
+  with pytest.raises(EvaluationError, match="lpips: the model provides only logits, no features"):
     evaluate.run_suite(logits_fn, SPLIT, LPIPS, batch_size=8, mesh=sharding.make_mesh(1), seed=0)
 
 
@@ -330,9 +330,9 @@ def _means(x):
 @pytest.mark.parametrize(
   ("logits_fn", "labels", "said"),
   [
-    (_means, np.full(40, 4), r"labels\[0\]=4 is no class: logits_fn returns 4 classes, 0 to 3"),
-    (_means, np.where(np.arange(40) == 20, -1, 0), r"labels\[20\]=-1 is no class"),
-    (lambda x: _means(x)[:, :1], np.zeros(40, int), r"float32 of shape \(16, 1\) .* 2 classes or more"),
+    (_means, np.full(40, 4), r"labels\[0\]=4 is not a class: logits_fn returns 4 classes, 0 to 3"),
+    (_means, np.where(np.arange(40) == 20, -1, 0), r"labels\[20\]=-1 is not a class"),
+    (lambda x: _means(x)[:, :1], np.zeros(40, int), r"float32 of shape \(16, 1\) .* at least 2 classes"),
     (lambda x: _means(x).at[:, 1].set(jnp.nan), np.zeros(40, int), r"image 0 \(16 in all\): they are NaN"),
     (lambda x: _means(x).at[:, 0].set(-jnp.inf), np.zeros(40, int), "they are -inf for its label"),
   ],

@@ -180,7 +180,7 @@ def test_a_half_done_evaluation_of_something_else_is_refused(changed, reason, tm
     config = _config()
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changed["config"].items()})
     changed = {"config": config}
-  with pytest.raises(ConfigError, match=f"holds an evaluation with other .*{reason}"):
+  with pytest.raises(ConfigError, match=f"contains an evaluation that differs in .*{reason}"):
     _evaluate(tmp_path, **changed)
   assert not (tmp_path / "results.json").exists()
 
@@ -234,7 +234,7 @@ def test_robustbench_takes_the_standard_version_alone():
     "clean_acc": "84.92", "reported": "44.01", "autoattack_acc": "44.01",
   }  # fmt: skip
   for change in ({"version": "apgd"}, {"overrides": CHANGES}, {"attacks_to_run": ("apgd-ce",)}):
-    with pytest.raises(ValueError, match="results hold no standard AutoAttack"):
+    with pytest.raises(ValueError, match="results contain no standard AutoAttack"):
       results_lib.robustbench_entry(results | {"suite": {"aa": entry | change}}, dataset="cifar10", architecture="x")
 
 
@@ -252,10 +252,10 @@ def test_another_split_is_evaluated_apart_from_the_test_split(whole, tmp_path):
   ("content", "message"),
   [
     (None, "No such file"),
-    ("[1]", "holds list where an object belongs"),
-    ('{"jpeg": 0}', "'jpeg' has 0; an accuracy to be a share of is in"),
+    ("[1]", "contains list, not a JSON object"),
+    ('{"jpeg": 0}', "'jpeg' has 0; a best known accuracy must be in"),
     ('{"jpeg": "0.5"}', "'jpeg' has '0.5'"),
-    ('{"fog": 0.5}', r"is of \['fog'\], none of which the suite has: \['jpeg'\]"),
+    ('{"fog": 0.5}', r"contains only \['fog'\], none of which is in the suite, \['jpeg'\]"),
   ],
 )
 def test_references_that_serve_for_nothing_are_refused(tmp_path, content, message):

@@ -25,7 +25,7 @@ def test_a_full_disk_is_one_line_and_spares_the_checkpoints(tmp_path, whole_run)
   done = subprocess.run(command, cwd=programs.ROOT, env=environment, capture_output=True, text=True, timeout=300)
   assert done.returncode == 4, done.stderr
   # Orbax's threads may say more of it, before and after, and without regard to where a line of ours ends.
-  line = r"error: the checkpoint of step \d+ could not be written: File too large\. .* the same command goes on"
+  line = r"error: the checkpoint of step \d+ could not be written: File too large\. .* run the same command again"
   assert len(re.findall(line, done.stderr)) == 1, done.stderr
   assert {path: path.read_bytes() for path in before} == before and before
   programs.finish(workdir, "--mode=train")
@@ -49,7 +49,7 @@ def test_a_run_that_is_asked_to_stop_saves_says_so_and_ends_in_the_same_bits(tmp
     programs.wait_for_rows(process, tmp_path / "run", rows)
     process.send_signal(number)
     code, _, errors = programs.end(process)
-    assert code == 75 and errors.count("\n") == lines and "the same command goes on there" in errors
+    assert code == 75 and errors.count("\n") == lines and "run the same command again to continue" in errors
   programs.finish(tmp_path / "run", "--mode=train")
   soak.assert_same(whole_run, tmp_path / "run", rows=False)
 

@@ -73,10 +73,10 @@ def test_any_words_are_understood_or_refused_in_one_line(arguments):
 @pytest.mark.parametrize(
   ("arguments", "reason"),
   [
-    (["--methods=at", "--seeds=0,00"], "--seeds='0,00' names one twice"),
+    (["--methods=at", "--seeds=0,00"], "--seeds='0,00' contains an entry twice"),
     (["--methods=at", "--seeds=²"], "must be whole numbers"),
     (["--methods=at", "--seeds=4294967296"], "config.seed=4294967296 is outside"),
-    (["--methods=at", "--jobs=1001"], "--jobs=1001 must be 1 or more, and 1000 at most"),
+    (["--methods=at", "--jobs=1001"], "--jobs=1001 must be between 1 and 1000"),
     (["--methods=at@beta=1.0,at@beta:1.0"], "'at@beta:1.0' is not understood"),
     (["--methods=at@data.data_dir=a:b,at@data.data_dir=a_b"], "would share"),
     (["--methods=at@data.data_dir=" + "x" * 300], "is too long"),

@@ -193,7 +193,7 @@ def test_a_file_that_leaves_out_a_field_or_gives_another_type_is_refused(field, 
     ("def get_config(:", "--config: the file failed with SyntaxError"),
     ("raise RuntimeError('one\\ntwo')", "--config: the file failed with RuntimeError: two"),
     ("def get_config(arg=None): raise KeyError('k')", "--config: the file failed with KeyError: 'k'"),
-    ("def get_config(arg=None): return {'name': 'x'}", "--config: the file returns dict, no ConfigDict"),
+    ("def get_config(arg=None): return {'name': 'x'}", "--config: the file returns dict, not a ConfigDict"),
     ("from ml_collections import ConfigDict\ndef get_config(arg=None): return ConfigDict()", "config.awp is missing"),
   ],
 )

@@ -176,10 +176,10 @@ def _bomb():
 
 BOMBS = {
   "a header of terabytes": (lambda: archive(train_images=header("|u1", (10**12, 8, 8))), "says 64,000,000,000,000"),
-  "a header beyond all numbers": (lambda: archive(train_images=header("<f8", (10**18, 10**18, 8))), "holds 0 bytes"),
-  "a type of gigabytes": (lambda: archive(train_images=header(("<f8", (10**8,)), (9, 3, 2))), "holds 0 bytes"),
+  "a header beyond all numbers": (lambda: archive(train_images=header("<f8", (10**18, 10**18, 8))), "contains 0 bytes"),
+  "a type of gigabytes": (lambda: archive(train_images=header(("<f8", (10**8,)), (9, 3, 2))), "contains 0 bytes"),
   "a header as long as a disk": (lambda: archive(train_images=raw_header(b"{", 2**31, b"\2\0")), "cannot be read"),
-  "zeros": (_bomb, "claim to hold arrays of 100,0"),
+  "zeros": (_bomb, "claim to contain arrays of 100,0"),
   "zeros by bzip2": (
     lambda: archive(compression=zipfile.ZIP_BZIP2, train_images=header("|u1", (10**7, 1, 1), bytes(10**7))),
     "in a way that np.savez does not use",
@@ -202,17 +202,17 @@ def test_no_memory_is_taken_for_what_a_file_cannot_hold(folder, name):
   ("content", "message"),
   [
     (archive([("train_labelz.npy", npy(np.arange(9)))]).replace(b"labelz", b"labels"), "twice"),
-    (archive(train_labels=npy(np.arange(9) * 2**40)), "labels from 0 to 8796093022208"),
-    (archive(train_labels=npy(np.arange(9).astype(np.uint64) + 2**63)), "holds labels from 9223372036854775808"),
-    (archive(train_labels=npy(np.arange(9) * 1000)), "labels reach 8000 in 9 images"),
-    (archive(train_labels=npy(np.arange(9) % 2 > 0)), "is bool; labels are integers"),
-    (archive(train_labels=npy(np.zeros(0, int))), r"has shape (0,)"),
-    (archive(train_images=npy(np.zeros((9, 3, 2), complex))), "is complex128"),
-    (archive(train_images=npy(np.zeros((9, 3, 2), bool))), "is bool; images are uint8"),
+    (archive(train_labels=npy(np.arange(9) * 2**40)), "labels range from 0 to 8796093022208"),
+    (archive(train_labels=npy(np.arange(9).astype(np.uint64) + 2**63)), "labels range from 9223372036854775808"),
+    (archive(train_labels=npy(np.arange(9) * 1000)), "labels go up to 8000, but there are only 9 images"),
+    (archive(train_labels=npy(np.arange(9) % 2 > 0)), "labels are bool; they must be integers"),
+    (archive(train_labels=npy(np.zeros(0, int))), r"have shape (0,)"),
+    (archive(train_images=npy(np.zeros((9, 3, 2), complex))), "are complex128"),
+    (archive(train_images=npy(np.zeros((9, 3, 2), bool))), "images are bool; they must be uint8"),
     (archive(train_images=npy(np.where(np.arange(54).reshape(9, 3, 2) == 7, np.nan, 0.5))), "floats from nan"),
     (archive(train_images=npy(np.where(np.arange(54).reshape(9, 3, 2) == 7, np.inf, 0.5))), "to inf"),
-    (archive(train_images=npy(np.zeros((0, 3, 2), np.uint8))), "none of them 0"),
-    (archive(train_images=header("|u1", (10**12, 0, 2))), "none of them 0"),
+    (archive(train_images=npy(np.zeros((0, 3, 2), np.uint8))), "without a size of 0"),
+    (archive(train_images=header("|u1", (10**12, 0, 2))), "without a size of 0"),
     (archive(train_images=header("|u1", (-9, 3, 2), bytes(54))), "says -54"),
     (archive(train_images=header("|u1", (1,) * 65, b"0")), "cannot be read"),
     (archive(train_images=b"hello"), "cannot be read"),
@@ -228,7 +228,7 @@ def test_names_in_an_archive_lead_nowhere(tmp_path):
   outside = [("../../evil.npy", npy(np.arange(3))), ("/tmp/evil.npy", npy(np.arange(3)))]
   assert_same(load_npz(tmp_path / "a", archive(outside)))
   assert [path.name for path in tmp_path.rglob("*")] == ["a", "x.npz"]
-  assert "it holds" in load_npz(tmp_path / "a", archive().replace(b"_images", b"\n/..//x"))
+  assert "it contains" in load_npz(tmp_path / "a", archive().replace(b"_images", b"\n/..//x"))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -256,7 +256,7 @@ def test_an_idx_file_of_any_bytes_is_one_line(tmp_path_factory, content, compres
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    (idx(np.zeros(0, np.uint8), shape=(2**32 - 1,) * 3), "claim to hold arrays of 79,228,162"),
+    (idx(np.zeros(0, np.uint8), shape=(2**32 - 1,) * 3), "claim to contain arrays of 79,228,162"),
     (idx(np.zeros(10**8, np.uint8), shape=(10**4, 100, 100)), None),
   ],
   ids=["claimed", "held"],
@@ -268,9 +268,9 @@ def test_no_memory_is_taken_for_what_an_idx_file_cannot_hold(tmp_path, suffix, c
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   if message is None and not suffix:  # a large file that is what it says
-    assert "training labels has shape" in result
+    assert "training labels have shape" in result
   else:
-    assert (message or "claim to hold arrays of 100,000,000") in result and peak < 4e6
+    assert (message or "claim to contain arrays of 100,000,000") in result and peak < 4e6
 
 
 @given(st.sampled_from(["npz:", "idx:", "tfds:", "digits:x", ""]), st.text(max_size=50))

@@ -125,7 +125,7 @@ def test_arrays_that_are_damaged_are_one_line_or_still_the_same(run, place, bit,
     robust = summary.summarise([run], "x")["methods"]["at"]["mean"]
   except ValueError as error:
     assert len(str(error).splitlines()) == 1 and "per_example.npz is damaged" in str(error)
-    assert "results.json, and it is evaluated again" in str(error)
+    assert "results.json to evaluate the run again" in str(error)
   else:
     assert set(robust.values()) == {0.5}
   path.write_bytes(_per_example(run))
@@ -148,7 +148,7 @@ def test_recorded_weights_that_are_damaged_are_named(tmp_path):
   weights = tmp_path / "weights"
   weights.mkdir()
   (weights / "epoch_of_wonder.npz").write_bytes(b"")
-  with pytest.raises(ValueError, match=r"holds no weights/epoch_\*.npz"):
+  with pytest.raises(ValueError, match=r"contains no weights/epoch_\*.npz"):
     inspection.weight_history(tmp_path)
   (weights / "epoch_0000.npz").write_bytes(b"PK\3\4")
   with pytest.raises(files.CorruptFileError, match="epoch_0000.npz is damaged"):
@@ -165,5 +165,5 @@ def test_a_half_done_evaluation_that_is_damaged_is_named_or_done_again(folder, c
   (folder / "eval_progress" / "0.npz").write_bytes(content)
   assert store.load("0") is None
   (folder / "eval_progress" / "fingerprint.json").write_bytes(content)
-  with pytest.raises(ValueError, match="fingerprint.json is damaged; remove|holds an evaluation with other"):
+  with pytest.raises(ValueError, match="fingerprint.json is damaged; remove|contains an evaluation that differs in"):
     store.open({"seed": "0"})

@@ -31,7 +31,7 @@ def test_from_nothing_to_the_end(stage, provision, queue, vm):
   job = ("job=absent\njob=absent", "job=running\njob=running", "job=exit 0\njob=running", "job=exit 0\njob=exit 0")
   done = watch(stage, queue=queue, vm=vm, job=job, PROVISION=provision)
   assert done.code == 0 and steps(done) == "create setup start"
-  assert "pod is still there, and costs" in done.errors
+  assert "pod still exists, and costs money" in done.errors
 
 
 @pytest.mark.parametrize(

@@ -69,11 +69,11 @@ def test_names_spell_what_they_are_read_as(name, network):
 @pytest.mark.parametrize(
   ("name", "message"),
   [
-    ("convnext_huge", "is no model; choose from"),
-    ("convnext_tiny_patch4_convstem", "is no model; choose from"),
-    ("convnext_1-1_8", "DEPTHS and WIDTHS of convnext_DEPTHS_WIDTHS must be as many"),
-    ("convnext_1_6_convstem", "a ConvStem needs a first width that 4 divides"),
-    ("vit_small", "is no model; choose from"),
+    ("convnext_huge", "is not a model; choose from"),
+    ("convnext_tiny_patch4_convstem", "is not a model; choose from"),
+    ("convnext_1-1_8", "DEPTHS and WIDTHS of convnext_DEPTHS_WIDTHS must have the same length"),
+    ("convnext_1_6_convstem", "a ConvStem needs a first width that is a multiple of 4"),
+    ("vit_small", "is not a model; choose from"),
     ("vit_2_32_5_4", "WIDTH of vit_DEPTH_WIDTH_HEADS_PATCH must be a multiple of HEADS"),
     ("vit_small_12_convstem", "a ConvStem needs a PATCH that is a power of 2"),
     ("vit_small_1_convstem", "a ConvStem needs a PATCH that is a power of 2"),
@@ -89,8 +89,8 @@ def test_names_of_no_network_are_refused(name, message):
   [
     ("convnext_tiny", (32, 28), "images of 32x28 are too small for this ConvNeXt, whose stride is 32"),
     (CONVNEXT, (7, 8), "images of 7x8 are too small for this ConvNeXt, whose stride is 8"),
-    ("vit_small_16", (28, 32), "images of 28x32 are not made of patches of 16x16"),
-    (VIT, (8, 10), "images of 8x10 are not made of patches of 4x4"),
+    ("vit_small_16", (28, 32), "images of 28x32 cannot be divided into patches of 16x16"),
+    (VIT, (8, 10), "images of 8x10 cannot be divided into patches of 4x4"),
   ],
 )
 def test_images_that_do_not_fit_are_refused(name, size, message):
@@ -100,7 +100,7 @@ def test_images_that_do_not_fit_are_refused(name, size, message):
 
 def test_the_position_embedding_is_of_one_image_size():
   model = models.create(VIT, 10)
-  with pytest.raises(ValueError, match="of 12x12 make 9 patches of 4x4, and the network's position embedding is for 4"):
+  with pytest.raises(ValueError, match="of 12x12 make 9 patches of 4x4, but the network's position embedding is for 4"):
     jax.eval_shape(model.apply, _shapes(VIT, (8, 8)), jnp.zeros((1, 12, 12, 3)))
 
 

@@ -102,8 +102,8 @@ def test_a_model_without_features_is_named():
   model = models.Classifier(Mute(), (0.0,), (1.0,))
   images = jnp.zeros((1, 8, 8, 3))
   logits_fn = Partial(models.applied(model), model.init(jax.random.key(0), images))
-  with pytest.raises(ValueError, match="the network gives no features; its module must sow its stages' outputs"):
+  with pytest.raises(ValueError, match="the network provides no features; its module must sow the outputs of its"):
     models.features_of(logits_fn)(images)
   for other in (lambda images: images, Partial(model.apply, {})):
-    with pytest.raises(ValueError, match="the model gives logits and no features"):
+    with pytest.raises(ValueError, match="the model provides only logits, no features"):
       models.features_of(other)

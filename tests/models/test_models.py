@@ -126,12 +126,12 @@ def test_activations_are_those_of_their_names():
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ({"name": "vgg"}, "name='vgg' is no model; choose from"),
-    ({"name": "cnn_8_mean_sparse"}, "mean_sparse: 'cnn_8_mean_sparse' normalises nothing before its activations"),
-    ({"name": "cnn", "mean_sparse": True}, "mean_sparse: 'cnn' normalises nothing before its activations"),
+    ({"name": "vgg"}, "name='vgg' is not a model; choose from"),
+    ({"name": "cnn_8_mean_sparse"}, "mean_sparse: 'cnn_8_mean_sparse' has no normalisation before its activations"),
+    ({"name": "cnn", "mean_sparse": True}, "mean_sparse: 'cnn' has no normalisation before its activations"),
     ({"name": "tests.nowhere:make", "mean_sparse": True}, "mean_sparse=True is for the networks of this project"),
-    ({"name": "ra_wide_resnet_28_10"}, "is no WideResNet; choose from"),
-    ({"name": "wide_resnet_16_1x2_1x2_1x2"}, "is no WideResNet; choose from"),
+    ({"name": "ra_wide_resnet_28_10"}, "is not a WideResNet; choose from"),
+    ({"name": "wide_resnet_16_1x2_1x2_1x2"}, "is not a WideResNet; choose from"),
     ({"name": "wide_resnet_30_10"}, r"depth of a WideResNet is 6 n \+ 4"),
     ({"num_classes": 1}, "num_classes=1 must be 2 or more"),
     ({"dtype": "float16"}, r"dtype='float16' is unknown; choose from \['float32', 'bfloat16'\]"),
@@ -140,7 +140,7 @@ def test_activations_are_those_of_their_names():
       r"activation='swish' is unknown; choose from \['auto', 'relu', 'silu', 'gelu', 'gelu_tanh'\]",
     ),
     ({"std": (0.0,)}, "every std above 0"),
-    ({"mean": (0.1, 0.2)}, "must be as many"),
+    ({"mean": (0.1, 0.2)}, "must have the same length"),
   ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -51,8 +51,8 @@ def test_names_spell_what_they_are_read_as(size):
   ("name", "message"),
   [
     ("swin_2-2_48_patch2_window4", "WIDTH of swin_DEPTHS_WIDTH_... must be a multiple of 32"),
-    ("swin_base", "is no model; choose from"),
-    ("swin_base_window7_eps1e-7", "is no model; choose from"),
+    ("swin_base", "is not a model; choose from"),
+    ("swin_base_window7_eps1e-7", "is not a model; choose from"),
   ],
 )
 def test_names_of_no_network_are_refused(name, message):
@@ -63,8 +63,8 @@ def test_names_of_no_network_are_refused(name, message):
 @pytest.mark.parametrize(
   ("size", "message"),
   [
-    (15, "images of 15x15 are not made of patches of 2x2"),
-    (12, "6x6 patches are not made of windows of 4x4"),
+    (15, "images of 15x15 cannot be divided into patches of 2x2"),
+    (12, "6x6 patches cannot be divided into windows of 4x4"),
     (6, "3x3 patches cannot be merged two by two"),
   ],
 )

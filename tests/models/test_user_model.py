@@ -99,15 +99,15 @@ def test_every_example_is_evaluated(module, tmp_path, capsys):
     ("bad_models:two_arguments", "missing 1 required positional argument: 'labels'"),
     ("bad_models:made_for_two", r"failed on images \(\d+, 8, 8, 1\) under jax.jit \(TypeError"),
     ("bad_models:nothing", "module 'bad_models' has no 'nothing'"),
-    ("bad_models:number", "is int, no function from images to logits"),
+    ("bad_models:number", "is int, not a function from images to logits"),
     ("bad_models:fails", r"failed on images \(2, 8, 8, 1\) under jax.jit \(RuntimeError: out of order\)"),
     ("bad_models:host", "under jax.jit .*ConcretizationTypeError"),
     ("bad_models:wrong_shape", r"returns float32 \(2, 4\) .*; it must return float logits \(2, 10\)"),
     ("bad_models:factory", r"returns float32 \(2, 4\)"),
     ("bad_models:integers", "returns int32"),
     ("bad_models:not_finite", "returns logits that are NaN or infinite"),
-    ("bad_models:late", r"no logits for image \d+ \(\d+ in all\)"),
-    ("bad_models:broken_factory", r"failed when it was called for its model \(OSError: no weights\)"),
+    ("bad_models:late", r"invalid logits for image \d+ \(\d+ in all\)"),
+    ("bad_models:broken_factory", r"failed when it was called to create the model \(OSError: no weights\)"),
   ],
 )
 def test_what_is_no_model_is_one_line_and_exit_code_2(name, message, tmp_path, capsys):
@@ -120,7 +120,7 @@ def test_what_is_no_model_is_one_line_and_exit_code_2(name, message, tmp_path, c
 def test_a_model_that_fails_as_it_runs_is_one_line(tmp_path, capsys, caplog):
   assert main.main([*FAST, "--model=bad_models:in_a_callback", f"--workdir={tmp_path}/mine"]) == 2
   error = capsys.readouterr().err
-  assert error.splitlines()[-1] == "error: --model='bad_models:in_a_callback' failed as it ran: no more images"
+  assert error.splitlines()[-1] == "error: --model='bad_models:in_a_callback' failed while running: no more images"
 
 
 @pytest.mark.slow
@@ -135,9 +135,9 @@ def test_a_model_that_is_odd_is_evaluated(name, warning, tmp_path):
 def test_a_model_is_not_trained_and_does_not_evaluate_into_a_run(tmp_path, capsys):
   model = "--model=examples.plain_function:logits_fn"
   assert main.main([*FAST, model, "--mode=train", f"--workdir={tmp_path}/mine"]) == 2
-  assert "--mode=train is not for --model" in capsys.readouterr().err
+  assert "--mode=train cannot be used with --model" in capsys.readouterr().err
   assert main.main([*FAST, model, "--config.eval.checkpoint=last", f"--workdir={tmp_path}/mine"]) == 2
-  assert "config.eval.checkpoint='last' is of a run's checkpoints; --model has one" in capsys.readouterr().err
+  assert "config.eval.checkpoint='last' is only for a run's checkpoints, not for --model" in capsys.readouterr().err
   (tmp_path / "run" / "checkpoints").mkdir(parents=True)
   assert main.main([*FAST, model, f"--workdir={tmp_path}/run"]) == 2
-  assert "holds a training run; give --model another --workdir" in capsys.readouterr().err
+  assert "contains a training run; use another --workdir for --model" in capsys.readouterr().err

@@ -45,8 +45,8 @@ def test_names_spell_what_they_are_read_as(size, patch):
   [
     ("xcit_2_20_4_p4", "WIDTH of xcit_DEPTH_WIDTH_HEADS_pPATCH must be a multiple of 8 and of HEADS"),
     ("xcit_2_16_3_p4", "must be a multiple of 8 and of HEADS"),
-    ("xcit_small_12_p2", "is no model; choose from"),
-    ("xcit_huge_12_p4", "is no model; choose from"),
+    ("xcit_small_12_p2", "is not a model; choose from"),
+    ("xcit_huge_12_p4", "is not a model; choose from"),
   ],
 )
 def test_names_of_no_network_are_refused(name, message):

@@ -37,11 +37,11 @@ def test_several_runs_make_a_page_where_one_stands(copy, tmp_path, monkeypatch):
 
 
 def test_bad_input_is_one_line(copy, tmp_path, capsys):
-  assert "no run is named" in _fails([], capsys)
-  assert "is no folder" in _fails([tmp_path / "nowhere"], capsys)
-  assert "is no run: it holds neither config.json nor results.json" in _fails([tmp_path], capsys)
+  assert "no run is given" in _fails([], capsys)
+  assert "is not a directory" in _fails([tmp_path / "nowhere"], capsys)
+  assert "is not a run: it contains neither config.json nor results.json" in _fails([tmp_path], capsys)
   (tmp_path / "comparison.json").write_text("{}")
-  assert f"give its runs, as {tmp_path}/*/seed*" in _fails([tmp_path], capsys)
+  assert f"pass its runs: {tmp_path}/*/seed*" in _fails([tmp_path], capsys)
   assert "must end in .html" in _fails([tmp_path, "--output=page.pdf"], capsys)
   assert "Unknown command line flag" in _fails([tmp_path, "--outputs=page.html"], capsys)
   assert "No such file" in _fails([copy(), f"--output={tmp_path}/none/page.html"], capsys, program.FILES_FAILED)
@@ -53,10 +53,10 @@ def test_bad_input_is_one_line(copy, tmp_path, capsys):
     ("results.json", {"clean": "much"}, "clean: 'much' is not of type 'number'"),
     ("results.json", {"robust": {"pgd20": 2}}, "robust.pgd20: 2 is greater than the maximum"),
     ("results.json", {"suite": {"pgd20": {"name": "pgd"}}}, "suite."),
-    ("results.json", {"n": 499}, "is no column of 499 numbers"),
-    ("results.json", {"autoattack": {"mine": []}}, "autoattack.mine is none of the attacks"),
+    ("results.json", {"n": 499}, "is not a column of 499 numbers"),
+    ("results.json", {"autoattack": {"mine": []}}, "autoattack.mine is not one of the attacks"),
     ("timings.json", {"attack_seconds": None}, "attack_seconds: None is not of type 'object'"),
-    ("config.json", {"name": "<script>"}, "holds no configuration of this version: config.name='<script>'"),
+    ("config.json", {"name": "<script>"}, "contains no configuration of this version: config.name='<script>'"),
     ("config.json", {"new_field": 1}, "config.new_field is unknown"),
   ],
 )
@@ -88,12 +88,12 @@ def test_the_module_runs(tmp_path):
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
   command = [sys.executable, "-m", "lrat_jax.report", str(tmp_path)]
   ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-  assert ended.returncode == 2 and "is no run" in ended.stderr and ended.stderr.count("\n") == 1
+  assert ended.returncode == 2 and "is not a run" in ended.stderr and ended.stderr.count("\n") == 1
 
 
 def test_folders_that_are_no_run_are_left_out_of_a_pattern(copy, tmp_path, capsys):
   workdirs = [copy("a"), tmp_path / "compilation_cache"]
   workdirs[1].mkdir()
   assert program.main([*map(str, workdirs), f"--output={tmp_path}/page.html"]) == 0
-  assert "compilation_cache is no run, and is left out." in capsys.readouterr().out.replace("\n", " ")
-  assert program.main([str(workdirs[1])]) == 2 and "is no run" in capsys.readouterr().err
+  assert "compilation_cache is not a run and is left out." in capsys.readouterr().out.replace("\n", " ")
+  assert program.main([str(workdirs[1])]) == 2 and "is not a run" in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_hostile_text_stays_text(copy):
 @pytest.mark.parametrize(
   ("gone", "said", "hidden"),
   [
-    (["results.json"], "this run was trained and not evaluated", "Do attacks agree on which images are vulnerable? Of"),
+    (["results.json"], "this run was trained but not evaluated", "Do attacks agree on which images are vulnerable? Of"),
     (["per_example.npz"], "No per_example.npz", "Rank correlation of vulnerability"),
     (["timings.json"], "No timings.json", "Evaluation time"),
     (["metrics.jsonl"], "No metrics.jsonl", "validation accuracy (%)"),
@@ -170,7 +170,7 @@ def test_what_is_missing_is_said(copy, whole, gone, said, hidden):
   assert said not in _visible(_parse(whole)) and hidden in _visible(_parse(whole))
 
 
-def test_a_evaluated_function_needs_no_configuration(copy):
+def test_an_evaluated_function_needs_no_configuration(copy):
   workdir = copy()
   results = json.loads((workdir / "results.json").read_text())
   del results["config"], results["step"]
@@ -179,7 +179,11 @@ def test_a_evaluated_function_needs_no_configuration(copy):
     (workdir / name).unlink()
   shutil.rmtree(workdir / "weights")
   text = _visible(_parse(page.render([workdir])))
-  assert "A function was evaluated here" in text and "mine.net:logits" in text and "Rank correlation of" in text
+  assert (
+    "This model was evaluated but not trained here" in text
+    and "mine.net:logits" in text
+    and "Rank correlation of" in text
+  )
 
 
 def test_the_same_run_makes_the_same_page(whole, finished):
@@ -236,7 +240,13 @@ def test_runs_side_by_side_are_compared_with_the_first(copy):
   heads = [row for row in rows if row[0] == "Attack" and "What it may do" in row[-1]]
   assert ["Attack", "lrat_irat_digits", "lrat_irat_digits, global_weights.kind=mail", "What it may do"] in heads
   assert "Intervals: Wilson, over images." in _visible(tree)
-  assert "bootstrap over images alone: with one seed, it leaves out how much seeds differ. Bold" in text
+  assert "bootstrap over images only: with one seed, the variation between seeds is unknown. Bold" in text
+
+
+@pytest.mark.parametrize(("config", "shown"), [({}, "SGD"), ({"optimizer.name": "adamw"}, "AdamW")])
+def test_the_optimiser_is_named(copy, config, shown):
+  text = _visible(_parse(page.render([copy(config=config)])))
+  assert re.search(r"Optimiser (\w+), learning rate", text)[1] == shown
 
 
 def test_seeds_are_one_method_and_each_is_shown(copy):
@@ -284,7 +294,7 @@ def test_runs_on_other_images_are_not_compared(copy):
   np.savez(other / "per_example.npz", **(arrays | {"indices": arrays["indices"] + 1}))
   with pytest.raises(ConfigError, match="was evaluated on other images"):
     page.render([first, other])
-  with pytest.raises(ConfigError, match="is named twice"):
+  with pytest.raises(ConfigError, match="is given twice"):
     page.render([first, first])
 
 

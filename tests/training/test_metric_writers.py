@@ -120,7 +120,9 @@ def test_a_service_that_fails_is_left_aside_and_the_run_goes_on(tmp_path, consol
   follow(["broken"], tmp_path, console)
   console.file.flush()
   said = (tmp_path / "said.txt").read_text()
-  assert said == ("warning: broken failed and is told nothing more; metrics.jsonl has everything (no route to host)\n")
+  assert said == (
+    "warning: broken failed, and nothing more is sent to it; metrics.jsonl contains everything (no route to host)\n"
+  )
   assert len(metrics.read_rows(tmp_path / "metrics.jsonl")) == 2
 
 

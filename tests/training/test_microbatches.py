@@ -81,7 +81,7 @@ def test_parts_that_no_batch_has_are_refused():
   with pytest.raises(ConfigError, match=r"microbatches=3 does not divide the 8 images .* choose from \[1, 2, 4, 8\]"):
     validate.check_for_devices(config, 2)
   config = make_config("digits,pgd,pgd_l2", train__microbatches=2, logit_pairing__weight=1.0)
-  with pytest.raises(ConfigError, match=r"microbatches=2: logit pairing counts over the whole batch"):
+  with pytest.raises(ConfigError, match=r"microbatches=2: logit pairing averages over the whole batch"):
     validate.check(config)
   with pytest.raises(ConfigError, match=r"train.microbatches=0 is outside \[1"):
     validate.check(make_config(train__microbatches=0))

@@ -41,9 +41,7 @@ def test_fields_that_came_later_are_at_their_defaults_and_one_line_names_them(tm
   workdir.check(tmp_path, make_config(seed=3))
   absent = "config.data.extra.fraction, config.data.extra.source, config.model.batch_norm, config.train.label_smoothing"
   said = capsys.readouterr().err
-  assert said == (
-    f"note: {tmp_path}/config.json is from before {absent}; there is no such field in it, so the default counts.\n"
-  )
+  assert said == f"note: {tmp_path}/config.json was written before {absent} existed; defaults are used instead.\n"
   assert workdir.portable(workdir.load_config(tmp_path)) == workdir.portable(make_config(seed=3))
   assert capsys.readouterr().err == said
   assert workdir.read_config(tmp_path / "config.json")["train"]["label_smoothing"] == 0.0

@@ -68,7 +68,7 @@ def _check_shape(kind: str, shape: tuple[int, ...]) -> None:
   if kind == "saturate" and shape[-1] != 3:
     raise ValueError(f"kind='saturate' needs colours: three channels, not {shape[-1]}.")
   if kind == "elastic_transform" and min(shape[:2]) < 3:
-    raise ValueError(f"kind='elastic_transform' needs images of 3 x 3 pixels or more, not {shape[0]} x {shape[1]}.")
+    raise ValueError(f"kind='elastic_transform' needs images of at least 3 x 3 pixels, not {shape[0]} x {shape[1]}.")
 
 
 @entry(severity=1)
