@@ -112,7 +112,7 @@ def test_an_autoattack_that_cannot_run_is_named(entry, message):
     ("digits,suite=lpips", "eval.suite.lpips@1.epsilon", "-1", r"config.eval.suite.lpips@1.epsilon=-1 is outside"),
     ("digits", "eval.num_images", -1, "config.eval.num_images=-1 is outside"),
     ("digits", "eval.num_sanity_examples", -1, "config.eval.num_sanity_examples=-1 is outside"),
-    ("digits", "eval.robustbench", True, "config.eval.robustbench=True needs AutoAttack's standard version"),
+    ("digits", "eval.robustbench", True, "config.eval.robustbench=True needs AutoAttack's full standard version"),
   ],
 )
 def test_fields_of_evaluation_are_checked(argument, field, value, message):

@@ -112,4 +112,4 @@ def test_what_does_not_fit_an_entry_is_one_line():
 
 def test_the_command_takes_a_name(capsys, tmp_path):
   assert convert.main([str(tmp_path / "a.pt"), str(tmp_path / "b"), "--robustbench=X", "--preprocessing=none"]) == 2
-  assert "robustbench='X' says preprocessing too" in capsys.readouterr().err
+  assert "robustbench='X' also defines preprocessing" in capsys.readouterr().err

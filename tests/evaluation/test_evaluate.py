@@ -376,5 +376,5 @@ def test_corruptions_are_read_where_there_are_files(tmp_path, model, variables, 
 def test_an_evaluation_does_not_go_on_with_other_files(tmp_path, model, variables):
   suite, progress = {"fog": {"name": "corruption", "kind": "fog", "severity": 1}}, tmp_path / "progress"
   run_suite(model, variables, suite, directory=progress, corrupted=_copies(tmp_path))
-  with pytest.raises(EvaluationError, match="other files of config.data.corruptions"):
+  with pytest.raises(EvaluationError, match="an evaluation that differs in files of config.data.corruptions"):
     run_suite(model, variables, suite, directory=progress)

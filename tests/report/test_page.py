@@ -152,13 +152,13 @@ def test_hostile_text_stays_text(copy):
 @pytest.mark.parametrize(
   ("gone", "said", "hidden"),
   [
-    (["results.json"], "this run was trained but not evaluated", "Do attacks agree on which images are vulnerable? Of"),
+    (["results.json"], "this run was trained but not evaluated", "Do attacks agree on which images are vulnerable? On"),
     (["per_example.npz"], "No per_example.npz", "Rank correlation of vulnerability"),
     (["timings.json"], "No timings.json", "Evaluation time"),
     (["metrics.jsonl"], "No metrics.jsonl", "validation accuracy (%)"),
     (["weights"], "No weights/epoch_*.npz", "sampled training instances"),
-    (["worst_examples.npz"], "as the run drew them: above each the attack", "enlarged so that"),
-    (["worst_examples.npz", "plots"], "or the run kept no picture", "enlarged so that"),
+    (["worst_examples.npz"], "as the run drew them. Above each: the attack", "enlarged so that"),
+    (["worst_examples.npz", "plots"], "or the run saved no picture", "enlarged so that"),
   ],
 )
 def test_what_is_missing_is_said(copy, whole, gone, said, hidden):
@@ -237,8 +237,8 @@ def test_runs_side_by_side_are_compared_with_the_first(copy):
   low, high = summary.paired_interval(change[None])
   expected = f"{tables.signed(change.mean())} [{tables.signed(low)}, {tables.signed(high)}]"
   assert change.mean() != 0 and [row[1] for row in rows if row[0] == "pgd20" and len(row) == 2] == [expected]
-  heads = [row for row in rows if row[0] == "Attack" and "What it may do" in row[-1]]
-  assert ["Attack", "lrat_irat_digits", "lrat_irat_digits, global_weights.kind=mail", "What it may do"] in heads
+  heads = [row for row in rows if row[0] == "Attack" and "What the attack may do" in row[-1]]
+  assert ["Attack", "lrat_irat_digits", "lrat_irat_digits, global_weights.kind=mail", "What the attack may do"] in heads
   assert "Intervals: Wilson, over images." in _visible(tree)
   assert "bootstrap over images only: with one seed, the variation between seeds is unknown. Bold" in text
 
@@ -268,7 +268,7 @@ def test_only_attacks_that_all_runs_share_are_compared(copy):
   results["suite"]["cw20"]["epsilon"] = results["config"]["eval"]["suite"]["cw20"]["epsilon"] = "0.3"
   (other / "results.json").write_text(json.dumps(results))
   text = _visible(_parse(page.render([first, other])))
-  assert "not all runs were evaluated by it alike: cw20" in text
+  assert "not the same in all runs are not compared: cw20" in text
   both = [runs.read(path).per_example for path in (first, other)]
   worst = np.mean(both[0]["clean_correct"] & both[0]["robust/pgd20"] & both[0]["robust/fgsm"])
   assert f"lrat_irat_digits {100 * worst:.1f} %" in text
@@ -283,7 +283,7 @@ def test_seeds_that_were_evaluated_by_other_suites_are_compared_by_what_they_sha
   arrays = {name: array for name, array in np.load(other / "per_example.npz").items() if not name.endswith("/cw20")}
   np.savez(other / "per_example.npz", **arrays)
   text = _visible(_parse(page.render([first, other])))
-  assert "not all runs were evaluated by it alike: cw20" in text
+  assert "not the same in all runs are not compared: cw20" in text
   evaluated = methods.evaluated(methods.group([runs.read(first), runs.read(other)]))
   assert methods.summarise(evaluated)["inconsistency"]["attacks"] == ["fgsm", "pgd20"]
 
