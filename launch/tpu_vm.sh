@@ -1,47 +1,48 @@
 #!/usr/bin/env bash
-# Runs lrat_jax on a Cloud TPU VM, one host or a slice of many, and keeps the run going through preemptions.
+# Runs lrat_jax on a Cloud TPU VM, on one host or a slice of several, and resumes the run after preemptions.
 #
 #   launch/tpu_vm.sh [--dry-run] COMMAND [ARGUMENT…]
 #
-#   rehearse ARGUMENT…  compiles the run for ACCELERATOR_TYPE here, before anything is rented: memory of a chip, and
-#                    collectives. It needs Python with lrat_jax and libtpu (pip install ".[rehearse]"), and no TPU
-#   create           asks for the TPU VM
-#   setup            puts the code and its packages on every worker, and mounts SHARE there
+#   rehearse ARGUMENT…  compiles the run for ACCELERATOR_TYPE here, before anything is rented, and prints the memory
+#                    per chip and the collectives; needs Python with lrat_jax and libtpu (pip install ".[rehearse]"),
+#                    but no TPU
+#   create           requests the TPU VM
+#   setup            installs the code and its packages on every worker, and mounts SHARE there
 #   run ARGUMENT…    starts `python -m lrat_jax.main ARGUMENT…` on every worker, in the background
-#   watch ARGUMENT…  all of the above, and again after every preemption, until the run has ended; its exit code is the
-#                    run's: 0 done, 2 bad input, 3 a metric was not finite; 1 where it gave up
-#   status           the state of the TPU VM, and of the run on each worker
+#   watch ARGUMENT…  create, setup and run, repeated after every preemption, until the run has ended; its exit code is
+#                    that of the run: 0 done, 2 bad input, 3 a metric was not finite; or 1 if `watch` gave up
+#   status           prints the state of the TPU VM, and of the run on each worker
 #   logs             follows the log of worker 0
-#   stop             SIGTERM: the run saves and ends (code 75); stop a `watch` before, or it starts the run again
-#   fetch [--checkpoints]  copies the results into RESULTS, the checkpoints too if asked
+#   stop             sends SIGTERM: the run saves and ends (code 75); stop `watch` first, or it restarts the run
+#   fetch [--checkpoints]  copies the results to RESULTS, optionally with the checkpoints
 #   delete           deletes the TPU VM
 #
-#   --dry-run        prints the commands, exactly, and runs none; `watch` as it goes when nothing goes wrong
+#   --dry-run        prints the exact commands and runs none; for `watch`, those of a run without problems
 #
 # Variables, from the environment:
 #   TPU_NAME          a name of your choice                                                required
-#   ZONE              where, as in us-west4-a                                              required
-#   PROJECT           the project that pays                                                gcloud's own
-#   ACCELERATOR_TYPE  which TPU and how many chips or cores                                v5litepod-8
-#   TOPOLOGY          its grid of chips, as v5e:2x4, for `rehearse`                       the one for the type
+#   ZONE              the zone, such as us-west4-a                                         required
+#   PROJECT           the project that is billed                                           gcloud's default
+#   ACCELERATOR_TYPE  the type of TPU and the number of chips or cores                     v5litepod-8
+#   TOPOLOGY          its grid of chips, such as v5e:2x4, for `rehearse`                   the one for the type
 #   RUNTIME_VERSION   the image                                                            the one for the type
-#   PROVISION         queued-spot, queued, spot or on-demand; the queued ones wait until   queued-spot
-#                     there is room, the spot ones are cheap and can be taken away
-#   CREATE_FLAGS      more flags of `gcloud … create`, separated by spaces                 none
+#   PROVISION         queued-spot, queued, spot or on-demand; queued: waits for free       queued-spot
+#                     capacity; spot: cheap, but can be preempted
+#   CREATE_FLAGS      more flags for `gcloud … create`, separated by spaces                none
 #   SHARE             gs://BUCKET or HOST:/EXPORT (NFS), mounted on every worker at        none
-#                     /mnt/lrat_jax; without it one host's run lives on that host's disk.
+#                     /mnt/lrat_jax; without it, a run on one host uses that host's disk.
 #                     Required by `watch` and by slices of more than one host
 #   WORKDIR           the run's workdir on the workers                                     /mnt/lrat_jax/runs/TPU_NAME
-#   REPO              a git URL to install from; this checkout if empty                    empty
-#   REF               which commit, branch or tag                                          HEAD
-#   RESULTS           where `fetch` puts them here                                         runs/TPU_NAME
-#   POLL_SECONDS      how often `watch` looks                                              60
-#   MAX_FAILURES      failed commands of gcloud in a row after which `watch` gives up      10
-#   MAX_CRASHES       ends of the run other than 0, 2, 3, 75 between two preemptions,      5
-#                     after which `watch` gives up
+#   REPO              a git URL to install from; empty: this checkout                      empty
+#   REF               the commit, branch or tag                                            HEAD
+#   RESULTS           the local folder for the results of `fetch`                          runs/TPU_NAME
+#   POLL_SECONDS      seconds between two checks by `watch`                                60
+#   MAX_FAILURES      `watch` gives up after this many failed gcloud commands in a row     10
+#   MAX_CRASHES       `watch` gives up after this many crashes (exit codes other than      5
+#                     0, 2, 3, 75) without a preemption in between
 #   AFTER             keep or delete: what `watch` does with the TPU VM at the end         keep
 #
-# gcloud must be logged in here. The workers reach the bucket as their service account: no secret passes through here.
+# gcloud must be logged in here. The workers access the bucket as their service account; no secret passes through here.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -56,7 +57,7 @@ note() {
   [[ $dry_run == yes ]] || printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2
 }
 
-# One line that a shell reads back as these words.
+# Prints the arguments as one line, quoted for a shell.
 quoted() {
   local word
   local -a words=()
@@ -76,7 +77,7 @@ step() {
   fi
 }
 
-# Sets `answer` to what a command prints; --dry-run prints the command and takes the first argument for its answer.
+# Sets `answer` to the output of a command; --dry-run prints the command and uses the first argument as its output.
 ask() {
   answer=$1
   if [[ $dry_run == yes ]]; then quoted "${@:2}"; else answer=$("${@:2}" 2>&1); fi
@@ -92,7 +93,7 @@ runtime_for() {
   esac
 }
 
-# The grid of a slice; in the names of v5p is the number of cores, two in a chip.
+# Prints the topology of a slice; v5p names contain the number of cores, two per chip.
 topology_for() {
   local generation=${1%%-*} count=${1##*-} grid=''
   case $generation in
@@ -180,7 +181,7 @@ delete() {
   esac
 }
 
-# Commands are joined by && throughout: `watch` calls these where bash does not stop at an error.
+# The commands are joined by &&, because `watch` calls these functions where bash does not stop at an error.
 setup() {
   local archive=$cache/$TPU_NAME.tar.gz unpack
   if [[ -n $REPO ]]; then
@@ -191,7 +192,7 @@ setup() {
       step git -C "$root" archive --format=tar.gz --output="$archive" "$REF" &&
       step "${scp[@]}" --worker=all "$archive" "$TPU_NAME:lrat_jax.tar.gz" || return
   fi
-  # Not under the feet of a run.
+  # Never replace the code during a run.
   unpack="if test -f $worker; then bash $worker idle; fi && rm -rf lrat_jax && $unpack"
   step "${ssh[@]}" --worker=all --command="$unpack && bash $worker setup $(quoted "$SHARE")"
 }
@@ -213,7 +214,7 @@ fetch() {
   step mkdir -p "$RESULTS"
   [[ $WORKDIR != "$mount"/* ]] || folder=${WORKDIR#"$mount"/}
   if [[ $SHARE == gs://* && -n $folder ]]; then
-    # From the bucket itself: that works when the TPU VM is gone, too.
+    # Directly from the bucket, which also works when the TPU VM is gone.
     step gcloud storage rsync "$SHARE/$folder" "$RESULTS" --recursive "${leave_out[@]}" ${PROJECT:+--project="$PROJECT"}
     return
   fi
@@ -224,7 +225,7 @@ fetch() {
   step tar -xzf "$archive" -C "$RESULTS"
 }
 
-# One commit for all machines of a `watch`, whatever is committed here meanwhile.
+# Sets REF to a fixed commit, so that all machines of a `watch` get the same code even after new commits here.
 pin_ref() {
   local commit
   [[ -z $REPO ]] || return 0

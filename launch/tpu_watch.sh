@@ -1,18 +1,18 @@
 # shellcheck shell=bash disable=SC2154  # what is not assigned here is in tpu_vm.sh
-# Looking after a TPU VM and the run on it: the part of tpu_vm.sh (which sources this) behind `watch` and `status`.
+# Monitors a TPU VM and the run on it: the part of tpu_vm.sh (which sources this file) for `watch` and `status`.
 #
-# What the functions find out they leave in variables of their caller: answer, vm, job, and in a `watch` ended, started,
+# The functions store their results in variables of their caller: answer, vm, job, and in `watch` also ended, started,
 # failures and crashes.
 
-# The command line that asks a worker for the state of its job; a new machine has no code to ask yet.
+# Prints the command that queries the state of a worker's job; a new machine, without the code, reports absent.
 state_command() {
   local asked=(state)
   (($# == 0)) || asked+=("--workdir=$WORKDIR" "$@")
   echo "if test -f $worker; then bash $worker $(quoted "${asked[@]}"); else echo job=absent; fi"
 }
 
-# Sets `job` to what is going on on the workers together: running, other (a run with other arguments), absent,
-# exit CODE, crash, or unknown. The first argument is what --dry-run takes for the answer.
+# Sets `job` to the combined state of all workers: running, other (a run with other arguments), absent, exit CODE,
+# crash, or unknown. The first argument is the reply that --dry-run assumes.
 look_at_job() {
   local kind
   job=unknown
@@ -62,7 +62,7 @@ look_at_vm() {
   esac
 }
 
-# Counts a command that failed; sets `ended` where it was one too many.
+# Counts a failed command; sets `ended` when there are MAX_FAILURES failures in a row.
 failed() {
   failures=$((failures + 1))
   note "$1 failed, $failures times in a row"
@@ -77,8 +77,8 @@ launch() {
   setup && start "$@"
 }
 
-# Looks once after the job on a TPU VM that is ready; sets `ended` to the run's exit code when it is over. An end that
-# an earlier `watch` saw, other than 0, is not this one's: the command was given again, so it is tried again.
+# Checks the job on a TPU VM that is ready, once; sets `ended` to the exit code of the run when it is over. An exit code
+# other than 0 from before this `watch` is ignored: the user gave the command again, so the run is started again.
 tend() {
   look_at_job "$([[ $started == yes ]] && echo 'job=exit 0' || echo job=absent)" "$@"
   case $job/$started in

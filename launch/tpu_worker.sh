@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# What one worker of a TPU VM does. tpu_vm.sh calls this over ssh; nobody needs to call it by hand.
+# The commands for one worker of a TPU VM. tpu_vm.sh calls this over ssh; there is no need to call it by hand.
 #
-#   setup SHARE            Python and packages beside the code; SHARE mounted at /mnt/lrat_jax
-#   idle                   fails where a run is going on
+#   setup SHARE            installs Python and packages next to the code; mounts SHARE at /mnt/lrat_jax
+#   idle                   fails if a run is going on
 #   start SHARE ARGUMENT…  runs `python -m lrat_jax.main ARGUMENT…` in the background
 #   state [ARGUMENT…]      prints job=running, job=absent, job=other (running with other arguments) or job=exit CODE
-#   stop                   SIGTERM; returns when the run has saved and ended
+#   stop                   sends SIGTERM; returns when the run has saved and ended
 #
-# The job is a unit of systemd: it outlives the ssh session, its exit code can be asked for, and when the machine is
-# shut down (as a preemption does) systemd sends it SIGTERM first and keeps network and shared folder until it ended.
+# The job is a systemd unit: it outlives the ssh session, its exit code can be queried, and when the machine is shut
+# down (as in a preemption), systemd first sends it SIGTERM and keeps network and shared folder until it has ended.
 set -euo pipefail
 
 readonly code="$HOME/lrat_jax" script="$HOME/lrat_jax_run.sh" log="$HOME/lrat_jax.log"
@@ -20,7 +20,7 @@ say() {
 
 install_packages() {
   local uv="$HOME/.local/bin/uv"
-  # The images of TPU VMs have Python 3.10; uv brings a newer one along.
+  # The images of TPU VMs have Python 3.10; uv installs a newer one.
   [[ -x $uv ]] || curl --location --silent --show-error --fail https://astral.sh/uv/install.sh | sh
   cd "$code"
   "$uv" venv --quiet --python 3.12 .venv
@@ -41,7 +41,7 @@ mount_bucket() {
   local bucket=$1 seconds
   command -v gcsfuse >/dev/null || install_gcsfuse
   sudo systemctl reset-failed "$share_unit" 2>/dev/null || true
-  # Not in the background of this session: at a shutdown that would end before the job had saved.
+  # A unit, because a background process of this session would end at a shutdown before the job has saved.
   sudo systemd-run --unit="$share_unit" --uid="$(id --user)" --gid="$(id --group)" --property=Restart=on-failure \
     --property=After=network-online.target \
     gcsfuse --foreground --implicit-dirs --rename-dir-limit=10000 "$bucket" "$mount"
@@ -68,7 +68,7 @@ mount_share() {
   esac
 }
 
-# A file, since systemd would expand $ and % in arguments of its own.
+# Prints the script of the job. The job is a script because systemd would expand $ and % in arguments.
 write_script() {
   printf '#!/usr/bin/env bash\n# The run that tpu_worker.sh started here last.\ncd %q\n' "$code"
   printf 'exec .venv/bin/python -u -m lrat_jax.main'
@@ -76,7 +76,7 @@ write_script() {
   printf '\n'
 }
 
-# What the unit of the job is doing: absent, running, or exit CODE.
+# Prints the state of the job's unit: absent, running, or exit CODE.
 phase() {
   local key value
   local -A unit=()
@@ -85,7 +85,7 @@ phase() {
   done < <(systemctl show "$job" --property=LoadState,ActiveState,SubState,ExecMainCode,ExecMainStatus)
   case ${unit[LoadState]}/${unit[ActiveState]}/${unit[SubState]} in
     not-found/* | */inactive/*) echo absent ;;
-    # ExecMainCode 1: it exited; 2 and 3: a signal ended it, and the status is the signal.
+    # ExecMainCode 1: it exited; 2 and 3: a signal killed it, and the status is the number of the signal.
     */active/exited | */failed/*)
       ((unit[ExecMainCode] == 1)) || ((unit[ExecMainStatus] += 128))
       echo "exit ${unit[ExecMainStatus]}"
@@ -121,10 +121,10 @@ start() {
     return 1
   fi
   write_script "$@" >"$script"
-  # What is left of a run that ended still holds the unit's name.
+  # The unit of a run that has ended still occupies the name.
   sudo systemctl stop "$job" 2>/dev/null || true
   sudo systemctl reset-failed "$job" 2>/dev/null || true
-  # The limits are those that TPU drivers and checkpoints of many files need.
+  # TPU drivers and checkpoints of many files need these limits.
   sudo systemd-run --unit="$job" --uid="$(id --user)" --gid="$(id --group)" --remain-after-exit \
     --property="After=network-online.target $share_unit" \
     --property=KillMode=mixed --property=TimeoutStopSec=300 \

@@ -1,17 +1,17 @@
-"""Shared by all tests: eight CPU devices, a compilation cache, and models small enough to compile in a moment."""
+"""Shared by all tests: eight CPU devices, a compilation cache, and models that compile quickly."""
 
 import os
 from importlib.metadata import version
 from pathlib import Path
 
 _CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
-# In the environment, so that the programs that tests start share the cache.
+# Set in the environment, so that programs started by tests share the cache.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
-# The networks here are tiny: compiling them is what takes the time, so leave out what makes large ones fast.
+# The networks here are tiny and compilation takes most of the time, so optimisations for large networks are off.
 _FLAGS = "--xla_backend_optimization_level=0"
-if version("jaxlib").startswith("0.10."):  # the next one dies of a flag that it does not know
+if version("jaxlib").startswith("0.10."):  # the next version aborts on this flag, which it does not know
   _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _FLAGS)
 
@@ -25,11 +25,11 @@ from hypothesis import settings  # noqa: E402
 from lrat_jax import main, models  # noqa: E402
 from tests import programs  # noqa: E402
 
-# Tests of these folders start a process, or draw hundreds of examples, each.
+# Each test in these folders starts a process or draws hundreds of examples.
 _SLOW_FOLDERS = ("faults", "fuzz", "launch")
-# Files that keep a worker busy for a minute or more come first, so that no worker is left with one at the end.
+# Files that take a minute or more run first, so that no worker starts one at the end.
 _FIRST = ("test_kill.py", "test_stop.py", "test_distributed.py", "test_main.py", "test_step.py", "test_examples.py")
-# What a test may take that is not marked slow, its set-up not counted, nor one that compiles new programs.
+# The time limit of a test that is not marked slow. Set-up is not counted, and a test that compiles has no limit.
 _MOST_SECONDS = float(os.environ.get("LRAT_JAX_TEST_SECONDS", "5"))
 
 _MOST_MAPPINGS = 20_000
@@ -39,7 +39,7 @@ settings.load_profile("lrat_jax")
 
 
 def _once(tmp_path_factory, name, make):
-  """The folder that `make` filled: in the first worker that asks, for all of them."""
+  """Returns the folder that `make` filled; the first worker calls `make`, and all others reuse the folder."""
   root = tmp_path_factory.getbasetemp()
   root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
   with filelock.FileLock(root / f"{name}.lock"):
@@ -51,7 +51,7 @@ def _once(tmp_path_factory, name, make):
 
 @pytest.fixture(scope="module", autouse=True)
 def room_for_programs():
-  """Forgets compiled programs before Linux's limit of 65,530 mappings a process, of which each program has some."""
+  """Clears compiled programs before Linux's limit of 65,530 mappings per process is reached; each program has some."""
   yield
   maps = Path("/proc/self/maps")
   if maps.exists() and len(maps.read_bytes().splitlines()) > _MOST_MAPPINGS:
@@ -60,7 +60,7 @@ def room_for_programs():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-  """The workdir of a small run of LRAT with GAIRAT on digits, trained and evaluated; nothing may write there."""
+  """The workdir of a small run of LRAT with GAIRAT on digits, trained and evaluated; tests must not write to it."""
 
   def make(workdir):
     assert main.main([*programs.RUN, f"--workdir={workdir}"]) == 0
@@ -70,7 +70,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory):
-  """The workdir of the same run, trained alone, by a process on two devices; nothing may write there."""
+  """The workdir of the same run, only trained, by a process with two devices; tests must not write to it."""
   return _once(tmp_path_factory, "whole_run", lambda workdir: programs.finish(workdir, "--mode=train"))
 
 
@@ -120,7 +120,7 @@ def pytest_collection_modifyitems(items):
 
 
 _CPU_SECONDS = pytest.StashKey[float]()
-_compilations = []  # of programs that the cache did not have: their time is not the test's
+_compilations = []  # cache misses of the current test; with any, it has no time limit
 jax.monitoring.register_event_listener(
   lambda event, **_: _compilations.append(event) if event == "/jax/compilation_cache/cache_misses" else None
 )
@@ -133,16 +133,16 @@ def pytest_runtest_call(item):
   try:
     return (yield)
   finally:
-    item.stash[_CPU_SECONDS] = sum(os.times()[:4]) - start  # ours and that of processes that ended
+    item.stash[_CPU_SECONDS] = sum(os.times()[:4]) - start  # of this process and of its child processes that have ended
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-  """Fails a test that is too slow to be run every time and does not say so."""
+  """Fails a test that is too slow to run every time and is not marked slow."""
   report = yield
   unmarked = item.get_closest_marker("slow") is None
   if unmarked and not _compilations and report.when == "call" and report.passed:
-    # On a busy machine the clock runs on while others compute.
+    # On a busy machine, wall-clock time includes the time in which other processes compute.
     seconds = min(call.duration, item.stash[_CPU_SECONDS])
     if seconds > _MOST_SECONDS:
       report.outcome = "failed"

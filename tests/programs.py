@@ -1,4 +1,4 @@
-"""Runs of the program as processes of their own: started, waited for, killed, and what they come to in the end."""
+"""Runs of the program in separate processes: starts them, waits for them, kills them, and compares their results."""
 
 import json
 import os
@@ -15,18 +15,18 @@ from lrat_jax.training.checkpoints import Checkpoints
 from tests.helpers import SMALL
 
 ROOT = Path(__file__).parent.parent
-# LRAT and GAIRAT on digits, a matter of seconds.
+# LRAT and GAIRAT on digits; takes only seconds.
 RUN = (
   f"--config={ROOT}/configs/lrat_irat.py:digits,suite=pgd",
   *(f"--config.{name}={value}" for name, value in SMALL.items()),
 )
-# The same, saved every fourth step.
+# The same, with a checkpoint every fourth step.
 ARGUMENTS = (*RUN, "--config.train.checkpoint_every_steps=4")
 _PATIENCE_S = 300
 
 
 def start(workdir, *more, devices=2, cwd=ROOT, arguments=ARGUMENTS, **environment):
-  """The program on `arguments` and `more`; its output is kept for `end`."""
+  """Starts the program with `arguments` and `more`; its output is captured for `end`."""
   return subprocess.Popen(
     [sys.executable, "-m", "lrat_jax.main", *arguments, f"--workdir={workdir}", *more],
     cwd=cwd,
@@ -44,7 +44,7 @@ def free_port():
 
 
 def start_together(workdirs, *more, devices, **options):
-  """One run of as many processes as workdirs are given, on CPU collectives."""
+  """Starts one run with one process per workdir, on CPU collectives."""
   others = [f"--coordinator=localhost:{free_port()}", f"--num_processes={len(workdirs)}"]
   return [
     start(workdir, *more, *others, f"--process_id={index}", devices=devices, **options)
@@ -53,20 +53,20 @@ def start_together(workdirs, *more, devices, **options):
 
 
 def end(process):
-  """(exit code, stdout, stderr) of a program that ends by itself."""
+  """Waits until a program ends by itself; returns (exit code, stdout, stderr)."""
   out, errors = process.communicate(timeout=_PATIENCE_S)
   return process.returncode, out, errors
 
 
 def finish(workdir, *more, **options):
-  """Runs the program to its end, which must be a good one; its stdout."""
+  """Runs the program to its end and returns its stdout; its exit code must be 0."""
   code, out, errors = end(start(workdir, *more, **options))
   assert code == 0, errors
   return out
 
 
 def wait_for_rows(process, workdir, rows):
-  """Waits until metrics.jsonl holds so many rows."""
+  """Waits until metrics.jsonl has at least `rows` rows."""
   path, deadline = Path(workdir, "metrics.jsonl"), time.monotonic() + _PATIENCE_S
   while not (path.exists() and path.read_text().count("\n") >= rows):
     assert process.poll() is None, process.communicate()
@@ -75,7 +75,7 @@ def wait_for_rows(process, workdir, rows):
 
 
 def kill_after(workdir, rows, *more, **options):
-  """Runs until metrics.jsonl holds so many rows, then kills without warning."""
+  """Runs the program until metrics.jsonl has at least `rows` rows, then kills it with SIGKILL."""
   process = start(workdir, *more, **options)
   wait_for_rows(process, workdir, rows)
   process.kill()
@@ -83,7 +83,7 @@ def kill_after(workdir, rows, *more, **options):
 
 
 def outcome(workdir):
-  """All that a run is: its last step, that checkpoint's arrays, the rows without their timing, the recorded weights."""
+  """The result of a run: (last step, arrays of its checkpoint, metrics without their timing, recorded weights)."""
   with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
     step = checkpoints.latest_step()
     state = checkpoints.read(step)
@@ -98,7 +98,7 @@ def outcome(workdir):
 
 
 def assert_trained_alike(workdir, other, steps=34):
-  """Equal parameters and weights to float32's tolerance."""
+  """Asserts that both runs took `steps` steps to the same parameters and weights, up to float32's tolerance."""
   (step, state, _, weights), (step_other, state_other, _, weights_other) = (outcome(path) for path in (workdir, other))
   assert step == step_other == steps
   numbers = lambda tree: jax.tree.map(lambda leaf: leaf if leaf.dtype.kind in "biuf" else np.zeros(0), tree)

@@ -1,9 +1,9 @@
-"""Kills a run on digits at random moments, again and again, and compares what it ends in with a run that nobody killed.
+"""Kills a run on digits repeatedly at random moments and compares its final state with that of a run without kills.
 
   python -m tests.soak --kills=500 --jobs=2
 
-A kill is SIGKILL at a moment drawn from as long as a whole run takes, half of them as soon after it as a checkpoint is
-being written. A run that reaches its end is compared, bit for bit, and the next begins.
+A kill is SIGKILL at a random moment within the duration of a whole run; half of the kills are delayed from that moment
+until a checkpoint is being written. A run that reaches its end is compared bit for bit, and the next one begins.
 """
 
 import argparse
@@ -37,20 +37,20 @@ _ARGUMENTS = (
 )
 _ENVIRONMENT = {
   "JAX_NUM_CPU_DEVICES": "2",
-  # A killed run has to find compiled what the one before it compiled, or it never comes to train.
+  # A run must find in the cache what the runs before it compiled; otherwise it is killed before training begins.
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  "XLA_FLAGS": "",  # programs that are slow to run would be no gain here
+  "XLA_FLAGS": "",  # full optimisation: here, programs that compile fast but run slowly gain nothing
 }
 
 
 def _run_program(workdir):
-  """The program in a process of its own, without a word."""
+  """Runs the program without output and exits with its code; the target of a separate process."""
   with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
     sys.exit(program.main([*_ARGUMENTS, f"--workdir={workdir}"]))
 
 
 def _start(workdir):
-  """Starts the program in a process that finds all modules loaded; imports alone would take most of a short life."""
+  """Starts the program in a process with all modules already loaded; imports would take most of a short run."""
   context = multiprocessing.get_context("forkserver")
   process = context.Process(target=_run_program, args=(workdir,))
   process.start()
@@ -64,7 +64,7 @@ def _finish(workdir):
 
 
 def assert_same(workdir, other, *, rows=True):
-  """Whether two runs ended alike to the bit: state, recorded weights and, if `rows`, the rows of metrics."""
+  """Asserts that two runs ended bit for bit equal: state, recorded weights and, if `rows`, the rows of metrics."""
   (step, state, lines, weights), (step_other, state_other, lines_other, weights_other) = (
     programs.outcome(path) for path in (workdir, other)
   )
@@ -75,14 +75,14 @@ def assert_same(workdir, other, *, rows=True):
 
 
 def _unfinished(workdir):
-  """The checkpoints that are being written, or that a kill left so: names and inodes."""
+  """The checkpoints that are being written or that a kill left unfinished, a set of (name, inode)."""
   with suppress(FileNotFoundError):
     return {(entry.name, entry.inode()) for entry in os.scandir(workdir / "checkpoints") if "tmp" in entry.name}
   return set()
 
 
 def _kill(process, workdir, generator, latest):
-  """Waits for the moment, and kills; says in which part of its life the run was, or None if it ended before."""
+  """Waits for a random moment and kills the run; returns in which phase it was, or None if it had already ended."""
   moment = time.monotonic() + generator.uniform(0, latest)
   in_a_save = generator.random() < 0.5
   rows = (workdir / "metrics.jsonl").stat().st_size if (workdir / "metrics.jsonl").exists() else 0
@@ -104,7 +104,7 @@ def _kill(process, workdir, generator, latest):
 
 
 def _lane(folder, kills, seed, latest):
-  """Runs one after another, killed so often in all; the last is let to its end. Counts of what happened."""
+  """Runs one after another, with `kills` kills in total, and lets the last one end; returns counts of what happened."""
   generator, report = random.Random(seed), collections.Counter()
   left, number = kills, 0
   while left or number == 0 or (folder / f"run{number}").exists():
@@ -132,10 +132,10 @@ def _lane(folder, kills, seed, latest):
 
 @mock.patch.dict(os.environ, _ENVIRONMENT)
 def run(folder, *, kills, seed, jobs=1):
-  """{"kills": {part of a run's life: count}, "runs", "runs that differ", "seconds"} of so many kills."""
+  """Returns {"seconds of a whole run", "kills": {phase of a run: count}, "runs", "runs that differ", "seconds"}."""
   start = time.monotonic()
   multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
-  for name in ("first", "whole"):  # the first compiles
+  for name in ("first", "whole"):  # the first one compiles
     began = time.monotonic()
     _finish(folder / name)
     seconds = time.monotonic() - began

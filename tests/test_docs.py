@@ -1,6 +1,6 @@
-"""The documentation: it builds without a warning and without a network, and what it shows is true of the code.
+"""The documentation: it builds without warnings and without a network, and what it shows agrees with the code.
 
-Links inside the repository are followed by the build. Links to the web are not: no test here may need a network.
+The build checks links inside the repository. Links to the web are not checked: no test here may need a network.
 """
 
 import importlib
@@ -37,7 +37,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 
 
 class _Addresses(HTMLParser):
-  """What a browser would fetch to show a page, and the ids and targets of links in it."""
+  """`fetched`: the addresses that a browser fetches to show a page; `tags`: the names of its tags."""
 
   def __init__(self, text: str):
     super().__init__()
@@ -53,7 +53,7 @@ class _Addresses(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-  """The site, built by the command in CONTRIBUTING.md, but elsewhere; every warning is an error."""
+  """The folder of the site, built with the command in CONTRIBUTING.md but elsewhere; every warning is an error."""
   folder = tmp_path_factory.mktemp("site")
   (line,) = re.findall(r"^python (-m sphinx .*?) build/docs", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
   command = [sys.executable, *line.split(), str(folder), "-W", "--keep-going", "-q"]
@@ -155,7 +155,7 @@ def test_a_docstring_keeps_its_characters():
 
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory):
-  """A folder with `runs/lrat_digits_seed0`, trained for a moment, and a network of PyTorch's in weights.pt."""
+  """A folder with `runs/lrat_digits_seed0`, a very short run, and a PyTorch network in weights.pt."""
   folder = tmp_path_factory.mktemp("shown")
   torch.save(torch_definitions.cnn(width=4, channels=1, size=8).state_dict(), folder / "weights.pt")
   small = {**SMALL, "data.train_size": 64, "local_weights.begin_fraction": 0.0, "train.log_every_steps": 1}
@@ -166,7 +166,7 @@ def workdirs(tmp_path_factory):
 
 
 def _names(linear_weights):
-  """What the pages speak of as given: a model, and some images with labels."""
+  """The names that the pages use without defining them: a model, and some images with labels."""
 
   class Model:
     apply = staticmethod(lambda variables, images: images.reshape(len(images), -1) @ variables)
@@ -194,7 +194,7 @@ PYTHON = [path for path in PAGES if _blocks(path, PythonCodeBlockParser())]
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
 def test_python_runs_as_it_is_shown(path, workdirs, linear_weights, monkeypatch):
   monkeypatch.chdir(workdirs)
-  monkeypatch.setitem(suites.SUITES, "unforeseen", suites.SUITES["pgd"])  # minutes of compiling otherwise
+  monkeypatch.setitem(suites.SUITES, "unforeseen", suites.SUITES["pgd"])  # otherwise it compiles for minutes
   document = Document.parse(str(path), PythonCodeBlockParser())
   document.namespace.update(_names(linear_weights))
   for example in document.examples():
@@ -202,7 +202,7 @@ def test_python_runs_as_it_is_shown(path, workdirs, linear_weights, monkeypatch)
 
 
 def _commands(text):
-  """The command lines of lrat_jax in a block for a shell, as (module, arguments)."""
+  """The commands of lrat_jax in a shell code block, as (module, arguments)."""
   for line in text.replace("\\\n", " ").splitlines():
     words = shlex.split(line, comments=True)
     starts = [n for n in range(len(words) - 2) if words[n : n + 2] == ["python", "-m"]]
@@ -226,7 +226,7 @@ COMMANDS = list(_all_commands())
 
 
 def _parse(module, arguments):
-  """By the program's own command line, which `main` has in a module of its own and a package where Python runs it."""
+  """Parses with the program's own parser: that of `main` is in `command_line`, that of a package in its `__main__`."""
   if module == "lrat_jax.main":
     return command_line.parse(arguments)
   found = importlib.import_module(module)
@@ -245,7 +245,7 @@ def test_a_command_is_understood(page, module, arguments, monkeypatch):
 
 
 def _inline(path):
-  """The pieces of code in a page's running text."""
+  """The inline code in a page's text, without its code blocks."""
   text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
   return re.findall(r"`([^`\n]+)`", text)
 
@@ -276,5 +276,5 @@ def test_a_path_in_the_text_exists(name):
 
 
 def test_the_pages_are_read_as_they_are_meant():
-  """So that a parser that finds nothing does not make the tests above pass."""
+  """Fails if the parsers find too little, because the tests above would then pass without testing anything."""
   assert len(OPTIONS) > 5 and len(COMMANDS) > 25 and len(PYTHON) > 3

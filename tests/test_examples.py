@@ -1,4 +1,4 @@
-"""The examples of one's own attack, weightings, network and data set: each run whole, and each what it says it is."""
+"""The examples of a user-defined attack, weighting, network and data set: each runs in full and does what it says."""
 
 import functools
 import importlib.util
@@ -36,14 +36,14 @@ RADIUS = {"epsilon": 0.1, "step_size": 0.03}
 
 
 def _commands(name):
-  """What stands behind `python -m lrat_jax.main` in the first lines of an example, for each of its commands."""
+  """The arguments of each `python -m lrat_jax.main` command in the docstring of an example."""
   lines = (ROOT / "examples" / f"{name}.py").read_text().split('"""')[1].splitlines()
   commands = [line.partition("   ")[0] for line in lines if line.startswith("python -m lrat_jax.main ")]
   return [command.split()[3:] for command in commands]
 
 
 def _run(command, workdir, *more):
-  """The last row of training, and the weights of the last epoch."""
+  """Runs a command with few steps; returns the last row of training metrics and the recorded weights of its epoch."""
   assert main.main([*command, *TINY, *more, f"--workdir={workdir}"]) == 0
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   with np.load(workdir / "weights" / "epoch_0000.npz") as recorded:
@@ -94,7 +94,7 @@ def test_the_command_of_the_data_set_trains_on_it(tmp_path):
 
 @pytest.fixture(scope="module")
 def mi_fgsm(cnn_logits):
-  """The example as a configuration makes it, on the small network, compiled: (keys, images, labels) -> AttackResult."""
+  """The example, built from a configuration, on the small network, compiled: (keys, images, labels) -> AttackResult."""
   entry = {"name": "examples.custom_attack:mi_fgsm", "epsilon": "0.1", "step_size": "0.03", "num_steps": 5}
   attack = attacks.from_config(entry)
   return jax.jit(lambda keys, images, labels: attack(keys, cnn_logits, images, labels))
@@ -123,7 +123,7 @@ def test_without_momentum_it_is_pgd(keys, images, labels, linear_logits):
 
 
 def test_momentum_is_dong_et_als(images, labels, keys):
-  """Against a loop over their equations 6 and 7 in NumPy, on logits that are a quadratic of the image."""
+  """Compares with a loop over their equations 6 and 7 in NumPy, on logits that are quadratic in the image."""
   weights = np.random.default_rng(3).normal(size=(64, 5)).astype(np.float32)
   logits_fn = lambda x: (x.reshape(x.shape[0], -1) ** 2) @ weights
   arguments = {"num_steps": 3, "decay": 0.7, **RADIUS}

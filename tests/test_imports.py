@@ -1,4 +1,4 @@
-"""The imports of the package point one way; the attacks and the weights need the core and convolutions alone."""
+"""Modules of the package import only from lower layers; attacks and weights need only the core and convolutions."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "lrat_jax"
-# From the lowest: a part imports from its own layer, where parts of one layer are named together, and from lower ones.
+# From the lowest layer up. A part imports from itself and from lower layers, not from other parts of its own layer.
 LAYERS = (
   ("core",),
   ("convolutions",),
@@ -22,7 +22,7 @@ LAYERS = (
   ("__main__",),
 )
 RANKS = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-# Within a layer too, what is at the right is imported by what is at the left and by nothing else.
+# Exceptions: part -> the parts of its own layer that it may import.
 BESIDE = {"objectives": {"attacks"}, "report": {"compare"}}
 
 
@@ -35,7 +35,7 @@ MODULES = {_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
 def _imports(text):
-  """The modules of the package that a source imports anywhere, lazily too."""
+  """The modules of the package that a source text imports, also inside functions."""
   found = set()
   for node in ast.walk(ast.parse(text)):
     if isinstance(node, ast.ImportFrom):
@@ -91,7 +91,7 @@ def test_nothing_imports_itself_by_a_detour():
     if module not in state:
       state[module] = "open"
       for imported in graph[module]:
-        if not f"{module}.".startswith(f"{imported}."):  # a package is there before its modules
+        if not f"{module}.".startswith(f"{imported}."):  # a package is already imported before its modules
           visit(imported, [*trail, module])
       state[module] = "done"
 

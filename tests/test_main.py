@@ -1,4 +1,4 @@
-"""The program as people run it: files, exit codes, one-line errors, resuming after a kill."""
+"""The program as users run it: files, exit codes, one-line errors, resuming a stopped run."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ RESULT_FILES = {
 
 
 class Follower:
-  """A service that keeps what it is told in a list of the test's."""
+  """A tracking service that appends what it receives to a list of the test."""
 
   identity = "1"
   load = staticmethod(lambda: None)
@@ -63,13 +63,13 @@ class Follower:
 
 @pytest.fixture(scope="module")
 def told():
-  """What a service that followed the small run was told."""
+  """What a tracking service of the small run received."""
   return []
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, told):
-  """The workdir of a small run that ended."""
+  """The workdir of a small finished run."""
   workdir = tmp_path_factory.mktemp("runs") / "finished"
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(metric_writers._SERVICES, "metric writer", Follower(told))
@@ -85,7 +85,7 @@ def test_every_attack_of_a_run_takes_as_many_images_as_suit_the_network_and_memo
   few = ["--config.train.epochs=1", "--config.eval.num_images=16", f"--workdir={tmp_path}"]
   assert main.main([*ARGUMENTS, *few]) == 0
   inspection.evaluate(tmp_path, num_images=16)
-  assert len(taken) >= 8 and set(taken) == {16}  # in the step, in validation, and three attacks evaluated twice
+  assert len(taken) >= 8 and set(taken) == {16}  # in the step, in validation, and in three attacks evaluated twice
   assert kept == [True]
 
 
@@ -167,7 +167,7 @@ def test_a_run_leaves_what_the_design_says(finished):
 
 @pytest.fixture
 def no_compilation_cache(monkeypatch):
-  """As where neither the environment nor the user has said where compiled programs are kept."""
+  """JAX as if neither the environment nor the user had set the folder for compiled programs."""
   options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
   before = {option: getattr(jax.config, option) for option in options}
   for option in options:
@@ -189,7 +189,7 @@ def no_compilation_cache(monkeypatch):
 def test_compiled_programs_are_kept_beside_the_workdir_or_where_one_says(
   no_compilation_cache, tmp_path, arguments, folder
 ):
-  (tmp_path / "runs" / "a" / "checkpoints").mkdir(parents=True)  # so that it comes to look for one
+  (tmp_path / "runs" / "a" / "checkpoints").mkdir(parents=True)  # so that the program gets as far as looking for one
   arguments = [argument.format(tmp_path=tmp_path) for argument in arguments]
   assert main.main([*ARGUMENTS, f"--workdir={tmp_path}/runs/a", "--mode=evaluate", *arguments]) == 2
   assert jax.config.jax_compilation_cache_dir == (folder and folder.format(tmp_path=tmp_path))
@@ -211,7 +211,7 @@ def test_metrics_follow_the_run(finished):
   assert sum(row["steps"] for row in rows if row["split"] == "train") == 2 * (1100 // 64)
   assert [row["epoch"] for row in rows if row["split"] == "validation"] == [0, 1]
   assert all(np.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
-  # Reweighting begins halfway: uniform weights before, spread ones after.
+  # Reweighting begins halfway: weights are uniform before and differ after.
   spread = {
     row["epoch"]: row["global_weights/q95"] - row["global_weights/q05"] for row in rows if row["split"] == "train"
   }
@@ -345,7 +345,7 @@ def test_every_command_that_we_print_is_understood(path):
 
 
 def test_a_run_in_a_thread_stops_by_its_argument_and_goes_on(tmp_path):
-  """As in a notebook's or an app's worker, where JAX was used before and no signal can be heard."""
+  """As in a worker thread of a notebook or an app, where JAX was used before and signals cannot be received."""
   codes, calls = [], itertools.count(1)
   arguments = [*ARGUMENTS, f"--workdir={tmp_path / 'run'}"]
 
@@ -370,7 +370,7 @@ def _write_npz(path, seed=0, count=60, **more):
 
 
 def test_a_run_remembers_its_data(tmp_path, capsys):
-  """Another file under the same name is refused, and nothing is overwritten; the test split alone serves."""
+  """Other data under the same name are refused, and nothing is overwritten; evaluation needs only the test split."""
   path, workdir = tmp_path / "own.npz", tmp_path / "run"
   _write_npz(path)
   arguments = [
@@ -397,7 +397,7 @@ def test_a_run_remembers_its_data(tmp_path, capsys):
 
 
 def test_a_model_is_evaluated_on_a_few_images_of_many_classes(tmp_path, capsys):
-  """Nothing but the test images is asked for: not training images, nor sizes that only training needs."""
+  """Only the test images are needed: training images are not, and sizes that only training uses are not checked."""
   path, workdir = tmp_path / "few.npz", tmp_path / "mine"
   generator = np.random.default_rng(0)
   np.savez(path, images=generator.random((4, 8, 8, 1), np.float32), labels=np.array([0, 999, 5, 7]))

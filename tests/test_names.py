@@ -1,4 +1,4 @@
-"""The words that this project has given up, and where they may still stand."""
+"""Words that this project no longer uses, and the files that may still contain them."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("lrat_jax", "configs", "examples", "launch", "docs", "notebooks", "tests", "benchmarks", "results")
 KINDS = {".py", ".md", ".sh", ".sbatch", ".yaml", ".ipynb", ".html"}
-# They name what earlier versions wrote, to refuse it.
+# This list itself, and the test that files of earlier versions are refused.
 EXCEPTIONS = {"tests/test_names.py", "tests/core/test_provenance.py"}
 WORDS = (
   r"judg(e|ing|ement)",

@@ -1,4 +1,4 @@
-"""The notebooks: executed whole on a small run, kept without outputs, and showing what they speak of."""
+"""The notebooks: executed in full on a small run, stored without outputs, and showing what their text describes."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_a_notebook_is_kept_without_outputs(path):
 
 
 def _with_parameters(notebook, **parameters):
-  """The notebook with other values in a cell of their own, behind the one that is tagged "parameters"."""
+  """Adds a cell with other values after the cell that is tagged "parameters"; returns the notebook."""
   (place,) = [n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
   given = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
   assert all(f"{name} = " in notebook.cells[place].source for name in parameters)
@@ -49,7 +49,7 @@ def test_weight_distributions_runs_and_shows_its_pictures(tmp_path):
   assert "epoch   2/2" in text and "[local weights, global weights]" in text and "2 epochs, " in text
   assert "stderr" not in {output.get("name") for output in outputs}
   assert sum("image/png" in output.get("data", {}) for output in outputs) == 6
-  # The numbers of the image that moves most are those on the disk.
+  # The numbers shown for the image whose weight moves most are those in the file.
   _, table = text.split("epoch  natural")
   index = int(text.split("image ")[1].split(",")[0])
   with np.load(tmp_path / "run" / "weights" / "epoch_0001.npz") as arrays:

@@ -33,7 +33,7 @@ def _boosted(logits):
   return _nll(logits) - np.log(1.0001 - others.max(axis=-1))
 
 
-# What one member of a pair costs under each objective with beta 6, by the papers' user code.
+# The loss of one member of a pair under each objective with beta 6, as in the papers' published code.
 WRITTEN_OUT = {
   "ce": _nll,
   "trades": lambda logits: _nll(NATURAL) + 6 * _divergence(logits),
@@ -64,7 +64,7 @@ def test_a_pairs_loss_is_the_weighted_sum_over_its_members(objective):
 
 @pytest.mark.parametrize("objective", WRITTEN_OUT)
 def test_distributions_enter_the_cross_entropy_alone(objective):
-  """MART's margin and weight go by the true class."""
+  """MART's margin and weight use the true class."""
   q = np.full((3, 4), 0.1)
   q[ROWS, LABELS] = 0.7
   change = lambda logits: -((q - np.eye(4)[LABELS]) * scipy.special.log_softmax(logits, axis=-1)).sum(axis=-1)
@@ -103,7 +103,7 @@ def test_gradients_flow_through_both_answers(objective):
 def test_logit_pairing_is_the_divergence_from_the_source_where_that_is_right():
   generator = np.random.default_rng(0)
   logits, labels = generator.normal(size=(8, 3, 4)), np.arange(8) % 4
-  logits[np.arange(4), 1, labels[:4]] += 3.0  # the source is right there
+  logits[np.arange(4), 1, labels[:4]] += 3.0  # there, the source is classified correctly
   right = logits[:, 1].argmax(axis=1) == labels
   odds = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
   kl = np.mean([(odds[:, 1] * np.log(odds[:, 1] / odds[:, j])).sum(axis=-1) for j in (0, 2)], axis=0)
@@ -117,7 +117,7 @@ def test_logit_pairing_is_the_divergence_from_the_source_where_that_is_right():
   sharded = jax.jit(sharding.shard_map(by_device, sharding.make_mesh(2), specs, sharding.BATCHED))
   np.testing.assert_allclose(sharded(jnp.asarray(logits), jnp.asarray(labels)), pairing, rtol=1e-5)
 
-  wrong = (logits[:, 1].argmax(axis=1) + 1) % 4  # of none is the source right
+  wrong = (logits[:, 1].argmax(axis=1) + 1) % 4  # every source is misclassified
   gradient = jax.grad(lambda x: objectives.logit_pairing(x, jnp.asarray(wrong), 1).mean())(jnp.asarray(logits))
   np.testing.assert_array_equal(gradient, 0.0)
   gradient = jax.grad(lambda x: objectives.logit_pairing(x, jnp.asarray(labels), 1).mean())(jnp.asarray(logits))

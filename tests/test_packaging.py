@@ -1,4 +1,4 @@
-"""The package's metadata: one list of requirements, methods that travel with the package, a console script."""
+"""The package's metadata: one list of requirements, methods that are part of the package, a console script."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""A trace of a run: what took the time has the names that its reader knows."""
+"""The profile of a run: steps, attacks and stages have the names that users know."""
 
 import pytest
 

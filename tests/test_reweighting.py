@@ -1,4 +1,4 @@
-"""Weights: the properties that the method promises, and the papers' own formulas as golden values."""
+"""Weights: the properties that the method guarantees, and the papers' own formulas as reference values."""
 
 import functools
 
@@ -144,7 +144,7 @@ def _gairat(kappa, num_steps, lam=-1.0):
 
 
 def _mail(margins, slope=10.0, bias=-0.5):
-  """MAIL-AT's weight 3 sigmoid(slope (PM + bias)) (arXiv:2106.07928), brought to mean 1."""
+  """MAIL-AT's weight 3 sigmoid(slope (PM + bias)) (arXiv:2106.07928), normalised to mean 1."""
   weights = 3 / (1 + np.exp(-slope * (margins + bias)))
   return weights / weights.mean()
 
@@ -211,7 +211,7 @@ def test_no_gradient_flows_through_any_weight():
       for kind in ("gairat", "mail")
       for v in (scores, logits[:, :1])
     ]
-    # Straight from a live array too, so that the stop is in each function and not only in vulnerability.
+    # Also from the logits themselves, to test that each function stops the gradient and not only `vulnerability`.
     direct = reweighting.local_weights(logits, total=1.0, minimum_natural=0.05, slope=5.0, bias=0.0)
     direct += reweighting.softmax_local_weights(logits, total=1.0, slope=5.0)
     direct += reweighting.max_local_weights(logits, total=1.0)

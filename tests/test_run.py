@@ -1,4 +1,4 @@
-"""Pictures that are drawn in a thread: waited for, and their failures are the run's. Surrogates are found and named."""
+"""Plots are drawn in a thread: the run waits for them and raises their errors. Surrogates are loaded or refused."""
 
 import json
 import threading

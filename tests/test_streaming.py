@@ -1,4 +1,4 @@
-"""Whole runs from streams: equal to the bit to those from memory, and to those that nobody killed; damage is a line."""
+"""Runs from streams: bit for bit equal to runs from memory, also after a kill; a damaged image is a one-line error."""
 
 import functools
 import signal
@@ -18,7 +18,7 @@ CROPS = ("--config.data.image_size=8", "--config.data.random_resized_crop=0.5")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """A part of the digits as PNGs, in folders of their classes."""
+  """A subset of the digits as PNG files, with one folder per class."""
   path, dataset = tmp_path_factory.mktemp("digits"), data.load("digits", validation_size=197, train_size=200)
   for name, count in (("train", 200), ("test", 64)):
     split = dataset.split(name)
@@ -51,7 +51,7 @@ def test_a_run_from_a_stream_is_the_run_from_memory_to_the_bit(folder, tmp_path)
   with np.load(tmp_path / "auto" / "per_example.npz") as held, np.load(tmp_path / "stream" / "per_example.npz") as read:
     for name in held:
       np.testing.assert_array_equal(held[name], read[name])
-  # the same workdir goes on in the other way
+  # the same workdir can be used with the other way of loading
   arguments = _arguments(folder, "--config.data.loading=memory", "--mode=evaluate")
   assert "Evaluating the checkpoint" in programs.finish(tmp_path / "stream", arguments=arguments)
 
@@ -80,7 +80,7 @@ def test_a_damaged_picture_ends_a_run_in_a_line(folder, tmp_path):
 
 
 def test_processes_that_share_the_state_are_killed_and_go_on_as_one(folder, tmp_path):
-  """Two processes of two devices, on a mesh of 2 x 2; then one process of four."""
+  """Two processes with two devices each, on a 2 x 2 mesh; then one process with four devices resumes the run."""
   shared = ("--config.mesh.model_devices=2", "--config.mesh.shard_above=100", "--config.data.loading=stream")
   arguments = _arguments(folder, *shared, "--config.train.ema_decay=0.9", "--mode=train")
   start = functools.partial(programs.start_together, devices=2, arguments=arguments)

@@ -1,4 +1,4 @@
-"""DeepMind's networks in PyTorch (Gowal et al., arXiv:2010.03593), with tensors named as their code names them."""
+"""DeepMind's networks in PyTorch (Gowal et al., arXiv:2010.03593), with tensors named as in their code."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ def _conv(inputs, outputs, size, stride):
 
 
 class MeanSparse(nn.Module):
-  """Amini et al.: within `threshold` standard deviations of the mean it is the mean."""
+  """Amini et al.: values within `threshold` standard deviations of the mean are replaced by the mean."""
 
   def __init__(self, channels):
     super().__init__()
@@ -39,7 +39,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class Block(nn.Module):
-  """A pre-activation block, whose convolutions are called `names`."""
+  """A pre-activation block; its convolutions are called `names`."""
 
   def __init__(
     self, inputs, outputs, stride, activation, names=("conv_0", "conv_1"), shortcut=1, squeeze=False, sparse=False
@@ -80,7 +80,7 @@ class _Group(nn.Module):
 
 
 class WideResNet(nn.Module):
-  """DMWideResNet; with `squeeze` NormalizedWideResNet of Peng et al.; with `sparse` MeanSparse's."""
+  """DMWideResNet; with `squeeze`, NormalizedWideResNet of Peng et al.; with `sparse`, the network of MeanSparse."""
 
   def __init__(
     self, counts, widths, num_classes=10, stem=16, channels=3, activation=functional.silu, squeeze=False, sparse=False

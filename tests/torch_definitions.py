@@ -1,6 +1,6 @@
-"""The networks of this field in PyTorch, their tensors named as by TRADES, RobustBench, Rice et al. and torchvision.
+"""Common networks of this field in PyTorch, with the tensor names of TRADES, RobustBench, Rice et al. and torchvision.
 
-Stages end in a mean over the whole image, which at 32x32 is their pooling and which small test images fit too.
+After the last stage comes a mean over the whole image, which at 32x32 is their pooling and also fits small test images.
 """
 
 import functools
@@ -17,7 +17,7 @@ def _conv(inputs, outputs, size=3, stride=1):
 
 
 def _stages(make_block, stem, widths, counts):
-  """nn.Sequential for each stage; all but the first begin with stride 2."""
+  """An nn.Sequential for each stage; all but the first stage begin with stride 2."""
   stages, inputs = [], stem
   for index, (outputs, count) in enumerate(zip(widths, counts, strict=True)):
     blocks = []
@@ -46,7 +46,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-  """RobustBench, architectures/resnet.py; torchvision's with `widening` times the channels inside."""
+  """RobustBench, architectures/resnet.py; torchvision's wide ResNets have `widening` times the channels inside."""
 
   def __init__(self, inputs, outputs, stride, shortcut="shortcut", widening=1):
     super().__init__()
@@ -102,14 +102,14 @@ class TorchvisionResNet(ResNet):
 
 
 class ResNet18(ResNet):
-  """The most frequent one."""
+  """The most frequently used ResNet."""
 
   def __init__(self, width=64, num_classes=10, channels=3):
     super().__init__(BasicBlock, (2, 2, 2, 2), width, num_classes, channels)
 
 
 class PreActBlock(nn.Module):
-  """Rice et al., preactresnet.py; RobustBench's PreActBlockV2; `of_input`: Wong et al.'s, its PreActBlock."""
+  """Rice et al., preactresnet.py (RobustBench's PreActBlockV2); with `of_input`, Wong et al. (its PreActBlock)."""
 
   def __init__(self, inputs, outputs, stride, of_input=False):
     super().__init__()
@@ -156,7 +156,7 @@ class WongPreActResNet18(nn.Module):
 
 
 class WideBlock(nn.Module):
-  """TRADES, models/wideresnet.py, its BasicBlock."""
+  """The BasicBlock of TRADES, models/wideresnet.py."""
 
   def __init__(self, inputs, outputs, stride):
     super().__init__()
@@ -180,7 +180,7 @@ class _Group(nn.Module):
 
 
 class WideResNet(nn.Module):
-  """TRADES, models/wideresnet.py; with `sub_block1` it has the blocks that are declared there and never run."""
+  """TRADES, models/wideresnet.py; with `sub_block1`, also the blocks that are declared there but never used."""
 
   def __init__(self, depth=34, width=10, num_classes=10, channels=3, sub_block1=False):
     super().__init__()
@@ -222,7 +222,7 @@ def cnn(width=32, num_classes=10, channels=3, size=32):
 
 
 class Normalised(nn.Module):
-  """A network behind its normalisation: images in [0, 1] -> logits, with buffers named as the caller likes."""
+  """A network after a normalisation of its inputs: images in [0, 1] -> logits; the buffers are called `names`."""
 
   def __init__(self, network, mean, std, names=("mean", "std")):
     super().__init__()
@@ -241,9 +241,9 @@ def to_torch(images):
 
 
 def spread(network, images, seed=0):
-  """The network in evaluation mode with weights as training leaves them, and not as they begin.
+  """Returns the network in evaluation mode with weights that resemble trained weights, not initial ones.
 
-  Batch norms get random scales and offsets and the images' own statistics, moved a little; logits are of order 1.
+  Batch norms get random scales and offsets and slightly changed statistics of the images; logits are of order 1.
   """
   generator = torch.Generator().manual_seed(seed)
   uniform = lambda like, low, high: torch.rand(like.shape, generator=generator) * (high - low) + low
@@ -255,7 +255,7 @@ def spread(network, images, seed=0):
     for norm in norms:
       norm.weight.copy_(uniform(norm.weight, 0.5, 1.5))
       norm.bias.copy_(uniform(norm.bias, -0.3, 0.3))
-      norm.momentum = None  # the mean over the batches seen
+      norm.momentum = None  # the statistics are the mean over all batches
     network.train()(to_torch(images))
     for norm in norms:
       norm.running_mean += 0.1 * uniform(norm.running_mean, -1, 1)
@@ -263,7 +263,7 @@ def spread(network, images, seed=0):
   return network.eval()
 
 
-# By our names: seven classes, three channels, images of 8x8.
+# By their names in lrat_jax: seven classes, three channels, images of 8x8.
 SMALL = {
   "resnet18_4": lambda: ResNet18(4, 7),
   "resnet50_2": lambda: ResNet(Bottleneck, (3, 4, 6, 3), 2, 7),
@@ -289,7 +289,7 @@ def pictures():
 
 @functools.cache
 def trained(name):
-  """A network of SMALL as `spread` leaves it; not to be changed."""
+  """A network of SMALL with the weights from `spread`; it is cached and must not be changed."""
   return spread(SMALL[name](), pictures())
 
 

@@ -1,4 +1,4 @@
-"""Swin in PyTorch, with tensors named as timm names them since 0.9, or as the original and older timm do."""
+"""Swin in PyTorch, with tensors named as in timm since 0.9, or as in the original and in older versions of timm."""
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ class _Attention(nn.Module):
     self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
   def forward(self, x, mask):
-    """[n, windows, places, width], and [windows, places, places] that is added to the scores of all heads."""
+    """x: [n, windows, places, width]; mask: [windows, places, places], added to the scores of all heads."""
     heads = self.relative_position_bias_table.shape[1]
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(-2, -3) for part in self.qkv(x).chunk(3, dim=-1))
     bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
@@ -53,7 +53,7 @@ class _Block(nn.Module):
     return torch.stack([window.flatten(1, 2) for line in cut for window in line], dim=1)
 
   def _mask(self, size):
-    """Which places the shift has brought together from the two ends of the image."""
+    """[windows, places, places]: -100 between places that the shift joined from opposite ends of the image, else 0."""
     wrapped = (torch.arange(size) >= size - self.shift).int() if self.shift else torch.zeros(size).int()
     parts = self._windows((2 * wrapped[:, None] + wrapped[None, :])[None])[0]
     return (parts[:, :, None] != parts[:, None, :]) * -100.0
@@ -111,8 +111,8 @@ class _Head(nn.Module):
 class Swin(nn.Module):
   """timm, models/swin_transformer.py; `old` is Microsoft's, which RobustBench's MIMIR_swin_transformer.py follows.
 
-  There patches are merged at the end of a stage and not at the beginning of the next, and the head is one layer. With
-  `mean_sparse` it is RobustBench's Meansparse_swin_L.py.
+  With `old`, patches are merged at the end of a stage instead of at the beginning of the next one, and the head is one
+  layer. With `mean_sparse` it is RobustBench's Meansparse_swin_L.py.
   """
 
   def __init__(

@@ -43,7 +43,7 @@ class MeanSparse(nn.Module):
 
 
 class ConvStem(nn.Module):
-  """Singh et al.; `outputs` are those of a 1x1 convolution at the end, None for none."""
+  """Singh et al.; `outputs` is the width of a 1x1 convolution at the end, None for no such convolution."""
 
   def __init__(self, channels, widths, strides, outputs=None):
     super().__init__()
@@ -96,7 +96,7 @@ class _Head(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-  """timm's; `stem_widths` are those of a ConvStem, None for patches."""
+  """timm's ConvNeXt; `stem_widths` are the widths of a ConvStem, None for a patch embedding."""
 
   def __init__(self, depths, widths, num_classes=1000, channels=3, patch=4, stem_widths=None, mean_sparse=False):
     super().__init__()
@@ -147,7 +147,7 @@ class _PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-  """timm's ViT and DeiT; `stem_width` is that of a ConvStem's first convolution, None for patches."""
+  """timm's ViT and DeiT; `stem_width` is the width of a ConvStem's first convolution, None for a patch embedding."""
 
   def __init__(self, depth, width, heads, patch, size, num_classes=1000, channels=3, stem_width=None):
     super().__init__()

@@ -115,7 +115,7 @@ class _ClassBlock(_Branches):
 
 
 class XCiT(nn.Module):
-  """timm, models/xcit.py; with the strides (1, 1, 2, 2) as RobustBench's architectures/xcit.py changes it."""
+  """timm, models/xcit.py; with the strides (1, 1, 2, 2), as changed by RobustBench's architectures/xcit.py."""
 
   def __init__(self, strides, depth, width, heads, num_classes=10, channels=3, norm_all=True):
     super().__init__()

@@ -1,4 +1,4 @@
-"""Functions that a configuration may name as the user's own: some that serve, and one for each thing that is wrong."""
+"""User-defined functions that a configuration may name: some that are valid, and one for each possible error."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ NUMBER = 3
 
 
 def noise(keys, logits_fn, images, labels, *, epsilon="8/255", step_size=None, num_steps=2, share=1.0):
-  """An attack that serves: a random corner of the ball, the same share of it for every image."""
+  """A valid attack: every image moves towards a random corner of the ball, by `share` of the way."""
   signs = jax.vmap(lambda key: jax.random.rademacher(key, images.shape[1:], images.dtype))(keys)
   return AttackResult(jnp.clip(images + share * epsilon * signs, 0, 1), num_steps + 0 * labels)
 
@@ -66,7 +66,7 @@ def from_a_constant(keys, logits_fn, images, labels):
 
 
 def even(vulnerabilities, *, total, minimum_natural, slope, bias):
-  """A local weighting that serves, with a gradient where none belongs and constants that do not vary."""
+  """A valid local weighting, although it passes on a gradient and returns constants that do not vary over devices."""
   return jnp.full(vulnerabilities.shape[:1], total / 2), total / 2 * vulnerabilities**2
 
 
@@ -79,7 +79,7 @@ def negative(vulnerabilities, **_):
 
 
 def squares(*, vulnerabilities, surviving_fractions):
-  """A global weighting that serves."""
+  """A valid global weighting."""
   return vulnerabilities[:, 0] ** 2
 
 
@@ -110,7 +110,7 @@ class _Network(nn.Module):
 
 
 def linear(num_classes, *, dtype, axis_name):
-  """A network that serves."""
+  """A valid network."""
   return _Network(num_classes)
 
 
@@ -135,7 +135,7 @@ def no_classes():
 
 
 def arrays():
-  """A data set that serves, under the names of Keras."""
+  """A valid data set, with the names that Keras uses."""
   generator = np.random.default_rng(0)
   images, labels = generator.integers(0, 256, (40, 6, 5), np.uint8), np.arange(40) % 4
   return {"x_train": images[:32], "y_train": jnp.asarray(labels[:32]), "x_test": images[32:], "y_test": labels[32:]}

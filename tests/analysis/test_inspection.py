@@ -1,4 +1,4 @@
-"""Inspection: weights aligned by instance and shown as training used them; attacks compared, against hand counts."""
+"""Inspection: weights are aligned by instance and are those of training; comparisons of attacks match hand counts."""
 
 import io
 import json
@@ -22,7 +22,7 @@ NAN = np.nan
 
 
 def _write_epoch(workdir, epoch, rows):
-  """rows: {index: (label, [adversarial weights], global weight)}, or a list of such pairs; natural is the rest of 1."""
+  """`rows`: {index: (label, [adversarial weights], global weight)} or such pairs; natural is 1 - sum(adversarial)."""
   rows = list(rows.items()) if isinstance(rows, dict) else rows
   labels, adversarial, across = (np.array(column) for column in zip(*(row for _, row in rows), strict=True))
   (workdir / "weights").mkdir(exist_ok=True)
@@ -40,7 +40,7 @@ def _write_epoch(workdir, epoch, rows):
 
 
 def _history(natural, **fields):
-  """A history with these natural weights [e, k]; what else is not given is of no account."""
+  """A history with these natural weights [e, k]; other fields that are not given do not matter."""
   natural = np.array(natural, float)
   epochs, count = natural.shape
   given = {
@@ -65,7 +65,7 @@ def test_weights_are_aligned_by_instance_whatever_the_order_of_their_batches(tmp
   assert history.indices.tolist() == [3, 7, 9] and history.labels.tolist() == [0, 1, 2]
   np.testing.assert_allclose(history.natural, [[0.8, 0.5, NAN], [1.0, NAN, 0.7], [0.2, 0.7, 0.5]])
   np.testing.assert_allclose(history.across, [[0.5, 1.5, NAN], [0.3, NAN, 0.7], [0.1, 2.0, 0.9]])
-  np.testing.assert_allclose(history.adversarial[1], [[0.0, 0.0], [NAN, NAN], [0.1, 0.2]])  # the last of two
+  np.testing.assert_allclose(history.adversarial[1], [[0.0, 0.0], [NAN, NAN], [0.1, 0.2]])  # index 9: the last of two
   np.testing.assert_allclose(inspection.values(history, "adversarial/pgd")[:, 1], [0.3, NAN, 0.0])
   np.testing.assert_allclose(inspection.values(history, "vulnerability/cw")[2], [-0.1, -0.2, -0.5])
 
@@ -102,7 +102,7 @@ def test_quantiles_are_those_of_the_instances_that_are_there():
 
 def test_movement_counts_from_where_reweighting_begins_and_over_gaps():
   history = _history(
-    [  # a jump of all as reweighting begins; then still, back and forth, one way, and one that is missed twice
+    [  # all jump when reweighting begins; then: constant, back and forth, increasing, missing in two epochs
       [0.0, 0.0, 0.0, 0.0],
       [0.0, 0.0, 0.0, NAN],
       [0.9, 0.2, 0.1, 0.5],
@@ -127,7 +127,7 @@ def test_instances_are_looked_up_by_their_index():
 
 
 def _per_example(clean, **attacked):
-  """`attacked`: name -> vulnerabilities [n]; robust is what is right when clean and has none above 0."""
+  """`attacked`: name -> vulnerabilities [n]; robust means correct when clean, and a vulnerability of at most 0."""
   arrays = {"clean_correct": np.array(clean, bool)}
   for name, scores in attacked.items():
     arrays[f"vulnerability/{name}"] = np.array(scores, np.float32)
@@ -142,9 +142,9 @@ def test_cross_table_against_a_hand_count():
     b=[0.1, -0.3, -0.2, 0.6, -0.4, -0.9],
   )
   found = inspection.inconsistency(per_example)
-  assert found.names == ["a", "b"] and found.count == 5  # the sixth is wrong when clean
+  assert found.names == ["a", "b"] and found.count == 5  # the sixth is misclassified when clean
   np.testing.assert_allclose(found.broken, [3 / 5, 2 / 5])
-  np.testing.assert_allclose(found.cross, [[0, 2 / 5], [1 / 5, 0]])  # a alone: second and third; b alone: fourth
+  np.testing.assert_allclose(found.cross, [[0, 2 / 5], [1 / 5, 0]])  # only by a: second, third; only by b: fourth
   np.testing.assert_array_equal(inspection.vulnerabilities(per_example, ["b"])[:, 0], per_example["vulnerability/b"])
 
 
@@ -191,7 +191,7 @@ def test_attacks_that_cannot_be_compared_are_one_line(clean, names, message):
 
 
 def test_a_checkpoint_is_evaluated_as_the_program_evaluates_it(finished):
-  """On the run's own suite the arrays are those of per_example.npz; a shorter evaluation is their beginning."""
+  """With the run's own suite, the arrays equal those of per_example.npz; with fewer images, their first rows."""
   per_example = inspection.evaluate(finished, num_images=80)
   with np.load(finished / "per_example.npz") as saved:
     assert set(saved.files) == set(per_example)
@@ -228,13 +228,13 @@ def test_a_suite_by_name_has_the_radii_of_the_preset_that_made_the_run(finished,
 
 @pytest.mark.slow
 def test_the_weights_that_training_used_are_those_that_inspection_shows(tmp_path):
-  """One step of SGD through the training loop, and again by hand with the weights as they are read from the disk."""
+  """Compares one SGD step of the training loop with the same step by hand, with the weights read from disk."""
   fields = {
     "data__batch_size": 16, "model__name": "cnn_2", "train__epochs": 1, "train__epsilon_ramp_fraction": 0.0,
     "train_attacks__pgd__num_steps": 2, "train_attacks__cw__num_steps": 3, "validation_attack__num_steps": 1,
     "optimizer__schedule": "constant", "optimizer__momentum": 0.0, "optimizer__weight_decay": 0.01,
     "local_weights__kind": "lrat", "local_weights__begin_fraction": 0.0,
-    # Weights of a network that knows nothing yet differ on the slope of the curve alone.
+    # For an untrained network, weights differ only on the slope of the curve.
     "local_weights__slope": 2.0, "local_weights__bias": -0.2,
     "global_weights__kind": "gairat", "global_weights__begin_fraction": 0.0,
   }  # fmt: skip
@@ -258,7 +258,7 @@ def test_the_weights_that_training_used_are_those_that_inspection_shows(tmp_path
     inputs.append(run(variant_keys, split.images, split.labels))
 
   def parameters_with(weights):
-    """After params - lr (gradient + weight decay * params), with weights [3, 16] of the natural images and variants."""
+    """params - lr (gradient + weight decay * params), with weights [3, 16] of the natural images and the variants."""
 
     def loss_fn(p):
       losses = [optax.softmax_cross_entropy_with_integer_labels(logits(p, x), split.labels) for x in inputs]
@@ -273,6 +273,6 @@ def test_the_weights_that_training_used_are_those_that_inspection_shows(tmp_path
 
   shown = history.across[0] * np.stack([history.natural[0], *history.adversarial[0].T])
   assert largest_error(shown) < 1e-5
-  # The weights of other instances, of the other variant, or without the global ones, do not explain the step.
+  # Weights of other instances, of the other variant, or without the global weights give another step.
   for wrong in (np.roll(shown, 1, axis=1), shown[[0, 2, 1]], shown / history.across[0]):
     assert largest_error(wrong) > 1e-4

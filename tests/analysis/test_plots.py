@@ -1,4 +1,4 @@
-"""Pictures: one per kind of record, drawn from files of a run as training writes them, and showing their values."""
+"""Plots: one per kind of record, drawn from a run's files as training writes them, and showing their values."""
 
 import json
 
@@ -89,7 +89,7 @@ def test_accuracies_stand_at_their_values_with_their_intervals():
 
 
 def _median(workdir, epoch, variant, label=None):
-  """Of a variant's weights as they are in the file."""
+  """The median of a variant's weights in the file."""
   with np.load(workdir / "weights" / f"epoch_{epoch:04d}.npz") as arrays:
     chosen = slice(None) if label is None else arrays["labels"] == label
     return np.median(arrays["adversarial_weights"][chosen, variant])
@@ -129,7 +129,7 @@ def test_an_instance_stands_above_its_own_weights(tmp_path):
 
 
 def _evaluation(*attacks):
-  """Of 30 images, all right when clean: each attack breaks more than the one before, and the last ranks otherwise."""
+  """30 images, all correct when clean: each attack breaks more than the one before, and the last ranks differently."""
   arrays = {"clean_correct": np.ones(30, bool)}
   for number, name in enumerate(attacks, start=1):
     scores = np.roll(np.linspace(-1, 0.3 * number, 30), 11 if number == len(attacks) else 0)
@@ -154,4 +154,4 @@ def test_cells_hold_the_numbers_and_the_points_are_of_the_least_correlated(tmp_p
 def test_inconsistency_is_drawn_where_two_attacks_can_be_compared(tmp_path):
   for attacks, drawn in ((("a", "b"), True), (("a", "autoattack"), False), (("a",), False)):
     plots.draw_evaluation(tmp_path, "test", make_split(30), _evaluation(*attacks))
-    assert (tmp_path / "plots" / "inconsistency.png").exists() == drawn  # an earlier one goes
+    assert (tmp_path / "plots" / "inconsistency.png").exists() == drawn  # an earlier one is deleted

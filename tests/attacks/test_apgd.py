@@ -1,4 +1,4 @@
-"""Auto-PGD: its schedule, its closed forms, what it returns, and which images it works on."""
+"""Auto-PGD: its schedule, closed forms on linear models, what it returns, and its steps against a NumPy reference."""
 
 import functools
 
@@ -19,7 +19,7 @@ LOSSES = {"ce": {}, "dlr": {}, "dlr_targeted": {"target_rank": 1}}
 
 @pytest.fixture(scope="module")
 def answers(cnn_logits, images):
-  """The model's own answers, so that every image has to be fooled."""
+  """The model's predictions as labels, so that every image has to be attacked."""
   return cnn_logits(images).argmax(axis=1)
 
 
@@ -95,7 +95,7 @@ def test_reaches_the_best_point_of_a_linear_model(norm, keys, linear_weights):
   dual = {"linf": np.abs(gradient).sum((1, 2, 3)), "l2": np.sqrt((gradient**2).sum((1, 2, 3)))}
   dual["l1"] = np.abs(gradient).max(axis=(1, 2, 3))
   gain = ((np.asarray(result.images) - 0.5) * gradient).sum(axis=(1, 2, 3))
-  # L1 moves several coordinates at a time and so comes close only.
+  # L1 steps move several coordinates at a time, so the attack only comes close to the best point.
   np.testing.assert_allclose(gain, epsilon * dual[norm], rtol=0.1 if norm == "l1" else 1e-3)
 
 
@@ -119,7 +119,7 @@ def test_restarts_never_lose_what_one_run_found(keys, images, answers, cnn_logit
 def test_rank_and_targets_name_the_same_class(keys, images, linear_logits):
   logits = linear_logits(images)
   labels = logits.argmax(axis=1)
-  # In so small a ball no image falls, and all come back at their highest loss.
+  # In such a small ball the attack fails on most images, which are then returned at their highest loss.
   run = functools.partial(attacks.apgd, keys, linear_logits, images, labels, epsilon=0.001, loss="dlr_targeted")
   for rank in (1, 2, 4):
     targets = jnp.argsort(-logits, axis=1)[:, rank]
@@ -131,7 +131,7 @@ def test_rank_and_targets_name_the_same_class(keys, images, linear_logits):
 
 @pytest.mark.slow
 def test_gradients_of_a_random_model_are_averaged(keys, images, linear_weights):
-  # Noise on the weights: with one draw the steepest direction is off, with many it is nearly that of the mean.
+  # The weights are noisy: the steepest direction of one draw is poor, that of many draws is nearly that of the mean.
   labels = jnp.arange(16) % 2
 
   def logits_fn(x, keys):
@@ -167,7 +167,7 @@ def test_bad_arguments_are_named(change, message, keys, images, labels, linear_l
 
 
 def _wavy_logits(images):
-  """Logits whose losses rise and fall many times inside a ball, and of which the first stays the largest."""
+  """Logits with losses that rise and fall many times inside a ball, while the first logit stays the largest."""
   first = jax.random.normal(jax.random.key(5), (64, 24))
   second = jax.random.normal(jax.random.key(6), (24, 4))
   waves = 0.25 * jnp.sin(3.0 * images.reshape(len(images), -1) @ first) @ second
@@ -181,7 +181,7 @@ _LOSSES_OF_ONE = {
 
 
 def _reference(start, images, epsilon, norm, loss_name, num_steps):
-  """The best points of APGD away from class 0, image by image in NumPy, with the table of losses of the original."""
+  """The best points of APGD for label 0, image by image in NumPy, with the table of losses of the original."""
   ask = jax.jit(jax.value_and_grad(_LOSSES_OF_ONE[loss_name]))
 
   def project(x, center):
@@ -224,7 +224,7 @@ def _reference(start, images, epsilon, norm, loss_name, num_steps):
     ("linf", 0.02, "ce", 30),
     ("l2", 0.12, "ce", 30),
     ("linf", 0.02, "margin", 30),
-    # In wider balls first steps overshoot, so that checks also find a loss that rises below a best that stands still.
+    # In larger balls the first steps overshoot, so checks also meet losses that rise below an unchanged best loss.
     ("linf", 0.1, "ce", 9),
     ("l2", 0.6, "margin", 9),
   ],
@@ -238,7 +238,7 @@ def test_steps_as_a_reference_in_numpy(norm, epsilon, loss, num_steps, keys, ima
   start = np.clip(np.asarray(images) + epsilon * noise / length[:, None, None, None], 0, 1).astype(np.float32)
   run = functools.partial(attacks.apgd, epsilon=epsilon, norm=norm, loss=loss, num_steps=num_steps)
   result = jax.jit(lambda: run(keys, _wavy_logits, images, labels))()
-  assert (result.surviving_steps == num_steps).all()  # so it is the best point that comes back
+  assert (result.surviving_steps == num_steps).all()  # the attack fails on all images, so it returns their best points
   expected = _reference(start, np.asarray(images), epsilon, norm, loss, num_steps)
-  # Rounding flips the sign of a gradient here and there that is almost 0.
+  # Rounding sometimes flips the sign of a gradient that is almost 0.
   assert np.mean(np.abs(result.images - expected) > 1e-4) < 0.01

@@ -1,4 +1,4 @@
-"""AutoAttack: its stages, its bookkeeping, what it does not depend on, and that masked gradients do not fool it."""
+"""AutoAttack: its stages, its bookkeeping, what results do not depend on, and that masked gradients do not fool it."""
 
 import functools
 
@@ -32,7 +32,7 @@ def model(linear_weights):
 
 @pytest.fixture(scope="module")
 def answers(model, images):
-  """The model's own answers, but for four images on which it is wrong."""
+  """The model's predictions as labels, except for four images with a wrong label."""
   labels = np.array(model(images).argmax(axis=1))
   labels[::10] = (labels[::10] + 1) % 5
   return labels
@@ -52,7 +52,7 @@ DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 
 
 def _distance_to_boundary(weights, images, labels, norm):
-  """The least perturbation in a norm that changes a linear model's answer, away from 0 and 1; float [n]."""
+  """The smallest perturbation in a norm that changes a linear model's prediction, ignoring [0, 1]; float [n]."""
   logits = images.reshape(len(images), -1) @ weights
   gap = logits[np.arange(len(labels)), labels][:, None] - logits
   length = np.linalg.norm(weights[:, labels].T[:, :, None] - weights[None], DUAL[norm], axis=1)
@@ -62,14 +62,14 @@ def _distance_to_boundary(weights, images, labels, norm):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", DUAL)
 def test_exactly_the_images_near_the_boundary_of_a_linear_model_fall(norm, model, images, linear_weights):
-  centred = 0.4 + 0.2 * images  # so that [0, 1] is out of reach
+  centred = 0.4 + 0.2 * images  # so that no perturbation reaches 0 or 1
   labels = np.asarray(model(centred).argmax(axis=1))
   distance = _distance_to_boundary(linear_weights, centred, labels, norm)
   epsilon = float(np.quantile(distance, 0.4))
   report = run(model, centred, labels, epsilon=epsilon, norm=norm)
   clear = np.abs(distance / epsilon - 1) > 0.01
   np.testing.assert_array_equal(report.robust[clear], distance[clear] > epsilon)
-  assert clear.sum() >= 36 and epsilon < 0.4  # one pixel may take all of it
+  assert clear.sum() >= 36 and epsilon < 0.4  # in L1, one pixel may take all of it without reaching 0 or 1
 
 
 def test_the_report_adds_up(report, model, images, answers):
@@ -131,9 +131,9 @@ def test_a_batch_bounds_what_a_device_holds(batch_size, chunk_size, images, answ
   ("side", "channels", "chunk_size"),
   [
     (8, 32, 32),
-    (32, 24, 16),  # 24 * 32 * 32 numbers an image, 16 times of which a core's cache holds
+    (32, 24, 16),  # 24 * 32 * 32 numbers per image; a core's cache holds those of 16 images
     (32, 128, 8),
-    (8, 1024, 32),  # a kernel that is read again for each chunk
+    (8, 1024, 32),  # a large kernel, which is read again for each chunk
   ],
 )
 def test_chunks_are_smaller_where_the_cache_then_holds_what_convolutions_return(side, channels, chunk_size):
@@ -157,10 +157,10 @@ def test_the_last_few_images_go_through_the_model_in_small_chunks(count, chunk_s
     return _linear(linear_weights, x)
 
   labels = np.asarray(_linear(linear_weights, images).argmax(axis=1))
-  attacked = np.r_[labels[:count], (labels[count:] + 1) % 5]  # all others are wrong from the start
+  attacked = np.r_[labels[:count], (labels[count:] + 1) % 5]  # all others are misclassified from the start
   few = {"attacks_to_run": ["apgd-ce"], "overrides": {"apgd-ce": {"num_steps": 1}}}
   run(model, images, attacked, chunk_size=16, **few)
-  assert held == {1, 16, chunk_size}  # one image is asked for its logits' shape, and clean images go in whole chunks
+  assert held == {1, 16, chunk_size}  # 1 for the shape of the logits, 16 for the clean images in full chunks
 
 
 @pytest.mark.slow
@@ -175,7 +175,7 @@ def test_small_chunks_change_no_bit_over_devices(model, images, answers):
 
 
 class _SmallDevice:
-  """Devices on which no more than some images at a time have room; `tried` is how many were at a time, in order."""
+  """Simulates devices with memory for `most` images at a time; `tried` lists the chunk sizes tried, in order."""
 
   def __init__(self, monkeypatch, most, platforms=()):
     self.tried, run_batch = [], microbatch.run_batch
@@ -197,7 +197,7 @@ def test_chunks_are_halved_where_a_device_has_too_little_memory(monkeypatch, mod
   small = run(model, images, answers, overrides=FEW_STEPS, chunk_size=4)
   device = _SmallDevice(monkeypatch, most=4)
   report = run(model, images, answers, overrides=FEW_STEPS, chunk_size=16)
-  assert device.tried == [16, 8, 4]  # and what is known stays so
+  assert device.tried == [16, 8, 4]  # and the size that fits is kept
   np.testing.assert_array_equal(report.images, small.images)
   np.testing.assert_array_equal(report.broken_by, small.broken_by)
   (line,) = set(report.warnings) - set(small.warnings)
@@ -205,7 +205,7 @@ def test_chunks_are_halved_where_a_device_has_too_little_memory(monkeypatch, mod
 
 
 def test_a_stage_whose_chunks_are_halved_begins_anew(monkeypatch, tmp_path, model, images, answers):
-  """Memory that is too small for one stage alone, found in the middle of it; other chunks make other batches."""
+  """Memory is too small for only one stage and fails in the middle of it; other chunk sizes give other batches."""
   sizes = {"chunk_size": 7, "batch_size": 14, "epsilon": 0.04}
   whole = run(model, images, answers, overrides=FEW_STEPS, **sizes)
   calls, run_batch = [], microbatch.run_batch
@@ -300,7 +300,7 @@ def test_few_classes_work(num_classes, images, linear_weights):
   assert [stage.rounds for stage in planned] == [1, num_classes - 1, num_classes - 1, 1]
 
 
-# The same answers on every image, by logits that hide their gradients, or weaken them.
+# Changes of the logits that keep the prediction on every image, but hide or weaken the gradients.
 MASKS = {
   "large": lambda logits: 1e4 * logits,
   "small": lambda logits: 1e-4 * logits,
@@ -321,7 +321,7 @@ def _rounded(weights, images):
 
 @pytest.fixture(scope="module")
 def unmasked(model, images):
-  """The model's own answers, and which of them AutoAttack leaves."""
+  """The model's predictions as labels, and which images are robust to AutoAttack."""
   labels = np.asarray(model(images).argmax(axis=1))
   robust = run(model, images, labels, epsilon=0.03, version="standard", overrides=FEW_QUERIES).robust
   assert 0.2 < robust.mean() < 0.8
@@ -339,7 +339,7 @@ def test_masked_logits_do_not_fool_it(mask, images, unmasked, linear_weights):
 
 @pytest.mark.slow
 def test_rounded_images_do_not_fool_it(model, images, linear_weights):
-  # The epsilon moves every pixel by two of the rounding's levels.
+  # The epsilon moves every pixel by two levels of the rounding.
   rounded = Partial(_rounded, jnp.asarray(linear_weights))
   labels = np.asarray(rounded(images).argmax(axis=1))
   unmasked = run(model, images, labels, epsilon=0.1, version="standard", overrides=FEW_QUERIES)
@@ -349,7 +349,7 @@ def test_rounded_images_do_not_fool_it(model, images, linear_weights):
 
 @pytest.mark.slow
 def test_random_models_are_evaluated_by_majority(images, linear_weights):
-  # Wrong on one draw in five, whatever the image: a single answer would call a fifth of the images broken.
+  # Wrong on one draw in five, for every image: with a single draw, a fifth of the images would count as broken.
   def logits_fn(x, keys):
     flip = jax.vmap(jax.random.bernoulli, in_axes=(0, None))(keys, 0.2)
     return jnp.where(flip[:, None], -1.0, 1.0) * _linear(linear_weights, x)
@@ -372,7 +372,7 @@ def test_the_versions_have_the_originals_stages():
 
 
 def test_gradients_of_a_round_are_counted():
-  # The original's counts: 100 steps, APGD one gradient more for its start, untargeted FAB one for each of 7 classes.
+  # As in the original: 100 steps; APGD needs one more gradient for its start, untargeted FAB 7 (classes) per step.
   planned = [*stages.stages("plus", "linf", 7, None, {})[0], stages.stages("rand", "linf", 7, None, {})[0][0]]
   counted = {(stage.name, stage.rounds): stage.gradient_calls() for stage in planned}
   assert counted == {
@@ -386,7 +386,7 @@ class _Killed(Exception):
 
 
 class _Fragile(attacks.FileStore):
-  """A store that dies after some pieces, as a machine might."""
+  """A store that fails after saving `pieces` pieces, as if the machine had crashed."""
 
   def __init__(self, directory, pieces):
     super().__init__(directory)
@@ -405,7 +405,7 @@ class _Fragile(attacks.FileStore):
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, report, model, images, answers):
   with pytest.raises(_Killed):
     run(model, images, answers, store=_Fragile(tmp_path, 3), devices=jax.devices()[:1])
-  (tmp_path / "1-apgd-ce-0-8-2.npz").write_bytes(b"cut off")  # as if the file system had lost the end
+  (tmp_path / "1-apgd-ce-0-8-2.npz").write_bytes(b"cut off")  # as if the file system had lost the end of the file
   second = _Fragile(tmp_path, -1)
   resumed = run(model, images, answers, store=second, devices=jax.devices()[:1])
   np.testing.assert_array_equal(resumed.images, report.images)
@@ -480,6 +480,6 @@ def test_every_stage_and_round_has_keys_of_its_own(monkeypatch, model, images, a
   monkeypatch.setattr(_stage_runner.microbatch, "run_batch", watch)
   few = {"apgd-ce": {"num_steps": 1}, "apgd-t": {"num_steps": 1}}
   report = run(model, images, answers, batch_size=64, overrides=few)  # all images in one batch
-  # The clean images, and attack and verdict of apgd-ce and of apgd-t for 4 targets.
+  # One for the clean images, and two (attack and evaluation) for apgd-ce and for each of the 4 targets of apgd-t.
   assert report.robust.any() and len(seen) == 1 + 2 * (1 + 4)
   assert len(set(seen)) == len(seen)

@@ -1,4 +1,4 @@
-"""Gradients that are NaN in places: there an attack takes no step, and elsewhere those that it would take."""
+"""Gradients with NaN coordinates: an attack takes no step in these, and its usual steps in the others."""
 
 import functools
 
@@ -31,7 +31,7 @@ def _identity(x):
 
 
 def _with_backward(change):
-  """The identity, with a gradient that `change` changes."""
+  """The identity, with its gradient changed by `change`."""
   function = jax.custom_vjp(_identity)
   function.defvjp(lambda x: (x, None), lambda _, gradient: (change(gradient),))
   return function
@@ -51,13 +51,13 @@ def test_a_coordinate_without_a_gradient_takes_no_step_and_the_others_do(name, n
   options = STEPS[name] | ({} if name == "carlini_wagner" else {"epsilon": BALLS[norm], "norm": norm})
   attack = functools.partial(registry.REGISTRY[name.split()[0]], keys, images=images, labels=labels, **options)
   found, expected = (attack(lambda x, way=way: linear_logits(way(x))) for way in (BROKEN, ZERO))
-  if name != "carlini_wagner":  # whose Adam makes a step of the slightest slope of the distance
+  if name != "carlini_wagner":  # its Adam takes a full step even for a tiny gradient of the distance
     np.testing.assert_array_equal(found.images, expected.images)
     assert (np.asarray(found.broken_gradients) > 0).all() and not np.asarray(expected.broken_gradients).any()
   if name in ("fgsm", "pgd", "cw"):
     np.testing.assert_array_equal(found.broken_gradients, options.get("num_steps", 1))
   assert found.success.any() or name == "fgsm"
-  if name.split()[0] not in ("apgd",):  # which starts at a random point
+  if name.split()[0] not in ("apgd",):  # it starts at a random point
     np.testing.assert_allclose(found.images[:, ROWS], images[:, ROWS], atol=1e-5)
 
 

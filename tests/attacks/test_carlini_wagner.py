@@ -1,4 +1,4 @@
-"""The minimum-norm L2 attack: it comes within a percent of the closed form, and epsilon decides what counts."""
+"""The minimum-norm L2 attack: within about 2 % of the closed form; perturbations longer than epsilon do not count."""
 
 import functools
 
@@ -12,7 +12,7 @@ from lrat_jax import attacks
 
 @pytest.fixture(scope="module")
 def problem(linear_weights):
-  """Two classes of a linear model on grey images of six brightnesses: (logits_fn, images, labels, distances)."""
+  """A two-class linear model and images at six distances to its boundary: (logits_fn, images, labels, distances)."""
   weights = jnp.asarray(linear_weights[:, :2])
   normal = weights[:, 0] - weights[:, 1]
   logits_fn = lambda x: (x.reshape(x.shape[0], -1) - 0.5) @ weights

@@ -1,6 +1,6 @@
-"""Corruptions: against SciPy, scikit-image's formulas and Pillow, noise of the stated size, and what holds for all.
+"""Corruptions: compared with SciPy, scikit-image's formulas and Pillow, noise of the stated size, common properties.
 
-Those that were checked against the code that made CIFAR-10-C are in test_corruptions_reference.py.
+Comparisons with the code that made CIFAR-10-C are in test_corruptions_reference.py.
 """
 
 import colorsys
@@ -22,7 +22,7 @@ from lrat_jax.core import sharding
 
 @pytest.fixture(scope="module")
 def photos():
-  """Smooth colour images [2, 20, 20, 3] of whole levels / 255, no multiple of 8 in size."""
+  """Smooth colour images [2, 20, 20, 3] with values k / 255 for integers k; the size is not a multiple of 8."""
   noise = np.random.default_rng(0).normal(size=(2, 20, 20, 3))
   smooth = ndimage.gaussian_filter(noise, (0, 3, 3, 0))
   levels = np.round(255 * (smooth - smooth.min()) / (smooth.max() - smooth.min()))
@@ -36,7 +36,7 @@ def _corrupt(images, kind, severity, key=0):
   return jax.jit(run)(images=images, labels=labels)
 
 
-# Which change images less at severity 5 than at 1, or need colours.
+# Corruptions that change images less at severity 5 than at 1, or that need colours.
 NOT_STRONGER = ("elastic_transform", "saturate")
 DRAWN = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "glass_blur", "motion_blur", "snow", "frost")
 DRAWN += ("fog", "elastic_transform", "spatter")
@@ -116,7 +116,7 @@ def test_jpeg_of_grey_images_equals_pillows(severity, quality, photos):
   grey = photos[..., :1]
   expected = _through_pillow(grey, functools.partial(_pillow_jpeg, quality))
   difference = np.abs(np.asarray(_corrupt(grey, "jpeg_compression", severity).images) - expected)
-  # libjpeg's transform works on integers: a coefficient half-way between two steps may go the other way.
+  # libjpeg's transform uses integers: a coefficient half-way between two steps may be rounded the other way.
   assert (difference > 1.2 / 255).mean() < 0.05 and difference.max() < 6 / 255
 
 
@@ -138,7 +138,7 @@ def test_noise_has_the_stated_size():
 
 
 def test_shot_noise_counts():
-  """A count over its mean's rate: mean x and variance x / rate, in whole counts."""
+  """Results are whole counts divided by the rate, with mean x and variance x / rate."""
   for value, rate, severity in ((0.5, 50, 5), (0.2, 500, 1)):
     counts = rate * np.asarray(_corrupt(jnp.full((4, 50, 50, 1), value), "shot_noise", severity).images)
     np.testing.assert_allclose(counts, np.round(counts), atol=1e-3)
@@ -162,7 +162,7 @@ def test_saturation_in_hsv(photos):
 
 @pytest.mark.parametrize("shape", [(40, 16, 16, 1), (40, 16, 12, 3)])
 def test_frost_has_the_photographs_mean_and_deviation(shape):
-  """On black images the texture itself, of which severity 5 adds 0.45."""
+  """On black images the result is the texture itself, times 0.45 at severity 5."""
   texture = np.asarray(_corrupt(jnp.zeros(shape), "frost", 5).images) / 0.45
   colour = (0.56, 0.65, 0.69) if shape[-1] == 3 else np.mean((0.56, 0.65, 0.69))
   np.testing.assert_allclose(texture.mean(axis=(0, 1, 2)), colour, atol=2e-3)

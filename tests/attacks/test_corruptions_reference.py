@@ -1,6 +1,6 @@
-"""Corruptions against what the code that made CIFAR-10-C makes of the same image with the same draws.
+"""Corruptions compared with the code that made CIFAR-10-C, on the same image with the same random draws.
 
-corruptions_golden.npz is from benchmarks/attack_references/corruptions.py, whose docstring has the command.
+corruptions_golden.npz is written by benchmarks/attack_references/corruptions.py; its docstring has the command.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import pytest
 from benchmarks.attack_references import corruptions as reference
 from lrat_jax.attacks import corruptions
 
-# Levels of 255. The original rounds blur through glass and of motion down to bytes; nothing else is left.
+# In units of 1 / 255. The original rounds glass and motion blur down to bytes; there is no other difference.
 TOLERANCES = {"glass_blur": 1.01, "motion_blur": 1.01, "snow": 0.01}
 
 
@@ -39,10 +39,10 @@ def test_rows_of_the_original_itself():
     pytest.skip("MAKE_CIFAR_C does not name the original's make_cifar_c.py")
   rows = reference.rows(argparse.Namespace(make_cifar_c=path, num_images=100))
   kinds = {row["attack"].removeprefix("corruption ") for row in rows}
-  assert kinds >= set(corruptions.CORRUPTIONS) - {"motion_blur", "snow"}  # which need ImageMagick
+  assert kinds >= set(corruptions.CORRUPTIONS) - {"motion_blur", "snow"}  # these need ImageMagick
   for row in rows:
     if row["measure"].startswith("mean change"):
-      # Both draw, and frost has no photographs here.
+      # Both draw random numbers, and frost has no photographs here.
       tolerance = 0.1 if "frost" in row["attack"] else 0.06
       assert abs(row["ours"] / row["theirs"] - 1) < tolerance, row
     elif "jpeg" not in row["attack"]:

@@ -1,4 +1,4 @@
-"""What holds for every attack beyond the gradient loop: the ball, the range, and one answer per image and key."""
+"""Properties of attacks that do not use PGD's loop: the ball, the range, and one result per image and key."""
 
 import functools
 import inspect
@@ -42,7 +42,7 @@ SUITE = {
 
 @pytest.fixture(scope="module")
 def right_labels(cnn_logits, images):
-  """The model's own answers, so that there is something to attack; wrong for every fourth image."""
+  """The model's predictions as labels, so that there is something to attack; wrong for every fourth image."""
   answers = cnn_logits(images).argmax(axis=1)
   return jnp.where(jnp.arange(16) % 4 == 3, (answers + 1) % 5, answers)
 

@@ -13,7 +13,7 @@ from lrat_jax.attacks import _boundaries, threat_model
 
 @pytest.fixture(scope="module")
 def grey():
-  """Images [16, 8, 8, 1] far from 0 and 1, so that no wall is met."""
+  """Images [16, 8, 8, 1] far from 0 and 1, so that these bounds are not reached."""
   return jnp.full((16, 8, 8, 1), 0.5)
 
 
@@ -57,7 +57,7 @@ def test_a_rank_and_targets_name_the_same_classes(keys, images, linear_logits):
   run = functools.partial(attacks.fab, keys, linear_logits, images, labels, epsilon=0.2, num_steps=5)
   targets = jnp.argsort(logits, axis=1)[:, -2]
   by_rank, by_class = run(target_rank=1).images, run(targets=targets).images
-  same = linear_logits(by_rank).argmax(axis=1) == targets  # and not another wrong class, which a rank is content with
+  same = linear_logits(by_rank).argmax(axis=1) == targets  # with a rank, any wrong class is a success
   np.testing.assert_array_equal(by_rank[same], by_class[same])
   assert same.sum() > 8
 
@@ -69,7 +69,7 @@ def test_classes_are_looked_at_in_blocks(monkeypatch, norm, keys, images, cnn_lo
   epsilon = {"linf": 0.3, "l2": 2.0, "l1": 10.0}[norm]
   run = functools.partial(attacks.fab, keys, cnn_logits, images, labels, epsilon=epsilon, norm=norm)
   whole = run(num_steps=3)
-  monkeypatch.setattr(_boundaries, "_CLASSES_AT_ONCE", 2)  # of five: the last block is not full
+  monkeypatch.setattr(_boundaries, "_CLASSES_AT_ONCE", 2)  # of five, so that the last block is not full
   np.testing.assert_allclose(run(num_steps=3).images, whole.images, atol=2e-6)
 
 
@@ -81,7 +81,7 @@ def test_memory_does_not_grow_with_the_number_of_classes(keys, labels):
     attack = lambda x: attacks.fab(keys, model, x, labels, epsilon=0.1).images
     return jax.jit(attack).lower(pixels).compile().memory_analysis().temp_size_in_bytes
 
-  assert needed(1000) - needed(20) < 200 * pixels.nbytes  # 980 times the images, were all gradients kept
+  assert needed(1000) - needed(20) < 200 * pixels.nbytes  # it would be 980 times the images if all gradients were kept
 
 
 def test_two_classes_do(keys, images, linear_logits):
@@ -126,7 +126,7 @@ def test_bad_arguments_are_named(change, message, keys, images, labels, linear_l
 
 
 def test_points_are_drawn_back_to_the_models_side(grey, keys, linear_weights, linear_logits):
-  # 0.9 of 1.05 times the distance to a flat boundary lies before it again, so each gradient is taken where it is right.
+  # 0.9 * 1.05 of the distance to a flat boundary is before the boundary, so the model is right at each gradient.
   labels = linear_logits(grey).argmax(axis=1)
   nearest = _distances(linear_weights, grey, labels)[1][0]
   epsilon = 0.9 * np.delete(nearest, labels[0]).min()
@@ -147,7 +147,7 @@ def test_without_a_radius_it_comes_to_the_closed_form_distance(norm, which, grey
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_steps_and_restarts_shorten(norm, keys, images, cnn_logits):
-  """The first adversarial, then ever shorter ones; a radius below an image's shortest lets it stand."""
+  """The attack finds an adversarial, then shorter ones; with a radius below the shortest one, it fails."""
   labels = cnn_logits(images).argmax(axis=1)
   length = threat_model.get_norm(norm).length
   widest = threat_model.get_norm(norm).diameter(images.shape[1:])
@@ -158,7 +158,7 @@ def test_steps_and_restarts_shorten(norm, keys, images, cnn_logits):
     return np.asarray(jnp.where(result.success, length(result.images - images), widest))
 
   first, few, many = distances(epsilon=widest), distances(num_steps=10), distances(num_steps=40)
-  few = 1.0001 * few  # each is a program of its own, with a rounding of its own
+  few = 1.0001 * few  # each is compiled separately and rounds differently
   often = distances(num_steps=10, num_restarts=3)
   assert (many <= few).all() and (many / first).mean() < 0.95
   assert (often <= few).all() and often.sum() < few.sum()

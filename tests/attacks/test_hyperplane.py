@@ -1,4 +1,4 @@
-"""Steps onto hyperplanes: as short as a solver's, on the plane where the box allows it, never outside the box."""
+"""Steps onto hyperplanes: as short as a solver's, on the plane if the box allows it, never outside the box."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ _LENGTHS = {
 
 
 def _problems(count=60, size=12, seed=0):
-  """Points (some entries on the walls), normals (some entries 0) and values of both signs, a few out of reach."""
+  """Points (some entries 0 or 1), normals (some entries 0), values of both signs, shares of the reach (some > 1)."""
   draw = np.random.default_rng(seed)
   points = np.clip(draw.uniform(-0.2, 1.2, (count, size)), 0, 1)
   normals = draw.normal(size=(count, size)) * (draw.uniform(size=(count, size)) > 0.2)
@@ -29,7 +29,7 @@ def _problems(count=60, size=12, seed=0):
 
 
 def _shortest(point, normal, value, norm):
-  """The least length of a step onto the hyperplane, from a linear or quadratic program."""
+  """The minimum length of a step onto the hyperplane, from a linear or quadratic program."""
   size = len(point)
   bounds = list(zip(-point, 1 - point, strict=True))
   if norm == "l2":
@@ -42,7 +42,7 @@ def _shortest(point, normal, value, norm):
       options={"ftol": 1e-14, "maxiter": 500},
     )
     return np.sqrt(result.fun)
-  extra = 1 if norm == "linf" else size  # bounds on all entries together, or on each
+  extra = 1 if norm == "linf" else size  # variables that bound all entries together, or each one
   limits = -np.ones((size, 1)) if norm == "linf" else -np.eye(size)
   result = optimize.linprog(
     np.concatenate([np.zeros(size), np.ones(extra)]),

@@ -1,4 +1,4 @@
-"""What attacks do inside a step, where their results alone would not show it: EAD's momentum, a jump, SPSA's draws."""
+"""What attacks do inside a step and results alone do not show: EAD's momentum, HopSkipJump's jump, SPSA's draws."""
 
 import functools
 
@@ -12,7 +12,7 @@ from lrat_jax.attacks import _hop_skip_jump, _spsa
 
 
 def _fista(image, normal, gap, *, constant, beta, learning_rate, num_steps):
-  """Algorithm 1 of the EAD paper in NumPy on a linear margin normal . (x - image) - gap: the adversarial iterates."""
+  """The adversarial iterates of EAD's Algorithm 1, in NumPy, for a linear margin normal . (x - image) - gap."""
   point = momentum = image
   found = []
   for k in range(num_steps):
@@ -33,7 +33,7 @@ def test_ead_takes_fistas_steps_with_momentum(keys):
   options = {"constant": 1.0, "beta": 0.01, "learning_rate": 0.05, "num_steps": 12}
   found = _fista(image, normal, gap, **options)
   expected = min(found, key=lambda point: np.abs(point - image).sum())
-  assert len(found) > 2 and np.abs(expected - 0.5).max() < 0.5  # nothing is cut to [0, 1]
+  assert len(found) > 2 and np.abs(expected - 0.5).max() < 0.5  # nothing is clipped to [0, 1]
 
   def logits_fn(x):
     margin = (x.reshape(len(x), -1) - 0.5) @ jnp.asarray(normal, jnp.float32) - gap
@@ -54,14 +54,14 @@ def test_a_jump_is_halved_until_it_ends_where_the_model_is_wrong(length, end, wi
   ask = lambda points: (points[:, 0, 0, 0] > 0.4) & (points[:, 0, 0, 0] < 0.6)
   state = _hop_skip_jump._State(points, jnp.array([True, False]), jnp.zeros(2, jnp.int32))
   moved = _hop_skip_jump._jump(ask, state, jnp.ones_like(points), jnp.full(2, length))
-  np.testing.assert_allclose(moved.points.ravel(), [end, 0.45], atol=1e-6)  # what has no start stays
+  np.testing.assert_allclose(moved.points.ravel(), [end, 0.45], atol=1e-6)  # a point without a start stays
   np.testing.assert_array_equal(moved.survived, [withstood, 0])
 
 
 def test_spsas_estimate_is_the_gradient_on_average():
   slope = np.random.default_rng(0).normal(size=(1, 4, 4, 1)).astype(np.float32)
   loss = lambda points: jnp.sum(slope * points, axis=(1, 2, 3))
-  points = jnp.full((1, 4, 4, 1), 0.5).at[0, 0].set(0.0).at[0, 1].set(1.0)  # pairs are cut short there
+  points = jnp.full((1, 4, 4, 1), 0.5).at[0, 0].set(0.0).at[0, 1].set(1.0)  # there, pairs are clipped to [0, 1]
   estimate = _spsa._estimate(loss, jax.random.split(jax.random.key(0), 1), points, 0.01, 4000)
   np.testing.assert_allclose(estimate[0, 2:], slope[0, 2:], atol=0.3)
   np.testing.assert_allclose(estimate[0, :2], slope[0, :2], atol=0.6)
@@ -90,6 +90,6 @@ def test_spsa_draws_anew_at_every_step(keys, images):
     jnp.abs(attacks.spsa(keys, logits_fn, middle, labels, num_steps=steps, **options).images - middle)
     for steps in (1, 2)
   )
-  # Of one pair all components of an estimate are of one size. Of two some add up, and some nearly cancel.
+  # With one pair, all components of an estimate have the same size. With two, some add up and some nearly cancel.
   np.testing.assert_allclose(one, 0.01, rtol=1e-2)
   assert jnp.mean(two.max(axis=(1, 2, 3)) - two.min(axis=(1, 2, 3))) > 0.002

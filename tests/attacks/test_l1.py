@@ -1,4 +1,4 @@
-"""The projection on the L1 ball cut with [0, 1] against a solver, and the parts of an L1 run."""
+"""The projection onto the intersection of the L1 ball and [0, 1] against a solver, and the parts of an L1 run."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from lrat_jax.attacks import _l1
 
 
 def _solve(point, original, epsilon):
-  """The nearest point by SciPy: positive and negative parts of the difference, which makes the constraint linear."""
+  """The nearest point by SciPy, over positive and negative parts of the difference, so the constraint is linear."""
   n = len(point)
   target = point - original
   objective = lambda parts: 0.5 * np.sum((parts[:n] - parts[n:] - target) ** 2)

@@ -1,4 +1,4 @@
-"""Attacks on images whose label is a distribution: what cross-entropy goes by, what success is, and refusals."""
+"""Attacks on images with label distributions: what cross-entropy uses, what counts as success, invalid input."""
 
 import functools
 
@@ -16,7 +16,7 @@ MSD = functools.partial(attacks.msd, radii={"linf": 0.1}, step_sizes={"linf": 0.
 
 @pytest.fixture(scope="module")
 def soft(linear_weights):
-  """Distributions over two classes in shares of 0.6 and 0.4: (labels, distributions)."""
+  """Distributions with 0.6 for the label and 0.4 for a second class: (labels, distributions)."""
   num_classes, labels = linear_weights.shape[1], jnp.arange(16) % 3
   second = jax.nn.one_hot((labels + 1) % 3, num_classes)
   return labels, 0.6 * jax.nn.one_hot(labels, num_classes) + 0.4 * second

@@ -1,4 +1,4 @@
-"""Logits of -inf: classes that a model leaves out are no classes to any attack, and no one's label."""
+"""Logits of -inf: every attack ignores classes that a model leaves out, and they cannot be labels."""
 
 import functools
 
@@ -39,7 +39,7 @@ SUITE = {
 
 @pytest.fixture(scope="module")
 def models(linear_weights):
-  """A model of three classes, and the same with two that are left out, before and behind."""
+  """A model of three classes, and the same with two classes that are left out, one before and one after them."""
   few = lambda images: images.reshape(len(images), -1) @ jnp.asarray(linear_weights[:, 1:4])
   used = (jnp.arange(5) > 0) & (jnp.arange(5) < 4)
   masked = lambda images: jnp.where(used, images.reshape(len(images), -1) @ jnp.asarray(linear_weights), -jnp.inf)

@@ -93,7 +93,7 @@ def test_targeted_dlr_refuses_three_classes():
 
 
 def test_targets_go_from_the_likeliest_wrong_class_down():
-  # The last image is misclassified: its label is skipped wherever it stands.
+  # The last image is misclassified: its label is skipped, whatever its rank.
   ranked = [losses.choose_targets(LOGITS, jnp.array([0, 2, 2]), None, rank).tolist() for rank in (1, 2, 3)]
   assert ranked == [[2, 1, 1], [3, 0, 3], [1, 3, 0]]
 
@@ -106,7 +106,7 @@ def test_targeted_losses_name_the_choices():
 def test_logits_that_are_not_finite_are_no_right_answer():
   logits = np.tile(np.array([3.0, 0.0, -1.0]), (6, 1))
   logits[1:5] = [[3, np.nan, 0], [np.inf, 0, 0], [-np.inf] * 3, [0, -1, -np.inf]]
-  # -inf is a class that the model leaves out, but not all may be.
+  # -inf is a class that the model leaves out, but not all classes may be left out.
   assert losses.is_correct(logits, np.zeros(6, int)).tolist() == [True, False, False, False, True, True]
   assert not losses.is_correct(logits, np.full(6, 1)).any()
 
@@ -118,7 +118,7 @@ _LEFT_OUT = np.array([[2.0, -1.0, 0.5, -np.inf, 0.0, -np.inf], [0.1, 0.2, 3.0, -
 @pytest.mark.parametrize("name", [*losses.LOSSES, *losses.TARGETED_LOSSES])
 @pytest.mark.parametrize("classes", [[0, 1, 2, 4], [0, 1, 2], [0, 1]])
 def test_classes_that_are_left_out_count_nothing(name, classes):
-  """Logits of -inf give the loss and gradient that the others give alone, or the margin where DLR has too few."""
+  """With logits of -inf, loss and gradient are those of the other logits alone, or the margin's if DLR has too few."""
   few = _LEFT_OUT[:, classes]
   logits = np.full_like(_LEFT_OUT, -np.inf)
   logits[:, classes] = few

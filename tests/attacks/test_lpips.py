@@ -1,4 +1,4 @@
-"""LPIPS by a network's own activations, and the attack in its balls."""
+"""LPIPS with a network's own activations, and the attack within its balls."""
 
 import functools
 
@@ -36,7 +36,7 @@ def attack(logits_fn, features_fn):
 
 
 def _reference(layers, others):
-  """LPIPS in NumPy, place by place, of activations [batch, h, w, c]."""
+  """LPIPS in NumPy, one position at a time, for activations [batch, h, w, c]."""
   total = np.zeros(len(layers[0]))
   for layer, other in zip(layers, others, strict=True):
     batch, height, width, _ = layer.shape
@@ -61,7 +61,7 @@ def test_places_without_activation_count_nothing():
   one = lambda images: [jnp.where(images > 0.5, images, 0.0)]
   black, white = jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2, 2, 1)).at[0, 0, 0, 0].set(1.0)
   np.testing.assert_allclose(attacks.lpips_distance(one, black, white), [0.5])
-  np.testing.assert_allclose(attacks.lpips_distance(one, white, 0.8 * white), [0.0], atol=1e-6)  # nor do lengths
+  np.testing.assert_allclose(attacks.lpips_distance(one, white, 0.8 * white), [0.0], atol=1e-6)  # nor does length
 
 
 @pytest.mark.parametrize("epsilon", [0.02, 0.05, 0.2])
@@ -86,7 +86,7 @@ def test_strength_0_returns_the_images(attack, keys, images, predictions):
 def test_more_fall_than_by_chance(attack, logits_fn, features_fn, keys, images, predictions):
   epsilon, shares = 0.15, np.linspace(0, 0.5, 20)[:, None, None, None, None]
   fooled = []
-  for noise in jax.random.normal(jax.random.key(7), (4, *images.shape)):  # of which so much is added as the ball allows
+  for noise in jax.random.normal(jax.random.key(7), (4, *images.shape)):  # as much of it is added as the ball allows
     inside = [attacks.lpips_distance(features_fn, images, images + share * noise) <= epsilon for share in shares]
     moved = images + shares[np.sum(inside, axis=0) - 1, 0] * noise
     fooled.append(logits_fn(moved).argmax(axis=1) != predictions)

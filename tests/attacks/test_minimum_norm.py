@@ -1,4 +1,4 @@
-"""Attacks that minimise: closed forms on linear models, what they do not count, targets, and the curve."""
+"""Minimum-norm attacks: closed forms on linear models, perturbations that do not count, targets, and the curve."""
 
 import functools
 
@@ -10,7 +10,7 @@ import pytest
 from lrat_jax import attacks
 from lrat_jax.attacks import threat_model
 
-# How much further than the closed form, as a share.
+# (attack, by which share its distance may exceed the closed form)
 SUITE = {
   "ddn": (functools.partial(attacks.ddn, num_steps=60, init_norm=0.1), 0.02),
   "fmn_l1": (functools.partial(attacks.fmn, norm="l1", num_steps=60), 0.02),
@@ -40,9 +40,9 @@ def _norm(name):
 
 @pytest.fixture(scope="module")
 def problem(linear_weights):
-  """Two classes of a linear model, and grey images near its boundary: (logits_fn, images, labels, gaps, normal).
+  """A linear model of two classes, and grey images near its boundary: (logits_fn, images, labels, gaps, normal).
 
-  The label is class 0, so that the model is wrong on the last images. The boundary is so near that [0, 1] cuts nothing.
+  The label is class 0, so the model is wrong on the last two images. The boundary is so near that [0, 1] clips nothing.
   """
   weights = jnp.asarray(linear_weights[:, :2])
   normal = weights[:, 0] - weights[:, 1]
@@ -66,14 +66,14 @@ def test_distances_on_a_linear_model_are_the_closed_forms(name, problem, keys):
 
 
 def _fewest(gap, normal, image):
-  """The fewest components with which the boundary can be reached: those that gain most first."""
+  """The smallest number of components that reach the boundary, if those that gain most are used first."""
   room = np.where(normal < 0, 1 - image.ravel(), image.ravel())
   return 1 + np.sum(np.cumsum(np.sort(np.abs(normal) * room)[::-1]) <= gap)
 
 
 def test_the_fewest_components(problem, keys):
   logits_fn, images, labels, gaps, normal = problem
-  shift = jnp.array([10.0, 6.0, 2.5, 0.0]).reshape(4, 1)  # further from the boundary: one is enough for the last alone
+  shift = jnp.array([10.0, 6.0, 2.5, 0.0]).reshape(4, 1)  # further away: one component is enough only for the last
   far = images[:4] + (shift * normal / np.sum(normal**2)).reshape(4, 8, 8, 1)
   assert far.min() >= 0 and far.max() <= 1
   result = jax.jit(lambda x: attacks.fmn(keys[:4], logits_fn, x, labels[:4], norm="l0", num_steps=60))(far)
@@ -85,14 +85,14 @@ def test_the_fewest_components(problem, keys):
 
 
 def test_ddn_comes_back_from_a_radius_beyond_all_images(problem, keys):
-  """The radius is cut to the longest perturbation, 4 of grey images of 64 components, and shrinks from there."""
+  """The radius is clipped to the longest perturbation, 4 for grey images of 64 components, and shrinks from there."""
   logits_fn, images, labels, _, _ = problem
   result = jax.jit(lambda x: attacks.ddn(keys[:4], logits_fn, x, labels[:4], num_steps=60, init_norm=1e6))(images[:4])
   assert (result.distances < 1.1 * 4.0 * 0.95**59).all()
 
 
 def test_fmn_shrinks_from_the_nearest_found_not_from_its_radius(problem, keys):
-  """Of a cube root, whose linearisation puts the boundary three times too far away."""
+  """The model is a cube root, whose linearisation puts the boundary three times too far away."""
   logits_fn, images, labels, gaps, normal = problem
   roots = lambda x: jnp.cbrt(logits_fn(x) @ jnp.array([1.0, -1.0]))[:, None] * jnp.array([1.0, 0.0])
   exact = gaps[0] / np.linalg.norm(normal)
@@ -108,7 +108,7 @@ def test_deepfool_goes_past_the_boundary_by_the_overshoot(norm, problem, keys):
   run = lambda overshoot: attacks.deepfool(keys[:4], logits_fn, images[:4], labels[:4], norm=norm, overshoot=overshoot)
   for overshoot in (0.0, 0.5):
     result = jax.jit(lambda overshoot=overshoot: run(overshoot))()
-    # Each step is 1e-4 longer than to the boundary, as in the original.
+    # Each step goes 1e-4 beyond the boundary, as in the original.
     np.testing.assert_allclose(result.distances, (1 + overshoot) * (exact + 1e-4), rtol=1e-3)
 
 
@@ -173,7 +173,7 @@ def test_success_is_that_the_target_is_reached(name, keys, images, linear_logits
 
 
 def test_deepfool_heads_for_candidates_alone(keys, images, linear_logits):
-  """The nearest boundary is not always that of the second class; with two candidates it is the only one."""
+  """The nearest boundary is not always that of the second class; with two candidates, only that class is considered."""
   ranked = jnp.argsort(-linear_logits(images), axis=1)
   labels, second = ranked[:, 0], ranked[:, 1]
   found = [attacks.deepfool(keys, linear_logits, images, labels, candidates=count) for count in (2, 5, 50)]
@@ -193,7 +193,7 @@ def test_a_decision_is_all_that_hop_skip_jump_asks_for(problem, keys):
 
 
 def test_spsa_finds_what_is_in_the_ball_without_a_gradient(problem, keys):
-  """Of a model whose gradient is 0. Where the ball ends between two images, the nearer one falls."""
+  """The model has a gradient of 0. The radius is between the distances of two images: the nearer one is broken."""
   logits_fn, images, labels, gaps, normal = problem
   masked = lambda x: logits_fn(jax.lax.stop_gradient(x))
   exact = np.maximum(gaps, 0) / np.abs(normal).sum()
@@ -211,7 +211,7 @@ def test_the_curve_is_the_share_that_is_further_than_epsilon():
 
 
 def test_the_curve_compares_as_an_attack_does(problem, keys):
-  """An epsilon that is a float64 meets a distance of its own value in float32."""
+  """A float64 epsilon counts as equal to a float32 distance that was rounded from the same value."""
   assert attacks.robust_accuracy_curve(np.array([0.1], np.float32), [0.1]) == 0
   logits_fn, images, labels, _, _ = problem
   run = jax.jit(lambda epsilon: attacks.ddn(keys[:6], logits_fn, images, labels, num_steps=20, epsilon=epsilon))

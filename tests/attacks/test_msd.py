@@ -1,4 +1,4 @@
-"""The attack on several norms at once: closed forms on a linear model, its steps written out, the union of balls."""
+"""The attack on several norms at once: closed forms on a linear model, its steps in NumPy, the union of balls."""
 
 import functools
 
@@ -19,7 +19,7 @@ MSD = functools.partial(attacks.msd, radii=EPSILONS, step_sizes=STEP_SIZES, num_
 
 
 def _lengths(delta):
-  """Of each image, by norm, in units of its radius."""
+  """The length of each perturbation in each norm, in units of the norm's radius."""
   return {norm: threat_model.get_norm(norm).length(delta) / EPSILONS[norm] for norm in EPSILONS}
 
 
@@ -40,7 +40,7 @@ def test_each_image_is_in_one_of_the_balls_and_in_range_and_its_loss_rises(run, 
 
 @pytest.mark.parametrize("norm", EPSILONS)
 def test_with_one_norm_it_is_pgd(norm, keys, images, labels, linear_logits):
-  """On a linear model, whose loss rises at every step as long as steps are short."""
+  """Uses a linear model, whose loss rises at every step if steps are short."""
   step_size, labels = 0.2 * EPSILONS[norm], linear_logits(images).argmax(axis=1)
   found = attacks.msd(
     keys, linear_logits, images, labels,
@@ -72,7 +72,7 @@ def test_it_finds_the_ball_in_which_a_linear_model_falls_furthest(wide, keys, li
 
 
 def _steps_written_out(images, labels, weights, num_steps):
-  """MSD in L-infinity and L2 in NumPy, one image after another."""
+  """MSD in L-infinity and L2 in NumPy, one image at a time."""
   found = []
   for image, label in zip(np.asarray(images, np.float64), np.asarray(labels), strict=True):
     loss = lambda x, label=label: np.log(np.exp(x.ravel() @ weights).sum()) - (x.ravel() @ weights)[label]
@@ -97,11 +97,11 @@ def test_its_steps_are_the_papers(keys, images, labels, linear_logits, linear_we
   ).images
   np.testing.assert_allclose(found, expected, atol=1e-5)
   lengths = _lengths(expected - np.asarray(images))
-  assert {bool(inside) for inside in lengths["l2"] <= 1 + 1e-6} == {True, False}  # images differ in their worst norm
+  assert {bool(inside) for inside in lengths["l2"] <= 1 + 1e-6} == {True, False}  # images differ in the worst norm
 
 
 def test_more_steps_never_find_less(keys, images, labels, linear_logits):
-  """The highest loss on the way counts: here steps are long and the loss rises and falls with every pixel."""
+  """The point with the highest loss is returned: here, steps are long and the loss oscillates with every pixel."""
   wavy = lambda x: linear_logits(jnp.sin(60.0 * x))
   found = []
   for num_steps in (0, 1, 3, 6):

@@ -1,4 +1,4 @@
-"""The attack loop: what every attack made of it must satisfy, closed forms on linear models, and the count of steps."""
+"""The PGD loop: properties of every attack that uses it, closed forms on linear models, and the count of steps."""
 
 import functools
 
@@ -130,7 +130,7 @@ def test_l1_moves_the_steepest_coordinates_alone(sparsity, keys, linear_weights)
 
 
 def test_l1_moves_no_coordinate_that_the_range_holds_back(keys, linear_weights):
-  """At 0 a coordinate can only rise: those that would fall are no part of the step, which keeps its length."""
+  """A coordinate at 0 can only rise: those that would fall are not part of the step, which keeps its length."""
   images, labels = jnp.zeros((16, 8, 8, 1)), jnp.arange(16) % 2
   logits_fn = lambda x: x.reshape(16, -1) @ linear_weights[:, :2]
   delta = attacks.pgd(

@@ -1,6 +1,6 @@
-"""What holds for every attack of the registry: clean at strength 0, stronger with strength, the same in any batch.
+"""Properties of every registered attack: clean images at strength 0, stronger with strength, the same in any batch.
 
-An attack that is added to the registry gets a row in `FIELDS`.
+Each attack that is added to the registry needs a row in `FIELDS`.
 """
 
 import functools
@@ -20,13 +20,13 @@ WEAK, STRONG = 0.3, 1.0
 
 
 def _spatial(strength):
-  """Grids of which each holds the weaker ones; the weakest is the image itself."""
+  """Grids that contain all weaker grids; the weakest is the image itself."""
   steps = round(2 * strength)
   counts = {"num_rotations": 1 + 2 * steps, "num_translations": 1 + 2 * steps}
   return {"max_rotation": 15.0 * steps, "max_translation": 0.5 * steps} | counts
 
 
-# Its arguments at a strength from 0, which leaves images as they are, to 1, which fools the small network often.
+# Arguments of each attack by strength: 0 leaves images unchanged, 1 often fools the small network.
 FIELDS = {
   "fgsm": lambda strength: {"epsilon": 0.1 * strength},
   "pgd": lambda strength: {"epsilon": 0.1 * strength, "step_size": 0.03 * strength, "num_steps": 5},
@@ -55,13 +55,13 @@ FIELDS = {
   "lpips": lambda strength: {"epsilon": 0.4 * strength, "features_fn": features, "num_steps": 5, "num_rounds": 3},
   "corruption": lambda strength: {"kind": "contrast", "severity": round(1 + 4 * strength)},
 }  # fmt: skip
-# Attacks whose weakest setting changes images too.
+# Attacks that change images even at their weakest setting.
 NEVER_0 = ("corruption",)
 
 
 @pytest.fixture(scope="module")
 def batch(cnn_logits):
-  """(keys, images, labels) of 64 images; labels are the model's answers, but for every eighth image."""
+  """(keys, images, labels) of 64 images; labels are the model's predictions, except for every eighth image."""
   images = jax.random.uniform(jax.random.key(11), (COUNT, 8, 8, 1))
   answers = cnn_logits(images).argmax(axis=1)
   labels = jnp.where(jnp.arange(COUNT) % 8 == 7, (answers + 1) % 5, answers)

@@ -1,4 +1,4 @@
-"""Attacks from plain configuration data."""
+"""Attacks that are built from plain configuration data."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The checks: each is set off by a model built for it, and a healthy model sets off none."""
+"""The sanity checks: each warns about a model that is built to trigger it, and none warns about a healthy model."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def test_masked_gradients_are_noticed(mask, keys, images, right_labels, cnn_logi
 
 
 def test_gradients_are_watched_at_every_step(keys, images):
-  # The gradient is 0 only within 0.05 of the image, which the attack enters no more once it has left.
+  # The gradient is 0 within 0.3 of the image, and so in the whole ball: every step must be counted.
   middle = jnp.full_like(images, 0.5)
   flat = lambda x: jnp.sum(jax.nn.relu(jnp.abs(x - 0.5) - 0.3), axis=(1, 2, 3))
   logits_fn = lambda x: jnp.stack([10 + flat(x), 0 * flat(x)], axis=1)
@@ -54,7 +54,7 @@ def test_a_gradient_that_is_0_in_places_is_no_vanishing_gradient(keys, images):
 
 @jax.custom_vjp
 def _broken(x):
-  """The images, with a gradient that is NaN in the corner where that is light."""
+  """The identity, with a gradient that is NaN at the corner pixel if that pixel is above 0.5."""
   return x
 
 
@@ -70,7 +70,7 @@ def test_gradients_that_are_no_numbers_are_noticed(keys, images, right_labels, c
 
 @jax.custom_vjp
 def _turned(x):
-  """The images, with a gradient whose signs have little to do with the true one's."""
+  """The identity, with a gradient whose signs are almost unrelated to those of the true gradient."""
   return x
 
 
@@ -102,7 +102,7 @@ def test_images_out_of_range_are_noticed(keys, images, right_labels, linear_logi
 
 
 def test_a_scale_that_helps_the_attack_is_noticed(keys):
-  # Saturated: p_y is 1 to the last bit, so cross-entropy has no gradient until the logits are made smaller.
+  # Saturated: p_y is exactly 1, so cross-entropy has no gradient until the logits are made smaller.
   images, labels = jnp.full((16, 8, 8, 1), 0.5), jnp.zeros(16, int)
   logits_fn = lambda x: jnp.stack([200 + 0 * x[:, 0, 0, 0], 4000 * (x.mean(axis=(1, 2, 3)) - 0.5)], axis=1)
   findings = sanity_checks.run_sanity_checks(keys, logits_fn, images, labels, epsilon=0.1)

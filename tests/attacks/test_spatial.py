@@ -1,4 +1,4 @@
-"""Rotations and translations: exact where they are whole, as SciPy does where not, and the worst of the grid."""
+"""Rotations and translations: exact for quarter turns and whole pixels, else as in SciPy, and the worst of the grid."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def test_quarter_turns_and_whole_shifts_are_exact(images):
 
 
 def test_other_angles_equal_scipys():
-  # A dark frame: where an image ends, SciPy's "constant" cuts and ours fades.
+  # A black frame, because at the edge of an image SciPy's "constant" mode cuts off and ours fades out.
   inside = jax.random.uniform(jax.random.key(0), (2, 5, 8, 3))
   images = jnp.pad(inside, ((0, 0), (3, 3), (3, 3), (0, 0)))
   for angle in (17.0, -30.0):
@@ -33,7 +33,7 @@ def test_the_one_transformation_that_fools_is_found(keys):
   run = jax.jit(lambda images: attacks.spatial(keys, logits_fn, images, labels, max_translation=2, num_rotations=1))
   result = run(images)
   np.testing.assert_allclose(result.images[:, 6, 3], 1.0, atol=1e-5)
-  # Shifts down and right run over -2..2 in rows of five; (2, -1) comes after 4 * 5 + 1 others.
+  # Shifts (down, right) run over -2..2 each, the second one fastest; (2, -1) comes after 4 * 5 + 1 others.
   np.testing.assert_array_equal(result.surviving_steps, 21)
   np.testing.assert_array_equal(run(0 * images).surviving_steps, 25)
 

@@ -1,4 +1,4 @@
-"""Square: the original's schedule and windows to the number, and a search that only ever gets better."""
+"""Square: exactly the original's schedule and windows, and a search that never gets worse."""
 
 import functools
 import importlib
@@ -11,11 +11,11 @@ import pytest
 from lrat_jax import attacks
 from lrat_jax.attacks import losses
 
-square_lib = importlib.import_module("lrat_jax.attacks._square")  # the package's name "square" is the attack
+square_lib = importlib.import_module("lrat_jax.attacks._square")  # `attacks.square` is the attack
 
 
 def test_window_sides_follow_the_schedule():
-  # round(sqrt(0.8 / 2^stage * 28^2)), odd and at least 3 where windows have a pattern.
+  # round(sqrt(0.8 / 2^stage * 28^2)), odd and at least 3 if windows have a pattern.
   assert square_lib.window_sides(28, 28, 0.8, "linf") == (25, 18, 13, 9, 6, 4, 3, 2, 2, 1)
   assert square_lib.window_sides(28, 28, 0.8, "l2") == (25, 19, 13, 9, 7, 5, 3, 3, 3, 3)
   assert square_lib.window_sides(32, 32, 0.8, "linf") == (29, 20, 14, 10, 7, 5, 4, 3, 2, 1)
@@ -56,11 +56,11 @@ def test_a_linf_query_changes_one_window_by_one_sign_a_channel(shape):
     assert (np.sign(window) == np.sign(window[0, 0])).all()
   reached = np.abs(changes).sum(axis=(0, 3)) > 0
   assert reached[:-1, :-1].all()
-  assert not reached[-1].any() or side == shape[0]  # the original's windows stop one short
+  assert not reached[-1].any() or side == shape[0]  # as in the original, windows stop one row before the end
 
 
 def test_l1_points_spend_the_whole_ball_beside_a_wall():
-  # Half of the pattern points out of [0, 1]; what it cannot spend there, the rest does.
+  # Half of the pattern points out of [0, 1]; the length that it cannot use there is used by the other half.
   images, epsilon = jnp.full((20, 10, 10, 2), 0.98), 3.0
   start = square_lib._tiles_start(jax.random.split(jax.random.key(0), 20), images, epsilon, "l1")
   np.testing.assert_allclose(jnp.sum(jnp.abs(start - images), axis=(1, 2, 3)), epsilon, rtol=1e-4)

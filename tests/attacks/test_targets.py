@@ -1,4 +1,4 @@
-"""Attacks towards classes of the user's choice: what success means, closed forms on linear models, and refusals."""
+"""Targeted attacks: what success means, closed forms on linear models, and invalid targets."""
 
 import functools
 
@@ -46,8 +46,8 @@ def test_success_is_that_the_target_is_reached(name, keys, images, cnn_logits, a
   assert threat_model.get_norm(norm).length(result.images - images).max() <= attack.keywords["epsilon"] + 1e-6
   reached = cnn_logits(images).argmax(axis=1) == targets
   assert result.success[~reached].any(), "no target is reached"
-  assert (result.surviving_steps[reached] < result.surviving_steps.max()).any()  # it counts where the label survives
-  if attack.func in (attacks.fab, attacks.carlini_wagner, attacks.square):  # which stop there
+  assert (result.surviving_steps[reached] < result.surviving_steps.max()).any()  # it counts predictions of the label
+  if attack.func in (attacks.fab, attacks.carlini_wagner, attacks.square):  # these stop if the target is predicted
     np.testing.assert_array_equal(result.images[reached], images[reached])
 
 
@@ -66,11 +66,11 @@ def test_targeted_losses_are_what_they_say():
   expected = {"ce": log_p, "margin": gaps, "cw": gaps - 50.0, "margin_targeted": [-1.5, -2.2, 1.0]}
   for name, values in expected.items():
     np.testing.assert_allclose(losses.targeted(name, labels, targets)(logits), values, rtol=1e-6)
-  assert losses.targeted("cw", labels[:1], np.array([1]))(jnp.array([[0.0, 80.0]])) == 0.0  # no more than confident
+  assert losses.targeted("cw", labels[:1], np.array([1]))(jnp.array([[0.0, 80.0]])) == 0.0  # capped at the confidence
 
 
 def _distance(weights, point, target):
-  """The L2 distance from a point to where the target has the largest logit of all, as a quadratic program."""
+  """The L2 distance from a point to the region where the target has the largest logit, by a quadratic program."""
   others = np.delete(weights, target, axis=1) - weights[:, [target]]
   # Its dual: min |others @ duals|^2 / 2 - duals @ (others.T @ point), duals >= 0.
   gaps = others.T @ point
@@ -105,7 +105,7 @@ def test_minimum_norm_attacks_come_near_the_targets_region(name, keys, linear_we
 def test_restarts_keep_a_point_that_reaches_the_target(keys, images, linear_logits):
   ranked = jnp.argsort(-linear_logits(images), axis=1)
   labels, targets = ranked[:, 0], ranked[:, 1]
-  # So wide a ball and so short a step that the start decides.
+  # The ball is so large and the step so short that the starting point decides.
   run = functools.partial(attacks.pgd, keys, linear_logits, images, labels, epsilon=0.3, step_size=0.005, num_steps=1)
   once, often = (run(targets=targets, num_restarts=count).success for count in (1, 8))
   assert (often >= once).all() and often.sum() > once.sum()

@@ -1,4 +1,4 @@
-"""The ball: projections land inside it and are nearest points, directions and samples have the norm they claim."""
+"""The ball: projections are inside it and are nearest points; directions and samples have the stated norm."""
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def test_samples_fill_the_unit_ball_uniformly(name):
   )
   lengths = _LENGTHS[name](np.asarray(draws))
   assert lengths.max() <= 1 + 1e-6
-  # In two dimensions a share r^2 of the volume lies within radius r.
+  # In two dimensions, a fraction r^2 of the volume is within radius r.
   for radius in (0.3, 0.6, 0.9):
     assert abs((lengths <= radius).mean() - radius**2) < 0.03
 

@@ -1,4 +1,4 @@
-"""Gradient transforms: against loops in Python and SciPy's convolutions, per image, by name; transferred attacks."""
+"""Gradient transforms: compared with Python loops and SciPy's convolutions, per image, by name; transfer attacks."""
 
 import functools
 
@@ -54,13 +54,13 @@ def _gaussian(size, radius):
 def test_it_is_the_papers_loop(transform, reference, keys, images, labels, cnn_logits):
   found = ATTACK(keys, cnn_logits, images, labels, gradient_transform=transform).images
   expected = _loop(cnn_logits, images, labels, **reference)
-  assert np.mean(np.abs(found - expected) < 1e-6) > 0.995  # a sign may turn where a gradient is 0 but for rounding
+  assert np.mean(np.abs(found - expected) < 1e-6) > 0.995  # a sign may flip where a gradient is 0 up to rounding
   plain = ATTACK(keys, cnn_logits, images, labels).images
   assert np.mean(np.abs(plain - expected) < 1e-6) < 0.98
 
 
 def _shrunk(image, size, row, column):
-  """Bilinear interpolation to `size` x `size` pixels, with zeros around."""
+  """The image interpolated bilinearly to `size` x `size` pixels at (row, column), with zeros around it."""
   place = np.clip((np.arange(size) + 0.5) * len(image) / size - 0.5, 0, len(image) - 1)
   low = np.minimum(place.astype(int), len(image) - 2)
   weights = np.zeros((size, len(image)))
@@ -82,7 +82,7 @@ def test_diverse_inputs_are_the_image_at_every_smaller_size_and_place(images):
   chosen = np.bincount(distances.argmin(axis=1), minlength=len(possible))
   assert (chosen > 0).all() and abs(chosen[0] / 400 - 0.3) < 0.08
   sizes = [chosen[1:17].sum(), chosen[17:26].sum(), chosen[26:].sum()]
-  assert min(sizes) > 60  # of 280 that are drawn from three sizes
+  assert min(sizes) > 60  # of about 280 images of three sizes
 
 
 @pytest.mark.parametrize("names", [*NAMES, tuple(NAMES)])
@@ -94,7 +94,7 @@ def test_an_image_has_one_result_whatever_its_batch_and_device(names, keys, imag
   part = run(keys[3:8], images[3:8], labels[3:8])
   np.testing.assert_allclose(part.images, whole.images[3:8], atol=1e-5)
   np.testing.assert_array_equal(part.surviving_steps, whole.surviving_steps[3:8])
-  if names != "momentum":  # of the others one program more is enough
+  if names != "momentum":  # for the others, one more compiled program is enough
     return
   specs = {"in_specs": PartitionSpec(sharding.AXIS), "out_specs": PartitionSpec(sharding.AXIS)}
   sharded = jax.jit(jax.shard_map(run, mesh=sharding.make_mesh(2), **specs))(keys, images, labels)
@@ -184,7 +184,7 @@ def test_an_attack_is_made_on_the_surrogate_and_evaluated_on_the_model(keys, ima
     np.testing.assert_array_equal(getattr(result, field), getattr(on_surrogate, field))
   fooled = linear_logits(result.images).argmax(axis=1) != labels
   np.testing.assert_array_equal(result.success, fooled)
-  assert (fooled != on_surrogate.success).any() and len(asked) <= 2  # one of them the check of the clean images
+  assert (fooled != on_surrogate.success).any() and len(asked) <= 2  # one of them is the check of the clean images
 
 
 def test_a_targeted_attack_transfers_where_the_model_predicts_the_target(keys, images, cnn_logits, linear_logits):

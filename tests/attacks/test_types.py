@@ -1,4 +1,4 @@
-"""Any float type of images and any kind of scalar: arithmetic in float32 or wider, and images in the type given."""
+"""Any float type of images and any kind of scalar: arithmetic in float32 or wider, results in the images' type."""
 
 import functools
 import re
@@ -13,7 +13,7 @@ from lrat_jax import attacks
 from lrat_jax.attacks import registry
 from tests.helpers import features
 
-# Numbers that float32 holds exactly, so that they are the same of every kind.
+# Numbers that float32 represents exactly, so that they are equal in every scalar type.
 BALLS = {"linf": 0.125, "l2": 0.5, "l1": 3.0}
 IN_A_BALL = {
   "fgsm": {},
@@ -48,20 +48,20 @@ OTHERS = {
 SUITE = OTHERS | {
   f"{name} {norm}": IN_A_BALL[name] | {"norm": norm, "epsilon": BALLS[norm]} for name in IN_A_BALL for norm in BALLS
 }
-# Narrower than the float32 of all other tests, and wider; float16 goes the way of bfloat16.
+# One narrower and one wider than the float32 of all other tests; float16 is handled like bfloat16.
 TYPES = ("bfloat16", "float64")
 SCALARS = (np.float32, np.float64, jnp.asarray)
 
 
 @pytest.fixture(scope="module", params=list(SUITE))
 def name(request):
-  """Of an attack. No process can hold the programs of all: each takes memory maps, of which there are 65,530."""
+  """The name of an attack. Programs are cleared after each: all would exceed a process's 65,530 memory maps."""
   yield request.param
   jax.clear_caches()
 
 
 def _logits(weights, images):
-  """A linear model in the type of its images, as one is that refuses any other."""
+  """A linear model that accepts only images of the type of its weights."""
   assert images.dtype == weights.dtype
   return images.reshape(len(images), -1) @ weights
 
@@ -71,7 +71,7 @@ def _without_addresses(program):
 
 
 def _case(name, dtype, scalar=float):
-  """(images -> the attack's result, images) with a model and images of that type."""
+  """(attack: images -> AttackResult, images), with a model and images of type `dtype`."""
   rng = np.random.default_rng(0)
   images = jnp.asarray(rng.uniform(size=(4, 6, 6, 1)), dtype)
   logits_fn = functools.partial(_logits, jnp.asarray(rng.normal(size=(36, 3)), dtype))
@@ -106,7 +106,7 @@ def _check_type(name, dtype):
     length = {"linf": delta.max(1), "l2": np.sqrt((delta**2).sum(1)), "l1": delta.sum(1), "l0": (delta > 0).sum(1)}[
       SUITE[name]["norm"]
     ]
-    rounding = delta.shape[1] * max(float(jnp.finfo(dtype).eps), 1e-7)  # of the epsilon too
+    rounding = delta.shape[1] * max(float(jnp.finfo(dtype).eps), 1e-7)  # epsilon is rounded too
     assert length.max() <= SUITE[name]["epsilon"] + rounding
 
 
@@ -129,7 +129,7 @@ def test_every_kind_of_scalar_makes_the_program_of_a_python_number(name, dtype):
 def test_autoattack_and_the_benchmark_take_every_type(dtype, x64):
   with jax.enable_x64(x64):
     rng = np.random.default_rng(0)
-    weights = jnp.asarray(rng.normal(size=(36, 4)))  # float64 where there is one, so a model of wider logits
+    weights = jnp.asarray(rng.normal(size=(36, 4)))  # float64 if x64 is enabled: logits may be wider than images
     model = lambda images: _logits(weights.astype(images.dtype), images) * weights[0, 0] ** 2
     images = np.asarray(rng.uniform(size=(8, 6, 6, 1)), jnp.dtype(dtype))
     labels = np.asarray(model(jnp.asarray(images)).argmax(axis=1))
@@ -143,7 +143,7 @@ def test_autoattack_and_the_benchmark_take_every_type(dtype, x64):
 
 @pytest.mark.parametrize("attacked_by", ["pgd linf", "apgd l2"])
 def test_the_arithmetic_is_that_of_float32(attacked_by):
-  """Images of 16 bits are taken as their float32 values: with a model of float32, only the last rounding differs."""
+  """16-bit images are converted to float32: with a float32 model, only the last rounding differs."""
   weights = np.random.default_rng(0).normal(size=(36, 3)).astype(np.float32)
   logits_fn = lambda images: images.astype(jnp.float32).reshape(len(images), -1) @ weights
   images = jnp.asarray(np.random.default_rng(1).uniform(size=(4, 6, 6, 1)), jnp.float16)

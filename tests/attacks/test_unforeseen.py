@@ -1,4 +1,4 @@
-"""Attacks on what an image is made of: what holds for every kind, the decoders of the references, and the balls."""
+"""Attacks on a latent of the image: properties of every kind, decoders compared with references, and the balls."""
 
 import functools
 
@@ -14,7 +14,7 @@ from lrat_jax.attacks import _colours, _jpeg, _overlays, _warps, latents
 from lrat_jax.core import sharding
 
 STRIDE = latent_decoders.STRIDE
-# Of an untrained network on noise: from little to much.
+# A weak and a strong epsilon of each kind, for an untrained network on noise.
 STRENGTHS = {
   "stadv": (0.01, 0.5), "elastic": (0.05, 2.0), "recolor": (0.01, 0.5), "jpeg_linf": (0.05, 4.0),
   "jpeg_l1": (1.0, 200.0), "hsv": (0.01, 0.5), "pixel": (0.2, 5.0), "gabor": (0.01, 0.5), "fog": (0.1, 0.7),
@@ -34,7 +34,7 @@ def coloured():
 
 @pytest.fixture(scope="module")
 def logits_fn():
-  """A small network with random weights for those images, 5 classes."""
+  """A small network with random weights for these images, 5 classes."""
   first, second = (jax.random.normal(jax.random.key(i), shape) for i, shape in ((5, (192, 32)), (6, (32, 5))))
   return lambda images: jnp.tanh((images.reshape(len(images), -1) - 0.5) @ first) @ second
 
@@ -69,7 +69,7 @@ def test_accuracy_falls_with_strength(attack, keys, coloured, predictions):
 
 
 def test_images_are_in_range_and_gradients_finite(attack, keys, coloured, predictions):
-  coloured = jnp.round(coloured)  # of black, white and full colours, where there are corners
+  coloured = jnp.round(coloured)  # black, white and fully saturated colours, the corners of the colour cube
   result = attack(keys, coloured, predictions, STRENGTHS[attack.kind][1])
   assert jnp.isfinite(result.images).all() and jnp.min(result.images) >= 0 and jnp.max(result.images) <= 1
   assert (result.broken_gradients == 0).all() and bool((result.images != coloured).any(axis=(1, 2, 3)).all())
@@ -113,7 +113,7 @@ def test_restarts_never_lose_what_one_run_found(keys, coloured, predictions, log
 
 
 def _latent(kind, shape, seed=0, epsilon=0.0):
-  """A latent of one image, and what its decoder draws."""
+  """A random latent for one image, and the random draws of its decoder."""
   chosen = latents.KINDS[kind]
   key = jax.random.key(seed)
   return chosen.ball.sample(key[None], chosen.shape(shape), epsilon)[0], chosen.draw(key, shape)
@@ -123,7 +123,7 @@ def _latent(kind, shape, seed=0, epsilon=0.0):
 @pytest.mark.parametrize("kind", latents.KINDS)
 def test_a_latent_of_0_is_the_image_and_has_a_gradient(kind, shape):
   image = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
-  image[:4] = np.round(image[:4])  # black, white and full colours
+  image[:4] = np.round(image[:4])  # black, white and fully saturated colours
   latent, drawn = _latent(kind, shape)
   weights = np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
@@ -144,7 +144,7 @@ def test_a_latent_of_0_is_the_image_and_has_a_gradient(kind, shape):
 def test_decoders_are_those_of_the_references(name):
   image, latent = latent_decoders.decoder_inputs()[name]
   found = np.clip(latents.KINDS[name].decode(jnp.asarray(image), jnp.asarray(latent), None), 0, 1)[::STRIDE, ::STRIDE]
-  # ReColorAdv's matrices there and back, of four digits each, are not quite inverse.
+  # ReColorAdv's matrices to the colour space and back, with four digits each, are not exactly inverse.
   np.testing.assert_allclose(found, np.load(latent_decoders.GOLDEN)[name], atol=1e-4 if name == "recolor" else 1e-5)
   assert np.abs(found - image[::STRIDE, ::STRIDE]).max() > 0.01
 
@@ -175,7 +175,7 @@ def test_a_flow_of_whole_pixels_moves_the_image():
   moved = jnp.zeros_like(image).at[:-1, 2:].set(image[1:, :-2])
   pixels = jnp.stack([jnp.full((8, 8), 1.0), jnp.full((8, 8), -2.0)], axis=-1)
   np.testing.assert_allclose(latents.KINDS["elastic"].decode(image, pixels, None), moved, atol=1e-5)
-  inside = np.s_[1:-2, 3:-1]  # where no place is cut off
+  inside = np.s_[1:-2, 3:-1]  # where no position is outside the image
   found = latents.KINDS["stadv"].decode(image, pixels / 4, None)
   np.testing.assert_allclose(found[inside], moved[inside], atol=1e-5)
 
@@ -185,14 +185,14 @@ def test_places_have_a_gradient_beside_an_edge():
   image = jnp.zeros((8, 8, 1)).at[:, 4:].set(1.0)
   summed = lambda image, rows, columns: jnp.sum(_warps.sample(image, rows, columns))
   down, right = jax.grad(summed, argnums=(1, 2))(image, rows, columns - 0.4)
-  # Columns 3 and 5 lie in flat parts with the edge a pixel further, and 7 so beside the end of the image.
+  # Columns 3 and 5 are in flat parts, one pixel from the edge; column 7 is the same at the end of the image.
   np.testing.assert_allclose(right[4], [0, 0, 0, 0.3, 0.5, 0.2, 0, -0.3], atol=1e-6)
   np.testing.assert_allclose(down[1:-1], 0, atol=1e-6)
   ramp = 0.1 * columns[..., None] - 0.02 * rows[..., None]
   down, right = jax.grad(summed, argnums=(1, 2))(ramp, rows + 0.3, columns - 0.4)
   np.testing.assert_allclose(down[1:-2, 1:-1], -0.02, atol=1e-6)
   np.testing.assert_allclose(right[1:-2, 2:-1], 0.1, atol=1e-6)
-  # What comes from the image is exact: half a pixel down, all but the first row counts fully.
+  # The gradient with respect to the image is exact: half a pixel down, every row but the first counts fully.
   shares = jax.grad(summed)(image, rows + 0.5, columns)
   np.testing.assert_allclose(shares[..., 0], np.where(rows == 0, 0.5, 1.0), atol=1e-6)
 
@@ -202,7 +202,7 @@ def test_every_place_beside_an_edge_crosses_it(keys):
   darker = lambda images: jnp.stack([0.1 * images.sum(axis=(1, 2, 3)), jnp.zeros(len(images))], axis=1)
   labels = jnp.zeros(16, jnp.int32)
   found = attacks.unforeseen(keys, darker, images, labels, kind="stadv", epsilon=0.2)
-  # Each from 0.8 pixels further left, wherever in the ball its flow began.
+  # Each pixel is read 0.8 pixels further left, wherever in the ball its flow started.
   np.testing.assert_allclose(found.images[:, 1:-1, 4], 0.2, atol=1e-5)
 
 

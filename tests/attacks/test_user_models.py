@@ -1,4 +1,4 @@
-"""Models that are not plain functions: custom gradients, donated buffers, NNX modules that train, exported programs."""
+"""Models that are not plain functions: custom gradients, donated buffers, NNX in training mode, exported programs."""
 
 import jax
 import jax.export
@@ -47,7 +47,7 @@ def quantised(images):
 
 @pytest.mark.slow
 def test_custom_gradients_with_weights_are_evaluated_on_several_devices(images):
-  """The rule returns a gradient by the weights too, which differs from device to device."""
+  """The rule also returns a gradient with respect to the weights, which differs between devices."""
   labels = jnp.argmax(quantised(images), axis=-1)
   options = {"epsilon": 0.02, "version": "apgd", "batch_size": 8}
   reports = [

@@ -1,4 +1,4 @@
-"""Every wrong argument of every public attack, of `autoattack` and of `benchmark` is one line that names it."""
+"""Every wrong argument of every public attack, `autoattack` and `benchmark` gives a one-line error that names it."""
 
 import inspect
 import math
@@ -74,7 +74,7 @@ NO_CHOICE = ("other", 3, None, ["linf"], {}, np.array(["linf", "l2"]), "", b"lin
 
 
 def _put(value, place):
-  """The model's logits with a value at one place."""
+  """The model, with the logits at `place` replaced by `value`."""
   return lambda images: jnp.asarray(_logits(images)).at[place].set(value)
 
 
@@ -156,7 +156,7 @@ WRONG = {
   "on_progress": (None, 3, "print"),
   "store": (3, "directory", object()),
 }  # fmt: skip
-# Of what else the message may speak: an argument inside.
+# Other words that the message may contain instead: arguments inside the value.
 SAID_OF = {"overrides": ("overrides", "num_step", "loss")}
 
 
@@ -171,13 +171,13 @@ def cases():
 
 
 def refusal(entry, argument, value):
-  """The exception of a call, None where it goes through."""
+  """The exception that a call raises, None if it succeeds."""
   good = GOOD | CHEAP[entry]
   if argument in ("targets", "target_rank") and entry == "apgd":
     good |= {"loss": "margin_targeted"}
   try:
     ENTRIES[entry](**good | {argument: value})
-  except Exception as error:  # which must be a ValueError, and that is what is tested
+  except Exception as error:  # the test checks that it is a ValueError
     return error
   return None
 
@@ -199,7 +199,7 @@ def test_what_is_wrong_is_one_line_that_names_it(entry):
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_what_means_the_same_is_taken(entry):
-  """Text for lengths, NumPy's and JAX's scalars, and lists where the host takes them."""
+  """Lengths as text, scalars of NumPy and JAX, and arrays of JAX or of other integer types."""
   good = GOOD | CHEAP[entry]
   same = {
     "epsilon": ("0.1", "1/10", np.float64(0.1), jnp.float32(0.1), np.array(0.1)),

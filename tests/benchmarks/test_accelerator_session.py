@@ -1,4 +1,4 @@
-"""The accelerator session: what it plans, counts and stores, and what is left when a part fails or is stopped."""
+"""The accelerator session: its plan, counts and files, and which results remain if a part fails or is stopped."""
 
 import json
 import signal
@@ -29,7 +29,7 @@ def _session(folder, part="training"):
 
 
 def test_the_plan_drops_the_last_methods_before_it_goes_below_the_least_epochs():
-  epoch_seconds = {"at": 4.0, "lrat": 6.0}  # half of the epochs train as adversarial training
+  epoch_seconds = {"at": 4.0, "lrat": 6.0}  # half of the epochs are adversarial training
   wanted = ["at", "lrat", "gairat", "lrat_gairat"]
   plan = lambda seconds, wanted=wanted: training.plan(wanted, seconds, 10.0, epoch_seconds, 8, 30)
   assert plan(10_000.0) == (wanted, 30)
@@ -128,7 +128,7 @@ def test_a_killed_session_leaves_its_tables_and_no_process(tmp_path, stop):
     if records.exists() and (tmp_path / "out/table.md").exists() and "Does it run" in records.read_text():
       break
     time.sleep(0.1)
-  time.sleep(1.5)  # the table follows the records twice a second
+  time.sleep(1.5)  # the table is updated from the records twice a second
   process.send_signal(stop)
   process.wait(timeout=20)
   assert "## Does it run" in (tmp_path / "out/table.md").read_text()
@@ -143,7 +143,7 @@ def test_a_killed_session_leaves_its_tables_and_no_process(tmp_path, stop):
 def _command_line(path):
   try:
     return path.read_bytes()
-  except OSError:  # it ended just now
+  except OSError:  # the process has just ended
     return b""
 
 

@@ -1,4 +1,4 @@
-"""Robust overfitting: epochs of metrics.jsonl, differences of checkpoints, the table, and what is planned."""
+"""Robust overfitting: epochs of metrics.jsonl, differences of checkpoints, the table, the figure, and the plan."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ ROWS = [
 
 
 def _arrays(best, last):
-  """Per-image arrays of two seeds and ten images, of which so many are right in each seed."""
+  """Per-image arrays of two seeds and ten images; `best` and `last` are the numbers of robust images per seed."""
   shares = {"best/clean": (10, 10), "best/robust": best, "last/clean": (9, 10), "last/robust": last}
   return {key: np.array([np.arange(10) < count for count in counts]) for key, counts in shares.items()}
 

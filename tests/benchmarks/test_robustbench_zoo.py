@@ -1,4 +1,4 @@
-"""The share of RobustBench's entries that load: on a zoo of a few definitions, one of them with other numbers."""
+"""The share of RobustBench's entries that load, on a zoo of a few definitions; one gives different logits."""
 
 import sys
 import types
@@ -16,7 +16,7 @@ class _Where(Enum):
 
 
 class _PerImage(definitions.WideResNet):
-  """As Ding2020MMA."""
+  """Standardises each image, as Ding2020MMA does."""
 
   def forward(self, x):
     least = torch.tensor(x[0].numel() ** -0.5)
@@ -25,7 +25,7 @@ class _PerImage(definitions.WideResNet):
 
 
 class _Normalised(definitions.WideResNet):
-  """Buffers, and a forward pass that does not use them as its tensors seem to say."""
+  """A network with buffers for normalisation, whose forward pass does not use them as their names suggest."""
 
   def __init__(self, *sizes):
     super().__init__(*sizes)
@@ -50,10 +50,10 @@ ENTRIES = {
 
 @pytest.fixture
 def entries(monkeypatch, tmp_path):
-  """As `zoo` finds them in a folder with RobustBench, which imports something that is not there."""
+  """The entries that `zoo` finds in a folder with RobustBench, which imports a module that is not installed."""
   package = tmp_path / "robustbench" / "model_zoo"
   package.mkdir(parents=True)
-  for folder in (package.parent, package):  # one that is installed would go before a folder without
+  for folder in (package.parent, package):  # without __init__.py, an installed RobustBench goes first
     (folder / "__init__.py").touch()
   (package / "models.py").write_text(
     "from autoattack.state import EvaluationState\nfrom zoo_entries import model_dicts\n"

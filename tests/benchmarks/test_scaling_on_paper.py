@@ -1,4 +1,4 @@
-"""A step on paper: operations and bytes of a network whose count is known, and sums whose time is a formula."""
+"""The estimate of a step: operations and bytes, against known counts, and the time of sums, against its formula."""
 
 import jax
 import pytest
@@ -15,8 +15,8 @@ def test_the_gradient_is_all_parameters_and_operations_are_an_images():
   params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))["params"]
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   assert step.gradient == 4 * count and 8 * count <= step.state < 8 * count + 1000  # parameters and momentum
-  first = 2 * 27 * 4 * 8 * 8  # operations of the first convolution's forward on one image
-  assert step.flops > 10 * 2 * first  # ten steps, each with a backward
+  first = 2 * 27 * 4 * 8 * 8  # operations of the first convolution's forward pass on one image
+  assert step.flops > 10 * 2 * first  # ten steps, each with a backward pass
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The generator of synthetic images: what it is fitted on, and that its images are of their classes."""
+"""The generator of synthetic images: it recovers a Gaussian that it is fitted on, and its images match their labels."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Candidate weights inside a pair: sums, order, limits, and that the search's methods are configurations."""
+"""Candidate weights inside a pair: their sums, order and limits, and the runs that the search plans."""
 
 import jax
 import jax.numpy as jnp

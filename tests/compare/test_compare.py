@@ -1,4 +1,4 @@
-"""The comparison as people run it: files, exit codes, one-line errors, nothing done twice."""
+"""The comparison program from the command line: its files, exit codes and one-line errors; no run is repeated."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""The methods of a comparison: their names, the commands that run them, and when a result is theirs."""
+"""The methods of a comparison: their names, the commands that run them, and which results belong to them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a comparison says, on results written by hand: means, spread, paired intervals, and the page."""
+"""The summary of a comparison, on handwritten results: means, spread, paired intervals, and the page."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from lrat_jax.core import provenance
 from lrat_jax.training import workdir
 
 ROOT = Path(__file__).parent.parent.parent
-# Of ten images, how many each method holds against each attack of the suite, by seed.
+# The number of robust images out of ten, for each method, seed and attack of the suite.
 HELD = {
   "at": {0: {"fgsm": 8, "pgd20": 7, "cw20": 6}, 1: {"fgsm": 8, "pgd20": 5, "cw20": 4}},
   "lrat:pgd+cw": {0: {"fgsm": 8, "pgd20": 6, "cw20": 8}, 1: {"fgsm": 8, "pgd20": 6, "cw20": 7}},
@@ -57,7 +57,7 @@ def test_means_spread_and_differences_are_over_seeds(runs):
   assert summary["columns"] == ["clean", "cw20", "fgsm", "pgd20", "union"] and summary["n"] == 10
   at, lrat = summary["methods"]["at"], summary["methods"]["lrat:pgd+cw"]
   np.testing.assert_allclose([at["mean"]["pgd20"], lrat["mean"]["pgd20"], lrat["mean"]["cw20"]], [0.6, 0.6, 0.75])
-  np.testing.assert_allclose(at["std"]["cw20"], np.sqrt(0.02))  # of 0.6 and 0.4, with n - 1
+  np.testing.assert_allclose(at["std"]["cw20"], np.sqrt(0.02))  # of 0.6 and 0.4, dividing by n - 1
   np.testing.assert_allclose(at["mean"]["union"], 0.5)
   assert at["seeds"]["1"]["pgd20"] == 0.5 and at["training_seconds"] == [10.0, 10.0]
   found = lrat["difference"]["cw20"]
@@ -89,7 +89,7 @@ def test_attacks_are_grouped_by_what_the_arms_trained_on(runs):
 
 
 def test_columns_of_several_attacks_are_paired_too(runs):
-  """Training on nothing of the suite, whose attacks are a ladder; and the best known accuracies."""
+  """All attacks of the suite are held out and form one ladder of strengths; best known accuracies are given."""
   run = runs[0]
   with run.config.unlocked():
     run.config.eval.suite = {name: {"name": "spatial"} for name in ("turn@1", "turn@3")}
@@ -153,7 +153,7 @@ def test_how_far_attacks_disagree_is_told_of_the_first_arm(runs):
   found = summary["inconsistency"]
   assert found["method"] == "at" and found["attacks"] == ["fgsm", "pgd20", "cw20"]
   np.testing.assert_allclose(found["rank_correlation"]["mean"], [[1, 1, -1], [1, 1, -1], [-1, -1, 1]])
-  # Of nine that are right when clean, PGD breaks 2 and 4, CW 3 and 5 in the two seeds, those of PGD among them.
+  # Of nine correct clean images, PGD breaks 2 and 4 in the two seeds; CW breaks the same ones and one more: 3 and 5.
   np.testing.assert_allclose(found["cross"]["mean"][2][1], 1 / 9)
   np.testing.assert_allclose(found["cross"]["mean"][1][2], 0)
   page = summary_lib.markdown(summary)

@@ -1,4 +1,4 @@
-"""Every configuration file builds, on every preset; every value that no run can use is named."""
+"""Every configuration file is valid on every preset; an error names each value that no run can use."""
 
 import importlib.util
 from pathlib import Path
@@ -217,7 +217,7 @@ def test_batches_must_split_over_the_devices():
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(monkeypatch, tmp_path):
-  """A shell leaves it as it is behind "="."""
+  """A shell does not expand a tilde after "=", so the programs must."""
   monkeypatch.setenv("HOME", str(tmp_path))
   arguments = ["--config=at", "--workdir=~/run", "--config.data.data_dir=~/tfds", "--model", "~/a.pt"]
   options = command_line.parse(arguments)

@@ -1,4 +1,4 @@
-"""Configurations from before some fields were there: what is filled in, and what cannot be."""
+"""Configurations of earlier versions, with fields missing: which fields are filled in, and which cannot be."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The recipes of configs/recipes: what they say of themselves, that they are configurations, and that they train."""
+"""The recipes of configs/recipes: their docstrings are complete, their configurations are valid, and they train."""
 
 import ast
 import importlib.util
@@ -16,7 +16,7 @@ from lrat_jax.config import validate
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = {path.stem: path for path in sorted((ROOT / "configs" / "recipes").glob("*.py"))}
-# RobustBench's clean accuracy and AutoAttack's, millions of parameters, and a narrow network of the same kind.
+# RobustBench's clean and AutoAttack accuracy, millions of parameters, and a narrow network of the same architecture.
 PUBLISHED = {
   "rice2020": ("85.34", "53.42", 184.5, "wide_resnet_10_1"),
   "rebuffi2021": ("87.33", "60.75", 36.5, "dm_wide_resnet_10_1"),
@@ -33,7 +33,7 @@ def _config(name):
   return module.get_config()
 
 
-# Of the originals' code: scripts, their arguments and defaults.
+# From the authors' code: scripts, their arguments and defaults.
 SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
 ADAMW = {"name": "adamw", "momentum": 0.9, "decay": "kernels"}
 PGD_10 = {"epsilon": "8/255", "step_size": "2/255", "num_steps": 10, "random_start": "uniform"}
@@ -54,7 +54,7 @@ CONSTANTS = {
     "train": {"epochs": 400, "attack_batch_norm": "train", "ema_decay": 0.995, "label_smoothing": 0.0},
     "optimizer": {**SGD, "learning_rate": 0.4, "nesterov": True, "decay": "kernels", "schedule": "cosine",
                   "warmup": 10 / 400},
-    "train_attacks.pgd": {**PGD_10, "loss": "ce"},  # from mixed labels
+    "train_attacks.pgd": {**PGD_10, "loss": "ce"},  # with the mixed labels
     "": {"objective": "trades", "beta": 6.0},
   },
   "wang2023": {
@@ -126,7 +126,7 @@ def test_a_recipes_network_is_of_the_published_size(name):
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
-  """A folder with a few images in the place of CIFAR-10 and ImageNet, and some of a generator."""
+  """A folder with a few random images instead of CIFAR-10 or ImageNet, and some instead of generated images."""
   folder, random = tmp_path_factory.mktemp("stand_in"), np.random.default_rng(0)
   draw = lambda count: random.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
   labels = lambda count: np.arange(count) % 10
@@ -140,11 +140,11 @@ def stand_in(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_on_a_stand_in(name, stand_in, tmp_path, monkeypatch, capsys):
-  """Its dry run, which takes a few steps, with a narrow network on images of 32x32 pixels."""
+  """A dry run, which runs a few steps, with a narrow network on images of 32x32 pixels."""
   monkeypatch.chdir(tmp_path)
   fields = {"data.source": f"npz:{stand_in}/data.npz", "model.name": PUBLISHED[name][3]}
   fields |= {"data.batch_size": 16, "data.validation_size": 16, "eval.batch_size": 16}
-  fields |= {"data.image_size": 0, "data.random_resized_crop": 0.0}  # the stand-in's images are no pictures
+  fields |= {"data.image_size": 0, "data.random_resized_crop": 0.0}  # arrays cannot be resized
   if _config(name).data.extra.source:
     fields["data.extra.source"] = f"npz:{stand_in}/extra.npz"
   arguments = [f"--config.{field}={value}" for field, value in fields.items()]

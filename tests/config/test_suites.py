@@ -1,4 +1,4 @@
-"""Suites: every one can run on every preset, and what cannot run is named."""
+"""Suites: every suite can run on every preset, and an error names what cannot run."""
 
 import re
 from pathlib import Path
@@ -25,10 +25,10 @@ def test_every_suite_makes_sense_on_every_data_set(suite, preset):
   validate.check_for_data(config, shape, 10, 50_000)
   radius = suites.radius(config.train_attacks.pgd)
   linf = [suites.radius(e) for e in config.eval.suite.values() if e.get("norm") == "linf"]
-  assert (linf and radius in linf) or suite in ("corruptions", "lpips")  # which have none
+  assert (linf and radius in linf) or suite in ("corruptions", "lpips")  # these have no linf radius
   assert set(linf) <= {radius} or suite == "multirobustbench"
   assert all(suites.threat(entry) for entry in config.eval.suite.values())
-  assert config.name == f"at_{preset}"  # another evaluation is of the same run
+  assert config.name == f"at_{preset}"  # the suite does not change the name of the run
 
 
 def test_what_is_in_the_suites():
@@ -71,7 +71,7 @@ def test_attacks_of_one_kind_differ_in_steps_and_radius_alone():
   assert suites.kinds(moved) == suites.kinds(moved | {"epsilon": 0.1, "num_steps": 3}) == {("ce", "stadv")}
   assert suites.kinds(moved | {"kind": "elastic"}) != suites.kinds(moved)
   transferred = {"name": "pgd", "epsilon": 0.05, "surrogate": "other.pt"}
-  assert suites.kinds(transferred) == set()  # training follows the gradients of the model itself
+  assert suites.kinds(transferred) == set()  # training never uses the gradients of a surrogate
   assert suites.ball({"name": "lpips", "epsilon": 0.5}) == "lpips"
   assert suites.ball(moved) == "stadv" and suites.ball({"name": "pgd", "norm": "l2"}) == "l2"
 

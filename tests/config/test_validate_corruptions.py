@@ -1,4 +1,4 @@
-"""Corruptions of a suite that are read from files: what is not there, or not of the split, is refused before a run."""
+"""Corruptions that are read from files: missing files and other splits are refused before a run."""
 
 import pytest
 

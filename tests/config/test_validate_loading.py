@@ -1,4 +1,4 @@
-"""How images are loaded: what cannot go together is one line."""
+"""How images are loaded: fields that cannot be combined are a one-line error."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Names of the user's functions in a configuration: what is wrong with one is a line, before training begins."""
+"""User-defined functions in a configuration: a wrong one is a one-line error before training begins."""
 
 import re
 import sys
@@ -216,7 +216,7 @@ PLACES = {
 
 @pytest.fixture
 def trap(tmp_path, monkeypatch):
-  """A module that leaves a file where it is imported."""
+  """A module that creates a file when it is imported; returns the path of that file."""
   (tmp_path / "trap.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w').close()\n")
   monkeypatch.syspath_prepend(tmp_path)
   yield tmp_path / "sprung"

@@ -1,4 +1,4 @@
-"""The command that converts, and files of weights that the program evaluates as it evaluates its own runs."""
+"""The conversion command, and weight files, which the program evaluates in the same way as its own runs."""
 
 import json
 import re
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def _fail(capsys, *arguments):
-  """The one line that a command ends in, whose exit code is 2."""
+  """The one-line error of a command that must fail with exit code 2."""
   assert convert.main([str(argument) for argument in arguments]) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and error.count("\n") == 1, error
@@ -71,7 +71,7 @@ def test_where_nothing_can_be_written_the_exit_code_is_4(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """(the workdir of a small run on digits, whose average of weights is evaluated; the arguments that made it)."""
+  """(the workdir of a small run on digits, evaluated with averaged weights; the arguments of the run)."""
   workdir = tmp_path_factory.mktemp("runs") / "run"
   fields = (f"--config.{name}={value}" for name, value in SMALL.items())
   arguments = [f"--config={ROOT}/configs/at.py:digits,suite=pgd", *fields]
@@ -82,7 +82,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_goes_out_and_is_evaluated_the_same_from_there(run, tmp_path, capsys):
-  """What leaves a run and comes back as `--model` gives the same answers to every attack."""
+  """A run that is exported and loaded with `--model` has the same results under every attack."""
   workdir, arguments = run
   assert convert.main([str(workdir), str(tmp_path / "mine.safetensors")]) == 0
   assert "cnn_4, 10 classes, 1 channels" in capsys.readouterr().out
@@ -220,7 +220,7 @@ def test_help(capsys):
 
 
 def test_one_of_several_state_dicts_is_evaluated_by_key(run, tmp_path, capsys):
-  """What the line says to do is what `--model` takes."""
+  """The options that the error suggests work with `--model`."""
   tensors = definitions.cnn(4, 10, 1, 8).state_dict()
   torch.save({"raw": tensors, "ema": tensors}, tmp_path / "two.pt")
   command = [argument for argument in run[1] if ".train" not in argument]

@@ -1,4 +1,4 @@
-"""Models from PyTorch and back: equal logits, equal bits, and every wrapper that people have."""
+"""Models from PyTorch and back: equal logits, identical bits, and all common wrappers of a state_dict."""
 
 import copy
 import re
@@ -14,19 +14,19 @@ from lrat_jax.convert import exchange, torch_names
 from lrat_jax.core.errors import WeightsError
 from tests import torch_definitions as definitions
 
-# Images in [0, 1] go in as they are.
+# Images in [0, 1] are not normalised.
 PLAIN = {"mean": (0.0,), "std": (1.0,)}
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 _BUFFERS = {"mean": torch.tensor(MEAN).reshape(1, 3, 1, 1), "std": torch.tensor(STD).reshape(3)}
 
 
 def _open(name):
-  """What definitions that take the activation as an argument leave open."""
+  """The arguments needed for architectures whose definition takes the activation as an argument."""
   return {"activation": "silu"} if name.startswith(("dm_", "ra_")) else {}
 
 
 def _rounding(name, network, images, logits):
-  """1e-4, or for random bottlenecks, which enlarge rounding, what PyTorch's own float32 is away from its float64."""
+  """The tolerance: 1e-4; for random bottlenecks, which amplify rounding, 4 times PyTorch's float32 error if larger."""
   if "50" not in name:
     return 1e-4
   exact = copy.deepcopy(network).double()(torch.from_numpy(images.transpose(0, 3, 1, 2)).double())
@@ -49,7 +49,7 @@ def test_logits_are_equal_from_either_kind_of_file(name, tmp_path):
 
 
 def _random_variables(model, images):
-  """Variables that PyTorch never saw, none of them as it begins."""
+  """Random variables that do not come from PyTorch; none has its initial value."""
   generator = np.random.default_rng(1)
 
   def draw(path, leaf):
@@ -70,7 +70,7 @@ def test_a_model_of_ours_loads_strictly_in_pytorch_with_equal_logits(name, tmp_p
   network.load_state_dict(safetensors.torch.load_file(tmp_path / "a.safetensors"), strict=True)
   ours = models.applied(model)(variables, images)
   theirs = definitions.logits(definitions.Normalised(network, MEAN, STD).eval(), images)
-  largest = np.abs(ours).max()  # of sums of many blocks, in the deepest
+  largest = np.abs(ours).max()  # the deepest networks sum many blocks, so logits are large
   np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * max(1, largest / 20))
   assert 1 < largest < 500
 

@@ -1,4 +1,4 @@
-"""What tensors do not tell of their network is asked for, can be said in several ways, and is kept in files."""
+"""Facts about a network that its tensors leave open must be given, in one of several ways, and are saved in files."""
 
 import json
 
@@ -26,7 +26,7 @@ def _stored(name="cnn_4"):
 
 
 def _as_in_torch(preprocessing, images):
-  """RobustBench's lines, on [n, c, h, w]."""
+  """Images [n, h, w, c], preprocessed by RobustBench's code, as [n, c, h, w]."""
   x = definitions.to_torch(images)
   if preprocessing == "per_image":
     std = x.std(dim=(1, 2, 3), keepdim=True)
@@ -76,7 +76,7 @@ def test_an_activation_that_the_definition_leaves_open_is_asked_for():
   stored = identity.settle(recognised, known, {"activation": "silu"}, identity.Said())
   assert said.recognised.activation == stored.recognised.activation == "silu"
   fixed = identity.settle(recognised._replace(activation="relu"), known, {}, identity.Said(activation="silu"))
-  assert fixed.recognised.activation == "silu"  # the user's word before the definition's
+  assert fixed.recognised.activation == "silu"  # the user's argument overrides the definition
 
 
 def test_of_several_networks_that_the_tensors_fit_one_is_said():
@@ -122,7 +122,7 @@ def test_files_from_before_preprocessing_had_a_name_load_as_they_did(tmp_path):
 
 @pytest.mark.parametrize("with_fields", [True, False])
 def test_a_workdir_says_it_all(with_fields, tmp_path):
-  """One of before the fields, too: mean and std were all that there was."""
+  """Also a workdir from before these fields existed, when there were only mean and std."""
   model = models.create("cnn_4", 7, activation="silu" if with_fields else "auto")
   variables = jax.tree.map(np.asarray, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
   with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:

@@ -1,4 +1,4 @@
-"""Fine-tuning: what a run begins with, from whatever holds it; what is refused; and that it is read once."""
+"""Fine-tuning: the sources of initial weights, what is refused, and that the source is read only once."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ HEAD = {"params/network/Dense_1/kernel", "params/network/Dense_1/bias"}
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-  """A folder with a network of 4 classes as "a.safetensors", "a.pt", which says nothing of its input, and "hub"."""
+  """A folder with a network of 4 classes as "a.safetensors", as "hub", and as "a.pt", which lacks the preprocessing."""
   folder = tmp_path_factory.mktemp("stored")
   model = models.create("cnn_4", 4, mean=MEAN, std=STD)
   variables = model.init(jax.random.key(7), jnp.zeros((1, 8, 8, 1)))
@@ -121,7 +121,7 @@ def test_a_run_of_another_network_is_refused(finished):
 
 @pytest.mark.slow
 def test_the_weights_are_read_once_and_results_say_which_they_were(finished, tmp_path, capsys):
-  """With a learning rate of 0 the run is what it began with; it ends, and is evaluated again, without the source."""
+  """With a learning rate of 0, results must equal the source's, although the source is deleted before evaluation."""
   source, workdir = tmp_path / "source", tmp_path / "run"
   shutil.copytree(finished, source)
   arguments = [*programs.RUN, f"--workdir={workdir}", f"--config.train.init_from={source}", "--config.train.epochs=1"]

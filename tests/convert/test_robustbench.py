@@ -1,4 +1,4 @@
-"""RobustBench's entries by name: a table whose networks are known here, names that are near, and what does not fit."""
+"""RobustBench's entries by name: all networks of the table are known here; similar names; entries that do not fit."""
 
 import re
 
@@ -29,7 +29,7 @@ def test_every_entry_is_of_a_network_and_a_way_to_take_images_that_are_known_her
 
 
 def test_what_a_few_entries_are():
-  """By RobustBench's own definitions at its commit 78fcc9e."""
+  """The values are those of RobustBench's definitions at its commit 78fcc9e."""
   (wang,) = robustbench.named("cifar100/Wang2023Better_WRN-28-10")
   assert (wang.network, wang.activation, wang.epsilon) == ("dm_wide_resnet_28_10", "silu", "8/255")
   assert wang.mean == (0.5071, 0.4865, 0.4409) and wang.std == (0.2673, 0.2564, 0.2762)
@@ -75,7 +75,7 @@ def test_of_entries_with_one_name_the_tensors_choose_where_they_can():
 
 
 def _tensors():
-  """Of a WideResNet-40-2, as many as AugMix trained."""
+  """(a WideResNet-40-2, the architecture that AugMix trained; its tensors)."""
   network = definitions.WideResNet(40, 2)
   return network, {name: tensor.numpy() for name, tensor in network.state_dict().items()}
 
@@ -90,7 +90,7 @@ def test_a_name_says_all_that_the_tensors_do_not():
   assert "RobustBench's cifar10/corruptions/Hendrycks2020AugMix_WRN, evaluated on images of 32x32" in stored.summary()
   module, _ = stored.fitted()
   assert module.network == models.create("wide_resnet_40_2", 10).network
-  # As `load_state_dict` there, numbers beside the tensors replace those of the definition.
+  # As with `load_state_dict` in RobustBench, a mean and std among the tensors replace those of the definition.
   buffers = {"mu": np.full((1, 3, 1, 1), 0.25, np.float32), "sigma": np.full((1, 3, 1, 1), 2, np.float32)}
   stored = exchange.from_tensors("a", tensors | buffers, robustbench="Hendrycks2020AugMix_WRN")
   assert stored.preprocessing[1:3] == ((0.25,) * 3, (2.0,) * 3)

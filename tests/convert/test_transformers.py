@@ -1,4 +1,4 @@
-"""Transformers and ConvNeXt from PyTorch and back: equal logits, equal bits, no guess at what no tensor tells."""
+"""Transformers and ConvNeXt from PyTorch and back: equal logits, identical bits, no guess if tensors are ambiguous."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ from tests.torch_xcit import XCiT
 
 PLAIN = {"mean": (0.0,), "std": (1.0,)}
 FOUR, SIXTEEN = (1, 1, 2, 2), (2, 2, 2, 2)
-# By our names: seven classes, three channels; and the side of their images.
+# By our names: networks with seven classes and three channels, and the side of their images.
 SMALL = {
   "xcit_2_16_2_p4": (lambda: XCiT(FOUR, 2, 16, 2, 7), 16),
   "xcit_1_24_3_p8": (lambda: XCiT((2, 2, 2), 1, 24, 3, 7), 24),
@@ -58,22 +58,22 @@ FULL = {
 }
 
 
-# In by the names of the original, and out by those of timm.
+# Read with the original code's tensor names, and written with timm's.
 ORIGINAL = {"swin_1-2_64_patch1_window2": lambda: Swin((1, 2), 64, 1, 2, 8, 7)}
 COUNTED = "num_batches_tracked|relative_position_index|attn_mask|flag_update_statistics|batch_num|momentum|epsilon"
-# Of variables that no network has near 0, or below.
+# Ranges of variables that are never negative or close to 0 in a trained network.
 RANGES = {"scale": (0.5, 1.5), "var": (0.5, 1.5), "temperature": (0.5, 1.5), "threshold": (0.1, 0.3)}
 
 
 def _pictures(size, count=4):
-  """float32 [count, size, size, 3] in [0, 1] with large patches: means over noise are all alike."""
+  """float32 [count, size, size, 3] in [0, 1] with large patches, because the means of pure noise are all alike."""
   patches = np.random.default_rng(0).uniform(size=(count, 4, 4, 3)).astype(np.float32)
   return patches.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
 
 
 @functools.cache
 def _trained(name):
-  """(a network as `spread` leaves it, but with biases so small that images matter; images)."""
+  """(a network after `spread`, with biases reduced so that logits depend on the images; images)."""
   make, size = (SMALL | FULL)[name]
   images = _pictures(size, 4 if name in SMALL else 2)
   network = definitions.spread(make(), images)
@@ -91,7 +91,7 @@ def _trained(name):
 
 
 def _load(network, path):
-  """The network with a file's tensors, which are all of its own but those that it counts or computes."""
+  """Loads a file into the network; the file must have all of its tensors except those that it counts or computes."""
   missing, left = network.load_state_dict(safetensors.torch.load_file(path), strict=False)
   assert not left and all(re.search(COUNTED, key) for key in missing)
   return network.eval()
@@ -108,7 +108,7 @@ def test_logits_are_equal_and_tensors_come_back_to_the_bit(name, tmp_path):
   assert np.abs(expected).max() > 1 and np.ptp(expected, axis=0).max() > 0.05
   np.testing.assert_allclose(model.logits_fn(images), expected, atol=1e-4)
   exchange.save(tmp_path / "b.safetensors", model.module, model.variables)
-  again = exchange.load(tmp_path / "b.safetensors")  # which says what it is
+  again = exchange.load(tmp_path / "b.safetensors")  # its metadata name the architecture
   assert again.module == model.module
   jax.tree.map(np.testing.assert_array_equal, again.variables, model.variables)
   remade = _load(ORIGINAL[name]() if name in ORIGINAL else (SMALL | FULL)[name][0](), tmp_path / "b.safetensors")

@@ -1,4 +1,4 @@
-"""Files of weights that are damaged, foreign or meant to harm: one line each, and nothing that they hold is run."""
+"""Weight files that are damaged, foreign or malicious: a one-line error each, and no code in them is run."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def _tensors(name="cnn_4"):
 
 
 def _fail(path, message, **options):
-  """Loading must end in one line that names the file."""
+  """Loading must fail with a one-line error that names the file."""
   plain = {"mean": (0.0,), "std": (1.0,)}
   with pytest.raises(WeightsError, match=message) as raised:
     exchange.load(path, **plain | options)
@@ -45,7 +45,7 @@ def test_one_of_several_state_dicts_is_chosen(tmp_path):
 
 
 class _Runs:
-  """Pickled, it is a command that makes a file wherever it is loaded."""
+  """Its pickle runs a command that creates a file when it is loaded."""
 
   def __init__(self, path):
     self.path = path
@@ -60,7 +60,7 @@ def test_a_pickle_that_would_run_code_is_refused(place, tmp_path):
   _fail(tmp_path / "a.pt", "contains a Python object, posix.system, which is not loaded because it could run code")
   assert {path.name for path in tmp_path.iterdir()} == {"a.pt"}
   torch.load(tmp_path / "a.pt", weights_only=False)
-  assert (tmp_path / "ran").exists()  # so that what is refused above would have run
+  assert (tmp_path / "ran").exists()  # so the code refused above would have run
 
 
 def test_a_whole_module_in_a_file_is_refused_with_what_to_do(tmp_path):
@@ -226,7 +226,7 @@ def test_whole_models_that_are_named_as_parts_are_read_alone(tmp_path):
 
 
 def test_pytorch_is_needed_for_its_own_files_alone(tmp_path):
-  """Where it is not installed, or too old to be safe, that is one line."""
+  """If it is not installed, or too old to be safe, the error is one line."""
   safetensors.torch.save_file(_tensors(), tmp_path / "a.safetensors")
   torch.save(_tensors(), tmp_path / "a.pt")
   code = """

@@ -1,4 +1,4 @@
-"""Convolutions equal the plain layer in values and gradients, and compute no more."""
+"""Convolutions have the values and gradients of the plain layer, and no unnecessary computation."""
 
 import functools
 import re
@@ -46,7 +46,7 @@ def _assert_equal_in_values_and_gradients(ours, plain, x, kernel, value_atol, re
     for kernel in ((3, 1), (1, 0), (3, 0), (5, 2))
   ]
   + [(5, (2, 2), 3, 1), (2, (1, 1), 3, 1), (2, (2, 2), 3, 1), (1, (3, 2), 3, 1), (3, (1, 1), 5, 2)]
-  + [(1, (1, 1), 3, 1), (1, (1, 1), 5, 2), (2, (2, 2), 5, 2), (2, (3, 1), 3, 2), (2, (1, 1), 2, 0)],  # one product
+  + [(1, (1, 1), 3, 1), (1, (1, 1), 5, 2), (2, (2, 2), 5, 2), (2, (3, 1), 3, 2), (2, (1, 1), 2, 0)],  # one matmul
 )
 def test_values_and_gradients_equal_the_plain_layers(size, kernel_size, padding, strides):
   x = jax.random.normal(jax.random.key(0), (2, size, size + 1, 3))
@@ -73,14 +73,14 @@ def test_a_few_images_at_a_time_are_as_good_as_all(monkeypatch, channels, stride
   ours = lambda x, k: conv2d(x, k, (stride, stride))
   gradient_text = lambda: jax.jit(jax.grad(lambda x: ours(x, kernel).sum())).lower(x).as_text()
   assert "while" not in gradient_text()
-  monkeypatch.setattr(cache, "_CACHED", 4 * 36 * 32 * 2 if stride == 1 else 16 * 9 * 2 * 2)  # two images
+  monkeypatch.setattr(cache, "_CACHED", 4 * 36 * 32 * 2 if stride == 1 else 16 * 9 * 2 * 2)  # two images fit
   assert "while" in gradient_text() and f"tensor<3x2x8x8x{channels}xf32>" in gradient_text()
   _assert_equal_in_values_and_gradients(ours, lambda x, k: _plain(x, k, (stride, stride), 1), x, kernel, 3e-4, 3e-5)
 
 
 @pytest.mark.parametrize(
   ("count", "per_image", "at_a_time"),
-  [(12, 10, 4), (7, 20, 1), (7, 10, 7), (12, 99, 1), (3, 1, 3)],  # 5 would fit of 7 at 10: all at once, not singly
+  [(12, 10, 4), (7, 20, 1), (7, 10, 7), (12, 99, 1), (3, 1, 3)],  # (7, 10, 7): 5 would fit, but 7 is prime: all at once
 )
 def test_as_many_images_at_a_time_as_divide_all_and_fit(monkeypatch, count, per_image, at_a_time):
   monkeypatch.setattr(cache, "_CACHED", 50)
@@ -94,13 +94,13 @@ def test_as_many_images_at_a_time_as_divide_all_and_fit(monkeypatch, count, per_
   found = cache.microbatch(function, [images], per_image, (2, 3))
   np.testing.assert_array_equal(found.ravel(), images + 1)
   assert found.shape == (count // at_a_time, at_a_time) and set(sizes) == {at_a_time}
-  assert cache.microbatch(function, [images], per_image, (7,)).shape == (1, count)  # the kernel fills it by itself
+  assert cache.microbatch(function, [images], per_image, (7,)).shape == (1, count)  # the kernel alone fills the cache
 
 
 def test_layers_of_many_channels_go_through_winograd():
   x, kernel = jnp.zeros((1, 16, 16, 32)), jnp.zeros((3, 3, 32, 32))
   text = jax.jit(conv2d).lower(x, kernel).as_text()
-  assert "convolution" not in text and "tensor<36x16x32xf32>" in text  # 36 products for 16 outputs, 144 otherwise
+  assert "convolution" not in text and "tensor<36x16x32xf32>" in text  # 36 products for 16 outputs instead of 144
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_layers_of_many_channels_go_through_winograd():
     (1, 1, 256, [(256, 256)]),
     (2, 1, 4, [(16, 16)]),
     (2, 2, 256, [(1024, 256)]),
-    (2, 1, 128, []),  # twice the kernel, where that is large
+    (2, 1, 128, []),  # its matrix would be almost twice the kernel, which is large
     (3, 1, 4, []),
   ],
 )
@@ -138,7 +138,7 @@ def test_on_accelerators_the_attack_takes_no_parameter_gradient(name, convolutio
     )
 
   text = jax.jit(attack).trace(variables, images).lower(lowering_platforms=("tpu",)).as_text()
-  # One forward and one input gradient of each in the one loop, and the forward that says whether it succeeded.
+  # For each, a forward pass and an input gradient in the only loop, and the final forward pass that checks success.
   assert text.count("stablehlo.convolution") == 3 * convolutions
 
 
@@ -151,7 +151,7 @@ def test_on_cpu_the_compiled_input_gradient_holds_no_kernel_gradient():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("channels", [1, 32])  # by taps, and by Winograd's filtering
+@pytest.mark.parametrize("channels", [1, 32])  # by taps, and by Winograd's method
 def test_the_kernels_gradient_is_summed_over_devices(channels):
   x = jax.random.normal(jax.random.key(0), (4, 5, 5, channels))
   kernel = jnp.ones((3, 3, channels, 32)) / 100

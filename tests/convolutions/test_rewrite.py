@@ -1,4 +1,4 @@
-"""Anybody's model with its convolutions replaced: equal in values and gradients, and the same program on TPU."""
+"""Any model with its convolutions replaced: equal values and gradients, and the same program on TPU."""
 
 import equinox
 import haiku
@@ -48,7 +48,8 @@ REPLACED = {
   "batch last": _batch_last,
   "jit in jit": lambda x: jax.jit(lambda x: jax.jit(conv)(jax.nn.relu(conv(x))))(x),
   "scan": lambda x: lax.scan(lambda x, kernel: (conv(x, kernel), None), x, jnp.stack([KERNEL, 2 * KERNEL]))[0],
-  "while": lambda x: lax.fori_loop(0, 2, lambda _, x: conv(x), x),
+  "fori_loop": lambda x: lax.fori_loop(0, 2, lambda _, x: conv(x), x),  # a scan, because its bounds are known
+  "while": lambda x: lax.while_loop(lambda at: at[0] < 2, lambda at: (at[0] + 1, conv(at[1])), (0, x))[1],
   "cond": lambda x: lax.cond(x.sum() > 0, conv, lambda x: 2 * conv(x), x),
   "remat": _checkpointed(None),
   "remat with a policy": _checkpointed(jax.checkpoint_policies.dots_saveable),
@@ -59,7 +60,7 @@ REPLACED = {
   "Haiku": _of_haiku(lambda x: haiku.Conv2D(8, 3)(x)),
   "Equinox": lambda x: jax.vmap(equinox.nn.Conv2d(32, 8, 3, key=jax.random.key(0)))(x.transpose(0, 3, 1, 2)),
 }
-# Of strides or few channels, whose gradients alone are computed in another way.
+# Models whose convolutions have strides or few channels: only their gradients are computed in another way.
 FORWARD_AS_THEY_ARE = ("channels first", "Linen", "NNX", "Haiku", "Equinox")
 KEPT = {
   "dilation": lambda x: conv(x, rhs_dilation=(2, 2)),
@@ -90,7 +91,7 @@ def test_values_and_gradients_equal_the_models(name):
   expected = jax.jit(model)(IMAGES)
   np.testing.assert_allclose(jax.jit(ours)(IMAGES), expected, atol=3e-5 * float(jnp.abs(expected).max()))
   if name == "while":
-    return  # it has no gradient
+    return  # JAX has no reverse-mode gradient of it
   gradients = [jax.jit(jax.grad(lambda x, f=f: jnp.sin(f(x)).sum()))(IMAGES) for f in (ours, model)]
   np.testing.assert_allclose(*gradients, atol=5e-4 * float(jnp.abs(gradients[1]).max()))
 

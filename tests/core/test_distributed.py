@@ -1,4 +1,4 @@
-"""Several processes: one run of theirs is the run of one process, and what is wrong on one ends all of them."""
+"""Several processes: their run equals the run of one process, and an error on one of them ends all."""
 
 import json
 import shutil
@@ -14,14 +14,14 @@ from tests import programs
 pytestmark = pytest.mark.slow
 
 SUITE = ["--config.eval.num_images=256", "--config.eval.num_sanity_examples=8"]
-# The same run, evaluated by AutoAttack.
+# The same run, evaluated with AutoAttack.
 AUTOATTACK = [argument for argument in programs.ARGUMENTS if ".suite." not in argument]
 AUTOATTACK[0] = AUTOATTACK[0].replace("suite=pgd", "suite=apgd")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """The workdir of a run of one process with four devices that nobody stopped."""
+  """The workdir of an uninterrupted run of one process with four devices."""
   workdir = tmp_path_factory.mktemp("whole") / "run"
   programs.finish(workdir, *SUITE, devices=4)
   return workdir
@@ -29,7 +29,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped_and_resumed(tmp_path_factory):
-  """A run of two processes with two devices each, stopped through its second process, and ended by one with four.
+  """A run of two processes with two devices each, stopped through the second, finished by one with four.
 
   Returns the workdir, the two processes' (code, stdout, stderr), and the second run's stdout.
   """
@@ -42,7 +42,7 @@ def stopped_and_resumed(tmp_path_factory):
 
 
 def _assert_evaluated_alike(workdir, other):
-  """The same verdict on nearly every image."""
+  """Checks that boolean and integer arrays agree in over 98 % of their entries."""
   with np.load(workdir / "per_example.npz") as arrays, np.load(other / "per_example.npz") as arrays_other:
     assert set(arrays.files) == set(arrays_other.files)
     for name in arrays.files:
@@ -55,7 +55,7 @@ def test_sigterm_to_one_process_saves_the_same_step_on_all(stopped_and_resumed):
   assert [code for code, *_ in ended] == [75, 75]
   step = int(ended[0][2].split("Stopped at step ")[1].split()[0])
   assert f"from step {step} of 34" in resumed
-  assert "Stopped" not in ended[1][2] and "epoch" not in ended[1][1]  # the first process speaks for all
+  assert "Stopped" not in ended[1][2] and "epoch" not in ended[1][1]  # only the first process prints
 
 
 def test_two_processes_then_one_are_the_run_of_one(whole, stopped_and_resumed):
@@ -69,7 +69,7 @@ def test_one_process_then_two_are_the_run_of_one(whole, tmp_path):
   programs.assert_trained_alike(whole, tmp_path / "run")
   _assert_evaluated_alike(whole, tmp_path / "run")
   rows, others = (programs.outcome(path)[2] for path in (whole, tmp_path / "run"))
-  assert [row["step"] for row in others] == [row["step"] for row in rows]  # one process wrote each of them, once
+  assert [row["step"] for row in others] == [row["step"] for row in rows]  # each was written once, by one process
   results = json.loads((tmp_path / "run" / "results.json").read_text())
   assert results["environment"]["num_devices"] == 2
 
@@ -85,9 +85,7 @@ def test_autoattack_by_two_processes_is_that_of_one(whole, tmp_path):
   assert one.pop("environment")["num_devices"] == 4 and two.pop("environment")["num_devices"] == 2
   assert one == two and set(one["robust"]) == {"pgd20", "cw20", "apgd"} and one["n"] == 100
   with np.load(tmp_path / "one" / "per_example.npz") as arrays, np.load(tmp_path / "two" / "per_example.npz") as others:
-    for (
-      name
-    ) in arrays.files:  # adversarials to the bit; what the model says of them, asked in other batches, to the last
+    for name in arrays.files:  # equal to the bit, except vulnerabilities: other batches change the last bit of logits
       if name.startswith("vulnerability"):
         np.testing.assert_allclose(arrays[name], others[name], atol=1e-6)
       else:
@@ -164,7 +162,7 @@ def test_a_process_that_nobody_launched_is_alone(monkeypatch):
 
 
 def test_two_processes_train_on_the_mixture_of_one(tmp_path):
-  """The extra source's share of every batch, and the images in it, whatever the processes."""
+  """The extra source's share of every batch, and its images, do not depend on the number of processes."""
   random = np.random.default_rng(0)
   images = random.integers(0, 256, (300, 8, 8, 1)).astype(np.uint8)
   np.savez(tmp_path / "extra.npz", image=images, label=random.integers(0, 10, 300))

@@ -1,4 +1,4 @@
-"""Files are put in place whole: a block that fails leaves the old one."""
+"""Files are replaced as a whole: if the block fails, the old file is kept."""
 
 import pytest
 

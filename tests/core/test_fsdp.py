@@ -1,4 +1,4 @@
-"""How a state lies over devices that share it, and how its parts are joined and scattered."""
+"""How a state is sharded over devices, and how its parts are gathered and scattered."""
 
 import jax
 import jax.numpy as jnp

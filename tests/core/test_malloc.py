@@ -1,4 +1,4 @@
-"""What is freed stays with the process."""
+"""Freed memory stays with the process."""
 
 import platform
 import subprocess
@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-# Takes and fills twice 40 MB, which need two of a thread's heaps, and frees both, ten times: how many of their pages
-# are fresh each time after the first, by getrusage.
+# Ten times: allocates and fills two blocks of 40 MB, which need two heaps of a thread, and frees both. Prints the share
+# of their pages that is fresh each time after the first, by getrusage.
 _PROGRAM = """
 import ctypes, resource, sys, threading
 from lrat_jax.core import malloc
@@ -35,5 +35,5 @@ print((faults[-1] - faults[0]) * resource.getpagesize() / 9 / (2 * size))
 @pytest.mark.parametrize("where", ["main", "thread"])
 def test_large_blocks_come_back_without_fresh_pages(where):
   run = subprocess.run([sys.executable, "-c", _PROGRAM, where], capture_output=True, text=True, check=True)
-  # Other C libraries are left as they are: there the call has only to do no harm.
+  # With other C libraries, the call changes nothing; it must only not fail.
   assert float(run.stdout) < (0.02 if platform.libc_ver()[0] == "glibc" else float("inf"))

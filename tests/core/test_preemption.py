@@ -1,4 +1,4 @@
-"""SIGTERM: a run hears it between steps, saves, and says where it stands."""
+"""SIGTERM: a run checks for it between steps, saves, and reports its step."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def experiment():
-  """Two epochs of four steps."""
+  """Two epochs of four steps each."""
   return make_experiment(make_config(**CONFIG))
 
 
@@ -39,7 +39,7 @@ def test_a_run_stops_after_the_step_at_which_it_was_asked_and_has_saved_it(exper
   with pytest.raises(Preempted, match=f"step {asked_at} of {STEPS}"):
     loop.train(experiment, tmp_path, Console(quiet=True), stop=lambda: next(calls) == asked_at)
   with checkpoints.Checkpoints(tmp_path / "checkpoints", read_only=True) as saved:
-    # At an epoch's end it was validated first, so that the best checkpoint is chosen among the same as ever.
+    # At an epoch's end, validation comes before the stop, so the choice of the best checkpoint does not change.
     assert saved.latest_step() == asked_at and saved.best_step() == best
 
 
@@ -62,5 +62,5 @@ def test_a_evaluation_stops_after_a_batch_and_goes_on_behind_it(experiment, tmp_
   assert len(list((tmp_path / runner.PROGRESS).glob("*.npz"))) == 4
   assert not (tmp_path / "results.json").exists()
   whole = evaluate(stop=lambda: next(calls) > 100)
-  assert next(calls) == 4 + 1 + (3 * 3 - 4)  # three attacks of three batches, the first four not repeated
+  assert next(calls) == 4 + 1 + (3 * 3 - 4)  # three attacks with three batches each; four are not repeated
   assert whole["n"] == 21

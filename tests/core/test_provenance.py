@@ -1,4 +1,4 @@
-"""Who wrote a file: version and commit in what a run leaves; files of another version are refused, by every reader."""
+"""Provenance of files: version and commit in a run's files; every reader rejects files of another version."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from lrat_jax.report import __main__ as report
 from lrat_jax.training import workdir as workdir_lib
 from tests.helpers import make_config
 
-# As versions before the schema had a number wrote them.
+# As written by versions before the schema had a number.
 OLD_CONFIG = {"name": "at_digits", "train": {"epochs": 1, "log_every": 20}}
 OLD_RESULTS = {"clean": 0.5, "worst_case": 0.25, "name": "at", "seed": 0}
 
@@ -53,7 +53,7 @@ def test_weights_of_a_workdir_of_an_earlier_version_are_not_converted(tmp_path, 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-  """A package in a repository of its own."""
+  """(a package in its own git repository, the commit)."""
   package = tmp_path / "lrat_jax"
   package.mkdir()
   (package / "__init__.py").write_text("")

@@ -1,4 +1,4 @@
-"""How many CPU devices the program takes, and how arrays come back from several."""
+"""How many CPU devices the program uses, and how arrays are gathered from several devices."""
 
 import os
 
@@ -14,7 +14,7 @@ from lrat_jax.core.errors import ConfigError
 
 @pytest.fixture
 def taken(monkeypatch):
-  """What `use_cpu_cores` tells JAX on a machine of two cores, in place of telling it."""
+  """Records the JAX configuration that `use_cpu_cores` sets on a machine with two cores; it is not applied."""
   monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
   monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
   monkeypatch.delenv("XLA_FLAGS", raising=False)
@@ -28,8 +28,8 @@ def taken(monkeypatch):
   [
     ((64,), 2),
     ((128, 256), 2),
-    ((48, 63), 1),  # 2 would not split 63
-    ((20,), 1),  # 2 would leave a device 10 images
+    ((48, 63), 1),  # 63 cannot be split over 2
+    ((20,), 1),  # with 2, a device would have only 10 images
   ],
 )
 def test_one_device_a_core_as_far_as_batches_split(taken, batch_sizes, devices):
@@ -97,7 +97,7 @@ OLD_CPU_OPTIONS = {
   ("version", "platform", "options"),
   [
     ("0.10.2", "cpu", OLD_CPU_OPTIONS),
-    ("0.11.2", "cpu", None),  # it dies of an option that it does not know
+    ("0.11.2", "cpu", None),  # it fails with an option that it does not know
     ("0.10.2", "gpu", None),
   ],
 )

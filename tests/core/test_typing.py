@@ -1,4 +1,4 @@
-"""The shapes in public signatures: calls and results of the right shape pass, others are refused."""
+"""The shapes in public signatures: calls and results of the right shape pass, others raise an error."""
 
 import functools
 import inspect
@@ -40,7 +40,7 @@ ATTACKS = {
   attacks.unforeseen: {"kind": "stadv", "epsilon": 0.1, "num_steps": 1},
 }
 LOSSES = (losses.cross_entropy, losses.margin, losses.cw, losses.dlr, losses.is_correct)
-# function -> (arguments of the right shape, the name of one and a value of another shape for it)
+# function -> (arguments of the right shapes, the name of one of them, a value of a wrong shape for it)
 OTHERS = {
   losses.kl: ({"logits": LOGITS, "clean_logits": LOGITS}, "clean_logits", LOGITS[:2]),
   losses.dlr_targeted: ({"logits": LOGITS, "labels": LABELS, "targets": LABELS}, "targets", LABELS[:2]),
@@ -77,7 +77,7 @@ def logits_fn(images):
 
 
 def checked(function):
-  """The function, whose calls are held to its annotations."""
+  """The function, with every call checked against its annotations."""
   return jaxtyping.jaxtyped(typechecker=beartype)(function)
 
 
@@ -116,7 +116,7 @@ def test_the_method_takes_and_returns_the_shapes_that_it_says(function):
 
 def test_autoattack_takes_and_returns_arrays_in_host_memory():
   images, labels = np.asarray(IMAGES), np.asarray(LABELS)
-  wrong = np.argmin(logits_fn(IMAGES), axis=1)  # nothing to attack
+  wrong = np.argmin(logits_fn(IMAGES), axis=1)  # all misclassified: nothing to attack
   call = functools.partial(checked(attacks.autoattack), KEYS[0], logits_fn, epsilon=0.1)
   for given in ((images, wrong), (IMAGES, jnp.asarray(wrong))):
     report = call(*given)

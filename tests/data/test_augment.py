@@ -1,4 +1,4 @@
-"""Augmentation on the device: only shifts and flips, a key per image, nothing where it is off."""
+"""Augmentation on the device: only shifts and flips, a key per image, no change if it is off."""
 
 import jax
 import jax.numpy as jnp

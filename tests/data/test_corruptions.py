@@ -1,4 +1,4 @@
-"""Corrupted copies of a test split, read from files: the right rows, nothing else, and one line for what is wrong."""
+"""Corrupted copies of a test split, read from files: only the right rows are read, and each error is one line."""
 
 import re
 
@@ -11,12 +11,12 @@ from lrat_jax.data import tfds as tfds_lib
 from tests.data.test_sources import _png
 
 LABELS = np.array([2, 0, 1, 1, 0, 2, 1], np.int32)
-INDICES = np.array([1, 2, 4, 5, 8, 9, 20], np.int32)  # as of a test split that was cut out of more images
+INDICES = np.array([1, 2, 4, 5, 8, 9, 20], np.int32)  # as in a test split that was cut out of a larger set
 SHAPE = (4, 5, 3)
 
 
 def write(folder, labels=LABELS, kinds=("fog", "rain"), places=None):
-  """Files of which each image is filled with 10 * severity + its place in the published order."""
+  """Writes files in which each image is filled with 10 * severity + its place in the published order."""
   places = np.arange(len(labels)) if places is None else places
   published = np.empty_like(labels)
   published[places] = labels
@@ -117,7 +117,7 @@ def test_tfds_examples_tell_where_they_stood(tmp_path):
   tfds = pytest.importorskip("tensorflow_datasets")
 
   class NumberedImages(tfds.core.GeneratorBasedBuilder):
-    """Nine images whose labels are their numbers, which TFDS shuffles."""
+    """Nine images, labelled with their numbers; TFDS shuffles them."""
 
     VERSION = tfds.core.Version("1.0.0")
 

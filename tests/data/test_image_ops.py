@@ -1,4 +1,4 @@
-"""Each operation against Pillow's own, on images of one channel and three."""
+"""Each operation, compared with Pillow's, on images with one channel and with three."""
 
 import functools
 
@@ -11,7 +11,7 @@ from lrat_jax.data import image_ops as ops
 
 
 def _pictures(channels):
-  """Noise, a dark ramp, few levels, one level, and a smooth picture: uint8 [13, 17, c] each."""
+  """Pictures uint8 [13, 17, c]: noise, a dark ramp, few levels, one level, and a smooth one."""
   generator = np.random.default_rng(0)
   noise = generator.integers(0, 256, (13, 17, channels))
   ramp = np.broadcast_to(np.arange(17)[None, :, None] * 5 + 20, noise.shape) + np.arange(channels) * 10

@@ -1,4 +1,4 @@
-"""Labels as distributions: one-hot, smoothed, and brought back to classes where they say no more."""
+"""Labels as distributions: one-hot, smoothed, and converted to classes if all are one-hot, and for evaluation."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Lists of test images: by file names as RobustBench writes ImageNet's, by indices, and every way they can be wrong."""
+"""Lists of test images: by file names, as in RobustBench's list for ImageNet, or by indices; and their errors."""
 
 import numpy as np
 import PIL.Image
@@ -19,7 +19,7 @@ TWICE = ["n01/same.JPEG", "n02/same.JPEG"]
 
 @pytest.fixture
 def folder(tmp_path):
-  """Five JPEGs in the folders of two classes, to test on; the first three are ImageNet's by name."""
+  """A test set of five JPEGs in the folders of two classes; the first three are named as in ImageNet."""
   for number, name in enumerate(FILES + TWICE):
     path = tmp_path / "val" / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,11 +49,11 @@ def _rows(folder, lines, loading=HELD, source=None):
 def test_the_images_of_a_list_come_in_its_order(folder, kind, lines):
   rows, dataset = _rows(folder, lines, Loading(kind))
   chosen = dataset._replace(listed=rows).evaluated("test")
-  assert chosen.indices.tolist() == [3, 0] and chosen.labels.tolist() == [1, 0]  # by names: n01/same is 2
+  assert chosen.indices.tolist() == [3, 0] and chosen.labels.tolist() == [1, 0]  # in order of names: n01/same is 2
   np.testing.assert_array_equal(np.asarray(chosen.images), np.asarray(dataset.test.images)[[3, 0]])
   assert np.abs(np.asarray(chosen.images)[:, 0, 0, 0].astype(int) - [80, 0]).max() < 3
   assert dataset._replace(listed=rows).evaluated("test", 1).indices.tolist() == [3]
-  assert len(dataset._replace(listed=rows).evaluated("train").labels) == 0  # of which the list says nothing
+  assert len(dataset._replace(listed=rows).evaluated("train").labels) == 0  # the list has only test images
   assert len(dataset.evaluated("test").labels) == 5 and len(dataset.evaluated("test", 9).labels) == 5
 
 

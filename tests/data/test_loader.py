@@ -1,4 +1,4 @@
-"""Batches: every image once an epoch, orders that depend on seed and epoch alone, and iterators that resume."""
+"""Batches: each image at most once per epoch, orders that depend only on seed and epoch, iterators that resume."""
 
 import numpy as np
 

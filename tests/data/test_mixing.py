@@ -1,4 +1,4 @@
-"""MixUp and CutMix: what an image and its label are made of, in which shares, and with which partner."""
+"""MixUp and CutMix: how an image and its label are mixed, in which shares, and with which partner."""
 
 import functools
 
@@ -11,7 +11,7 @@ from lrat_jax import data
 from lrat_jax.core import sharding
 
 KEYS = jax.random.split(jax.random.key(0), 256)
-# An image tells where it is from: all zeros is the first one's, all ones the other's.
+# A pixel shows which image it is from: the first one is all zeros, the other one all ones.
 ZEROS, ONES = jnp.zeros((256, 12, 10, 2)), jnp.ones((256, 12, 10, 2))
 FIRST, OTHER = jnp.tile(jnp.eye(3)[0], (256, 1)), jnp.tile(jnp.eye(3)[2], (256, 1))
 
@@ -22,7 +22,7 @@ def _mix(keys, images, labels, others, other_labels, *, mixup=0.0, cutmix=0.0):
 
 
 def _of_zeros_and_ones(**alphas):
-  """Images, and the share that the other image has in each label, of zeros mixed with ones."""
+  """Mixes zeros with ones: the mixed images, and the share of the other image in each label."""
   images, labels = _mix(KEYS, ZEROS, FIRST, ONES, OTHER, **alphas)
   np.testing.assert_allclose(labels.sum(axis=1), 1, rtol=1e-6)
   np.testing.assert_array_equal(labels[:, 1], 0)
@@ -47,17 +47,17 @@ def test_cutmix_pastes_a_box_whose_share_of_pixels_is_its_labels():
   np.testing.assert_array_equal(pasted, rows[:, :, None] & columns[:, None, :])
   steps = lambda inside: np.abs(np.diff(np.pad(inside.astype(int), ((0, 0), (1, 1))), axis=1)).sum(axis=1)
   assert (steps(rows) <= 2).all() and (steps(columns) <= 2).all()
-  # Sides in the proportion of the image's, but where an edge cuts them off; boxes of all sizes, at every edge.
+  # Boxes have the image's aspect ratio unless an edge clips them; there are boxes of all sizes, and at every edge.
   assert rows[:, 0].any() and rows[:, -1].any() and columns[:, 0].any() and columns[:, -1].any()
   inside = ~(rows[:, 0] | rows[:, -1] | columns[:, 0] | columns[:, -1]) & rows.any(axis=1) & columns.any(axis=1)
   assert (np.abs(rows[inside].sum(axis=1) / 12 - columns[inside].sum(axis=1) / 10) <= 0.2).all()
-  assert (rows[inside].sum(axis=1) % 2 == 0).all() and (columns[inside].sum(axis=1) % 2 == 0).all()  # twice the half
+  assert (rows[inside].sum(axis=1) % 2 == 0).all() and (columns[inside].sum(axis=1) % 2 == 0).all()  # even: 2 * half
   assert shares.min() < 0.05 and shares.max() > 0.6
 
 
 def test_with_both_each_image_has_either():
   images, shares = _of_zeros_and_ones(mixup=1.0, cutmix=1.0)
-  np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), shares, atol=1e-6)  # in the share of what was drawn
+  np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), shares, atol=1e-6)  # the share of the drawn method
   cut = ((images == 0) | (images == 1)).all(axis=(1, 2, 3))
   assert 64 < cut.sum() < 192
 

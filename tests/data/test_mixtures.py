@@ -1,4 +1,4 @@
-"""Mixtures: an exact share of every batch, whatever the processes and devices; npz files that are mapped, not read."""
+"""Mixtures: an exact share of every batch, for any number of processes and devices; npz files are memory-mapped."""
 
 import itertools
 import zipfile
@@ -51,7 +51,7 @@ def test_each_source_is_gone_through_at_its_own_pace():
   for one in passes:
     np.testing.assert_array_equal(np.sort(one), np.arange(100, 170))
   assert (passes[0] != passes[1]).any()
-  first, second = own[:6].ravel(), own[6:12].ravel()  # 36 of 40, the rest is in other batches
+  first, second = own[:6].ravel(), own[6:12].ravel()  # 36 of 40: a pass has only complete batches
   assert len(set(first)) == len(set(second)) == 36 and set(first) != set(second)
 
 
@@ -59,7 +59,7 @@ def test_images_and_labels_go_with_their_index():
   for batch in _batches(data.train_batches(MIXTURE, 16, seed=1), 3):
     for image, label, index in zip(batch["images"], batch["labels"], batch["indices"], strict=True):
       split, row = (PRIMARY, index) if index < 100 else (MIXTURE.extra, index - 100)
-      np.testing.assert_array_equal(image, data.to_float(split.images[row]))  # the primary's are floats
+      np.testing.assert_array_equal(image, data.to_float(split.images[row]))  # floats, as in the primary split
       assert label == split.labels[row]
 
 

@@ -1,4 +1,4 @@
-"""Where images wait changes nothing in the batches; what fits is kept on accelerators only."""
+"""The placement of images does not change the batches; "auto" keeps images that fit on accelerators, never on CPU."""
 
 import jax
 import numpy as np
@@ -47,7 +47,7 @@ def test_auto_keeps_what_fits_in_a_quarter_of_the_smallest_device(limits, on_dev
   size = SPLIT.images.nbytes
   mesh = sharding.make_mesh(1)
   devices = [_Device(limit and limit * size // 2) for limit in limits]
-  monkeypatch.setitem(vars(mesh), "local_devices", devices)  # where JAX keeps what it has found out once
+  monkeypatch.setitem(vars(mesh), "local_devices", devices)  # JAX caches the property here
   transfers = []
   monkeypatch.setattr(sharding, "replicate", lambda mesh, tree: transfers.append(tree) or jax.device_put(tree))
   data.make_device_put(SPLIT, mesh, "auto")

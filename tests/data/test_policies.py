@@ -1,4 +1,4 @@
-"""RandAugment, IDBH, Cutout, Random Erasing: their draws are those of the papers' code, by each image's own key."""
+"""RandAugment, IDBH, Cutout, Random Erasing: draws are as in the papers' code, with a separate key for each image."""
 
 import functools
 
@@ -21,7 +21,7 @@ def _over(function, images=IMAGES, keys=KEYS, **options):
 
 
 def test_one_operation_of_randaugment_is_each_of_the_14_at_its_strength():
-  """Of every image: which operation, of either sign, explains it."""
+  """Each image is the result of one of the operations, with either sign if it has one, and each of these occurs."""
   found = _over(policies.randaugment, num_ops=1, magnitude=15)
   strengths = policies._strengths(15, 9, 11)
   np.testing.assert_allclose(strengths, [0, 0.15, 0.15, 2, 2, 15, 0.45, 0.45, 0.45, 0.45, 6, 127.5, 0, 0], atol=1e-6)
@@ -42,7 +42,7 @@ def test_randaugment_goes_on_with_each_operation_and_keeps_its_range():
 
 
 def _windows(found, image):
-  """Whether an image is a window of another in a black one, by trying all; and how many rows and columns are not."""
+  """(whether `found` is a window of `image` in a black image, by trying all; number of rows and columns cropped)."""
   height, width = image.shape[:2]
   rows = np.flatnonzero(found.any(axis=(1, 2)))
   columns = np.flatnonzero(found.any(axis=(0, 2)))
@@ -62,7 +62,7 @@ def test_crop_shift_is_a_window_elsewhere():
 
 
 def _boxes(found):
-  """Of images that were white: rows and columns of the black box, which there must be one of at most."""
+  """Rows and columns of the black box in each image that was white; checks that there is at most one box."""
   black = found[..., 0] == 0
   rows, columns = black.any(axis=2), black.any(axis=1)
   np.testing.assert_array_equal(black, rows[:, :, None] & columns[:, None, :])
@@ -87,9 +87,9 @@ def test_cutout_is_a_square_around_any_pixel():
   found = np.asarray(data.augment(KEYS, WHITE, cutout=5, **OFF))
   rows, columns = _boxes(found)
   height, width = rows.sum(axis=1), columns.sum(axis=1)
-  assert height.max() == width.max() == 5 and height.min() == width.min() == 3  # 2 before the middle, 2 behind it
+  assert height.max() == width.max() == 5 and height.min() == width.min() == 3  # 2 before the middle, 2 after it
   whole = (height == 5) & (width == 5)
-  assert 0.3 < whole.mean() < 0.65  # of 12 * 8 in 16 * 12 middles
+  assert 0.3 < whole.mean() < 0.65  # it is whole for 12 * 8 of 16 * 12 middles
   assert rows[:, 0].any() and rows[:, -1].any() and columns[:, 0].any() and columns[:, -1].any()
 
 
@@ -104,13 +104,13 @@ def test_idbh_shifts_changes_and_erases(version):
 
 @pytest.mark.slow
 def test_idbhs_strengths_are_in_their_ranges():
-  """By what they do to an image of one level, which is as bright as the factor makes it, and by all angles."""
+  """Brightness is measured on images of one grey level; rotations are compared with those by all whole angles."""
   only = lambda number: policies.IDBH["svhn"]._replace(probabilities=tuple(float(i == number) for i in range(9)))
   grey = np.full((512, 9, 11, 3), 100 / 255, np.float32)
   run = lambda number, images: _over(policies._colour_shape, images, space=only(number))
   factors = run(1, grey).mean(axis=(1, 2, 3)) * 2.55
   assert 0.49 <= factors.min() < 0.53 and 1.87 < factors.max() <= 1.901
-  for number in (0, 2, 3, 4, 5):  # of colour, contrast, sharpness and so on nothing is left to change
+  for number in (0, 2, 3, 4, 5):  # colour, contrast, sharpness and so on change nothing in grey images
     np.testing.assert_allclose(run(number, grey), grey, atol=1e-6)
   turned = run(8, IMAGES)
   angles = [np.asarray(jax.jit(jax.vmap(image_ops.rotate, in_axes=(0, None)))(IMAGES, a)) for a in range(-30, 31) if a]

@@ -1,4 +1,4 @@
-"""Sources: scikit-learn's digits, files written by the tests and read back, and every way they can be wrong."""
+"""Sources: scikit-learn's digits, files that the tests write and read back, and errors for invalid or damaged ones."""
 
 import gzip
 import io
@@ -51,7 +51,7 @@ def _write_idx_set(directory, suffix=".gz"):
 
 
 def _png(image):
-  """The image as a PNG file, which TFDS stores as it is; encoding arrays itself, it would need TensorFlow."""
+  """The image as a PNG file, which TFDS stores as it is; to encode arrays, TFDS would need TensorFlow."""
   file = io.BytesIO()
   PIL.Image.fromarray(image).save(file, "PNG")
   return file.getvalue()
@@ -99,7 +99,7 @@ def test_tfds_reads_what_tfds_has_written(tmp_path):
   arrays = _arrays()
 
   class TinyImages(tfds.core.GeneratorBasedBuilder):
-    """A data set of the tests' own, prepared as users prepare theirs."""
+    """A data set for this test, prepared as users prepare theirs."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -299,7 +299,7 @@ def test_a_fingerprint_tells_data_apart(tmp_path):
 
 
 def _write_pictures(folder, shapes, mode="RGB"):
-  """{name: (height, width)}, each filled with its number."""
+  """Writes pictures {name: (height, width)}, each filled with its number."""
   folder.mkdir(parents=True)
   for number, (name, (height, width)) in enumerate(shapes.items()):
     PIL.Image.new(mode, (width, height), number if mode == "L" else (number, 2, 3)).save(folder / name)
@@ -332,7 +332,7 @@ def test_tiny_imagenet_is_read_as_it_is_published(tmp_path):
   _write_pictures(tmp_path / "val" / "images", {"val_0.JPEG": (4, 4), "val_1.JPEG": (4, 4), "val_2.JPEG": (4, 4)})
   table = tmp_path / "val" / "val_annotations.txt"
   table.write_text("val_1.JPEG\tn02\t0\t0\t3\t3\nval_0.JPEG\tn01\t0\t0\t3\t3\n")
-  _write_pictures(tmp_path / "test" / "images", {"test_0.JPEG": (4, 4)})  # nobody tells its class
+  _write_pictures(tmp_path / "test" / "images", {"test_0.JPEG": (4, 4)})  # its class is not given
   dataset = data.load(f"images:{tmp_path}", validation_size=1)
   assert dataset.num_classes == 2 and dataset.test.labels.tolist() == [1, 0]
   assert sorted([*dataset.train.labels, *dataset.validation.labels]) == [0, 0, 1, 1]

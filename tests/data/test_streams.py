@@ -1,4 +1,4 @@
-"""Streams: what is read record by record is what an array in memory would be, to the bit; damage names its record."""
+"""Streams: images read record by record equal an array in memory, bit by bit; errors name the damaged record."""
 
 import jax
 import numpy as np
@@ -54,7 +54,7 @@ def _write_tfds(folder):
 
 
 class TinyStream(tfds.core.GeneratorBasedBuilder):
-  """A data set of the tests' own, prepared as users prepare theirs."""
+  """A data set for these tests, prepared as users prepare theirs."""
 
   VERSION = tfds.core.Version("1.0.0")
 
@@ -73,7 +73,7 @@ class TinyStream(tfds.core.GeneratorBasedBuilder):
 
 
 class TinyValidation(TinyStream):
-  """The same, with its test images under another name, and a test split without labels, as ImageNet has them."""
+  """The same, with its test images in the split "validation", and a test split without labels, as in ImageNet."""
 
   VERSION = tfds.core.Version("1.0.0")
 
@@ -143,7 +143,7 @@ def test_a_killed_stream_goes_on_with_the_very_next_batch(smallest, tmp_path):
 
 
 class _Counted:
-  """Records that keep which of them were read."""
+  """Records with a list of the numbers that were read."""
 
   def __init__(self, images):
     self._images, self.shape, self.seen = images, images.shape, []
@@ -164,7 +164,7 @@ def test_two_processes_read_disjoint_records_that_together_are_all(monkeypatch):
     evaluated.append(set(records.seen))
     batches = data.train_batches(data.Split(streams.stream_of(others), labels, indices), 8, seed=0)
     epoch = {int(index) for _ in range(5) for index in next(batches)["indices"]}
-    assert epoch <= set(others.seen) and len(others.seen) <= 20 + 4 * 6  # six batches are read ahead at the most
+    assert epoch <= set(others.seen) and len(others.seen) <= 20 + 4 * 6  # at most six batches are read ahead
     trained.append(epoch)
   for first, second in (evaluated, trained):
     assert not first & second and first | second == set(range(TRAIN))
@@ -180,7 +180,7 @@ def test_a_crop_depends_on_the_seed_the_step_and_the_image_alone(tmp_path):
   for moment in ((0, 6), (1, 5)):
     assert all((crops != train.take(rows, moment).images).any(axis=(1, 2, 3)))
   batches = data.train_batches(train, 8, seed=4)
-  for step in range(6):  # over the end of an epoch
+  for step in range(6):  # beyond the end of an epoch
     batch = next(batches)
     rows = np.searchsorted(train.indices, batch["indices"])
     np.testing.assert_array_equal(batch["images"], train.take(rows, (4, step)).images)
@@ -224,7 +224,7 @@ def test_random_boxes_are_inside_of_the_asked_area_and_aspect():
     areas.append((right - left) * (bottom - top) / (320 * 240))
     assert 0.74 < (right - left) / (bottom - top) < 1.36
   assert 0.07 < min(areas) < 0.12 and 0.7 < max(areas) <= 1 and 0.4 < np.mean(areas) < 0.6
-  assert pictures.random_box(1000, 10, 0.5, generator) == (493, 0, 506, 10)  # too long: its middle
+  assert pictures.random_box(1000, 10, 0.5, generator) == (493, 0, 506, 10)  # no draw fits: a box in the middle
 
 
 def test_auto_says_where_images_are_and_why(tmp_path, monkeypatch):
@@ -273,7 +273,7 @@ def test_a_damaged_picture_is_named_by_number_and_file(tmp_path):
   source = _write_images(tmp_path)
   path = sorted((tmp_path / "train" / "class_1").iterdir())[2]
   _damage(path)
-  message = rf"^record 16: {path} cannot be read: image file is truncated"  # 14 of class_0 before it
+  message = rf"^record 16: {path} cannot be read: image file is truncated"  # 14 records of class_0 are before it
   train = _load(source, tmp_path, STREAM, train_size=32).train
   with pytest.raises(data.DataError, match=message) as error:
     list(zip(range(8), data.train_batches(train, 8, seed=0), strict=False))
@@ -287,7 +287,7 @@ def test_a_damaged_record_is_named_by_number_and_file(tmp_path):
   path = next(tmp_path.glob("**/*train.array_record*"))
   content = bytearray(path.read_bytes())
   place = content.find(_png(_arrays()["train_images"][0])[:60])
-  if place < 0:  # compressed: damage the chunks of the middle
+  if place < 0:  # compressed: damage the middle of the file
     place = len(content) // 2
   content[place : place + 64] = bytes(64)
   path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""The one-call evaluation: what `attacks.autoattack` says, in a table, and one line for whatever is wrong."""
+"""`benchmark`: the results of `attacks.autoattack` in a table, and a one-line error for each wrong argument."""
 
 import subprocess
 import sys
@@ -59,10 +59,10 @@ def test_bytes_are_the_same_images(linear_logits, labels):
 
 
 def test_a_model_that_answers_by_chance_is_warned_of(images, labels):
-  """The checks on the first images run, and num_sanity_examples=0 leaves them out."""
+  """The sanity checks run on the first images, and num_sanity_examples=0 turns them off."""
   calls = []
 
-  def moody(x):  # another bias at every call outside jit
+  def moody(x):  # the bias changes at every call outside jit
     calls.append(0)
     return jnp.stack([jnp.mean(x, axis=(1, 2, 3)), jnp.full(len(x), 0.1 * len(calls))] * 3, axis=1)
 
@@ -75,19 +75,19 @@ def test_a_model_that_answers_by_chance_is_warned_of(images, labels):
 
 @pytest.mark.slow
 def test_gradients_that_are_not_finite_are_warned_of(images, labels, linear_logits):
-  broken = lambda x: linear_logits(x) + jnp.sqrt(0.0 * x).sum(axis=(1, 2, 3))[:, None]  # 0, of slope NaN
+  broken = lambda x: linear_logits(x) + jnp.sqrt(0.0 * x).sum(axis=(1, 2, 3))[:, None]  # 0, with gradient NaN
   lines = lrat_jax.benchmark(broken, images, labels, epsilon=0.02, version="apgd").warnings
   assert any(line.startswith("100 % of the gradients are NaN") for line in lines)
 
 
 def _with_gradient(change):
-  """The identity, with a gradient that `change` changes."""
+  """The identity, with its gradient changed by `change`."""
   identity = jax.custom_vjp(lambda x: x)
   identity.defvjp(lambda x: (x, None), lambda _, gradient: (change(gradient),))
   return identity
 
 
-# (before the model, after it): the same answers, or nearly, from gradients that are hidden, weakened or false.
+# (before the model, after it): almost unchanged predictions, but gradients that are hidden, weakened or false.
 MASKS = {
   "none": (lambda x: x, lambda z: z),
   "large": (lambda x: x, lambda z: 1e4 * z),
@@ -104,7 +104,7 @@ MASKS = {
 
 @pytest.mark.slow
 def test_no_all_clear_stands_beside_a_number_that_is_too_high(linear_logits):
-  """APGD-CE + APGD-T, where it leaves 3 points more than AutoAttack does without the mask, says why that may be."""
+  """If APGD-CE + APGD-T leave over 3 points more than AutoAttack does without the mask, a warning gives a reason."""
   images = np.random.default_rng(1).uniform(size=(40, 8, 8, 1)).astype(np.float32)
   labels = np.asarray(linear_logits(images).argmax(axis=1))
   truth = lrat_jax.benchmark(linear_logits, images, labels, epsilon=0.03).robust_accuracy
@@ -139,7 +139,7 @@ def _nan_on_the_last(x):
 
 
 def _images():
-  return jax.random.uniform(jax.random.key(1), (16, 8, 8, 1))  # the fixture of that name
+  return jax.random.uniform(jax.random.key(1), (16, 8, 8, 1))  # as the fixture `images`
 
 
 @pytest.mark.parametrize(

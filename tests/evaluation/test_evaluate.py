@@ -1,4 +1,4 @@
-"""Evaluation: every image once, whatever batch size and devices; robust means right clean and attacked."""
+"""Evaluation: every image once, for any batch size and devices; robust means correct both clean and attacked."""
 
 import functools
 import json
@@ -104,7 +104,7 @@ def test_a_model_without_features_is_named():
 
 
 def _watched(model, variables, suite):
-  """(summary, per_example) of attacks on two images at a time, and how many the model was asked for at once."""
+  """(summary, per_example, batch sizes that the model was called with), with attacks on two images at a time."""
   seen, apply = set(), models.applied(model)
   logits_fn = Partial(lambda variables, images: seen.add(len(images)) or apply(variables, images), variables)
   options = {"batch_size": 8, "mesh": sharding.make_mesh(1), "seed": 3, "microbatch_size": 2}
@@ -113,7 +113,7 @@ def _watched(model, variables, suite):
 
 def test_attacks_may_take_few_images_at_a_time(model, variables, results):
   summary, per_example, seen = _watched(model, variables, SUITE)
-  assert seen == {8, 2}  # the clean images and what attacks have found, a batch at a time; attacks two at a time
+  assert seen == {8, 2}  # 8: clean images and the results of attacks; 2: the attacks themselves
   assert summary["robust"] == results[0]["robust"]
   for column in (f"{name}/{attack}" for name in ("vulnerability", "distance") for attack in SUITE):
     np.testing.assert_allclose(per_example[column], results[1][column], atol=1e-4)
@@ -123,7 +123,7 @@ def test_autoattack_may_take_few_images_at_a_time(model, variables):
   _, _, seen = _watched(
     model, variables, {"aa": {"name": "autoattack", "epsilon": "0.05", "attacks_to_run": ["apgd-ce"]}}
   )
-  assert seen == {8, 2, 1}  # one, to count the classes
+  assert seen == {8, 2, 1}  # 1: to count the classes
 
 
 def test_attacks_take_half_as_many_images_as_often_as_memory_is_too_small(monkeypatch, model, variables, results):
@@ -161,7 +161,7 @@ def test_images_that_stream_change_nothing(model, variables):
 
 
 def test_a_verdict_is_the_models_whatever_is_attacked(model, variables):
-  """Attacks that see another model: the model says what it makes of what they find, after AutoAttack too."""
+  """If attacks run on another model, the model itself still evaluates their images, also those of AutoAttack."""
   suite = {"pgd": SUITE["pgd"], "aa": {"name": "autoattack", "epsilon": "0.05", "attacks_to_run": ["apgd-ce"]}}
   logits_fn = Partial(models.applied(model), variables)
   wrong = Partial(lambda variables, images: -models.applied(model)(variables, images), variables)
@@ -176,7 +176,7 @@ def test_a_verdict_is_the_models_whatever_is_attacked(model, variables):
     found.per_example["broken_by/aa"] < 0, found.per_example["prediction/aa"] == SPLIT.labels
   )
   same = evaluate.run_suite(logits_fn, SPLIT, suite, **options)
-  assert found.summary["robust"]["pgd"] > same.summary["robust"]["pgd"]  # PGD climbed the wrong way
+  assert found.summary["robust"]["pgd"] > same.summary["robust"]["pgd"]  # PGD followed the wrong model's gradient
   assert found.summary["clean"] == same.summary["clean"]
 
 
@@ -203,7 +203,7 @@ def test_accuracies_are_means_of_the_per_example_results(model, variables, resul
 
 def test_a_perfect_model_is_robust_at_epsilon_0():
   class Perfect:
-    """Answers with the rows' brightness, which is how the images were made."""
+    """Returns the brightness of each quarter of the rows, which defines the class of an image."""
 
     def apply(self, _, images, train=False):
       return images.reshape(images.shape[0], 4, -1).mean(axis=-1)
@@ -215,7 +215,7 @@ def test_a_perfect_model_is_robust_at_epsilon_0():
 
 def test_an_attack_cannot_make_a_wrong_image_count_as_robust(model, variables):
   class Backwards:
-    """The same answers with the gradient turned round, so that attacks help the model."""
+    """The same logits with the sign of the gradient reversed, so that attacks help the model."""
 
     def apply(self, variables, images, train=False):
       logits = model.apply(variables, images, train=train)
@@ -229,7 +229,7 @@ def test_an_attack_cannot_make_a_wrong_image_count_as_robust(model, variables):
 
 
 def _off_grid(images):
-  """Whether an attack has moved an image [batch, 1]: those of the split were rounded to 64ths."""
+  """Whether an attack has changed each image [batch, 1]; clean pixels are multiples of 1/64."""
   return (jnp.abs(images * 64 - jnp.round(images * 64)) > 1e-3).any(axis=(1, 2, 3))[:, None]
 
 
@@ -252,7 +252,7 @@ def _off_grid(images):
   ids=lambda entry: entry["name"],
 )
 def test_an_image_on_which_an_attack_makes_the_model_fail_is_not_robust(entry):
-  """Of class 0, which is where an argmax finds the first NaN."""
+  """All labels are 0, because the argmax of logits that are all NaN is 0 and would count as correct."""
   split = SPLIT._replace(images=np.round(SPLIT.images * 64) / np.float32(64), labels=np.zeros(40, np.int32))
   slope = lambda images: 0.01 * images.mean(axis=(1, 2, 3))[:, None]
   fails = lambda images: jnp.where(_off_grid(images), jnp.nan, jnp.array([1.0, 0, 0, 0]) - slope(images))
@@ -265,7 +265,7 @@ def test_an_image_on_which_an_attack_makes_the_model_fail_is_not_robust(entry):
   assert np.isfinite(per_example["distance/it"]).all()
   said = [line for line in summary["warnings"] if "NaN or infinite" in line]
   assert failed.any() == bool(said)
-  if entry["name"] != "fgsm":  # whose gradient has one sign, and whose step ends on the grid of some images
+  if entry["name"] != "fgsm":  # its gradient has one sign, and its step can end on an image's grid
     assert failed.all() and f"on {failed.sum()} attacked images" in said[0]
 
 
@@ -281,7 +281,7 @@ def test_an_attack_that_ends_in_nan_is_warned_of_and_images_are_evaluated_as_the
 
 
 def test_gradients_that_are_not_finite_are_warned_of():
-  slopeless = lambda images: jnp.sqrt(0.0 * images).sum(axis=(1, 2, 3))[:, None]  # 0, of slope NaN
+  slopeless = lambda images: jnp.sqrt(0.0 * images).sum(axis=(1, 2, 3))[:, None]  # 0, with gradient NaN
   model = lambda images: images.reshape(images.shape[0], 4, -1).mean(axis=-1) + slopeless(images)
   summary, per_example = _suite_of(model)[:2]
   assert summary["robust"] == {"fgsm": summary["clean"]} and (per_example["distance/fgsm"] == 0).all()
@@ -323,7 +323,7 @@ def _suite_of(logits_fn, split=SPLIT):
 
 
 def _means(x):
-  """Four logits of an image, which differ."""
+  """Four different logits for each image."""
   return jnp.mean(x, axis=(1, 2, 3))[:, None] * jnp.array([1.0, -1.0, 0.5, 0.1])
 
 
@@ -352,7 +352,7 @@ def test_classes_that_are_left_out_change_nothing():
 
 
 def _copies(folder):
-  """Files for SPLIT: at severity s the image that stands s places before; labels repeat after 4."""
+  """Writes corruption files for SPLIT: row i at severity s is the clean image i - s; labels repeat every 4 rows."""
   moved = [np.roll(SPLIT.images, severity, axis=0) for severity in range(1, 6)]
   np.save(folder / "labels.npy", np.tile(SPLIT.labels, 5).astype(np.uint8))
   np.save(folder / "fog.npy", np.round(255 * np.concatenate(moved)).astype(np.uint8))

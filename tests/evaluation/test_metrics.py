@@ -1,4 +1,4 @@
-"""Metrics over a suite, by values worked out by hand."""
+"""Metrics over a suite, against values computed by hand."""
 
 import numpy as np
 import pytest
@@ -17,11 +17,11 @@ def test_union_mean_and_lowest():
 
 
 def test_area_is_by_the_trapezoidal_rule_from_the_clean_images_on():
-  """Strengths 0, 1, 3: the widths are 1 and 2."""
+  """The strengths are 0, 1 and 3, so the widths are 1 and 2."""
   clean = np.array([1, 1, 1, 0], bool)
   robust = np.array([[1, 1, 0, 0], [1, 0, 0, 0]], bool)
   np.testing.assert_allclose(metrics.area([1.0, 3.0], robust, clean), [1, (1 + 1) / 3, 0.5 / 3, 0])
-  # In another unit it is the same, and a strength that harms nothing is the clean accuracy.
+  # The unit does not matter, and if no strength breaks an image, the area is the clean accuracy.
   np.testing.assert_allclose(
     metrics.area([0.1, 0.3], robust, clean), metrics.area([1.0, 3.0], robust, clean), atol=1e-12
   )
@@ -69,7 +69,7 @@ def test_corruption_accuracy_counts_images_that_are_wrong_when_clean():
 def test_a_summary_has_what_there_is():
   found = metrics.summary(SUITE, _per_example(), {"train": PGD}, {"l2@1": 0.8, "elsewhere": 0.1})
   assert found["held_out"] == {"attacks": ["l2@1", "l2@2"], "mean": 0.5, "union": 0.25, "lowest": 0.5}
-  # Image 0 holds throughout, 1 until 1, 2 until 0 and at 2 again, 3 never.
+  # Image 0 is robust at strengths 0, 1 and 2, image 1 at 0 and 1, image 2 at 0 and 2, image 3 at none.
   assert found["areas"] == {"l2": pytest.approx((1 + 0.75 + 0.5) / 4)}
   assert found["competitiveness"] == {
     "mean": pytest.approx(0.625),

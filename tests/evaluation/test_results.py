@@ -1,4 +1,4 @@
-"""The closing table of an evaluation: what stands in it, line by line."""
+"""The table at the end of an evaluation: the content of its rows."""
 
 import io
 

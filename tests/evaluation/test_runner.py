@@ -1,4 +1,4 @@
-"""An evaluation from a configuration: what it leaves, and that it ends alike however often it was stopped."""
+"""An evaluation from a configuration: the files it writes, which are the same however often it was stopped."""
 
 import io
 import json
@@ -37,7 +37,7 @@ SUITE = {
 
 
 def _apply(weights, images):
-  """Brightness of each quarter of the rows, which is how the images were made, and some of every pixel."""
+  """The brightness of each quarter of the rows, which defines the class, plus a small linear term of all pixels."""
   return 20 * images.reshape(images.shape[0], 4, -1).mean(axis=-1) + images.reshape(images.shape[0], -1) @ weights
 
 
@@ -61,7 +61,7 @@ def _evaluate(workdir, config=None, logits_fn=LOGITS_FN, dataset=DATASET, force_
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """(workdir, results, what was printed) of an evaluation that nobody stopped."""
+  """(workdir, results, printed text) of an evaluation without interruption."""
   workdir = tmp_path_factory.mktemp("whole")
   config = _config(eval__save_images=True)
   return workdir, *_evaluate(workdir, config)
@@ -126,11 +126,11 @@ def test_the_worst_examples_are_drawn(whole):
 
 
 class Preempted(Exception):
-  """Stands for a kill."""
+  """Simulates a kill."""
 
 
 def _count_saves(monkeypatch, stop_after):
-  """Counts pieces that are saved; after so many the program stops."""
+  """Records the pieces that are saved; after `stop_after` of them, the next save raises Preempted."""
   saved, save = [], eval_state.FileStore.save
 
   def counting(self, piece, arrays):
@@ -187,7 +187,7 @@ def test_a_half_done_evaluation_of_something_else_is_refused(changed, reason, tm
 
 @pytest.mark.slow
 def test_a_model_that_hides_its_gradients_is_warned_of(tmp_path):
-  # Gradients vanish where the logits are so far apart; a margin at any scale still finds the way.
+  # With logits this far apart gradients of the cross-entropy vanish; a margin loss works at any scale.
   config = _config(eval__num_sanity_examples=40)
   with config.unlocked():
     config.eval.suite = {"pgd": {"name": "pgd", "epsilon": "0.2", "step_size": "0.05", "num_steps": 5}}
@@ -274,5 +274,5 @@ def test_what_several_attacks_say_together_is_in_the_results(tmp_path):
   results, printed = _evaluate(tmp_path, config)
   assert results["competitiveness"]["mean"] == pytest.approx(results["robust"]["jpeg"] / 0.5)
   assert set(results["corruptions"]["kinds"]) == {"jpeg_compression"}
-  assert "held_out" not in results  # nobody knows what the model was trained on
+  assert "held_out" not in results  # the training attacks of this model are unknown
   assert "competitiveness" in printed and "corruptions, mean" in printed

@@ -1,4 +1,4 @@
-"""The all-clear: it never stands where the attacks that would have found the truth were not run."""
+"""Warnings of a suite: an accuracy that is too high because stronger attacks were not run always has a warning."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_without_apgd_t_a_suite_with_a_radius_is_warned_of(names):
   suite = {name: {"name": name, "norm": "linf", "epsilon": "0.1"} for name in names}
   assert [line for line in _lines(suite) if "APGD-T is not among the attacks" in line]
   assert not _lines({"jpeg": {"name": "corruption", "kind": "jpeg_compression", "severity": 3}})
-  assert not _lines({"stadv": {"name": "unforeseen", "kind": "stadv", "epsilon": "0.05"}})  # a radius of no norm
+  assert not _lines({"stadv": {"name": "unforeseen", "kind": "stadv", "epsilon": "0.05"}})  # epsilon is not in a norm
 
 
 def test_the_checks_attack_as_autoattack_does_and_in_linf_where_they_can():
@@ -39,7 +39,7 @@ def test_the_checks_attack_as_autoattack_does_and_in_linf_where_they_can():
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
 def test_no_run_on_record_has_an_all_clear_beside_a_number_that_is_too_high(path):
-  """PGD-20's number three points or more above what stronger attacks leave stands beside AutoAttack, or has a line."""
+  """If PGD-20 is over 3 points higher than the strongest attack, AutoAttack was run in full, or there is a warning."""
   found = json.loads(path.read_text())
   strongest = suites.AUTOATTACK if suites.AUTOATTACK in found["suite"] else "apgd"
   gaps = {

@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged, and clocks that jump: a run goes on and ends in the bits of one without the fault."""
+"""Damaged checkpoints and jumping clocks: a run continues and ends in the same bits as a run without the fault."""
 
 import itertools
 import os
@@ -25,7 +25,7 @@ def experiment():
 
 @pytest.fixture(scope="module")
 def whole(experiment, tmp_path_factory):
-  """The workdir of a run that ended, with its checkpoints of steps 6 and 8, of which the second is the best."""
+  """The workdir of a finished run, with its checkpoints of steps 6 and 8; that of step 8 is the best."""
   workdir = tmp_path_factory.mktemp("whole")
   loop.train(experiment, workdir, Console(quiet=True))
   return workdir

@@ -1,6 +1,6 @@
-"""Kills without warning: a run that goes on after them ends in the bits of one that nobody killed.
+"""Kills without warning: a run that is resumed after them ends in the same bits as a run without kills.
 
-`python -m tests.soak` does the same with as many kills as one likes.
+`python -m tests.soak` does the same with any number of kills.
 """
 
 from tests import soak

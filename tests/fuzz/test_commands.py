@@ -1,4 +1,4 @@
-"""compare's command line: any words make a plan, or one line."""
+"""The command line of compare: any words give a plan or a one-line error."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def _in_the_root():
 
 
 def lines_of(function, *arguments, **named):
-  """How many lines the refusal has; 0 where there is none."""
+  """The number of lines of the error; 0 if there is none."""
   try:
     function(*arguments, **named)
   except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Configurations that nobody should write: refused in one line that names the field, or fit to build a run from."""
+"""Extreme configurations: each is refused in one line that names the field, or a run can be built from it."""
 
 import math
 from pathlib import Path
@@ -54,7 +54,7 @@ TEXTS += [
 
 
 def leaves(config, prefix=""):
-  """Every field, "train.epochs"."""
+  """The path of every field, such as "train.epochs"."""
   for name in sorted(config):
     yield from leaves(config[name], f"{prefix}{name}.") if isinstance(config[name], ConfigDict) else [prefix + name]
 
@@ -64,7 +64,7 @@ values = st.sampled_from([*map(str, NUMBERS), *TEXTS]) | st.floats().map(repr) |
 
 
 def outcome(*arguments):
-  """The configuration that the program would run, or the line that it would print."""
+  """The configuration that the program would run, or the error that it would print."""
   try:
     config = command_line.parse(arguments).config
     validate.check(config)
@@ -76,7 +76,7 @@ def outcome(*arguments):
 
 
 def assert_can_be_built(config):
-  """Everything that a configuration makes, as far as that costs nothing."""
+  """Asserts that everything in a configuration that is cheap to build can be built."""
   total_steps = config.train.epochs * (1100 // config.data.batch_size)
   rates = optim.schedule(config.optimizer, total_steps)
   assert all(np.isfinite(rates(step)) for step in (0, total_steps // 2, total_steps - 1))
@@ -184,7 +184,7 @@ def test_a_file_that_leaves_out_a_field_or_gives_another_type_is_refused(field, 
     assert len(str(error).splitlines()) == 1 and f"config.{parents[0] if parents else name}" in str(error)
     return
   of_attack = parents[:2] == ["eval", "suite"] or parents[:1] in (["train_attacks"], ["validation_attack"])
-  assert wrong not in ("absent", None, b"") or of_attack  # attacks have defaults of their own
+  assert wrong not in ("absent", None, b"") or of_attack  # fields of attacks have defaults
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_no_name_leads_out_of_the_workdir(path, name):
   else:
     group = config.eval.suite if path == "config.eval.suite" else config.train_attacks
     with config.unlocked(), ConfigDict(group, allow_dotted_keys=True).unlocked():
-      group._fields[name] = config.validation_attack  # what ConfigDict itself does not refuse everywhere
+      group._fields[name] = config.validation_attack  # ConfigDict does not refuse such names everywhere
   with pytest.raises(ConfigError, match=f"{path}.*letters, digits") as refusal:
     validate.check_form(config)
   assert len(str(refusal.value).splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Data files that nobody vouches for: whatever their bytes, a data set or one line; nothing is run, no memory taken."""
+"""Untrusted data files: any bytes give a data set or a one-line error; no code is run and little memory is used."""
 
 import gzip
 import io
@@ -34,7 +34,7 @@ def npy(array, **options):
 
 
 def header(descr, shape, body=b""):
-  """An array file whose header says what it likes."""
+  """An array file whose header has the given type and shape, whatever the body."""
   file = io.BytesIO()
   np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
   return file.getvalue() + body
@@ -64,7 +64,7 @@ def idx(array, magic=None, shape=None):
 
 
 def load(source):
-  """The data set, or the line that says why there is none."""
+  """The data set, or the one-line error."""
   try:
     return data.load(source, validation_size=2)
   except data.DataError as error:
@@ -85,7 +85,7 @@ def load_idx(folder, suffix="", **contents):
 
 
 def assert_same(dataset):
-  """What a file's checksums must leave: the data as they were."""
+  """Asserts that the data are unchanged, which the checksums of a file must guarantee."""
   for split, part in ((dataset.train, "train"), (dataset.validation, "train"), (dataset.test, "test")):
     np.testing.assert_array_equal(split.images[..., 0], ARRAYS[f"{part}_images"][split.indices])
     np.testing.assert_array_equal(split.labels, ARRAYS[f"{part}_labels"][split.indices])
@@ -138,7 +138,7 @@ def test_an_array_with_any_header_is_one_line(folder, text):
 
 
 class _Touches:
-  """Unpickled, it would make a file."""
+  """Creates a folder when it is unpickled."""
 
   def __init__(self, path):
     self.path = path
@@ -163,7 +163,7 @@ def test_nothing_in_a_file_is_run(tmp_path, kind):
 
 
 def _bomb():
-  """A hundred megabytes of zeros in a hundred kilobytes."""
+  """An npz of a hundred kilobytes with a hundred megabytes of zeros."""
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:
     for name, array in ARRAYS.items():
@@ -267,7 +267,7 @@ def test_no_memory_is_taken_for_what_an_idx_file_cannot_hold(tmp_path, suffix, c
   result = load_idx(tmp_path, suffix, **{"train-images-idx3-ubyte": content})
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
-  if message is None and not suffix:  # a large file that is what it says
+  if message is None and not suffix:  # a large file whose header is true
     assert "training labels have shape" in result
   else:
     assert (message or "claim to contain arrays of 100,000,000") in result and peak < 4e6

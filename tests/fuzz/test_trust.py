@@ -1,4 +1,4 @@
-"""What a run loads cannot run code: no pickle is opened on the way, and the project's user code has no means to."""
+"""Files that a run loads cannot run code: no pickle is opened, and the package has no code that would run them."""
 
 import ast
 import pickle
@@ -20,7 +20,7 @@ LOADERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 
 def _runs_what_it_loads(node):
-  """Whether a piece of code could run what a file holds."""
+  """Whether a syntax node could run code from a file."""
   if isinstance(node, ast.Import | ast.ImportFrom):
     modules = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
     return any(module.partition(".")[0] in LOADERS for module in modules)
@@ -49,7 +49,7 @@ def test_no_code_of_the_project_runs_what_it_loads():
 def test_one_file_imports_what_a_name_says():
   means = re.compile("import_module|resolve_name|__import__|runpy|exec_module|entry_points")
   found = {path.relative_to(PACKAGE).as_posix() for path in SOURCES if means.search(path.read_text())}
-  # The other two import modules of the package, whose names stand in them.
+  # The other two import modules of this package only, by names written in these files.
   assert found == {"core/user_code.py", "__init__.py", "cli.py"}
 
 

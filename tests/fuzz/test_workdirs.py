@@ -1,4 +1,4 @@
-"""A workdir whose files were damaged or swapped: each is named in one line, or its work is done again."""
+"""A workdir with damaged or swapped files: each is named in a one-line error, or its work is repeated."""
 
 import io
 import json
@@ -76,7 +76,7 @@ def test_metrics_that_are_damaged_are_named_by_their_line(folder, place, content
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A run that a comparison would read, with invented results."""
+  """A run of a comparison, with invented results."""
   before = Path.cwd()
   os.chdir(ROOT)
   workdir = tmp_path_factory.mktemp("compare")

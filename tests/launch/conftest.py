@@ -1,4 +1,4 @@
-"""Where the scripts of `launch/` run in tests."""
+"""The folder in which tests run the scripts of `launch/`."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from tests.launch.stubs import Stage
 
 @pytest.fixture
 def stage(tmp_path):
-  """A folder with stand-ins for what tpu_vm.sh calls."""
+  """A folder with stubs for the programs that tpu_vm.sh calls."""
   return Stage(tmp_path, "gcloud git tar python")

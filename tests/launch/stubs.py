@@ -1,4 +1,4 @@
-"""Runs the scripts of `launch/` among stand-ins for gcloud, srun and the like, which record their calls."""
+"""Runs the scripts of `launch/` with stubs for gcloud, srun and other programs, which record their calls."""
 
 import os
 import shlex
@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 LAUNCH = Path(__file__).parent.parent.parent / "launch"
 
-# In bash, since hundreds of them are started. Appends its words to $STUB_CALLS and answers by $STUB_ANSWERS:
-# the first entry whose words are in the call answers, its n-th call with its n-th answer, later ones with the last.
+# In bash, because hundreds of stubs are started. A stub appends its words to $STUB_CALLS and replies from
+# $STUB_ANSWERS, with the first entry whose words are all in the call: its n-th call gets its n-th answer, and calls
+# after that get its last answer.
 STUB = r"""#!/usr/bin/env bash
 printf '%s\0' "${0##*/}" "$@" $'\036' >>"$STUB_CALLS"
 call="${0##*/} $*"
@@ -39,7 +40,7 @@ source "$STUB_ANSWERS"
 
 
 def _write_answers(answers, path: Path) -> None:
-  """Writes a list of (words, [(exit code, output), ...]) as the stand-ins read it."""
+  """Writes a list of (words, [(exit code, output), ...]) in the form that the stubs read."""
   lines = []
   for number, (words, turns) in enumerate(answers):
     said = shlex.join(str(part) for turn in turns for part in turn)
@@ -48,7 +49,7 @@ def _write_answers(answers, path: Path) -> None:
 
 
 class Done(NamedTuple):
-  """A script that ended: its exit code, what it wrote, and the calls of stand-ins, each a list of words."""
+  """The result of a script: its exit code, stdout, stderr, and the calls of stubs, each a list of words."""
 
   code: int
   output: str
@@ -56,12 +57,12 @@ class Done(NamedTuple):
   calls: list[list[str]]
 
   def calls_with(self, *words: str) -> list[list[str]]:
-    """Those calls that contain all of these among their words, or within one."""
+    """The calls whose command line contains all of the given words."""
     return [call for call in self.calls if all(word in " ".join(call) for word in words)]
 
 
 class Stage:
-  """A folder with stand-ins first on the PATH, and a home of its own."""
+  """A folder with stubs, which come first on the PATH, and a home folder for the script."""
 
   def __init__(self, folder: Path, names: str):
     self.home = folder / "home"
@@ -73,13 +74,13 @@ class Stage:
       self.add(self.programs / name)
 
   def add(self, path: Path, text: str = STUB) -> None:
-    """Puts a stand-in, or another program, at a path."""
+    """Writes a stub, or another program, to a path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)
 
   def prepare(self, answers=(), shown="", **variables: str) -> dict[str, str]:
-    """Forgets all calls; returns the environment of a script: nothing of ours but the PATH."""
+    """Clears the recorded calls; returns the environment of a script, which inherits only the PATH."""
     for record in self.records.iterdir():
       record.unlink()
     calls, said = self.records / "calls", self.records / "answers"
@@ -90,7 +91,7 @@ class Stage:
     return {"PATH": path, "HOME": str(self.home), "LANG": "C.UTF-8", **stub, **variables}
 
   def run(self, *command: str | Path, answers=(), shown="", folder: Path | None = None, **variables: str) -> Done:
-    """Runs a command to its end; `shown` names the stand-ins that print the variables of JAX and srun."""
+    """Runs a command until it exits; `shown` names the stubs that print the variables of JAX and srun."""
     environment = self.prepare(answers, shown, **variables)
     words = [str(word) for word in command]
     done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""sky.yaml and the JobSet: what they ask for, and what their scripts run among stand-ins."""
+"""sky.yaml and the JobSet: the resources they request, and the commands that their scripts run, with stubs."""
 
 import pytest
 import yaml
@@ -87,7 +87,7 @@ def test_the_jobset_s_pods_find_the_first_of_them(tmp_path, workers):
   name = f"{JOBSET['metadata']['name']}-{JOBSET['spec']['replicatedJobs'][0]['name']}-0-0.{JOBSET['metadata']['name']}"
   flags = [f"--coordinator={name}:8476", "--num_processes=2", "--process_id=1"]
   assert done.calls[0][-4:] == ["--branch=main", "--", environment["REPO"], "lrat_jax"]
-  data = [f"--config.data.workers={container['resources']['requests']['cpu']}"]  # a thread for each core
+  data = [f"--config.data.workers={container['resources']['requests']['cpu']}"]  # one thread per core
   assert done.calls[1][-1] == "jax[cuda13]" and done.calls[2] == [*MAIN, *data, *flags, *ARGUMENTS]
   environment |= {"DATA": "/share/two words"}
   done = stage.run(*command, folder=stage.home, JOB_COMPLETION_INDEX="1", **environment)

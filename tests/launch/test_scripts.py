@@ -1,4 +1,4 @@
-"""All scripts of `launch/`: a linter has nothing to say, and each explains itself."""
+"""All scripts of `launch/`: a linter finds nothing, and each begins with an explanation."""
 
 import os
 import re
@@ -52,7 +52,7 @@ def test_help_names_every_variable():
 
 
 def printed_commands():
-  """The commands for scripts in the READMEs, without the words behind them."""
+  """The commands in the READMEs that run these scripts, without the comments after them."""
   texts = [(LAUNCH.parent / "README.md").read_text(), (LAUNCH / "README.md").read_text()]
   found = re.findall(r"^(?:\w+=\S+ )*(?:bash )?launch/\S+ [^\n#]*", "\n".join(texts), re.MULTILINE)
   return [command.strip() for command in found]

@@ -1,4 +1,4 @@
-"""slurm.sbatch among stand-ins for srun and scontrol: what is run, what is queued again, what ends."""
+"""slurm.sbatch with stubs for srun and scontrol: the commands it runs, and which jobs are requeued and which end."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ from tests.launch.stubs import LAUNCH, Stage
 
 SCRIPT = LAUNCH / "slurm.sbatch"
 ARGUMENTS = ("--config=configs/lrat.py:cifar10", "--config.name=two words, $HOME and 'quotes'")
-# Of sbatch's manual page.
+# Options from sbatch's manual page.
 DOCUMENTED = {
   "job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "requeue", "signal", "open-mode",
   "output",
@@ -28,7 +28,7 @@ def stage(tmp_path):
 
 
 def run(stage, *arguments, code=0, state="RUNNING", **variables):
-  """The script as Slurm starts it, where srun ends with a code and the job is in a state by then."""
+  """Runs the script as Slurm does; srun exits with `code`, and the job is then in `state`."""
   answers = [("srun", [(code, "")]), ("scontrol show", [(0, f"   JobState={state} Reason=None")])]
   folder = str(stage.home.parent)
   job = {"SLURM_JOB_ID": "17", "SLURM_SUBMIT_DIR": folder, "SLURM_CPUS_PER_TASK": "16", "SLURM_GPUS_ON_NODE": "4"}
@@ -40,7 +40,7 @@ def test_every_node_gets_one_process_with_the_arguments_as_they_were_given(stage
   folder = stage.home.parent
   python = [str(folder / ".venv/bin/python"), "-u", "-m", "lrat_jax.main", f"--workdir={folder}/runs/slurm_17"]
   assert done.code == 0
-  workers = "--config.data.workers=16"  # a thread for each core of the task
+  workers = "--config.data.workers=16"  # one thread per core of the task
   assert done.calls == [["srun", "--kill-on-bad-exit=0", "--wait=300", *python, workers, *ARGUMENTS]]
 
 

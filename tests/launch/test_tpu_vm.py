@@ -1,4 +1,4 @@
-"""tpu_vm.sh's commands one by one, among stand-ins for gcloud and git: what they call, and what a dry run says."""
+"""Each command of tpu_vm.sh, with stubs for gcloud and git: what it calls, and what a dry run prints."""
 
 import re
 
@@ -15,7 +15,7 @@ ARGUMENTS = (
 SSH = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod", *PLACE]
 VARIABLES = {"TPU_NAME": "pod", "ZONE": "us-west4-a", "SHARE": "gs://bucket", "POLL_SECONDS": "0"}
 GIT = [("git rev-parse", [(0, "c0ffee")]), ("git status", [(0, "")])]
-# What the workers say: first nothing runs there, then the run has ended.
+# The replies of the workers: at first nothing runs there, then the run has ended.
 JOB = ("ssh worker.sh state", [(0, "job=absent\njob=absent"), (0, "job=exit 0\njob=exit 0")])
 COMMANDS = [
   ["rehearse", *ARGUMENTS], ["create"], ["setup"], ["run", *ARGUMENTS], ["watch", *ARGUMENTS], ["status"], ["logs"],
@@ -24,13 +24,13 @@ COMMANDS = [
 
 
 def run(stage, *arguments, answers=(), **variables):
-  """The script in an empty folder; a variable None is not set."""
+  """Runs the script in an empty folder; variables that are None are not set."""
   chosen = {name: value for name, value in {**VARIABLES, **variables}.items() if value is not None}
   return stage.run("bash", SCRIPT, *arguments, answers=answers, folder=stage.home, **chosen)
 
 
 def reading(call):
-  """Whether a call only asks git about this checkout."""
+  """Whether a call only queries git about this checkout."""
   return call[0] == "git" and ("rev-parse" in call or "status" in call)
 
 

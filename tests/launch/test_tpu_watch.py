@@ -1,4 +1,4 @@
-"""`tpu_vm.sh watch`: through preemptions, stops and crashes to the end of the run, among stand-ins for gcloud."""
+"""`tpu_vm.sh watch`, with stubs for gcloud: preemptions, stops and crashes until the run has ended."""
 
 import pytest
 
@@ -8,14 +8,14 @@ NOT_FOUND = (1, "ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: Resourc
 
 
 def watch(stage, *, queue=("ACTIVE",), vm=("READY",), job, answers=(), **variables):
-  """A watch where the queue, the TPU VM and the workers answer in turn; the last answer is given ever after."""
+  """Runs `watch` with sequences of replies of the queue, the TPU VM and the workers; the last reply is repeated."""
   turns = lambda states: [NOT_FOUND if state is None else (0, state) for state in states]
   said = [("queued-resources describe", turns(queue)), ("tpu-vm describe", turns(vm)), ("worker.sh state", turns(job))]
   return run(stage, "watch", "--config=x", answers=[*answers, *GIT, *said], **variables)
 
 
 def steps(done):
-  """What was done to the world, in order."""
+  """The names of the calls that change something, in order."""
   names = {" create ": "create", " delete ": "delete", "worker.sh setup ": "setup", "worker.sh start ": "start"}
   return " ".join(name for call in done.calls for words, name in names.items() if words in " ".join(call))
 

@@ -1,4 +1,4 @@
-"""tpu_worker.sh among stand-ins for systemd and the tools that set a machine up; and what tpu_vm.sh makes it do."""
+"""tpu_worker.sh with stubs for systemd and the tools that set up a machine; also as called by tpu_vm.sh."""
 
 import shutil
 
@@ -16,7 +16,7 @@ THROUGH = '#!/usr/bin/env bash\nexec "$@"\n'
 
 @pytest.fixture
 def stage(tmp_path):
-  """A worker's home with the code in it, and stand-ins for what the script calls there."""
+  """The home folder of a worker, with the code, and stubs for the programs that the script calls."""
   names = "systemctl systemd-run mountpoint gcsfuse mount.nfs mount mkdir chown curl hostname sleep"
   stage = Stage(tmp_path, names)
   stage.add(stage.programs / "sudo", THROUGH)
@@ -27,12 +27,12 @@ def stage(tmp_path):
 
 
 def run(stage, *arguments, answers=()):
-  """The script as ssh starts it, in the home."""
+  """Runs the script in the home folder, as ssh does."""
   return stage.run("bash", "lrat_jax/launch/tpu_worker.sh", *arguments, answers=answers, folder=stage.home)
 
 
 def unit(load="loaded", active="active", sub="running", code=0, status=0):
-  """What systemctl says about the job."""
+  """The reply of systemctl about the job."""
   said = f"LoadState={load}\nActiveState={active}\nSubState={sub}\nExecMainCode={code}\nExecMainStatus={status}"
   return ("systemctl show", [(0, said)])
 
@@ -41,7 +41,7 @@ ABSENT = unit("not-found", "inactive", "dead")
 
 
 def test_arguments_arrive_as_they_were_given_through_ssh_and_systemd(stage):
-  # gcloud hands --command to the login shell of the worker, systemd-run starts what its last words say.
+  # gcloud passes --command to the worker's login shell; systemd-run runs its last two words.
   stage.add(stage.programs / "gcloud", '#!/usr/bin/env bash\nlast=${!#}\nexec bash -c "${last#--command=}"\n')
   stage.add(stage.programs / "systemd-run", '#!/usr/bin/env bash\nexec "${@: -2}"\n')
   variables = {"TPU_NAME": "pod", "ZONE": "z", "WORKDIR": "/mnt/lrat_jax/it's here"}
@@ -59,7 +59,7 @@ def test_the_job_is_a_unit_that_is_ended_before_network_and_folder(stage):
   assert "--property=After=network-online.target lrat_jax_share.service" in call
   assert "--remain-after-exit" in call and "--property=KillMode=mixed" in call
   assert f"--property=StandardOutput=append:{stage.home}/lrat_jax.log" in call
-  # What an ended run left is cleared first.
+  # The unit of a run that has ended is cleared first.
   assert [one[1] for one in done.calls_with("systemctl")] == ["show", "stop", "reset-failed"]
 
 
@@ -83,7 +83,7 @@ def test_no_second_run_and_none_on_the_wrong_disk(stage, answers, message):
     (unit(sub="exited", code=1), "exit 0", "absent"),
     (unit(active="failed", sub="failed", code=1, status=75), "exit 75", "absent"),
     (unit(active="failed", sub="failed", code=1, status=2), "exit 2", "absent"),
-    # Killed by signal 2 is not the exit code 2.
+    # Killed by signal 2 differs from exit code 2.
     (unit(active="failed", sub="failed", code=2, status=2), "exit 130", "absent"),
     (unit(active="failed", sub="failed", code=3, status=6), "exit 134", "absent"),
   ],

@@ -1,4 +1,4 @@
-"""ConvNeXt and ViT: what their names spell, published sizes, images that do not fit, and activations."""
+"""ConvNeXt and ViT: their names, published parameter counts, images that do not fit, and activations."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def _shapes(name, size, num_classes=10):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "count"),
-  # As timm and RobustBench count them for ImageNet.
+  # Counts of timm and RobustBench, for ImageNet.
   [
     ("convnext_tiny", 28_589_128),
     ("convnext_small", 50_223_688),

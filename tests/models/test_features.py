@@ -1,4 +1,4 @@
-"""What a network gives besides its logits: the outputs of its stages."""
+"""The outputs of a network besides its logits: its features, the outputs of its stages."""
 
 import functools
 
@@ -13,7 +13,7 @@ from lrat_jax import attacks, models
 from lrat_jax.models import user_model
 from lrat_jax.models.layers import stage_ends
 
-# name -> height and channels of each stage's output, on images of 8 x 8.
+# name -> (height, channels) of each stage's output, on images of 8 x 8.
 STAGES = {
   "cnn_4": [(8, 4), (4, 4), (4, 8), (2, 8)],
   "resnet18_4": [(8, 4), (4, 8), (2, 16), (1, 32)],
@@ -21,7 +21,7 @@ STAGES = {
   "wide_resnet_10_1": [(8, 16), (4, 32), (2, 64)],
   "convnext_2-1_8-12_patch2": [(4, 8), (2, 12)],
   "swin_2-1_32_patch1_window4": [(8, 32), (4, 64)],
-  # Of blocks that are all alike, four, and of a ViT's last one the class token; of fewer each.
+  # If all blocks are alike: the outputs of four, or of all if there are fewer; the class token for a ViT's last one.
   "vit_9_16_2_2": [(4, 16), (4, 16), (4, 16), (1, 16)],
   "vit_2_16_2_4": [(2, 16), (1, 16)],
   "xcit_6_16_2_p4": [(2, 16)] * 4,
@@ -73,7 +73,7 @@ def test_four_stages_of_like_blocks_end_with_the_last(depth):
   "name", ["convnext_1-1_8-12_patch2", "swin_1-1_32_patch1_window4", "vit_2_16_2_4", "xcit_1_16_2_p4"]
 )
 def test_lpips_measures_in_the_features_of_every_family(name):
-  """0 between an image and itself, and the same for an image whatever the batch; its gradient is finite."""
+  """The distance is 0 for equal images and does not depend on the other images of a batch; its gradient is finite."""
   features_fn = models.features_of(_logits_fn(name))
   images, others = jax.random.uniform(jax.random.key(1), (2, 3, 8, 8, 3))
   distance = jax.jit(functools.partial(attacks.lpips_distance, features_fn))

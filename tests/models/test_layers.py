@@ -1,4 +1,4 @@
-"""The layers of the networks: a folded batch norm, and the options that a convolution takes."""
+"""The layers of the networks: a folded batch norm, and unsupported options of a convolution."""
 
 import jax
 import jax.numpy as jnp

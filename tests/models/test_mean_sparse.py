@@ -1,4 +1,4 @@
-"""MeanSparse: what it changes, what it leaves as it is, and its gradient."""
+"""MeanSparse: which values it changes, its gradient, how it is fitted, and where networks have it."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from lrat_jax import models
 from lrat_jax.models import layers
 from lrat_jax.models.mean_sparse import MeanSparse
 
-# Networks, and how many activations are in each; blocks with pre-activation, Swin's and ConvNeXt's have MeanSparse at
-# their ends too.
+# Network -> (number of activations, number of MeanSparse layers elsewhere). Pre-activation blocks, and those of Swin
+# and ConvNeXt, also have a MeanSparse at their ends.
 ACTIVATIONS = {
   "resnet18_4": (17, 0), "resnet50_4": (49, 0), "preact_resnet18_4": (17, 8), "wong_preact_resnet18_4": (16, 8),
   "wide_resnet_10_1": (7, 3), "ra_wide_resnet_6_2x8_1x12_1x20": (9, 4), "convnext_1-1_8-12_patch2": (2, 2),
@@ -45,7 +45,7 @@ def test_the_gradient_is_0_where_values_became_the_mean():
 
 
 class Hidden(nn.Module):
-  """One hidden layer behind a MeanSparse."""
+  """A network with one hidden layer, followed by a MeanSparse."""
 
   mean_sparse: bool = True
 
@@ -80,7 +80,7 @@ def test_batch_norms_averages_are_kept_as_it_is_fitted():
   trained = jax.jit(plain.init)(jax.random.key(1), images)
   trained["batch_stats"] = jax.tree.map(lambda leaf: leaf + 0.5, trained["batch_stats"])
   far = models.fit_mean_sparse(sparse, trained, [images], 0.8)
-  fitted = models.fit_mean_sparse(sparse, far, [images], 0.0)  # from what is sparse already
+  fitted = models.fit_mean_sparse(sparse, far, [images], 0.0)  # from variables that are already sparse
   before = traverse_util.flatten_dict(far["batch_stats"])
   for path, leaf in traverse_util.flatten_dict(fitted["batch_stats"]).items():
     np.testing.assert_array_equal(leaf, 0 if path[-1] == "threshold" else before[path])

@@ -1,4 +1,4 @@
-"""Networks: published sizes, float32 logits from any compute type, images that do not see each other in eval mode."""
+"""Networks: published parameter counts, float32 logits from any compute type, independent images in eval mode."""
 
 import math
 
@@ -27,7 +27,7 @@ def _shapes(name, image_shape=(32, 32, 3), num_classes=10):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "count"),
-  # As the PyTorch definitions of TRADES, GAIRAT and RobustBench count them for CIFAR-10.
+  # Counts of the PyTorch definitions of TRADES, GAIRAT and RobustBench, for CIFAR-10.
   [
     ("resnet18", 11_173_962),
     ("preact_resnet18", 11_172_170),
@@ -45,7 +45,7 @@ def test_parameter_counts_are_the_published_ones(name, count):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "count"),
-  # As torchvision counts them.
+  # Counts of torchvision.
   [
     ("imagenet_resnet18", 11_689_512),
     ("imagenet_resnet34", 21_797_672),
@@ -109,7 +109,7 @@ def test_an_activation_replaces_every_other(name, monkeypatch):
     jax.eval_shape(model.init, jax.random.key(0), images)
   half = len(calls) // 2
   assert calls == ["relu"] * half + ["silu"] * half and half >= 5
-  # RaWRN's squeeze and excitation keep theirs.
+  # Squeeze and excitation in RaWRN keep their own activations.
   assert name.startswith("ra_") or "relu" not in str(jax.make_jaxpr(silu.init)(jax.random.key(0), images))
 
 
@@ -152,7 +152,7 @@ def test_the_small_network_is_attacked_on_as_many_images_as_a_core_caches():
   assert models.microbatch_size("cnn", 28, 28, platform="cpu") == 8
   assert models.microbatch_size("cnn", 32, 32, platform="cpu") == 6
   assert models.microbatch_size("cnn", 512, 512, platform="cpu") == 1
-  assert models.microbatch_size("cnn", 8, 8, platform="cpu") is None  # more would fit than a step has
+  assert models.microbatch_size("cnn", 8, 8, platform="cpu") is None  # more images would fit than a batch has
   assert models.microbatch_size("resnet18", 32, 32, platform="cpu") is None
 
 
@@ -167,7 +167,7 @@ def test_each_image_is_standardised_by_itself_and_one_of_one_colour_has_finite_g
   for image, standard in zip(images[:2], found[:2], strict=True):
     np.testing.assert_allclose(standard, (image - image.mean()) / image.std(ddof=1), atol=1e-5)
   np.testing.assert_array_equal(found[2], 0)
-  faint = 0.5 + 1e-3 * images[:1]  # whose deviation is below the least
+  faint = 0.5 + 1e-3 * images[:1]  # its standard deviation is below the minimum
   np.testing.assert_allclose(networks.standardised(faint), (faint - faint.mean()) * 60**0.5, atol=1e-5)
   gradient = jax.grad(lambda x: jnp.sum(networks.standardised(x) ** 3))(jnp.asarray(images))
   assert jnp.isfinite(gradient).all() and jnp.abs(gradient[0]).max() > 0

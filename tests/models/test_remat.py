@@ -1,4 +1,4 @@
-"""Blocks that are computed once more in the backward pass: the same network, in less memory."""
+"""Blocks that are recomputed in the backward pass: the same network, in less memory."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def _both(name):
 
 
 def _gradients(model, variables, images, train):
-  """Logits, and the gradients of a sum of them in parameters and images, in either mode."""
+  """Gradients of sum(sin(logits)) in parameters and images, and (logits, updated statistics), in either mode."""
 
   def loss(params, images):
     of = {**variables, "params": params}
@@ -61,14 +61,14 @@ def test_other_networks_too(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 def test_the_backward_pass_keeps_the_inputs_of_blocks_alone(train):
-  """Bytes that the forward pass leaves to the backward pass: XLA's CPU compiler would merge both computations again."""
+  """Counts bytes kept for the backward pass, in the trace: XLA's CPU compiler would merge both computations again."""
   images, kept = jnp.zeros((32, 16, 16, 3)), []
   for model in _both("wide_resnet_28_1"):
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     logits = lambda of, images, model=model: model.apply(of, images, train=train, mutable=["batch_stats"])[0]
     backward = jax.eval_shape(lambda of, images, logits=logits: jax.vjp(logits, of, images)[1], variables, images)
     kept.append(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward)))
-  inputs = 32 * 4 * (5 * 16 * 16 * 16 + 4 * 8 * 8 * 32 + 3 * 4 * 4 * 64)  # of all blocks but the first of a group
+  inputs = 32 * 4 * (5 * 16 * 16 * 16 + 4 * 8 * 8 * 32 + 3 * 4 * 4 * 64)  # bytes of the inputs of all 12 blocks
   assert kept[1] < 2 * inputs < kept[0] / 3
 
 

@@ -1,4 +1,4 @@
-"""Swin: windows, the places that a shift brings together, distances inside a window, and what its names spell."""
+"""Swin: windows, the mask after a shift, offsets inside a window, and names of networks."""
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ def test_windows_are_cut_and_put_together():
 
 
 def test_distances_are_counted_by_row_and_column():
-  index = swin.relative_positions(2, 3)  # places in rows of 3; a table of 3 x 5 distances
-  assert index[0, 0] == index[5, 5] == 1 * 5 + 2  # none
-  assert index[5, 0] == 2 * 5 + 4 and index[0, 5] == 0  # the furthest apart, in either order
-  assert index[1, 0] == 1 * 5 + 3 and index[3, 0] == 2 * 5 + 2  # one to the right, one lower
+  index = swin.relative_positions(2, 3)  # places in rows of 3; a table of 3 x 5 offsets
+  assert index[0, 0] == index[5, 5] == 1 * 5 + 2  # no offset
+  assert index[5, 0] == 2 * 5 + 4 and index[0, 5] == 0  # the largest offset, in both directions
+  assert index[1, 0] == 1 * 5 + 3 and index[3, 0] == 2 * 5 + 2  # one to the right, one down
 
 
 def test_after_a_shift_only_neighbours_see_each_other():
-  """Places may meet in a window where they did not lie further apart in the image than it is wide."""
+  """Two places of a window see each other only if their distance in the image is less than the window's width."""
   size, window, shift = (8, 12), (4, 4), (2, 2)
   rows, columns = np.mgrid[: size[0], : size[1]]
   places = np.stack([rows, columns], axis=-1)[None]
@@ -77,7 +77,7 @@ def test_images_that_do_not_fit_are_refused(size, message):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "count"),
-  # As timm counts them, and MIMIR, whose larger windows have larger tables.
+  # Counts of timm, and of MIMIR, whose larger windows have larger tables.
   [
     ("swin_base_window7", 87_768_224),
     ("swin_large_window7", 196_532_476),

@@ -1,4 +1,4 @@
-"""The layers of ConvNeXt and of transformers, beside PyTorch's own."""
+"""The layers of ConvNeXt and of transformers, compared with PyTorch's."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ TOKENS = np.random.default_rng(0).normal(3, 2, (2, 5, 12)).astype(np.float32)
 
 
 def _random(layer, x):
-  """(variables, none of which is as it begins; the layer's output)."""
+  """(random parameters in place of the initial ones, the layer's output)."""
   shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
   generator = np.random.default_rng(1)
   variables = jax.tree.map(lambda leaf: generator.normal(0.2, 0.3, leaf.shape).astype(np.float32), shapes)
@@ -26,7 +26,7 @@ def _linear(dense):
 
 
 def _attention(parameters, x, num_heads, bias=0.0):
-  """PyTorch's, from its own scaled_dot_product_attention."""
+  """The output of PyTorch's scaled_dot_product_attention with these parameters."""
   batch, tokens, channels = x.shape
   qkv = _linear(parameters["Dense_0"])(x).reshape(batch, tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
   mask = torch.zeros(batch, num_heads, tokens, tokens) + torch.as_tensor(bias)

@@ -1,4 +1,4 @@
-"""Models by their Python name: the examples, and one line for each thing that can be wrong with a name."""
+"""Models by their Python name: the examples, and a one-line error for each invalid name or model."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def in_a_callback(images):
 
 @pytest.fixture(scope="module", autouse=True)
 def bad_models(tmp_path_factory):
-  """A module of models that cannot be evaluated."""
+  """Modules of models that cannot be evaluated, or are unusual."""
   folder = tmp_path_factory.mktemp("modules")
   (folder / "bad_models.py").write_text(MODULE)
   (folder / "bad_exit.py").write_text("import sys; sys.exit(5)")

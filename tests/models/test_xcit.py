@@ -1,4 +1,4 @@
-"""XCiT: its encoding of positions, what its names spell, and the modes of its batch norms."""
+"""XCiT: its position encoding, attention, names, and the modes of its batch norms."""
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,10 @@ def test_positions_are_sines_and_cosines_by_turns_of_the_row_and_of_the_column()
 
 
 def test_attention_is_a_mean_of_channels_and_takes_channels_of_zeros():
-  """With values of one channel alone, whatever is alike, every channel of the head is a share of it between 0 and 1."""
+  """If queries and keys are 0 and only one of 4 channels has values, each channel becomes a quarter of it."""
   layer, x = xcit.CrossCovarianceAttention(1, jnp.float32), jnp.ones((1, 1, 2, 4))
   variables = jax.jit(layer.init)(jax.random.key(0), x)["params"]
-  values = jnp.zeros((4, 12)).at[0, 8].set(1.0)  # channel 0 of the values takes channel 0 of x; queries and keys are 0
+  values = jnp.zeros((4, 12)).at[0, 8].set(1.0)  # channel 0 of the values is channel 0 of x; queries and keys are 0
   variables["Dense_0"] = {"kernel": values, "bias": jnp.zeros(12)}
   variables["Dense_1"] = {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}
   apply = lambda x: layer.apply({"params": variables}, x)
@@ -57,7 +57,7 @@ def test_names_of_no_network_are_refused(name, message):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "size", "classes", "count"),
-  # As RobustBench's definitions count them.
+  # Counts of RobustBench's definitions.
   [
     ("xcit_small_12_p4", 32, 10, 25_872_154),
     ("xcit_small_12_p16", 224, 1000, 26_253_304),

@@ -1,4 +1,4 @@
-"""Copies, to change, of a small run that ended."""
+"""Copies of a small finished run, which tests may change."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def copy(finished, tmp_path):
-  """A function that copies the run under a name and changes its results and its configuration."""
+  """A function that copies the run to a folder and changes the copy's results and configuration."""
 
   def make(name="run", results=(), config=(), flip=None):
     workdir = tmp_path / name
@@ -22,7 +22,7 @@ def copy(finished, tmp_path):
         for parent in parents:
           tree = tree[parent]
         tree[leaf] = value
-    if flip is not None:  # one image more, or less, is robust
+    if flip is not None:  # one image more or less is robust
       arrays = dict(np.load(workdir / "per_example.npz"))
       arrays[f"robust/{flip}"] = arrays[f"robust/{flip}"] ^ (np.arange(found["n"]) == 3)
       np.savez(workdir / "per_example.npz", **arrays)

@@ -1,4 +1,4 @@
-"""The report as people run it: where the page goes, exit codes, one line for what is wrong."""
+"""The report program from the command line: where the page is written, exit codes, and one-line errors."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The page without a browser: it parses, loads nothing, says every number and what is missing, and trusts no text."""
+"""The page without a browser: it is valid, loads nothing, shows all numbers, names missing files, escapes all text."""
 
 import base64
 import hashlib
@@ -23,7 +23,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
 
 def _parse(text):
-  """The tree of a page that has no parse error."""
+  """The tree of a page, which must parse without errors."""
   return html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(text)
 
 
@@ -90,7 +90,7 @@ def test_stages_of_autoattack_are_shown(copy):
 
 
 def _charts(tree):
-  """The drawings of a page by their titles."""
+  """The charts of a page by their titles."""
   return {_text(figure[0][0]): figure for figure in tree.iter("figure") if figure.get("class") == "chart"}
 
 
@@ -107,7 +107,7 @@ def test_charts_are_drawn_from_the_results(whole, finished, copy):
 
 
 def _drawn(figure):
-  """The paths and uses of a drawing, without the names that it gives its parts."""
+  """The paths and `use` elements of a chart, without their ids."""
   return [
     (node.get("d"), node.get("x"), node.get("y")) for node in figure.iter() if str(node.tag).endswith(("}path", "}use"))
   ]

@@ -1,4 +1,4 @@
-"""The command that a page shows makes the very configuration of the run, and the changes are those to its preset."""
+"""The command on a page reproduces the configuration of the run, and the changes are relative to its preset."""
 
 import shlex
 from pathlib import Path

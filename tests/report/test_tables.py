@@ -1,4 +1,4 @@
-"""The page's numbers: intervals against their closed form, signs, and warnings that differ in numbers alone."""
+"""The page's tables: intervals against their closed form, signs, and warnings that differ only in numbers."""
 
 import numpy as np
 import pytest

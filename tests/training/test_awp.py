@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: the paper's proxy step written out, and its closed form."""
+"""Adversarial weight perturbation: the closed form, compared with the paper's proxy step."""
 
 import jax
 import jax.numpy as jnp

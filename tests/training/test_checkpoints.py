@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back to the bit, the best and the latest stay, and devices may change between."""
+"""Checkpoints: states are restored to the bit, also on other devices; the best and the latest are kept."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ PROGRESS = Progress(data={"next_index": 3}, finished=False)
 
 @pytest.fixture(scope="module")
 def state():
-  """A state whose every array is different from a fresh one's."""
+  """A state in which every array differs from that of an initial state."""
   state = make_experiment(make_config(model__name="wide_resnet_10_1", train__ema_decay=0.9)).initial_state()
   return jax.tree.map(lambda x: x + 1, state)
 

@@ -1,4 +1,4 @@
-"""The training loop: which epoch counts as the best, however seldom a checkpoint is saved."""
+"""The training loop: the best epoch is found and saved even if checkpoints are rare."""
 
 import jax
 import numpy as np
@@ -18,13 +18,13 @@ STEPS_AN_EPOCH = 4
 
 @pytest.fixture(scope="module")
 def experiment():
-  """Five epochs of four steps, fewer than there are between two checkpoints."""
+  """Five epochs of four steps each; in total, fewer steps than between two checkpoints."""
   return make_experiment(make_config(**CONFIG))
 
 
 @pytest.fixture
 def validated(monkeypatch):
-  """Makes the robust accuracies of the epochs' validations what they are set to."""
+  """A dictionary {epoch, from 1: robust accuracy} that replaces the results of validation."""
   robust = {}
 
   def score(self, variables):
@@ -63,7 +63,7 @@ def test_the_first_of_the_best_epochs_is_evaluated_wherever_the_run_was_stopped(
 
 @pytest.mark.slow
 def test_the_held_epoch_is_the_state_that_was_validated(experiment, validated, tmp_path):
-  """Not the state that training went on to, whose buffers take the place of the old."""
+  """Not a later state: training continues and reuses the buffers of the old state."""
   validated.update({1: 0.1, 2: 0.9, 3: 0.1, 4: 0.1, 5: 0.1})
   with pytest.raises(Preempted):
     calls = iter(range(1, 100))

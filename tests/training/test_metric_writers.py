@@ -1,4 +1,4 @@
-"""Trackers: the real packages, without a network, are told every row; one that fails is left aside."""
+"""Trackers: the real packages, offline, receive every row; a service that fails is not used any more."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def console(tmp_path):
 
 
 def follow(names, workdir, console):
-  """A run of two rows and a result, followed by those services."""
+  """Writes two rows and a result, as a run does, with these services as trackers."""
   with metric_writers.opened(metric_writers.find(names), workdir, make_config(), console) as writers:
     with metrics.MetricWriter(workdir, 0, writers=writers) as writer:
       for row in ROWS:
@@ -54,7 +54,7 @@ def mlflow_client(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_mlflow_has_every_number_and_field_and_one_run_over_two_tries(tmp_path, console, mlflow_client):
-  for _ in range(2):  # the second as after a kill
+  for _ in range(2):  # the second time as if the first run had been killed
     follow(["mlflow"], tmp_path, console)
   (run,) = mlflow_client.search_runs([mlflow_client.get_experiment_by_name("lrat_jax").experiment_id])
   assert run.data.metrics == TOLD and run.info.status == "FINISHED" and run.info.run_name == "test_digits_seed0"
@@ -83,7 +83,7 @@ def test_weights_and_biases_has_every_number_and_field(tmp_path, console, monkey
   expected = [text for name, value in TOLD.items() for text in (name, str(value))]
   expected += ["local_weights", "test_digits_seed0"]
   missing, deadline = expected, time.monotonic() + 60
-  while missing and time.monotonic() < deadline:  # a process of its own writes the file, on a busy machine later
+  while missing and time.monotonic() < deadline:  # a separate process writes the file, possibly late
     written = path.read_bytes()
     missing = [text for text in expected if text.encode() not in written]
     time.sleep(0.1)
@@ -91,7 +91,7 @@ def test_weights_and_biases_has_every_number_and_field(tmp_path, console, monkey
 
 
 class _Broken:
-  """A service that takes the first row and fails at the second."""
+  """A service that accepts the first row and fails at the second."""
 
   identity, told = "1", 0
   load = staticmethod(lambda: None)

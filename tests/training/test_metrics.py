@@ -1,4 +1,4 @@
-"""Rows, quantiles and the record of weights; what a killed run left behind is dropped, not repeated."""
+"""Rows, quantiles and the record of weights; after a kill, entries beyond the checkpoint are dropped, not repeated."""
 
 import json
 
@@ -11,7 +11,7 @@ from lrat_jax.training.step import StepOutput
 
 
 def _output(number, **changes):
-  """A step of four images with indices 0..3 and two variants."""
+  """The output of a step with four images (indices 0..3) and two variants."""
   grid = np.arange(8, dtype=np.float32).reshape(4, 2) / 10 + number
   fields = {
     "loss": np.float32(number),
@@ -65,7 +65,7 @@ def test_a_writer_opened_at_a_step_drops_what_came_after_it(tmp_path):
     for step in (1, 2, 3):
       writer.write({"split": "train", "step": step, "epoch": 0, "loss": float(step)})
   with (tmp_path / "metrics.jsonl").open("a") as file:
-    file.write('{"split": "train", "st')  # killed while writing
+    file.write('{"split": "train", "st')  # the run was killed while writing
   with metrics.MetricWriter(tmp_path, 2) as writer:
     assert [row["step"] for row in writer.rows] == [1, 2]
     writer.write({"split": "train", "step": 3, "epoch": 0, "loss": 30.0})

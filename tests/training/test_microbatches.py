@@ -1,4 +1,4 @@
-"""A batch in parts: the gradient of the whole batch, global weights of all its pairs, and a part's memory."""
+"""A batch in microbatches: gradient and global weights are those of the whole batch, memory is that of a part."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ PERTURBED = Phase(use_local_weights=True, use_global_weights=True, use_awp=True)
 
 
 def _assert_alike(fields, phase, microbatches, num_devices=1):
-  """Five steps in parts lead where those of whole batches do, and tell the same of every image."""
+  """Five steps in microbatches give the same state, and the same outputs per image, as steps on whole batches."""
   (state, outputs), (whole_state, whole_outputs) = (
     _train(num_devices, phase, 5, **fields, train__microbatches=count) for count in (microbatches, 1)
   )
@@ -32,7 +32,7 @@ def test_global_weights_are_of_the_whole_batch(kind):
   outputs = _assert_alike(fields, BOTH, microbatches=4)
   parts = np.mean(np.reshape([output.global_weights for output in outputs], (-1, 4)), axis=1)
   np.testing.assert_allclose(np.mean(parts), 1, rtol=1e-5)
-  assert np.ptp(parts) > 1e-3  # of each part alone they would have mean 1
+  assert np.ptp(parts) > 1e-3  # if computed within each part, their mean would be 1 in every part
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_batch_norm_goes_by_each_part():
   whole, whole_outputs = _train(1, BOTH, 1, **fields)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
   assert np.abs(outputs[0].vulnerabilities - whole_outputs[0].vulnerabilities).max() > 1e-4
-  # Two parts move the averages by 1 - 0.9^2 where a whole batch moves them by 1 - 0.9.
+  # Two parts move the running averages by 1 - 0.9^2; a whole batch moves them by 1 - 0.9.
   moved = lambda state: np.mean([np.abs(leaf).sum() for path, leaf in _means(state)])
   assert moved(state) > 1.5 * moved(whole)
 

@@ -1,4 +1,4 @@
-"""Schedules at their corners; SGD and AdamW against the recurrences that PyTorch documents; clipping; what decays."""
+"""Schedules at their corners; SGD and AdamW against PyTorch's documented recurrences; clipping; weight decay."""
 
 import jax
 import jax.numpy as jnp

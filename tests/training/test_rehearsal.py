@@ -1,4 +1,4 @@
-"""Programs compiled for devices that are not there: what is counted and said, and that TPUs' compiler takes them."""
+"""Programs compiled for devices that are not available: counts, output, and that the TPU compiler accepts them."""
 
 import importlib.metadata
 import importlib.util
@@ -38,7 +38,7 @@ def test_a_convolution_counts_its_kernel_for_every_result_on_the_platform_that_i
   x, kernel = jnp.ones((2, 9, 9, 32)), jnp.ones((3, 3, 32, 40))
   plain = 2 * (2 * 9 * 9 * 40) * (3 * 3 * 32)
   assert _count(conv2d, x, kernel) == plain
-  assert _count(conv2d, x, kernel, platform="cpu") < plain  # Winograd's
+  assert _count(conv2d, x, kernel, platform="cpu") < plain  # Winograd's method
   grouped = lambda x: lax.conv_general_dilated(
     x, jnp.ones((3, 3, 1, 32)), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=32
   )
@@ -66,19 +66,19 @@ def test_the_step_of_every_phase_and_the_attack_are_compiled(rehearsed):
   _, found = rehearsed
   assert [program.name for program in found] == ["step, plain", "step, local weights", "validation attack"]
   assert [program.images for program in found] == [16, 16, 32]
-  assert found[0].flops < found[1].flops  # natural images are in the loss
+  assert found[0].flops < found[1].flops  # this loss also uses natural images
 
 
 def test_a_device_holds_the_state_and_its_share_of_the_batch(rehearsed):
   experiment, found = rehearsed
   size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-  key = 8  # of the attack; nothing is augmented
+  key = 8  # bytes of the attack's key; there is no augmentation
   assert found[0].arguments == size(experiment.abstract_state()) + key + 8 * (64 * 4 + 4 + 4)
 
 
 def test_collectives_are_outside_of_the_attacks_loop(rehearsed):
   _, found = rehearsed
-  # those of 7 batch norms, forward and backward, and the gradient's
+  # One for each of 7 batch norms, forward and backward, and one for the gradient.
   assert found[0].outside.keys() == {"all-reduce"} and 1 < found[0].outside["all-reduce"] <= 15
   assert not found[0].inside and not found[-1].outside and not found[-1].inside
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_rehearsed_is_one_line(monkeypatch, tmp_path, capsys, arg
 
   monkeypatch.setattr(topologies.topologies, "get_topology_desc", missing)
   for variable in topologies.LIBTPU:
-    monkeypatch.setenv(variable, "as it was")  # and so put back
+    monkeypatch.setenv(variable, "as it was")  # so that monkeypatch restores it
   assert main.main([*ARGUMENTS, *arguments, f"--workdir={tmp_path / 'run'}"]) == 2
   error = capsys.readouterr().err.strip()
   assert said in error and "\n" not in error and not (tmp_path / "run").exists()
@@ -122,7 +122,7 @@ def test_a_batch_that_the_topology_cannot_share_is_refused(monkeypatch, tmp_path
 
 @pytest.fixture(scope="module")
 def with_libtpu(tmp_path_factory):
-  """The environment of a process that finds libtpu. It is put into a folder apart: whoever sees it is told of TPUs."""
+  """The environment of a process that finds libtpu; only there, because JAX looks for TPUs if libtpu is installed."""
   if importlib.util.find_spec("libtpu"):
     return os.environ
   folder = tmp_path_factory.mktemp("libtpu")
@@ -133,7 +133,7 @@ def with_libtpu(tmp_path_factory):
 
 
 def _rehearse(environment, folder, *fields):
-  """What a rehearsal for eight chips says: a function from a line's name to the rest of all such lines."""
+  """The output of a rehearsal for eight chips, as a function: a line's first word -> the rest of all these lines."""
   arguments = [*fields, "--config.model.name=resnet18_2", "--dry_run", "--topology=v5e:2x4"]
   command = [sys.executable, "-m", "lrat_jax.main", *arguments]
   done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -149,7 +149,7 @@ def _rehearse(environment, folder, *fields):
     ((), "1 all-reduce"),
     (
       ("--config.mesh.model_devices=4", "--config.mesh.shard_above=1000"),
-      r"\d+ all-gather, \d+ all-reduce(, \d+ reduce-scatter)?",  # small sums the compiler does not scatter
+      r"\d+ all-gather, \d+ all-reduce(, \d+ reduce-scatter)?",  # the compiler does not scatter small sums
     ),
   ],
 )

@@ -1,4 +1,4 @@
-"""A state that devices share: the same training, a share of the memory, and checkpoints for any other devices."""
+"""A state sharded over devices: the same training, a share of the memory, and checkpoints for other devices."""
 
 import jax
 import numpy as np
@@ -42,7 +42,7 @@ def _train(experiment, phase, steps=5):
   step, state = _step(experiment, phase), experiment.initial_state()
   for number in range(steps):
     state, output = step(state, _batch(experiment, number))
-  assert step.func._cache_size() == 1  # a state goes in as it came out
+  assert step.func._cache_size() == 1  # compiled once: the returned state has the layout of the given one
   return state, output
 
 
@@ -88,7 +88,7 @@ def test_devices_that_share_the_state_train_as_those_that_do_not(method):
     for name in ("loss", "gradient_norm", "parameter_norm"):
       np.testing.assert_allclose(getattr(output, name), getattr(told, name), rtol=1e-3, err_msg=name)
     np.testing.assert_array_equal(output.indices, told.indices)
-    # biases and norms stay whole
+    # biases and norms stay replicated
     assert 1 / model_devices <= fsdp.bytes_per_device(state) / whole < 1.15 / model_devices
 
 
@@ -113,7 +113,7 @@ def test_what_a_run_holds_until_its_next_save_lies_as_the_state_does():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-  """A checkpoint of four devices that share arrays by two: its folder, and its state, no array of which is another."""
+  """(folder, state) of a checkpoint from four devices, arrays sharded over two; all arrays differ from initial ones."""
   state = jax.tree.map(lambda x: x + 1, _experiment(4, 2).initial_state())
   folder = tmp_path_factory.mktemp("shared")
   with Checkpoints(folder / "checkpoints") as checkpoints:
@@ -153,5 +153,5 @@ def test_a_rehearsal_counts_the_parts_that_a_device_keeps():
     rest = step.arguments - fsdp.bytes_per_device(experiment.abstract_state())
     return rest, attack.arguments
 
-  # keys and the batch; and the validation attack, for which the variables are gathered
+  # The rest is keys and the batch. The validation attack has equal arguments because it takes gathered variables.
   assert arguments(2) == arguments(1)

@@ -1,4 +1,4 @@
-"""Labels that are distributions, in a step: one-hot ones, smoothed ones, and those of mixed images."""
+"""Labels that are distributions, in a training step: one-hot, smoothed, and those of mixed images."""
 
 import functools
 
@@ -26,7 +26,7 @@ def _digits():
 
 
 def _steps(experiment, phase, count, labels=lambda labels: labels):
-  """The state and outputs after some steps, on labels that `labels` makes of the data's."""
+  """The state after `count` steps and their outputs; `labels` converts the labels of the data."""
   arguments = (experiment.config, experiment.model, experiment.optimizer, experiment.total_steps, experiment.mesh)
   step, state, outputs = step_lib.make_train_step(*arguments, phase), experiment.initial_state(), []
   size, train = experiment.config.data.batch_size, experiment.dataset.train
@@ -50,7 +50,7 @@ def test_one_hot_labels_in_a_batch_give_the_steps_of_hard_ones(num_devices, arg,
     make_config(f"digits,{arg},suite=pgd", **FIELDS, objective=objective), _digits(), sharding.make_mesh(num_devices)
   )
   (hard, outputs), (soft, soft_outputs) = _steps(experiment, PHASE, 4), _steps(experiment, PHASE, 4, _one_hot)
-  # Another program, which a compiler may round otherwise; a run gets the same one (below).
+  # This is a different program, which a compiler may round differently; a run uses the same one (next test).
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
   jax.tree.map(close, (soft, soft_outputs), (hard, outputs))
 
@@ -69,7 +69,7 @@ def test_a_run_on_one_hot_labels_is_that_on_hard_ones_to_the_bit(num_devices):
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["ce", "trades"])
 def test_smoothed_and_given_distributions_are_what_the_loss_is_taken_from(objective):
-  """Against the loss written out, at a radius of 0, where every variant is the image."""
+  """Compares with the loss written out, at a radius of 0, where every variant equals its image."""
   fields = FIELDS | {"train_attacks__pgd__epsilon": "0", "objective": objective, "train__label_smoothing": 0.2}
   experiment = make_experiment(make_config(**fields))
   generator = np.random.default_rng(0)
@@ -113,7 +113,7 @@ def test_mixed_images_train_the_same_model_on_any_number_of_devices(mixing):
   plain = make_experiment(make_config(**FIELDS)).dataset.train.labels[:16]
   changed = outputs[0].labels != plain
   assert changed.any() and not changed.all()
-  np.testing.assert_array_equal(outputs[0].labels[changed], np.roll(plain, -1)[changed])  # the larger share's
+  np.testing.assert_array_equal(outputs[0].labels[changed], np.roll(plain, -1)[changed])  # that of the larger share
 
 
 @pytest.mark.slow

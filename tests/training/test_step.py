@@ -20,7 +20,7 @@ PERTURBED = phases.Phase(use_local_weights=True, use_global_weights=True, use_aw
 PLAIN = phases.Phase(use_local_weights=False, use_global_weights=False)
 
 FIELDS = STEP | {
-  # Weights of a network that knows nothing yet differ on the slope of the curve alone.
+  # For an untrained network, weights differ only on the slope of the curve.
   "local_weights__slope": 2.0,
   "local_weights__bias": -0.2,
   "global_weights__kind": "gairat",
@@ -101,7 +101,7 @@ def test_one_step_equals_the_method_written_out(phase):
   key = jax.random.fold_in(step_lib.stream_key(0, "attack"), 0)
   keys = attacks.example_keys(key, batch["indices"])
   results = []
-  for j, (name, steps) in enumerate({"cw": 3, "pgd": 2}.items()):  # a configuration's keys are in alphabetical order
+  for j, (name, steps) in enumerate({"cw": 3, "pgd": 2}.items()):  # keys of a configuration are in alphabetical order
     variant_keys = jax.vmap(lambda k, j=j: jax.random.fold_in(k, j))(keys)
     attack = {"cw": attacks.cw, "pgd": attacks.pgd}[name]
     budget = {"epsilon": 0.2, "step_size": 0.05, "num_steps": steps}
@@ -152,11 +152,11 @@ def test_weights_among_variants_need_no_forward_of_natural_images(kind):
   }[kind]
   np.testing.assert_allclose(output.adversarial_weights, weigh(output.vulnerabilities), atol=1e-5)
   np.testing.assert_array_equal(output.natural_weights, 0.0)
-  assert len(output.natural_correct) == 2  # a sample, of 16 images
+  assert len(output.natural_correct) == 2  # a sample of the 16 images
 
 
 def _written_out(experiment, phase, beta):
-  """The loss of a first step as a function of the parameters: TRADES with one variant, LRAT's weights or plain ones."""
+  """(state, batch, loss as a function of parameters) of a first step: TRADES, one variant, LRAT's or plain weights."""
   config = experiment.config
   state, batch = experiment.initial_state(), _batch(experiment, 0)
   params, images, labels = state.variables["params"], batch["images"], batch["labels"]
@@ -199,7 +199,7 @@ def test_a_trades_step_equals_the_method_written_out(phase):
 
 @pytest.mark.slow
 def test_awp_takes_the_gradient_at_the_perturbed_parameters():
-  """Each kernel up its own gradient by gamma |w|, the gradient there, the step from where the parameters were."""
+  """Moves each kernel up its gradient by gamma |w|, takes the gradient there, and updates the original parameters."""
   fields = {"objective": "trades", "beta": 3.0, "awp__gamma": 0.05}
   plain = {"optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0}
   experiment = make_experiment(make_config(**FIELDS | fields | plain))
@@ -224,7 +224,7 @@ def test_one_compiled_program_serves_every_seed_and_each_has_its_own_noise():
   for seed in (0, 1):
     experiment = make_experiment(make_config(**FIELDS | {"seed": seed, "optimizer__learning_rate": 0.0}))
     texts.append(_lowered(experiment, LOCAL).as_text())
-    # The same parameters, so that only the attack's random start differs.
+    # Both seeds get the same parameters, so that only the attack's random start differs.
     state = make_experiment(make_config(**FIELDS)).initial_state()
     outputs.append(to_numpy(_step(experiment, LOCAL)(state, _batch(experiment, 0))[1]))
   assert texts[0] == texts[1]
@@ -243,7 +243,7 @@ def test_outputs_follow_the_model():
 
 @pytest.mark.slow
 def test_epsilon_grows_along_the_ramp():
-  """At the first of 100 steps of a ramp the attack moves a hundredth, so vulnerability is that of the clean image."""
+  """At the first of 100 ramp steps, epsilon is a hundredth, so vulnerability is almost that of the clean image."""
   fields = {"train__epochs": 25, "train__epsilon_ramp_fraction": 1.0, "train_attacks__pgd__epsilon": "0.5"}
   _, (ramped,) = _train(1, PLAIN, steps=1, **fields)
   _, (clean,) = _train(1, PLAIN, steps=1, **fields | {"train_attacks__pgd__epsilon": "0"})
@@ -345,14 +345,14 @@ def test_a_step_with_statistics_per_device_holds_one_collective():
 @pytest.mark.slow
 def test_a_resnet_18_holds_one_collective_where_it_held_one_for_each_layer_and_pass():
   fields = {"model__name": "resnet18_2"}
-  # The means and variances of its 20 batch norms come together, forward and backward;
+  # The means and variances of its 20 batch norms share all-reduces, in the forward and in the backward pass.
   assert _collectives(**fields) == {"all-reduce": 35}
   assert _collectives(**fields, model__batch_norm="local") == {"all-reduce": 1}
 
 
 @pytest.mark.slow
 def test_statistics_per_device_are_of_each_devices_images_and_their_averages_the_mean():
-  """On two devices the running averages are those that two runs on one device have of the halves, in the mean."""
+  """On two devices the running averages are the mean over two runs on one device, each on half of the batch."""
   fields = {"model__name": "wide_resnet_10_1", "model__batch_norm": "local", "train_attacks__pgd__epsilon": "0"}
   fields |= {"train__ema_decay": 0.9, "train_attacks__pgd__num_steps": 1}
   config = make_config(**FIELDS | fields)
@@ -394,7 +394,7 @@ def test_the_norm_that_a_step_tells_is_of_the_gradient_before_it_is_clipped():
 def test_what_depends_on_the_model_alone_is_taken_out_of_the_attacks_loop():
   experiment = make_experiment(make_config(**FIELDS | {"model__name": "wide_resnet_10_2"}), shape=(8, 8, 3))
   attack_loop = max(hlo.loop_bodies(_lowered(experiment, LOCAL).compile().as_text()), key=len)
-  # The square root is the folded batch norm's; a 3x3 kernel has 9 rows where it is transformed.
+  # A square root would be that of the folded batch norm; a product with 9 rows, the transform of a 3x3 kernel.
   assert "rsqrt" not in attack_loop
   assert not re.search(r"dot\(.*\[9,", attack_loop)
 

@@ -1,4 +1,4 @@
-"""Several steps in one call: equal to as many calls, and rows, records, saves and stops where they were."""
+"""Several steps in one call: the same results as single steps, and the same rows, records, saves and resumed runs."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from tests.helpers import SMALL, make_config, make_experiment, to_numpy
 from tests.training.test_step import FIELDS, _batch, _step
 
 CONFIG = {name.replace(".", "__"): value for name, value in SMALL.items()}
-# Five steps an epoch: rows after steps 4, 5, 8, 10, 12, 15, and saves after 7 and 14 with rows of their own.
+# Five steps per epoch: rows after steps 4, 5, 8, 10, 12, 15, and saves after 7 and 14, each with an additional row.
 CONFIG |= {"data__batch_size": 12, "train__num_logged_examples": 7, "train__epochs": 3, "train__log_every_steps": 4}
 CONFIG |= {"train__checkpoint_every_steps": 7, "local_weights__kind": "lrat"}
 
@@ -92,7 +92,7 @@ def test_a_run_is_that_of_single_steps_also_where_it_was_stopped(tmp_path):
 
 @pytest.mark.slow
 def test_the_first_step_that_is_not_finite_is_named(tmp_path):
-  """The third of a call of four has a learning rate of NaN, which its parameters show."""
+  """The third of four steps in a call has a learning rate of NaN, so its parameters are NaN."""
   rate = lambda count: jnp.where(count == 2, jnp.nan, 0.1)
   experiment = _experiment(4)._replace(optimizer=optax.sgd(rate))
   with pytest.raises(NonFiniteError, match=r"parameter_norm is not finite at step 3\."):

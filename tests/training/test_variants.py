@@ -1,4 +1,4 @@
-"""Variants by all training attacks, or by one that is drawn for the batch: the draw, its record, and what it leaves."""
+"""Variants made by all training attacks, or by one drawn for each batch: the draw, its record, and resumed runs."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ SAMPLED = {"train__variants": "sampled", "data__batch_size": 16, "model__name": 
 
 
 def _make(preset, **fields):
-  """A small configuration of a method; every attack takes two steps."""
+  """A small configuration of a method, with two steps for every attack."""
   config = methods.get_config(f"{preset},suite=pgd")
   given = {name: value for name, value in SMALL.items() if not name.startswith("train_attacks")} | {
     "model.name": "cnn_2", "data.batch_size": 16, "local_weights.begin_fraction": 0.0, "train.num_logged_examples": 4,
@@ -108,7 +108,7 @@ def test_only_the_drawn_attack_is_computed(monkeypatch):
 
 @pytest.mark.slow
 def test_logit_pairing_is_added_to_the_loss():
-  """The source's number is that of its name among the attacks, which are in the order of the alphabet."""
+  """The attack to pair with is found by its name; the attacks are in alphabetical order."""
   fields = {"optimizer.learning_rate": 0.0}
   loss = lambda n, **more: _run(make_experiment(_make("max:digits,pgd_l1,cw", **fields | more), n), 1)[1][0].loss
   without, losses = loss(1), {}

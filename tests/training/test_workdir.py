@@ -1,4 +1,4 @@
-"""Which configuration a folder belongs to: every difference is named, and what changes no result is none."""
+"""The configuration of a workdir: every difference is named, except in fields that change no result."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ def test_differences_are_listed_field_by_field(tmp_path):
 
 
 def _write_without(folder, *paths, **fields):
-  """The config.json of a version in which some fields were not there yet."""
+  """Writes config.json as a version in which some fields did not exist yet."""
   workdir.write_config(folder, make_config(**fields), {})
   saved = json.loads((folder / "config.json").read_text())
   for path in paths:
