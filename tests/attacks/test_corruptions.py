@@ -170,7 +170,8 @@ def test_frost_has_the_photographs_mean_and_deviation(shape):
   assert np.abs(texture[0] - texture[1]).mean() > 0.05
 
 
-@pytest.mark.parametrize("kind", DRAWN)
+# Compiling frost's texture takes five seconds.
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == "frost" else k for k in DRAWN])
 def test_a_corruption_depends_on_the_images_own_key(kind, photos):
   logits_fn = lambda x: x[:, 0, 0, :]
   keys = jax.random.split(jax.random.key(3), 2)
