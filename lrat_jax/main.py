@@ -6,13 +6,14 @@
   python -m lrat_jax.main --config=at --model=w.pt --preprocessing=none   another model
   lrat-jax --help        the other commands: compare, report, convert
 
-  --config=METHOD[:DATA_SET[,ATTACK...][,suite=SUITE]]
+  --config=METHOD[:DATA_SET[,ATTACK...][,NORM=RADIUS...][,suite=SUITE]]
                  METHOD: at irat lrat lrat_irat max softmax eat trades mart, or
                  a file such as configs/lrat.py; DATA_SET: digits fashion_mnist
                  cifar10 cifar100 svhn tiny_imagenet imagenet;
                  SUITE: apgd (default) pgd autoattack union
                  autoattack_union full full_apgd unforeseen multirobustbench
-                 corruptions lpips transfer
+                 corruptions lpips transfer;
+                 NORM=RADIUS, such as linf=4/255: in training and evaluation
   --config.X=Y   sets any field, such as config.seed; all are in
                  lrat_jax/config/default.py
   --mode=MODE    train_and_evaluate (default), train or evaluate

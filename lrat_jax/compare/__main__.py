@@ -6,8 +6,8 @@
   --methods=METHOD,METHOD...     NAME[:ATTACK+ATTACK][@FIELD=VALUE...]: a file in configs/ (or a path), its training
                            attacks, and fields for this method only; the others are compared with the first
   --seeds=N,N...           default 0,1,2
-  --data=PRESET            digits (default), fashion_mnist, cifar10, svhn, cifar100,
-                           tiny_imagenet, imagenet
+  --data=PRESET[,NORM=RADIUS...]   digits (default), fashion_mnist, cifar10, svhn,
+                           cifar100, tiny_imagenet, imagenet; with other radii, such as linf=4/255
   --suite=SUITE            evaluates all methods; default full
   --config.FIELD=VALUE     sets any field, for every method
   --workdir=DIR            the folder of the runs and the result; default runs/compare_PRESET

@@ -31,7 +31,7 @@ def _flags() -> flags.FlagValues:
   values = flags.FlagValues()
   flags.DEFINE_list("methods", None, "the methods", flag_values=values)
   flags.DEFINE_list("seeds", ["0", "1", "2"], "the seeds", flag_values=values)
-  flags.DEFINE_string("data", "digits", "a preset", flag_values=values)
+  flags.DEFINE_string("data", "digits", "a preset and radii", flag_values=values)
   flags.DEFINE_string("suite", "full", "the evaluation suite", flag_values=values)
   flags.DEFINE_string("workdir", None, "the folder of the runs and the result", flag_values=values)
   flags.DEFINE_integer("jobs", 1, "number of runs at the same time", flag_values=values)
@@ -57,11 +57,15 @@ def parse(arguments: Sequence[str]) -> Options | None:
   if not values.methods:
     raise ConfigError("--methods is missing; try --methods=at,irat,lrat,lrat_irat.")
   from lrat_jax.config.default import PRESETS  # imports JAX, which is slow and not needed for help or a wrong flag
-  from lrat_jax.config.suites import SUITES
+  from lrat_jax.config.suites import NORMS, SUITES
 
-  for name, value, choices in (("data", values.data, PRESETS), ("suite", values.suite, SUITES)):
+  preset, *radii = values.data.split(",")
+  for name, value, choices in (("data", preset, PRESETS), ("suite", values.suite, SUITES)):
     if value not in choices:
       raise ConfigError(f"--{name}={value!r} is unknown; choose from {sorted(choices)}.")
+  for radius in radii:
+    if radius.partition("=")[0] not in NORMS:
+      raise ConfigError(f"--data={values.data!r}: {radius!r} does not set a radius, as linf=4/255 does.")
   if not values.seeds or not all(re.fullmatch("[0-9]{1,10}", seed) for seed in values.seeds):
     raise ConfigError(f"--seeds={','.join(values.seeds)!r} must be whole numbers, such as 0,1,2.")
   if any(argument.lstrip("-").startswith("config.seed") for argument in overrides):
@@ -71,6 +75,6 @@ def parse(arguments: Sequence[str]) -> Options | None:
   for name, given in (("methods", values.methods), ("seeds", [seed.lstrip("0") for seed in values.seeds])):
     if len(set(given)) < len(given):
       raise ConfigError(f"--{name}={','.join(values[name].value)!r} contains an entry twice.")
-  workdir = Path(values.workdir or f"runs/compare_{values.data}")
+  workdir = Path(values.workdir or "runs/compare_" + re.sub(r"[^\w.+-]+", "_", values.data))
   seeds = [int(seed) for seed in values.seeds]
   return Options(values.methods, seeds, values.data, values.suite, overrides, workdir, values.jobs, values.track)

@@ -11,12 +11,12 @@ older than the field take its default (`earlier.completed`).
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from lrat_jax.config.suites import DEFAULT as DEFAULT_SUITE
-from lrat_jax.config.suites import NORMS, SUITES, iterated, kinds
+from lrat_jax.config.suites import NORMS, SUITES, Budget, iterated, kinds, with_radius
 
 # `train.variants`: each image has a variant by every attack, or only by one attack that is drawn for the batch.
 ALL, SAMPLED = "all", "sampled"
@@ -113,8 +113,6 @@ def _budget(
   return dict(linf=linf, l2=l2, l1=l1, num_steps=num_steps, spatial=spatial)
 
 
-# The prefix of a suite's name in the config's argument.
-_SUITE = "suite="
 # The training attacks that "union" stands for in the argument: a variant in each of three norms.
 UNION = ("pgd", "pgd_l2", "pgd_l1")
 
@@ -184,7 +182,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def _training_attacks(budget: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _training_attacks(budget: Budget) -> dict[str, dict[str, Any]]:
   """The training attacks that a config's argument can name."""
   steps = budget["num_steps"]
   return {
@@ -199,7 +197,7 @@ def _training_attacks(budget: dict[str, Any]) -> dict[str, dict[str, Any]]:
   }
 
 
-def _msd(budget: dict[str, Any], norms: Iterable[str], num_steps: int) -> dict[str, Any]:
+def _msd(budget: Budget, norms: Iterable[str], num_steps: int) -> dict[str, Any]:
   """One attack in several norms at once."""
   return dict(
     name="msd",
@@ -210,7 +208,7 @@ def _msd(budget: dict[str, Any], norms: Iterable[str], num_steps: int) -> dict[s
   )
 
 
-def _validation_attack(budget: dict[str, Any], train_attacks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _validation_attack(budget: Budget, train_attacks: dict[str, dict[str, Any]]) -> dict[str, Any]:
   """PGD-10 in L-infinity; if training uses other norms too, MSD with ten steps in all of its norms."""
   norms = {norm for entry in train_attacks.values() for _, norm in kinds(entry)}
   if norms <= {"linf"}:
@@ -223,28 +221,48 @@ def _expanded(names: Iterable[str]) -> list[str]:
   return [attack for name in names for attack in (UNION if name == "union" else (name,))]
 
 
-def _parse(arg: str | None) -> tuple[str, list[str], str]:
-  """The preset, the training attacks and the suite that a config's argument names."""
+class _Argument(NamedTuple):
+  """What a config's argument names; `words` are its parts for the run's name, without the suite."""
+
+  preset: dict[str, Any]
+  budget: Budget
+  attack_names: list[str]
+  suite_name: str
+  words: list[str]
+
+
+def _parse(arg: str | None) -> _Argument:
+  """Reads a config's argument, which `default` describes, with the same errors."""
   preset_name, *more = (arg or "digits").split(",")
-  attack_names = [name for name in more if not name.startswith(_SUITE)]
-  suite_names = [name.removeprefix(_SUITE) for name in more if name.startswith(_SUITE)] or [DEFAULT_SUITE]
+  entries = [name.partition("=") for name in more]
+  suite_names = [value for key, equals, value in entries if equals and key == "suite"] or [DEFAULT_SUITE]
+  radii = [(key, value) for key, equals, value in entries if equals and key in NORMS]
+  attack_names = ["".join(entry) for entry in entries if not entry[1] or entry[0] not in ("suite", *NORMS)]
+  where = f"in the config's argument {arg!r}"
   if preset_name not in PRESETS:
-    raise ValueError(
-      f"data set {preset_name!r} is unknown in the config's argument {arg!r}; choose from {sorted(PRESETS)}."
-    )
-  attacks = _training_attacks(PRESETS[preset_name]["budget"])
+    raise ValueError(f"data set {preset_name!r} is unknown {where}; choose from {sorted(PRESETS)}.")
+  preset = PRESETS[preset_name]
+  choices = sorted((*_training_attacks(preset["budget"]), "union"))
   for name in attack_names:
-    if name not in (*attacks, "union"):
-      choices = sorted((*attacks, "union"))
-      raise ValueError(f"training attack {name!r} is unknown in the config's argument {arg!r}; choose from {choices}.")
+    if name not in choices:
+      raise ValueError(
+        f"training attack {name!r} is unknown {where}; choose from {choices}, or set a radius: linf=, l2= or l1=."
+      )
   expanded = _expanded(attack_names)
   if len(set(expanded)) < len(expanded):
     raise ValueError(f"the config's argument {arg!r} lists a training attack twice.")
   if len(suite_names) > 1 or suite_names[0] not in SUITES:
-    raise ValueError(
-      f"suite {','.join(suite_names)!r} is unknown in the config's argument {arg!r}; choose one from {sorted(SUITES)}."
-    )
-  return preset_name, attack_names, suite_names[0]
+    raise ValueError(f"suite {','.join(suite_names)!r} is unknown {where}; choose one from {sorted(SUITES)}.")
+  budget = preset["budget"]
+  for norm, radius in radii:
+    try:
+      budget = with_radius(budget, norm, radius)
+    except ValueError as error:
+      raise ValueError(f"the config's argument {arg!r}: {error}") from None
+  if len(dict(radii)) < len(radii):
+    raise ValueError(f"the config's argument {arg!r} sets a radius twice.")
+  words = [preset_name, *(f"{norm}{radius.replace('/', '_')}" for norm, radius in radii), *attack_names]
+  return _Argument(preset, budget, attack_names, suite_names[0], words)
 
 
 def variant_names(config: ConfigDict) -> list[str]:
@@ -258,23 +276,25 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
   Args:
     method: the first part of the run's name; the caller sets the fields of the method.
     arg: the text after the colon of `--config=configs/NAME.py:ARG`: a preset, then the training attacks of each
-      pair, and the suite for evaluation, separated by commas: "cifar10", "digits,pgd,cw", "digits,suite=unforeseen".
-      Empty is "digits"; the default attack is `attack`, the default suite "apgd".
+      pair, the radii that differ from the preset's, and the suite for evaluation, separated by commas: "cifar10",
+      "digits,pgd,cw", "cifar10,linf=4/255", "digits,suite=unforeseen". Empty is "digits"; the default attack is
+      `attack`, the default suite "apgd". A radius holds for training, validation and the suite, and step sizes stay
+      the same share of it.
     attack: the method's default training attack, or "union": one in each of three norms.
 
   Returns:
     A type-safe ConfigDict whose keys are fixed.
 
   Raises:
-    ValueError: an unknown preset, attack or suite (with the choices), or one named twice.
+    ValueError: an unknown preset, attack or suite (with the choices), one named twice, or a radius that is not a
+      number above 0.
   """
-  preset_name, attack_names, suite_name = _parse(arg)
-  preset = PRESETS[preset_name]
-  attacks = _training_attacks(preset["budget"])
+  preset, budget, attack_names, suite_name, words = _parse(arg)
+  attacks = _training_attacks(budget)
   attacks = {name: attacks[name] for name in _expanded(attack_names or [attack])}
   return ConfigDict(
     dict(
-      name="_".join([method, preset_name, *attack_names]),  # name of the run; with the seed, also of its workdir
+      name="_".join([method, *words]),  # name of the run; with the seed, also of its workdir
       seed=0,  # seed of everything random in the run
       mesh=dict(
         model_devices=1,  # devices that share large arrays of the state (FSDP), with the same result; 1: all replicated
@@ -325,7 +345,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         gamma=0.0,  # relative length of the adversarial weight perturbation; 0 is off
         begin_fraction=0.0,  # share of the epochs, at the start, without it
       ),
-      validation_attack=_validation_attack(preset["budget"], attacks),  # selects the best checkpoint
+      validation_attack=_validation_attack(budget, attacks),  # selects the best checkpoint
       eval=dict(
         batch_size=256,  # images evaluated at once, over all devices and hosts
         checkpoint="best",  # best | last: which checkpoint of a run: best in validation, or newest
@@ -337,7 +357,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         save_images=False,  # whether all adversarial images are written, in one file per attack
         robustbench=False,  # whether RobustBench's model JSON is written; needs a suite with standard AutoAttack
         references="",  # JSON file {attack: best known accuracy} for the metric competitiveness; empty is none
-        suite=SUITES[suite_name](preset["budget"]),  # the attacks of the evaluation, by name
+        suite=SUITES[suite_name](budget),  # the attacks of the evaluation, by name
       ),
     )
   )

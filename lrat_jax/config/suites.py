@@ -55,6 +55,19 @@ def _times(length: str, factor: float) -> str:
   return f"{float(numerator) * factor:.6g}" + (f"/{denominator}" if denominator else "")
 
 
+def with_radius(budget: Budget, norm: str, radius: str) -> Budget:
+  """A preset's budget with another radius in a norm; the step size stays the same share of the radius.
+
+  Raises:
+    ValueError: the radius is not a number above 0.
+  """
+  old_radius, old_step_size = budget[norm]
+  if as_number(radius, norm) <= 0:
+    raise ValueError(f"{norm}={radius} must be above 0.")
+  share = as_number(old_step_size, "step_size") / as_number(old_radius, "epsilon")
+  return {**budget, norm: (radius, _times(radius, share))}
+
+
 def _autoattack(budget: Budget, version: str, norm: str = "linf") -> dict[str, Any]:
   return dict(name=AUTOATTACK, norm=norm, epsilon=budget[norm][0], version=version)
 

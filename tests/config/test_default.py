@@ -71,7 +71,52 @@ def test_every_offered_training_attack_can_be_built():
   validate.check(config_lib.default("lrat", ",".join(["digits", *names])))
 
 
-@pytest.mark.parametrize("argument", ["mnist", "digits,pgd,pgd", "digits,fgms", "digits,union,pgd"])
+def _lengths(group, norm):
+  """Each epsilon and step size in a norm, among the attacks of a group."""
+  entries = [entry for entry in group.values() if entry.get("norm") == norm]
+  return {entry.epsilon for entry in entries}, {entry.step_size for entry in entries if "step_size" in entry}
+
+
+def test_a_radius_in_the_argument_holds_for_training_validation_and_the_suite():
+  config = config_lib.default("at", "cifar10,linf=4/255,pgd,cw,suite=full")
+  assert _lengths(config.train_attacks, "linf") == ({"4/255"}, {"1/255"})
+  assert (config.validation_attack.epsilon, config.validation_attack.step_size) == ("4/255", "0.4/255")
+  assert _lengths(config.eval.suite, "linf") == ({"4/255"}, {"0.4/255"})
+  usual = config_lib.default("at", "cifar10,pgd,cw,suite=full")
+  for norm in ("l2", "l1"):
+    assert _lengths(config.eval.suite, norm) == _lengths(usual.eval.suite, norm)
+  assert config.name == "at_cifar10_linf4_255_pgd_cw"
+
+
+def test_several_radii_hold_for_several_norms_at_once():
+  config = config_lib.default("at", "fashion_mnist,msd,l2=1,l1=8,suite=autoattack_union")
+  assert dict(config.train_attacks.msd.radii) == {"linf": "0.1", "l2": "1", "l1": "8"}
+  assert dict(config.train_attacks.msd.step_sizes) == {"linf": "0.035", "l2": "0.333333", "l1": "4"}
+  assert dict(config.validation_attack.radii) == dict(config.train_attacks.msd.radii)
+  assert {entry.norm: entry.epsilon for entry in config.eval.suite.values()} == dict(config.train_attacks.msd.radii)
+
+
+@pytest.mark.parametrize(
+  ("argument", "message"),
+  [
+    ("cifar10,linf=8/", "'cifar10,linf=8/': linf='8/' is not a number"),
+    ("cifar10,linf=", "'cifar10,linf=': linf='' is not a number"),
+    ("cifar10,l2=0", "'cifar10,l2=0': l2=0 must be above 0"),
+    ("cifar10,l2=1,l2=2", "'cifar10,l2=1,l2=2' sets a radius twice"),
+    ("cifar10,l7=1", "training attack 'l7=1' is unknown .* or set a radius: linf=, l2= or l1="),
+  ],
+)
+def test_a_wrong_radius_in_the_argument_is_named(argument, message):
+  with pytest.raises(ValueError, match=message):
+    config_lib.default("at", argument)
+
+
+def test_a_radius_in_the_argument_outside_the_image_range_is_refused():
+  with pytest.raises(ConfigError, match=r"epsilon=8 is outside \[0, 1\]"):
+    validate.check(config_lib.default("at", "cifar10,linf=8"))
+
+
+@pytest.mark.parametrize("argument", ["mnist", "digits,pgd,pgd", "digits,fgms", "digits,union,pgd", "digits,suite"])
 def test_a_wrong_argument_is_named(argument):
   with pytest.raises(ValueError, match=f"{argument!r}"):
     config_lib.default("at", argument)
