@@ -182,6 +182,14 @@ def test_the_plot_shows_means_and_differences(runs):
   assert [label.get_text() for label in below.get_xticklabels()][:2] == ["clean", "cw20\n(trained on)"]
 
 
+def test_the_plot_of_one_method_has_no_panels_for_differences(runs):
+  alone = summary_lib.summarise(runs[:1], "title")
+  assert "Difference to" not in summary_lib.markdown(alone)
+  (panel,) = plots.plot_comparison(alone).axes
+  assert panel.get_ylabel() == "accuracy (%)"
+  assert [label.get_text() for label in panel.get_xticklabels()][:2] == ["clean", "fgsm\n(trained on)"]
+
+
 def test_many_attacks_go_on_in_rows(runs):
   summary = summary_lib.summarise(runs, "title")
   columns = [f"attack{number}" for number in range(13)]

@@ -50,43 +50,58 @@ def plot_comparison(summary: Mapping[str, Any]) -> Figure:
   width = max(width, column_width)
   beside = int(width / column_width)
   lines = max(sum(1 + name.count("\n") for name in column) for column in np.array_split(names, beside))
-  height = (6.5 if len(rows) == 1 else 4.4) * len(rows)
+  compares = any(method["difference"] for method in methods.values())
+  height = (6.5 if len(rows) == 1 else 4.4) * len(rows) * (1 if compares else 0.55)
   figure = blank(title, width, height + 0.22 * lines)
-  panels = figure.subplots(2 * len(rows), 1, squeeze=False)[:, 0].reshape(-1, 2)
-  for (above, below), row in zip(panels, rows, strict=True):
-    _draw_row(above, below, summary, row.tolist())
-    for axis in (above, below):
-      axis.set_xlim(-0.5, most - 0.5)
+  panels = figure.subplots((1 + compares) * len(rows), 1, squeeze=False).reshape(len(rows), -1)
+  offsets = (np.arange(len(methods)) - (len(methods) - 1) / 2) * _WIDTH / max(len(methods), 2)
+  for axes, row in zip(panels, rows, strict=True):
+    _draw_accuracies(axes[0], summary, row.tolist(), offsets)
+    if compares:
+      _draw_differences(axes[1], summary, row.tolist(), offsets)
+    for axis in axes:
+      _mark_columns(axis, len(row), most)
+    axes[-1].set_xticklabels(_labels(summary, row.tolist()), fontsize=9)
   entries = panels[0, 0].get_legend_handles_labels()
   figure.legend(*entries, loc="outside lower center", ncols=beside, frameon=False, fontsize=9)
   return figure
 
 
-def _draw_row(above: Axes, below: Axes, summary: Mapping[str, Any], columns: Sequence[str]) -> None:
-  """Draws the accuracies and differences of some of the attacks."""
-  methods = summary["methods"]
-  offsets = (np.arange(len(methods)) - (len(methods) - 1) / 2) * _WIDTH / max(len(methods), 2)
-  for number, (name, method) in enumerate(methods.items()):
-    style, places = _style(number), {column: place + offsets[number] for place, column in enumerate(columns)}
-    shown = [column for column in columns if column in method["mean"]]
-    means = [100 * method["mean"][column] for column in shown]
-    spread = [100 * method["std"].get(column, 0.0) for column in shown]
-    above.errorbar([places[c] for c in shown], means, yerr=spread, elinewidth=1, label=_wrapped(name), **style)
-    shown = [column for column in columns if column in method["difference"]]
-    found = np.array([[100 * method["difference"][c][key] for key in ("mean", "low", "high")] for c in shown])
-    if shown:
+def _draw_accuracies(axis: Axes, summary: Mapping[str, Any], columns: Sequence[str], offsets: np.ndarray) -> None:
+  """Draws each method's mean and standard deviation under some of the attacks."""
+  for number, (name, method) in enumerate(summary["methods"].items()):
+    places = {column: place + offsets[number] for place, column in enumerate(columns) if column in method["mean"]}
+    means = [100 * method["mean"][column] for column in places]
+    spread = [100 * method["std"].get(column, 0.0) for column in places]
+    axis.errorbar([*places.values()], means, yerr=spread, elinewidth=1, label=_wrapped(name), **_style(number))
+  axis.set(ylabel="accuracy (%)", ylim=(-2, 102))  # room for a marker at 0
+
+
+def _draw_differences(axis: Axes, summary: Mapping[str, Any], columns: Sequence[str], offsets: np.ndarray) -> None:
+  """Draws each method's difference to the first one, and its interval, under some of the attacks."""
+  for number, method in enumerate(summary["methods"].values()):
+    difference = method["difference"]
+    places = {column: place + offsets[number] for place, column in enumerate(columns) if column in difference}
+    if places:
+      found = np.array([[100 * difference[column][key] for key in ("mean", "low", "high")] for column in places])
       reach = np.abs(found[:, 1:] - found[:, :1]).T
-      below.errorbar([places[c] for c in shown], found[:, 0], yerr=reach, elinewidth=1, **style)
-  above.set(ylabel="accuracy (%)", ylim=(-2, 102))  # room for a marker at 0
+      axis.errorbar([*places.values()], found[:, 0], yerr=reach, elinewidth=1, **_style(number))
   baseline = summary["baseline"] if len(summary["baseline"]) <= _AXIS_LINE else "the first method"
-  below.set(ylabel=textwrap.fill(f"difference to {baseline} (points)", _AXIS_LINE))
+  axis.set(ylabel=textwrap.fill(f"difference to {baseline} (points)", _AXIS_LINE))
+  axis.axhline(0, color=INK, linewidth=0.8)
+
+
+def _labels(summary: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+  """The attacks' names, and whether a method was trained on them."""
   group = {name: kind.replace("_", " ") for kind in ("trained_on", "held_out") for name in summary[kind]}
-  texts = [f"{column}\n({group[column]})" if column in group else column for column in columns]
-  below.set_xticks(range(len(columns)), texts, fontsize=9)
-  above.set_xticks(range(len(columns)), [""] * len(columns))
-  below.axhline(0, color=INK, linewidth=0.8)
-  for axis in (above, below):
-    tidy(axis)
-    axis.grid(visible=False, axis="x")
-    for edge in range(1, len(columns)):
-      axis.axvline(edge - 0.5, color=INK, alpha=0.15, linewidth=0.6)
+  return [f"{column}\n({group[column]})" if column in group else column for column in columns]
+
+
+def _mark_columns(axis: Axes, count: int, most: int) -> None:
+  """Separates `count` attacks by lines, in a panel with room for `most`."""
+  axis.set_xticks(range(count), [""] * count)
+  axis.set_xlim(-0.5, most - 0.5)
+  tidy(axis)
+  axis.grid(visible=False, axis="x")
+  for edge in range(1, count):
+    axis.axvline(edge - 0.5, color=INK, alpha=0.15, linewidth=0.6)
