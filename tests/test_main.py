@@ -1,34 +1,25 @@
-"""The program as users run it: files, exit codes, one-line errors, resuming a stopped run."""
+"""The program as users run it: files, exit codes, resuming a stopped run."""
 
 import itertools
 import json
 import re
-import shlex
-import signal
 import sys
 import threading
-from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lrat_jax import attacks, main, models, run
+from lrat_jax import attacks, main, models
 from lrat_jax.analysis import inspection
-from lrat_jax.config import command_line, validate
-from lrat_jax.config.default import PRESETS
-from lrat_jax.config.methods import METHODS
-from lrat_jax.config.suites import SUITES
 from lrat_jax.core import malloc
 from lrat_jax.training import metric_writers
 from lrat_jax.training.checkpoints import Checkpoints
 from tests import programs
-from tests.helpers import make_split
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 ARGUMENTS = list(programs.RUN)
 RESULT_FILES = {
   ".lock", "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "results.json", "timings.json",
@@ -100,52 +91,6 @@ def test_a_service_that_follows_is_told_every_row_and_the_result(finished, told)
   assert end == ("closed", False)
 
 
-def test_a_dry_run_says_what_the_run_would_take_and_leaves_nothing(tmp_path, monkeypatch, capsys):
-  monkeypatch.chdir(tmp_path)
-  assert main.main([*ARGUMENTS, "--dry_run"]) == 0
-  said = capsys.readouterr().out
-  for words in (
-    "1,100 train, 197 validation, 500 test images 8x8x1, 10 classes",
-    "2 epochs of 17 = 34; batches [64, 8, 8, 1], 1 variant(s) a pair",
-    "pgd: linf 0.2, 2 steps of 0.05",
-    "at most 5 gradients and 0 queries per image",
-    "1 epochs plain: ",
-    "1 epochs local weights, global weights: ",
-  ):
-    assert words in said, said
-  kernels = 9 * (4 + 16 + 32 + 64) + 32 * 16 + 16 * 10
-  biases = 4 + 4 + 8 + 8 + 16 + 10
-  assert f"cnn_4, {kernels + biases:,} parameters, computes in float32" in said
-  assert re.search(r"Conv_2 +4x4x8 +296\n", said)
-  assert re.search(
-    r"time +about .+ of training, .+ of validation, at most .+ of evaluation, at least .+ of compilation", said
-  )
-  assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("more", "heard"), [(("--dry_run",), False), ((), True)])
-def test_a_dry_run_ends_at_once_where_it_is_told_to(tmp_path, monkeypatch, more, heard):
-  before, during = signal.getsignal(signal.SIGTERM), []
-  monkeypatch.setattr(run, "_run_config", lambda *_: during.append(signal.getsignal(signal.SIGTERM)))
-  main.main([*ARGUMENTS, f"--workdir={tmp_path}", *more])
-  assert [handler != before for handler in during] == [heard]
-
-
-def test_a_dry_run_shows_a_network_that_does_not_say_its_type(tmp_path, monkeypatch, capsys):
-  monkeypatch.chdir(tmp_path)
-  own = "--config.model.name=tests.user_functions:linear"
-  arguments = [argument for argument in ARGUMENTS if ".model.name" not in argument]
-  assert main.main([*arguments, own, "--config.train.epochs=1", "--dry_run"]) == 0
-  said = capsys.readouterr().out
-  assert re.search(r"tests.user_functions:linear, [\d,]+ parameters, computes in float32", said), said
-
-
-@pytest.mark.parametrize("option", ["--dry_run", "--track=wandb"])
-def test_what_is_for_a_run_is_not_for_a_model(option, capsys):
-  assert main.main([*ARGUMENTS, "--model=examples.flax_nnx:make_model", option]) == 2
-  assert f"error: {option.partition('=')[0]} is for a run of a configuration" in capsys.readouterr().err
-
-
 def test_a_run_leaves_what_the_design_says(finished):
   assert {path.name for path in finished.iterdir()} == RESULT_FILES
   results = json.loads((finished / "results.json").read_text())
@@ -163,47 +108,6 @@ def test_a_run_leaves_what_the_design_says(finished):
   assert {path.name for path in (finished / "plots").iterdir()} == {f"{stem}.png" for stem in drawn}
   config = json.loads((finished / "config.json").read_text())
   assert config["name"] == "lrat_irat_digits" and config["model"]["name"] == "cnn_4"
-
-
-@pytest.fixture
-def no_compilation_cache(monkeypatch):
-  """JAX as if neither the environment nor the user had set the folder for compiled programs."""
-  options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-  before = {option: getattr(jax.config, option) for option in options}
-  for option in options:
-    monkeypatch.delenv(option.upper())
-  jax.config.update("jax_compilation_cache_dir", None)
-  yield
-  for option, value in before.items():
-    jax.config.update(option, value)
-
-
-@pytest.mark.parametrize(
-  ("arguments", "folder"),
-  [
-    ([], "{tmp_path}/runs/compilation_cache"),
-    (["--config.compilation_cache={tmp_path}/elsewhere"], "{tmp_path}/elsewhere"),
-    (["--config.compilation_cache=off"], None),
-  ],
-)
-def test_compiled_programs_are_kept_beside_the_workdir_or_where_one_says(
-  no_compilation_cache, tmp_path, arguments, folder
-):
-  (tmp_path / "runs" / "a" / "checkpoints").mkdir(parents=True)  # so that the program gets as far as looking for one
-  arguments = [argument.format(tmp_path=tmp_path) for argument in arguments]
-  assert main.main([*ARGUMENTS, f"--workdir={tmp_path}/runs/a", "--mode=evaluate", *arguments]) == 2
-  assert jax.config.jax_compilation_cache_dir == (folder and folder.format(tmp_path=tmp_path))
-
-
-def test_programs_of_less_than_a_second_are_kept_unless_the_environment_says_otherwise(
-  no_compilation_cache, monkeypatch, tmp_path
-):
-  run._keep_compiled("auto", tmp_path)
-  assert jax.config.jax_persistent_cache_min_compile_time_secs < 0.5
-  monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "3")
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 3.0)
-  run._keep_compiled("auto", tmp_path)
-  assert jax.config.jax_persistent_cache_min_compile_time_secs == 3.0
 
 
 def test_metrics_follow_the_run(finished):
@@ -267,81 +171,6 @@ def test_a_metric_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(tm
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
   rows = (workdir / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(row)["step"] for row in rows] == list(range(1, step))
-
-
-BAD_INPUT = {
-  "": "--config is missing",
-  "--config={configs}/nothing.py": r"is neither a method \(.*\) nor a file",
-  "--config={configs}/lrat.py:mnist": "data set 'mnist' is unknown .* choose from",
-  "--config={configs}/lrat.py:digits,fgms": "training attack 'fgms' is unknown .* choose from",
-  "--config={configs}/lrat.py --config.train.epochz=3": r"config.train.epochz is unknown; config.train: choose from \[",
-  "--config={configs}/lrat.py --config.train.epochs=three": "--config.train.epochs=three: invalid literal for int",
-  "--config={configs}/lrat.py --config.train=3": "config.train is a group of the fields",
-  "--config={configs}/lrat.py --config.train_attacks=pgd,cw": "chosen in the config's argument",
-  "--config={configs}/lrat.py --config.seed": "options are written --name=value",
-  "--config={configs}/lrat.py --config.seed.x=1": "it is a value, not a group",
-  "--config={configs}/lrat.py digits": "'digits' is not understood",
-  "--config={configs}/lrat.py --workdri=x": "Unknown command line flag 'workdri'",
-  "--config={configs}/lrat.py --mode=test": "--mode='test' is unknown; choose from .*'evaluate'",
-  "--config={configs}/lrat.py --config.eval.batch_size=128 --mode=evaluate": "contains no checkpoint to evaluate",
-  "--config={configs}/lrat.py --config.train_attacks.pgd.epsilon=-0.1": r"pgd.epsilon=-0.1 is outside \[0, 1\]",
-  "--config={configs}/lrat.py --config.train_attacks.pgd.epsilon=2": r"pgd.epsilon=2 is outside \[0, 1\]",
-  "--config={configs}/lrat.py --config.model.name=resnet19": "config.model.name='resnet19' is not a model; choose from",
-  "--config={configs}/lrat.py --config.data.batch_size=60": "batch_size=60 is not divisible by the 8 devices",
-  "--config={configs}/lrat.py --config.eval.batch_size=128 --config.data.source=npz:/x.npz": "there is no such file",
-  "--config={configs}/lrat.py --config.eval.batch_size=128 --config.data.validation_size=1297": "must be in",
-}
-
-
-@pytest.mark.parametrize("arguments", BAD_INPUT)
-def test_bad_input_is_one_line_exit_code_2_and_nothing_written(arguments, tmp_path, capsys):
-  workdir = tmp_path / "run"
-  words = shlex.split(arguments.format(configs=ROOT / "configs"))
-  assert main.main([*words, f"--workdir={workdir}"]) == 2
-  error = capsys.readouterr().err
-  assert re.fullmatch(rf"error: .*{BAD_INPUT[arguments]}.*\n", error), error
-  assert not workdir.exists()
-
-
-def test_a_workdir_that_cannot_be_is_named(tmp_path, capsys):
-  (tmp_path / "file").write_text("")
-  for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
-    assert main.main([*ARGUMENTS, f"--workdir={workdir}"]) == 2
-    assert f"--workdir={workdir}" in capsys.readouterr().err
-
-
-def test_labels_outside_the_classes_are_named(tmp_path, capsys):
-  train, test = make_split(40), make_split(8)
-  arrays = {"train_images": train.images, "train_labels": train.labels, "test_images": test.images}
-  np.savez(tmp_path / "data.npz", **arrays, test_labels=test.labels + 1)
-  source = [f"--config.data.source=npz:{tmp_path}/data.npz", "--config.data.validation_size=8"]
-  assert main.main([*ARGUMENTS, *source, f"--workdir={tmp_path}/run"]) == 2
-  assert "test labels range from 1 to 4; the classes are 0..3" in capsys.readouterr().err
-
-
-def test_help_names_the_options(capsys):
-  assert main.main(["--help"]) == 0
-  shown = capsys.readouterr().out
-  assert all(option in shown for option in ("--config", "--workdir", "--mode", *command_line.MODES))
-  assert max(len(line) for line in shown.splitlines()) <= 100
-  assert {*METHODS, *PRESETS, *SUITES} <= set(re.findall(r"\w+", shown))
-
-
-def _commands(text):
-  """Every `python -m lrat_jax.main` command in a text, with its continued lines joined."""
-  found = re.findall(r"python -m lrat_jax\.main ([^\n`#]*)", text.replace("\\\n", " "))
-  return [re.split(r" {2,}|&&", command)[0].strip() for command in found]
-
-
-@pytest.mark.parametrize(
-  "path", [ROOT / "README.md", ROOT / "lrat_jax/main.py", *sorted((ROOT / "configs").glob("*.py"))], ids=str
-)
-def test_every_command_that_we_print_is_understood(path):
-  commands = _commands(path.read_text())
-  assert commands
-  for command in commands:
-    config = command_line.parse(shlex.split(command)).config
-    validate.check(config)
 
 
 def test_a_run_in_a_thread_stops_by_its_argument_and_goes_on(tmp_path):
