@@ -8,7 +8,7 @@ from lrat_jax.config import validate
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.training.phases import Phase
 from tests.helpers import make_config, make_experiment
-from tests.training.test_step import FIELDS, _lowered, _train
+from tests.training.step_case import FIELDS, lowered, train
 
 BOTH = Phase(use_local_weights=True, use_global_weights=True)
 PERTURBED = Phase(use_local_weights=True, use_global_weights=True, use_awp=True)
@@ -17,7 +17,7 @@ PERTURBED = Phase(use_local_weights=True, use_global_weights=True, use_awp=True)
 def _assert_alike(fields, phase, microbatches, num_devices=1):
   """Five steps in microbatches give the same state, and the same outputs per image, as steps on whole batches."""
   (state, outputs), (whole_state, whole_outputs) = (
-    _train(num_devices, phase, 5, **fields, train__microbatches=count) for count in (microbatches, 1)
+    train(num_devices, phase, 5, **fields, train__microbatches=count) for count in (microbatches, 1)
   )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state, whole_state)
   for output, whole in zip(outputs, whole_outputs, strict=True):
@@ -52,8 +52,8 @@ def test_a_batch_in_parts_trains_the_model_of_the_whole_batch(fields, phase, num
 @pytest.mark.slow
 def test_batch_norm_goes_by_each_part():
   fields = {"model__name": "wide_resnet_10_1", "train_attacks__pgd__epsilon": "0"}
-  state, outputs = _train(1, BOTH, 1, **fields, train__microbatches=2)
-  whole, whole_outputs = _train(1, BOTH, 1, **fields)
+  state, outputs = train(1, BOTH, 1, **fields, train__microbatches=2)
+  whole, whole_outputs = train(1, BOTH, 1, **fields)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
   assert np.abs(outputs[0].vulnerabilities - whole_outputs[0].vulnerabilities).max() > 1e-4
   # Two parts move the running averages by 1 - 0.9^2; a whole batch moves them by 1 - 0.9.
@@ -72,7 +72,7 @@ def test_memory_is_that_of_a_part():
   used = {}
   for count in (1, 4):
     experiment = make_experiment(make_config(**fields, train__microbatches=count), shape=(16, 16, 1))
-    used[count] = _lowered(experiment, BOTH, size=64).compile().memory_analysis().temp_size_in_bytes
+    used[count] = lowered(experiment, BOTH, size=64).compile().memory_analysis().temp_size_in_bytes
   assert used[4] < 0.4 * used[1]
 
 

@@ -15,7 +15,7 @@ from lrat_jax.training import loop as loop_lib
 from lrat_jax.training import step as step_lib
 from lrat_jax.training.phases import Phase
 from tests.helpers import SMALL, make_config, make_experiment, to_numpy
-from tests.training.test_step import FIELDS, _batch, _step
+from tests.training.step_case import FIELDS, make_batch, make_step
 
 CONFIG = {name.replace(".", "__"): value for name, value in SMALL.items()}
 # Five steps per epoch: rows after steps 4, 5, 8, 10, 12, 15, and saves after 7 and 14, each with an additional row.
@@ -58,8 +58,8 @@ def _assert_same(ours, theirs):
 def test_a_call_of_several_steps_is_as_many_steps(num_devices):
   phase = Phase(use_local_weights=True, use_global_weights=True)
   experiment = make_experiment(make_config(**FIELDS | {"data__flip": True}), num_devices)
-  batches = [_batch(experiment, number) for number in range(3)]
-  one, state, outputs = _step(experiment, phase), experiment.initial_state(), []
+  batches = [make_batch(experiment, number) for number in range(3)]
+  one, state, outputs = make_step(experiment, phase), experiment.initial_state(), []
   for batch in batches:
     state, output = one(state, batch)
     outputs.append(to_numpy(output))
