@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str]) -> Options | None:
     if value not in choices:
       raise ConfigError(f"--{name}={value!r} is unknown; choose from {sorted(choices)}.")
   for radius in radii:
-    if radius.partition("=")[0] not in NORMS:
+    if not radius.startswith(tuple(f"{norm}=" for norm in NORMS)):
       raise ConfigError(f"--data={values.data!r}: {radius!r} does not set a radius, as linf=4/255 does.")
   if not values.seeds or not all(re.fullmatch("[0-9]{1,10}", seed) for seed in values.seeds):
     raise ConfigError(f"--seeds={','.join(values.seeds)!r} must be whole numbers, such as 0,1,2.")
