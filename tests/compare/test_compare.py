@@ -83,7 +83,7 @@ def test_a_comparison_that_is_stopped_leaves_no_run_behind(tmp_path):
     (["--methods=at", "--data=mnist"], "--data='mnist' is unknown; choose from ['cifar10'"),
     (["--methods=at", "--data=digits,pgd"], "--data='digits,pgd': 'pgd' does not set a radius, as linf=4/255 does"),
     (["--methods=at", "--data=digits,l2"], "--data='digits,l2': 'l2' does not set a radius, as linf=4/255 does"),
-    (["--methods=at", "--data=digits,l2=0"], "at: config's argument 'digits,l2=0,suite=full': l2=0 must be above 0"),
+    (["--methods=at", "--data=digits,l2=0"], "the config's argument 'digits,l2=0,suite=full': l2=0 must be above 0"),
     (["--methods=at", "--suite=all"], "--suite='all' is unknown; choose from ['apgd'"),
     (["--methods=at", "--jobs=0"], "--jobs=0 must be between 1 and"),
     (["--methods=at", "--config.beta=-2.0"], "at: config.beta=-2.0 is outside"),
