@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from lrat_jax.config.suites import DEFAULT as DEFAULT_SUITE
-from lrat_jax.config.suites import NORMS, SUITES, Budget, iterated, kinds, with_radius
+from lrat_jax.config.suites import NORMS, SUITES, Budget, ball, iterated, kinds, with_radius
 
 # `train.variants`: each image has a variant by every attack, or only by one attack that is drawn for the batch.
 ALL, SAMPLED = "all", "sampled"
@@ -226,6 +226,7 @@ class _Argument(NamedTuple):
 
   preset: dict[str, Any]
   budget: Budget
+  radii: dict[str, str]
   attack_names: list[str]
   suite_name: str
   words: list[str]
@@ -262,7 +263,17 @@ def _parse(arg: str | None) -> _Argument:
   if len(dict(radii)) < len(radii):
     raise ValueError(f"the config's argument {arg!r} sets a radius twice.")
   words = [preset_name, *(f"{norm}{radius.replace('/', '_')}" for norm, radius in radii), *attack_names]
-  return _Argument(preset, budget, attack_names, suite_names[0], words)
+  return _Argument(preset, budget, dict(radii), attack_names, suite_names[0], words)
+
+
+def _check_radii(arg: str | None, radii: Iterable[str], entries: Iterable[dict[str, Any]]) -> None:
+  """Raises ValueError if the argument sets the radius of a norm in which there is no attack."""
+  used = {norm for entry in entries for norm in entry.get("radii", (ball(entry),))}
+  for norm in radii:
+    if norm not in used:
+      raise ValueError(
+        f"the config's argument {arg!r}: {norm}= has no effect, neither training nor the suite has an attack in {norm}."
+      )
 
 
 def variant_names(config: ConfigDict) -> list[str]:
@@ -287,11 +298,12 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
 
   Raises:
     ValueError: an unknown preset, attack or suite (with the choices), one named twice, or a radius that is not a
-      number above 0.
+      number above 0, or of a norm in which there is no attack.
   """
-  preset, budget, attack_names, suite_name, words = _parse(arg)
-  attacks = _training_attacks(budget)
+  preset, budget, radii, attack_names, suite_name, words = _parse(arg)
+  attacks, suite = _training_attacks(budget), SUITES[suite_name](budget)
   attacks = {name: attacks[name] for name in _expanded(attack_names or [attack])}
+  _check_radii(arg, radii, (*attacks.values(), *suite.values()))
   return ConfigDict(
     dict(
       name="_".join([method, *words]),  # name of the run; with the seed, also of its workdir
@@ -357,7 +369,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         save_images=False,  # whether all adversarial images are written, in one file per attack
         robustbench=False,  # whether RobustBench's model JSON is written; needs a suite with standard AutoAttack
         references="",  # JSON file {attack: best known accuracy} for the metric competitiveness; empty is none
-        suite=SUITES[suite_name](budget),  # the attacks of the evaluation, by name
+        suite=suite,  # the attacks of the evaluation, by name
       ),
     )
   )

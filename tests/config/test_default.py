@@ -94,6 +94,8 @@ def test_several_radii_hold_for_several_norms_at_once():
   assert dict(config.train_attacks.msd.step_sizes) == {"linf": "0.035", "l2": "0.333333", "l1": "4"}
   assert dict(config.validation_attack.radii) == dict(config.train_attacks.msd.radii)
   assert {entry.norm: entry.epsilon for entry in config.eval.suite.values()} == dict(config.train_attacks.msd.radii)
+  for argument in ("digits,pgd_l2,l2=1", "digits,l2=1,suite=full", "digits,msd,l1=1", "digits,l1=1,suite=unforeseen"):
+    config_lib.default("at", argument)  # in training or in the suite is enough
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,10 @@ def test_several_radii_hold_for_several_norms_at_once():
     ("cifar10,linf=8/", "'cifar10,linf=8/': linf='8/' is not a number"),
     ("cifar10,linf=", "'cifar10,linf=': linf='' is not a number"),
     ("cifar10,l2=0", "'cifar10,l2=0': l2=0 must be above 0"),
+    (
+      "cifar10,l2=1",
+      "'cifar10,l2=1': l2= has no effect, neither training nor the suite has an attack in l2",
+    ),
     ("cifar10,l2=1,l2=2", "'cifar10,l2=1,l2=2' sets a radius twice"),
     ("cifar10,l7=1", "training attack 'l7=1' is unknown .* or set a radius: linf=, l2= or l1="),
   ],
