@@ -272,7 +272,7 @@ def _check_radii(arg: str | None, radii: Iterable[str], entries: Iterable[dict[s
   for norm in radii:
     if norm not in used:
       raise ValueError(
-        f"the config's argument {arg!r}: {norm}= has no effect, neither training nor the suite has an attack in {norm}."
+        f"the config's argument {arg!r}: {norm}= has no effect; neither training nor the suite has an attack in {norm}."
       )
 
 

@@ -106,7 +106,7 @@ def test_several_radii_hold_for_several_norms_at_once():
     ("cifar10,l2=0", "'cifar10,l2=0': l2=0 must be above 0"),
     (
       "cifar10,l2=1",
-      "'cifar10,l2=1': l2= has no effect, neither training nor the suite has an attack in l2",
+      "'cifar10,l2=1': l2= has no effect; neither training nor the suite has an attack in l2",
     ),
     ("cifar10,l2=1,l2=2", "'cifar10,l2=1,l2=2' sets a radius twice"),
     ("cifar10,l7=1", "training attack 'l7=1' is unknown .* or set a radius: linf=, l2= or l1="),
