@@ -28,7 +28,15 @@ from tests import programs  # noqa: E402
 # Each test in these folders starts a process or draws hundreds of examples.
 _SLOW_FOLDERS = ("faults", "fuzz", "launch")
 # Files that take a minute or more run first, so that no worker starts one at the end.
-_FIRST = ("test_kill.py", "test_stop.py", "test_distributed.py", "test_main.py", "test_step.py", "test_examples.py")
+_FIRST = (
+  "test_kill.py",
+  "test_stop.py",
+  "test_distributed.py",
+  "test_main.py",
+  "test_step.py",
+  "test_step_program.py",
+  "test_examples.py",
+)
 # The time limit of a test that is not marked slow. Set-up is not counted, and a test that compiles has no limit.
 _MOST_SECONDS = float(os.environ.get("LRAT_JAX_TEST_SECONDS", "5"))
 
