@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from lrat_jax import data, models
-from lrat_jax.config import suites, validate, validate_attacks
+from lrat_jax.config import attack_entries, validate, validate_attacks
 from lrat_jax.config.command_line import Options, expand_home, reason
 from lrat_jax.convert import exchange, initial
 from lrat_jax.core import distributed, malloc, preemption, sharding, topologies
@@ -123,9 +123,10 @@ def _load_surrogates(config: ConfigDict, dataset: data.Dataset, num_classes: int
   images = np.asarray(data.to_float(dataset.test.images[:2]), np.float32)
   found = {}
   for name, entry in config.eval.suite.items():
-    if suites.SURROGATE not in entry:
+    if attack_entries.SURROGATE not in entry:
       continue
-    where, source = f"config.eval.suite.{name}.{suites.SURROGATE}", expand_home(str(entry[suites.SURROGATE]))
+    where = f"config.eval.suite.{name}.{attack_entries.SURROGATE}"
+    source = expand_home(str(entry[attack_entries.SURROGATE]))
     if not source:
       raise ConfigError(f"{where}='' must name a file of weights, a run's workdir, or package.module:function.")
     try:

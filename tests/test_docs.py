@@ -22,7 +22,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 from docs.extensions import config_fields, docstrings
 from lrat_jax import attacks, cli, main
-from lrat_jax.config import command_line, suites, validate
+from lrat_jax.config import attack_entries, command_line, suites, train_attacks, validate
 from lrat_jax.config import default as config_lib
 from tests import torch_definitions
 from tests.helpers import SMALL
@@ -101,12 +101,12 @@ def test_every_field_of_a_configuration_is_explained(preset):
 
 
 def test_every_field_of_an_attack_in_a_configuration_is_explained():
-  chosen = ",".join(config_fields.training_attacks())
+  chosen = ",".join(train_attacks.by_name(config_lib.PRESETS["digits"]["budget"]))
   for suite in suites.SUITES:
     config = config_lib.default("any", f"digits,{chosen},suite={suite}")
     for entry in (*config.train_attacks.values(), config.validation_attack, *config.eval.suite.values()):
       arguments = config_fields.attack_arguments(entry.name)
-      for field in set(entry) - {"name", suites.SURROGATE}:
+      for field in set(entry) - {"name", attack_entries.SURROGATE}:
         assert arguments[field][1], f"the docstring of {entry.name} does not explain {field}"
 
 

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from lrat_jax import attacks
 from lrat_jax.attacks import registry
+from lrat_jax.config import attack_entries
 from lrat_jax.config import default as config_lib
-from lrat_jax.config import suites
 
 # Groups whose members are attacks; their fields are the attacks' own arguments.
 ATTACK_GROUPS = ("train_attacks", "validation_attack", "eval.suite")
@@ -95,16 +95,9 @@ def fields() -> list[Field]:
   return sorted(found, key=lambda field: order.index(field.path) if field.path in order else -1)
 
 
-def training_attacks() -> list[str]:
-  """The names of training attacks that a config's argument accepts."""
-  tree = ast.parse(inspect.getsource(config_lib))
-  (maker,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "_training_attacks")
-  return [key.value for key in next(n for n in ast.walk(maker) if isinstance(n, ast.Dict)).keys]
-
-
 def argument_explanations(name: str) -> dict[str, str]:
   """The explanations of arguments in an attack's docstring; `name` is one of the registry's or "autoattack"."""
-  attack = attacks.autoattack if name == suites.AUTOATTACK else _ARGUMENTS_OF.get(name, registry.REGISTRY[name])
+  attack = attacks.autoattack if name == attack_entries.AUTOATTACK else _ARGUMENTS_OF.get(name, registry.REGISTRY[name])
   section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(attack) or "", re.DOTALL | re.MULTILINE)
   entries = re.findall(r"^  (\w+(?:, \w+)*): (.*(?:\n    .*)*)", section[1] if section else "", re.MULTILINE)
   return {one: " ".join(text.split()) for names, text in entries for one in names.split(", ")}
@@ -113,7 +106,7 @@ def argument_explanations(name: str) -> dict[str, str]:
 def attack_arguments(name: str) -> dict[str, tuple[Any, str]]:
   """(default, explanation) of each argument of an attack in a configuration; without a default, Parameter.empty."""
   explained = argument_explanations(name)
-  if name == suites.AUTOATTACK:
+  if name == attack_entries.AUTOATTACK:
     given = inspect.signature(attacks.autoattack).parameters
     return {
       key: (given[key].default, explained[key]) for key in ("epsilon", "norm", "version", "attacks_to_run", "overrides")

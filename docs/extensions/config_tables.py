@@ -13,8 +13,8 @@ from sphinx.util.docutils import SphinxDirective
 
 from docs.extensions import config_fields
 from lrat_jax.attacks import registry
+from lrat_jax.config import attack_entries, suites, train_attacks
 from lrat_jax.config import default as config_lib
-from lrat_jax.config import suites
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -67,12 +67,12 @@ def _entries(configs: Mapping[str, Mapping[str, Any]]) -> str:
     entries = {preset: group[name] for preset, group in configs.items()}
     (first, *_) = entries.values()
     words = [first["name"], *(f"{key} {first[key]}" for key in ("loss", "random_start") if key in first)]
-    rows.append((f"`{name}`", ", ".join(words), _by_preset({p: suites.threat(e) for p, e in entries.items()})))
+    rows.append((f"`{name}`", ", ".join(words), _by_preset({p: attack_entries.threat(e) for p, e in entries.items()})))
   return _table(("entry", "attack", "what it may do"), rows)
 
 
 def _training_attacks_text() -> str:
-  argument = ",".join(config_fields.training_attacks())
+  argument = ",".join(train_attacks.by_name(config_lib.PRESETS["digits"]["budget"]))
   return _entries({p: config_lib.default("at", f"{p},{argument}").train_attacks for p in config_lib.PRESETS})
 
 
@@ -86,7 +86,7 @@ def _suites_text() -> str:
 
 def _arguments_text() -> str:
   text = ""
-  for name in [*registry.REGISTRY, suites.AUTOATTACK]:
+  for name in [*registry.REGISTRY, attack_entries.AUTOATTACK]:
     rows = [
       (f"`{key}`", _plain(explanation), "" if default is inspect.Parameter.empty else _code(default))
       for key, (default, explanation) in config_fields.attack_arguments(name).items()

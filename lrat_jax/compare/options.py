@@ -56,8 +56,9 @@ def parse(arguments: Sequence[str]) -> Options | None:
     raise ConfigError(f"{rest[0]!r} is not understood; options are written --name=value.")
   if not values.methods:
     raise ConfigError("--methods is missing; try --methods=at,irat,lrat,lrat_irat.")
+  from lrat_jax.config.budgets import NORMS
   from lrat_jax.config.default import PRESETS  # imports JAX, which is slow and not needed for help or a wrong flag
-  from lrat_jax.config.suites import NORMS, SUITES
+  from lrat_jax.config.suites import SUITES
 
   preset, *radii = values.data.split(",")
   for name, value, choices in (("data", preset, PRESETS), ("suite", values.suite, SUITES)):

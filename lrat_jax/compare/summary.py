@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lrat_jax.analysis import inspection
-from lrat_jax.config import suites
+from lrat_jax.config import attack_entries, suites
 from lrat_jax.core.text import counted
 from lrat_jax.evaluation import metrics as metrics_lib
 from lrat_jax.evaluation.evaluate import CLEAN
@@ -86,7 +86,7 @@ def _columns(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
   return {
     "trained_on": [name for name in suite if name in trained],
     "held_out": suites.held_out(suite, trained),
-    "autoattack": [name for name, entry in suite.items() if suites.is_autoattack(entry)],
+    "autoattack": [name for name, entry in suite.items() if attack_entries.is_autoattack(entry)],
   }
 
 
@@ -333,7 +333,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
     ]
   if summary["inconsistency"] is not None:
     lines += _inconsistency_lines(summary["inconsistency"])
-  lines += ["", "Threats: " + "; ".join(f"{name}: {suites.threat(entry)}" for name, entry in summary["suite"].items())]
+  threats = (f"{name}: {attack_entries.threat(entry)}" for name, entry in summary["suite"].items())
+  lines += ["", f"Threats: {'; '.join(threats)}"]
   lines += [f"- missing: {name}" for name in summary["missing"]]
   lines += _warning_lines(summary["warnings"])
   lines += [

@@ -10,13 +10,13 @@ The default of a new field must leave existing runs unchanged and be the same in
 older than the field take its default (`earlier.completed`).
 """
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from lrat_jax.config.suites import DEFAULT as DEFAULT_SUITE
-from lrat_jax.config.suites import NORMS, SUITES, Budget, ball, iterated, kinds, with_radius
+from lrat_jax.config import argument
+from lrat_jax.config.budgets import budget
+from lrat_jax.config.train_attacks import validation_attack
 
 # `train.variants`: each image has a variant by every attack, or only by one attack that is drawn for the batch.
 ALL, SAMPLED = "all", "sampled"
@@ -102,20 +102,6 @@ def _optimizer(learning_rate: float, schedule: str, weight_decay: float = 5e-4):
   )
 
 
-def _budget(
-  linf: tuple[str, str], l2: tuple[str, str], l1: tuple[str, str], *, num_steps: int, spatial: tuple[float, float]
-):
-  """Radius and step size by norm, steps of training attacks, and largest rotation (degrees) and shift (pixels).
-
-  L1's step sizes were selected on validation images of networks trained in L2: with them, PGD leaves the same robust
-  accuracy as APGD with the same number of steps.
-  """
-  return dict(linf=linf, l2=l2, l1=l1, num_steps=num_steps, spatial=spatial)
-
-
-# The training attacks that "union" stands for in the argument: a variant in each of three norms.
-UNION = ("pgd", "pgd_l2", "pgd_l1")
-
 # The presets. Each has its data, model, optimiser, epochs, epsilon ramp and attack budget.
 PRESETS: dict[str, dict[str, Any]] = {
   "digits": dict(
@@ -126,7 +112,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # selected by validation: with a ramp over half of the steps, robust accuracy under APGD-CE + APGD-T is 64 % and
     # under PGD-10 84 %; over a quarter of the steps, 71 % and 87 %
     epsilon_ramp_fraction=0.25,
-    budget=_budget(("0.2", "0.05"), ("0.6", "0.15"), ("1.25", "0.4375"), num_steps=10, spatial=(15.0, 0.5)),
+    budget=budget(("0.2", "0.05"), ("0.6", "0.15"), ("1.25", "0.4375"), num_steps=10, spatial=(15.0, 0.5)),
   ),
   "fashion_mnist": dict(
     data=_data("tfds:fashion_mnist", 2000),
@@ -134,7 +120,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.1, "one_cycle"),
     epochs=10,
     epsilon_ramp_fraction=0.7,
-    budget=_budget(("0.1", "0.035"), ("1.5", "0.5"), ("5", "2.5"), num_steps=5, spatial=(15.0, 1.0)),
+    budget=budget(("0.1", "0.035"), ("1.5", "0.5"), ("5", "2.5"), num_steps=5, spatial=(15.0, 1.0)),
   ),
   "cifar10": dict(
     data=_data("tfds:cifar10", 1000, crop_padding=4, flip=True),
@@ -142,7 +128,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.1, "piecewise"),
     epochs=100,
     epsilon_ramp_fraction=0.0,
-    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), ("12", "6"), num_steps=10, spatial=(30.0, 3.0)),
+    budget=budget(("8/255", "2/255"), ("128/255", "32/255"), ("12", "6"), num_steps=10, spatial=(30.0, 3.0)),
   ),
   "svhn": dict(
     data=_data("tfds:svhn_cropped", 1000),
@@ -150,7 +136,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.05, "piecewise"),
     epochs=60,
     epsilon_ramp_fraction=0.1,  # without a ramp, training on SVHN often stays at chance
-    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), ("12", "6"), num_steps=10, spatial=(30.0, 3.0)),
+    budget=budget(("8/255", "2/255"), ("128/255", "32/255"), ("12", "6"), num_steps=10, spatial=(30.0, 3.0)),
   ),
   "cifar100": dict(
     data=_data("tfds:cifar100", 1000, crop_padding=4, flip=True),
@@ -158,7 +144,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.1, "piecewise"),
     epochs=100,
     epsilon_ramp_fraction=0.0,
-    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), ("12", "6"), num_steps=10, spatial=(30.0, 3.0)),
+    budget=budget(("8/255", "2/255"), ("128/255", "32/255"), ("12", "6"), num_steps=10, spatial=(30.0, 3.0)),
   ),
   # The folder of the archive that Stanford publishes. Radii are CIFAR's, except L1's, which grows with the side.
   "tiny_imagenet": dict(
@@ -167,7 +153,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.1, "piecewise"),
     epochs=100,
     epsilon_ramp_fraction=0.0,
-    budget=_budget(("8/255", "2/255"), ("128/255", "32/255"), ("24", "12"), num_steps=10, spatial=(30.0, 6.0)),
+    budget=budget(("8/255", "2/255"), ("128/255", "32/255"), ("24", "12"), num_steps=10, spatial=(30.0, 6.0)),
   ),
   # Radii of Croce & Hein (arXiv:2105.12508); three steps of 2/3 of the radius, as in Salman et al. (arXiv:2007.08489).
   # Random crops require streaming.
@@ -177,103 +163,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     optimizer=_optimizer(0.1, "cosine", 1e-4),
     epochs=90,
     epsilon_ramp_fraction=0.0,
-    budget=_budget(("4/255", "8/765"), ("2", "4/3"), ("255", "170"), num_steps=3, spatial=(30.0, 24.0)),
+    budget=budget(("4/255", "8/765"), ("2", "4/3"), ("255", "170"), num_steps=3, spatial=(30.0, 24.0)),
   ),
 }
-
-
-def _training_attacks(budget: Budget) -> dict[str, dict[str, Any]]:
-  """The training attacks that a config's argument can name."""
-  steps = budget["num_steps"]
-  return {
-    "pgd": iterated(budget, "linf", steps, name="pgd", loss="ce", random_start="uniform"),
-    "cw": iterated(budget, "linf", steps, name="cw", random_start="uniform"),
-    "dlr": iterated(budget, "linf", steps, name="pgd", loss="dlr", random_start="uniform"),
-    "kl": iterated(budget, "linf", steps, name="pgd", loss="kl", random_start="gaussian"),
-    "pgd_l2": iterated(budget, "l2", steps, name="pgd", loss="ce", random_start="uniform"),
-    "pgd_l1": iterated(budget, "l1", steps, name="pgd", loss="ce", random_start="uniform"),
-    "msd": _msd(budget, NORMS, steps),
-    "fgsm": dict(name="fgsm", norm="linf", epsilon=budget["linf"][0], loss="ce"),
-  }
-
-
-def _msd(budget: Budget, norms: Iterable[str], num_steps: int) -> dict[str, Any]:
-  """One attack in several norms at once."""
-  return dict(
-    name="msd",
-    radii={norm: budget[norm][0] for norm in norms},
-    step_sizes={norm: budget[norm][1] for norm in norms},
-    num_steps=num_steps,
-    loss="ce",
-  )
-
-
-def _validation_attack(budget: Budget, train_attacks: dict[str, dict[str, Any]]) -> dict[str, Any]:
-  """PGD-10 in L-infinity; if training uses other norms too, MSD with ten steps in all of its norms."""
-  norms = {norm for entry in train_attacks.values() for _, norm in kinds(entry)}
-  if norms <= {"linf"}:
-    return dict(SUITES["pgd"](budget)["pgd20"], num_steps=10)
-  return _msd(budget, sorted(norms), num_steps=10)
-
-
-def _expanded(names: Iterable[str]) -> list[str]:
-  """The names of training attacks, with "union" replaced by the names that it stands for."""
-  return [attack for name in names for attack in (UNION if name == "union" else (name,))]
-
-
-class _Argument(NamedTuple):
-  """What a config's argument names; `words` are its parts for the run's name, without the suite."""
-
-  preset: dict[str, Any]
-  budget: Budget
-  radii: dict[str, str]
-  attack_names: list[str]
-  suite_name: str
-  words: list[str]
-
-
-def _parse(arg: str | None) -> _Argument:
-  """Reads a config's argument, which `default` describes, with the same errors."""
-  preset_name, *more = (arg or "digits").split(",")
-  entries = [name.partition("=") for name in more]
-  suite_names = [value for key, equals, value in entries if equals and key == "suite"] or [DEFAULT_SUITE]
-  radii = [(key, value) for key, equals, value in entries if equals and key in NORMS]
-  attack_names = ["".join(entry) for entry in entries if not entry[1] or entry[0] not in ("suite", *NORMS)]
-  where = f"in the config's argument {arg!r}"
-  if preset_name not in PRESETS:
-    raise ValueError(f"data set {preset_name!r} is unknown {where}; choose from {sorted(PRESETS)}.")
-  preset = PRESETS[preset_name]
-  choices = sorted((*_training_attacks(preset["budget"]), "union"))
-  for name in attack_names:
-    if name not in choices:
-      raise ValueError(
-        f"training attack {name!r} is unknown {where}; choose from {choices}, or set a radius: linf=, l2= or l1=."
-      )
-  expanded = _expanded(attack_names)
-  if len(set(expanded)) < len(expanded):
-    raise ValueError(f"the config's argument {arg!r} lists a training attack twice.")
-  if len(suite_names) > 1 or suite_names[0] not in SUITES:
-    raise ValueError(f"suite {','.join(suite_names)!r} is unknown {where}; choose one from {sorted(SUITES)}.")
-  budget = preset["budget"]
-  for norm, radius in radii:
-    try:
-      budget = with_radius(budget, norm, radius)
-    except ValueError as error:
-      raise ValueError(f"the config's argument {arg!r}: {error}") from None
-  if len(dict(radii)) < len(radii):
-    raise ValueError(f"the config's argument {arg!r} sets a radius twice.")
-  words = [preset_name, *(f"{norm}{radius.replace('/', '_')}" for norm, radius in radii), *attack_names]
-  return _Argument(preset, budget, dict(radii), attack_names, suite_names[0], words)
-
-
-def _check_radii(arg: str | None, radii: Iterable[str], entries: Iterable[dict[str, Any]]) -> None:
-  """Raises ValueError if the argument sets the radius of a norm in which there is no attack."""
-  used = {norm for entry in entries for norm in entry.get("radii", (ball(entry),))}
-  for norm in radii:
-    if norm not in used:
-      raise ValueError(
-        f"the config's argument {arg!r}: {norm}= has no effect; neither training nor the suite has an attack in {norm}."
-      )
 
 
 def variant_names(config: ConfigDict) -> list[str]:
@@ -300,13 +192,11 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
     ValueError: an unknown preset, attack or suite (with the choices), one named twice, or a radius that is not a
       number above 0, or of a norm in which there is no attack.
   """
-  preset, budget, radii, attack_names, suite_name, words = _parse(arg)
-  attacks, suite = _training_attacks(budget), SUITES[suite_name](budget)
-  attacks = {name: attacks[name] for name in _expanded(attack_names or [attack])}
-  _check_radii(arg, radii, (*attacks.values(), *suite.values()))
+  given = argument.parse(arg, PRESETS, attack)
+  preset = given.preset
   return ConfigDict(
     dict(
-      name="_".join([method, *words]),  # name of the run; with the seed, also of its workdir
+      name="_".join([method, *given.words]),  # name of the run; with the seed, also of its workdir
       seed=0,  # seed of everything random in the run
       mesh=dict(
         model_devices=1,  # devices that share large arrays of the state (FSDP), with the same result; 1: all replicated
@@ -332,7 +222,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         checkpoint_every_steps=500,  # steps between checkpoints; the best epoch since the last is saved with the next
         num_logged_examples=2048,  # number of training images whose weights are recorded in every epoch
       ),
-      train_attacks=attacks,  # each makes one variant of the pair
+      train_attacks=given.train_attacks,  # each makes one variant of the pair
       objective="ce",  # ce | trades | mart: the loss of each member of a pair
       beta=6.0,  # trades, mart: weight of the divergence from the natural prediction
       logit_pairing=dict(
@@ -357,7 +247,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         gamma=0.0,  # relative length of the adversarial weight perturbation; 0 is off
         begin_fraction=0.0,  # share of the epochs, at the start, without it
       ),
-      validation_attack=_validation_attack(budget, attacks),  # selects the best checkpoint
+      validation_attack=validation_attack(given.budget, given.train_attacks),  # selects the best checkpoint
       eval=dict(
         batch_size=256,  # images evaluated at once, over all devices and hosts
         checkpoint="best",  # best | last: which checkpoint of a run: best in validation, or newest
@@ -369,7 +259,7 @@ def default(method: str, arg: str | None = None, attack: str = "pgd") -> ConfigD
         save_images=False,  # whether all adversarial images are written, in one file per attack
         robustbench=False,  # whether RobustBench's model JSON is written; needs a suite with standard AutoAttack
         references="",  # JSON file {attack: best known accuracy} for the metric competitiveness; empty is none
-        suite=suite,  # the attacks of the evaluation, by name
+        suite=given.suite,  # the attacks of the evaluation, by name
       ),
     )
   )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lrat_jax import attacks, data
-from lrat_jax.config import suites, validate_user_code
+from lrat_jax.config import attack_entries, suites, validate_user_code
 from lrat_jax.config.fields import errors_of, value_at
 from lrat_jax.core import user_code
 from lrat_jax.core.arguments import check_count, check_number
@@ -29,7 +29,8 @@ def check_suite(config: ConfigDict) -> None:
   """Raises ConfigError if a name in the suite is misleading, or if `eval.robustbench` lacks its AutoAttack entry."""
   if "clean" in config.eval.suite:
     raise ConfigError("config.eval.suite.clean: 'clean' is the name of the clean accuracy; rename the attack.")
-  if (entry := config.eval.suite.get(suites.AUTOATTACK)) and suites.is_autoattack(entry) and not suites.is_whole(entry):
+  entry = config.eval.suite.get(attack_entries.AUTOATTACK)
+  if entry and attack_entries.is_autoattack(entry) and not attack_entries.is_whole(entry):
     raise ConfigError(
       "config.eval.suite.autoattack does not run all four attacks of AutoAttack: use suite=apgd or suite=full_apgd, "
       "or give the entry another name."
@@ -41,7 +42,7 @@ def check_suite(config: ConfigDict) -> None:
 def _entry(config: ConfigDict, path: str) -> dict[str, Any]:
   """The fields of an attack, without those that belong to the suite."""
   entry = value_at(config, path).to_dict()
-  return suites.without_surrogate(entry) if path.startswith("eval.suite.") else entry
+  return attack_entries.without_surrogate(entry) if path.startswith("eval.suite.") else entry
 
 
 def _user_attacks(config: ConfigDict, paths: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -76,8 +77,8 @@ def check_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tuple[i
   for path in ours:
     try:
       with errors_of(path):
-        if path.startswith("eval.suite.") and suites.is_autoattack(value_at(config, path)):
-          traced = suites.changed_stages(value_at(config, path).to_dict(), image_shape, num_classes)
+        if path.startswith("eval.suite.") and attack_entries.is_autoattack(value_at(config, path)):
+          traced = attack_entries.changed_stages(value_at(config, path).to_dict(), image_shape, num_classes)
         elif path.startswith("eval.suite.") and _is_read(config, value_at(config, path)):
           attacks.from_config(value_at(config, path))  # any kind that has a file, on images of any size
           traced = []
@@ -93,13 +94,13 @@ def _traced_attack(config: ConfigDict, path: str) -> attacks.Attack:
   """The attack at a path; one of the suite that needs features gets a stand-in for them."""
   entry = _entry(config, path)
   attack = attacks.from_config(entry)
-  has_features = path.startswith("eval.suite.") and suites.takes_features(entry)
+  has_features = path.startswith("eval.suite.") and attack_entries.takes_features(entry)
   return functools.partial(attack, features_fn=lambda images: [images]) if has_features else attack
 
 
 def _is_read(config: ConfigDict, entry: ConfigDict) -> bool:
   """Whether an entry of the suite is read from files."""
-  return bool(config.data.corruptions) and suites.is_corruption(entry)
+  return bool(config.data.corruptions) and attack_entries.is_corruption(entry)
 
 
 def check_corruptions(config: ConfigDict, corrupted: data.CorruptedImages | None) -> None:

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 
 from lrat_jax import attacks, data, models
 from lrat_jax.attacks import eval_state
-from lrat_jax.config import suites
+from lrat_jax.config import attack_entries
 from lrat_jax.core import microbatch, sharding
 from lrat_jax.core.errors import EvaluationError
 from lrat_jax.evaluation import examples as examples_lib
@@ -49,7 +49,7 @@ class Job(NamedTuple):
 
   def is_read(self, entry: Mapping[str, Any]) -> bool:
     """Whether the corrupted images of an entry are read from files."""
-    return self.corrupted is not None and suites.is_corruption(entry)
+    return self.corrupted is not None and attack_entries.is_corruption(entry)
 
   def store(self, *below: str) -> eval_state.Store:
     """The store for finished work."""
@@ -117,8 +117,8 @@ def run_attack(job: Job, name: str, entry: Mapping[str, Any], clean_correct: np.
 
 def _build_attack(entry: Mapping[str, Any]) -> attacks.Attack:
   """The attack of an entry; if it needs features, it gets those of the attacked model."""
-  attack = attacks.from_config(suites.without_surrogate(entry))
-  if not suites.takes_features(entry):
+  attack = attacks.from_config(attack_entries.without_surrogate(entry))
+  if not attack_entries.takes_features(entry):
     return attack
 
   def run(keys: Array, logits_fn: Partial, images: Array, labels: Array) -> attacks.AttackResult:
@@ -164,7 +164,7 @@ def run_autoattack(
       on_stage=functools.partial(job.on_stage, name),
       on_progress=lambda stage, done, total: job.on_progress(f"{name} {stage}", done, total),
       store=job.store(name),
-      **suites.autoattack_arguments(entry),
+      **attack_entries.autoattack_arguments(entry),
     )  # fmt: skip
   except ValueError as error:
     raise EvaluationError(f"{name}: {error}") from error

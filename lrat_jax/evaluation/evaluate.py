@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from lrat_jax import attacks, data, models
-from lrat_jax.config import suites
+from lrat_jax.config import attack_entries, suites
 from lrat_jax.core import microbatch, sharding
 from lrat_jax.core.errors import EvaluationError
 from lrat_jax.evaluation import examples as examples_lib
@@ -87,9 +87,9 @@ def _union(per_example: Arrays, names: list[str]) -> Arrays:
 def _check_models(job: Job, suite: suites.Suite) -> None:
   """Raises EvaluationError if a surrogate is missing, or if a model lacks the features that an attack needs."""
   for name, entry in suite.items():
-    if entry.get(suites.SURROGATE) and name not in job.surrogates:
-      raise EvaluationError(f"{name}: surrogate={entry[suites.SURROGATE]!r} is a model that was not loaded.")
-    if suites.takes_features(entry):
+    if entry.get(attack_entries.SURROGATE) and name not in job.surrogates:
+      raise EvaluationError(f"{name}: surrogate={entry[attack_entries.SURROGATE]!r} is a model that was not loaded.")
+    if attack_entries.takes_features(entry):
       images = jax.ShapeDtypeStruct((1, *job.split.images.shape[1:]), jnp.float32)
       try:
         jax.eval_shape(models.features_of(job.asked(name)[-1]), images)
@@ -209,7 +209,7 @@ def _run(job: Job, suite: suites.Suite, seed: int, num_sanity_examples: int, on_
   on_attack(CLEAN, float(np.mean(clean_correct)), seconds[CLEAN])
   for name, entry in suite.items():
     with jax.profiler.TraceAnnotation(name):
-      if suites.is_autoattack(entry):
+      if attack_entries.is_autoattack(entry):
         result, reports[name] = run_autoattack(job, name, entry, clean)
         broken_by = np.where(result["correct"], -1, np.maximum(reports[name].broken_by, 0))
         per_example |= {f"broken_by/{name}": broken_by, f"stages/{name}": np.array(reports[name].stages)}

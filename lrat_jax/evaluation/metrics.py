@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lrat_jax.config import suites
+from lrat_jax.config import attack_entries, suites
 from lrat_jax.core.arguments import as_number
 
 # Separates an attack's name from its strength in the names of a suite's entries.
@@ -90,7 +90,7 @@ def corruption_accuracies(suite: suites.Suite, per_example: Mapping[str, np.ndar
   """
   kinds: dict[str, dict[str, float]] = {}
   for name, entry in suite.items():
-    if suites.is_corruption(entry):
+    if attack_entries.is_corruption(entry):
       right = per_example[f"prediction/{name}"] == per_example["labels"]
       kinds.setdefault(entry["kind"], {})[str(entry["severity"])] = float(np.mean(right))
   if not kinds:

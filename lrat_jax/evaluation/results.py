@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lrat_jax.config import suites
+from lrat_jax.config import attack_entries, suites
 from lrat_jax.core import files
 
 
@@ -32,7 +32,7 @@ def radii(suite: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   For an attack on a latent, "norm" is its kind.
   """
   return {
-    name: {"norm": suites.ball(entry), "text": str(entry["epsilon"]), "value": suites.radius(entry)}
+    name: {"norm": attack_entries.ball(entry), "text": str(entry["epsilon"]), "value": attack_entries.radius(entry)}
     for name, entry in suite.items()
     if "epsilon" in entry
   }
@@ -145,7 +145,7 @@ def print_table(console: Console, results: Mapping[str, Any], seconds: Mapping[s
   table.add_column("seconds", justify="right")
   table.add_row("clean", f"{100 * results['clean']:.2f}", "", f"{seconds['clean']:.1f}")
   for name, accuracy in results["robust"].items():
-    threat = suites.threat(results["suite"][name])
+    threat = attack_entries.threat(results["suite"][name])
     table.add_row(name, f"{100 * accuracy:.2f}", threat, f"{seconds[name]:.1f}")
   table.add_row("union", f"{100 * results['union']:.2f}", "right under all of the above", "", end_section=True)
   for name, share, said in _metric_rows(results):

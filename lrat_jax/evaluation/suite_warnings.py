@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 
 from lrat_jax import attacks, data
 from lrat_jax.attacks import sanity_checks
-from lrat_jax.config import suites
+from lrat_jax.config import attack_entries, budgets, suites
 
 
 def _with_autoattack(findings: sanity_checks.Findings, report: attacks.AutoAttackReport) -> sanity_checks.Findings:
@@ -48,8 +48,8 @@ def in_a_norm(suite: suites.Suite, reports: Collection[str]) -> list[str]:
 
   The checks compare attacks with PGD, which has a fixed step size and, in L1, a fixed sparsity: it is strongest in L∞.
   """
-  balls = {name: suites.ball(entry).lower() for name, entry in suite.items() if "epsilon" in entry}
-  names = [name for name, ball in balls.items() if ball in suites.NORMS]
+  balls = {name: attack_entries.ball(entry).lower() for name, entry in suite.items() if "epsilon" in entry}
+  names = [name for name, ball in balls.items() if ball in budgets.NORMS]
   return sorted(names, key=lambda name: (name not in reports, balls[name] != "linf"))
 
 
@@ -78,7 +78,7 @@ def warnings(
     logits_fn,
     data.to_float(jnp.asarray(split.images)),
     jnp.asarray(split.labels),
-    epsilon=suites.radius(entry),
+    epsilon=attack_entries.radius(entry),
     norm=entry.get("norm", "linf"),
   )
   if names[0] in reports:

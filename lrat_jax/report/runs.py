@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lrat_jax.analysis import inspection
-from lrat_jax.config import earlier, suites, validate
+from lrat_jax.config import attack_entries, earlier, validate
 from lrat_jax.core import files, provenance
 from lrat_jax.core.errors import ConfigError
 from lrat_jax.evaluation import runner
@@ -126,9 +126,9 @@ def _read_results(path: Path) -> dict[str, Any]:
   _check(results, _RESULTS, path)
   for name in results["robust"]:
     try:  # everything that the page computes from an attack, computed once to check it
-      suites.threat(results["suite"][name])
-      suites.kinds(results["suite"][name])
-      suites.radius(results["suite"][name])
+      attack_entries.threat(results["suite"][name])
+      attack_entries.kinds(results["suite"][name])
+      attack_entries.radius(results["suite"][name])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
       raise files.CorruptFileError(f"{path} is damaged (suite.{name}: {type(error).__name__} {error}).") from None
   if stray := sorted(set(results["autoattack"]) - set(results["robust"])):

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lrat_jax.config import suites
+from lrat_jax.config import attack_entries
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 _OBJECTIVES = {"ce": "Adversarial training", "trades": "TRADES", "mart": "MART"}
@@ -51,13 +51,13 @@ _TERMS = {
 
 
 def threat(entry: Mapping[str, Any]) -> str:
-  """What an attack may do, as in `suites.threat`, with norms such as L∞, joined to the radius by a no-break space."""
+  """What an attack may do, as in `attack_entries.threat`; a norm such as L∞ and its radius have a no-break space."""
 
   def part(text: str) -> str:
     first, _, rest = text.partition(" ")
     return f"{_NORMS[first]}\u00a0{rest}" if first in _NORMS else text
 
-  return ", ".join(map(part, suites.threat(entry).split(", ")))
+  return ", ".join(map(part, attack_entries.threat(entry).split(", ")))
 
 
 def _share(share: float) -> str:
@@ -67,7 +67,7 @@ def _share(share: float) -> str:
 def _idle(config: ConfigDict) -> bool:
   """Whether all training attacks have radius 0."""
   entries = config.train_attacks.to_dict().values()
-  return all(suites.radius(entry) == 0 for entry in entries)
+  return all(attack_entries.radius(entry) == 0 for entry in entries)
 
 
 def method(config: ConfigDict) -> str:

@@ -16,8 +16,8 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from lrat_jax import data
+from lrat_jax.config import attack_entries
 from lrat_jax.config import default as config_lib
-from lrat_jax.config import suites
 from lrat_jax.core import fsdp
 from lrat_jax.core.text import seconds_text
 from lrat_jax.training import experiment as experiment_lib
@@ -87,7 +87,7 @@ def _phases(experiment: experiment_lib.Experiment) -> list[_PhaseCost]:
 def _seconds_of_a_gradient(config: ConfigDict, cost: _PhaseCost) -> float:
   """Approximate seconds for the gradient of one image: a step's time divided among the attacks and the update."""
   variants = len(config_lib.variant_names(config))
-  every = sum(suites.cost(entry).gradients for entry in config.train_attacks.values())
+  every = sum(attack_entries.cost(entry).gradients for entry in config.train_attacks.values())
   attacks = every * variants / len(config.train_attacks)
   natural = phases.needs_natural(config, cost.phase)
   # The update also computes the gradient of the weights, so it counts 1.5 times.
@@ -99,11 +99,11 @@ def _evaluation(experiment: experiment_lib.Experiment, seconds_of_a_gradient: fl
   """Approximate seconds (all validations, evaluation), as if all images were robust and took the whole attack."""
   config, dataset = experiment.config, experiment.dataset
   seconds = lambda cost: (cost.gradients + cost.queries / 2) * seconds_of_a_gradient
-  validation = suites.cost(config.validation_attack)
+  validation = attack_entries.cost(config.validation_attack)
   validation = validation._replace(queries=validation.queries + 2)
   validating = config.train.epochs * len(dataset.validation.labels) * seconds(validation)
   count = len(dataset.evaluated(config.eval.split, config.eval.num_images).labels)
-  whole = [suites.cost(entry, dataset.num_classes) for entry in config.eval.suite.values()]
+  whole = [attack_entries.cost(entry, dataset.num_classes) for entry in config.eval.suite.values()]
   return validating, count * sum(map(seconds, whole))
 
 
@@ -158,8 +158,8 @@ def _describe_steps(experiment: experiment_lib.Experiment, say: Any) -> None:
     f"[{config.data.batch_size}, {', '.join(map(str, experiment.dataset.image_shape))}], {variants} variant(s) a pair",
   )
   for name, entry in config.train_attacks.items():
-    say("trains on", f"{name}: {suites.threat(entry)}")
-  cost = [suites.cost(entry, experiment.dataset.num_classes) for entry in config.eval.suite.values()]
+    say("trains on", f"{name}: {attack_entries.threat(entry)}")
+  cost = [attack_entries.cost(entry, experiment.dataset.num_classes) for entry in config.eval.suite.values()]
   gradients, queries = sum(c.gradients for c in cost), sum(c.queries for c in cost)
   say(
     "evaluated by",

@@ -8,7 +8,7 @@ import pytest
 from jax.tree_util import Partial
 
 from lrat_jax.attacks import stages
-from lrat_jax.config import default, suites
+from lrat_jax.config import attack_entries, default
 from lrat_jax.evaluation import suite_warnings
 from tests.helpers import make_split
 
@@ -41,20 +41,20 @@ def test_the_checks_attack_as_autoattack_does_and_in_linf_where_they_can():
 def test_no_run_on_record_has_an_all_clear_beside_a_number_that_is_too_high(path):
   """If PGD-20 is over 3 points higher than the strongest attack, AutoAttack was run in full, or there is a warning."""
   found = json.loads(path.read_text())
-  strongest = suites.AUTOATTACK if suites.AUTOATTACK in found["suite"] else "apgd"
+  strongest = attack_entries.AUTOATTACK if attack_entries.AUTOATTACK in found["suite"] else "apgd"
   gaps = {
     f"{name} seed {seed}": shares["pgd20"] - shares[strongest]
     for name, method in found["methods"].items()
     for seed, shares in method["seeds"].items()
     if "pgd20" in shares
   }
-  whole = strongest in found["suite"] and suites.is_whole(found["suite"][strongest])
+  whole = strongest in found["suite"] and attack_entries.is_whole(found["suite"][strongest])
   assert whole or all(found["warnings"].get(run) for run, gap in gaps.items() if gap > 0.03)
 
 
 @pytest.mark.parametrize("preset", sorted(default.PRESETS))
 def test_the_default_suite_has_apgd_t(preset):
   suite = default.default("at", preset).eval.suite.to_dict()
-  (entry,) = (entry for entry in suite.values() if suites.is_autoattack(entry))
+  (entry,) = (entry for entry in suite.values() if attack_entries.is_autoattack(entry))
   planned, _ = stages.stages(entry["version"], entry["norm"], 10, None, {})
   assert "apgd-t" in [stage.name for stage in planned]
