@@ -53,6 +53,11 @@ def _by_folder(directory: Path) -> _Named:
   """The pictures in the folders of the classes; classes are numbered in the order of their names."""
   classes = sorted(path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
   names, labels = [], []
+  if len(classes) == 1:
+    raise DataError(
+      f"it contains one folder, {classes[0]!r}, which would be the only class; it needs a folder for each class, or "
+      f"{LABELS} with the columns file and label."
+    )
   for label, folder in enumerate(classes):
     found = _pictures_under(directory / folder)
     names += [f"{folder}/{name}" for name in found]
@@ -112,9 +117,13 @@ def _open_folder(directory: Path, loading: Loading) -> Folder:
 
 
 def _test_folder(directory: Path) -> Path:
-  """The folder of test pictures: "test", or "val" if "test" is missing or has no labels, or the folder itself."""
-  tests = [directory / name for name in TESTS if (directory / name).is_dir()]
-  if not (directory / TRAIN).is_dir() or not tests:
+  """The folder of test pictures: "test", or "val" if "test" is missing or has no labels, or the folder itself.
+
+  Folders of classes may be called "test" or "val" too, so these are splits only beside "train" or without others.
+  """
+  folders = {path.name for path in directory.iterdir() if path.is_dir()} if directory.is_dir() else set()
+  tests = [directory / name for name in TESTS if name in folders]
+  if not tests or not (TRAIN in folders or folders <= set(TESTS)):
     return directory
   return next((folder for folder in tests if (folder / _ANNOTATIONS).is_file()), tests[0])
 

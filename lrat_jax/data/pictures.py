@@ -18,7 +18,12 @@ _TRIES = 10
 
 
 def centre(picture: Image.Image, size: int) -> Image.Image:
-  """The centre crop [size, size] of a picture, whose shorter side is first resized to `size` * 256 / 224."""
+  """The centre crop [size, size] of a picture, whose shorter side is first resized to `size` * 256 / 224.
+
+  A picture of that size already is not changed.
+  """
+  if picture.size == (size, size):
+    return picture
   shorter = round(size / _CENTRE)
   scale = shorter / min(picture.size)
   width, height = (max(round(side * scale), shorter) for side in picture.size)

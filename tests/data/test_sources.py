@@ -343,6 +343,21 @@ def test_tiny_imagenet_is_read_as_it_is_published(tmp_path):
       data.load(f"images:{tmp_path}", trains=False)
 
 
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_a_split_without_training_pictures_is_not_a_class(tmp_path, name):
+  for kind in ("cat", "dog"):
+    _write_pictures(tmp_path / name / kind, {"a.png": (4, 4)})
+  assert data.load(f"images:{tmp_path}", trains=False).test.labels.tolist() == [0, 1]
+  _write_pictures(tmp_path / "other", {"a.png": (4, 4)})  # now they are two classes
+  assert data.load(f"images:{tmp_path}", trains=False).test.labels.tolist() == [0, 1, 1]
+
+
+def test_a_single_class_is_named(tmp_path):
+  _write_pictures(tmp_path / "train" / "cat", {"a.png": (4, 4)})
+  with pytest.raises(data.DataError, match="it contains one folder, 'train', which would be the only class; it needs"):
+    data.load(f"images:{tmp_path}", trains=False)
+
+
 @pytest.mark.parametrize(
   ("table", "message"),
   [
@@ -356,6 +371,7 @@ def test_tiny_imagenet_is_read_as_it_is_published(tmp_path):
 )
 def test_wrong_folders_are_named(tmp_path, table, message):
   _write_pictures(tmp_path / "one", {"x.png": (4, 4), "y.png": (5, 4)})
+  _write_pictures(tmp_path / "two", {"z.png": (4, 4)})
   if table is not None:
     (tmp_path / "one" / "labels.csv").write_text(table)
     (tmp_path / "one" / "bad.png").write_bytes(b"no picture")

@@ -214,6 +214,8 @@ def test_the_centre_is_that_of_the_resized_shorter_side():
   found = np.asarray(pictures.centre(picture, 224))
   np.testing.assert_array_equal(found, np.asarray(small)[16:240, 58:282])
   assert pictures.centre(picture.resize((3, 900)), 224).size == (224, 224)
+  same = picture.crop((0, 0, 224, 224))
+  np.testing.assert_array_equal(np.asarray(pictures.centre(same, 224)), np.asarray(same))  # has the size already
 
 
 def test_random_boxes_are_inside_of_the_asked_area_and_aspect():
