@@ -254,7 +254,7 @@ def run_stage(
     broken=broken,
     seconds=seconds,
     images_per_second=entered / max(seconds, 1e-9),
-    gradient_calls=attacked * stage.gradient_calls(),
+    gradient_calls=attacked * stage.gradient_calls(job.norm),
   )
   notes = []
   if repaired:

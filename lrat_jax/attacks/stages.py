@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lrat_jax.attacks import _l1
 from lrat_jax.core.arguments import check_choice, shown
 
 VERSIONS = ("standard", "plus", "rand", "apgd")
@@ -10,6 +11,11 @@ VERSIONS = ("standard", "plus", "rand", "apgd")
 # Gradients that `rand` averages over at every step.
 _EOT_SAMPLES = 20
 _TARGETS = {"linf": 9, "l2": 9, "l1": 5}
+
+
+def apgd_gradients(num_steps: int, norm: str) -> int:
+  """The gradients that APGD computes for an image from one start: one a step, and one at the start of each part."""
+  return num_steps + (len(_l1.schedule(num_steps)) if norm == "l1" else 1)
 
 
 class Stage(NamedTuple):
@@ -31,13 +37,13 @@ class Stage(NamedTuple):
   targeted: bool = False
   gradients_per_step: int = 1
 
-  def gradient_calls(self) -> int:
+  def gradient_calls(self, norm: str) -> int:
     """The largest number of gradients that one round computes for an image; 0 for an attack without gradients."""
     if self.attack == "square":
       return 0
-    steps = self.arguments.get("num_steps", 100) + (self.attack == "apgd")
-    steps *= self.gradients_per_step
-    return steps * self.arguments.get("num_restarts", 1) * max(self.arguments.get("eot_iter", 0), 1)
+    steps = self.arguments.get("num_steps", 100)
+    calls = apgd_gradients(steps, norm) if self.attack == "apgd" else steps * self.gradients_per_step
+    return calls * self.arguments.get("num_restarts", 1) * max(self.arguments.get("eot_iter", 0), 1)
 
 
 class StageSummary(NamedTuple):

@@ -125,7 +125,7 @@ def _autoattack_cost(entry: Mapping[str, Any], num_classes: int) -> Cost:
     arguments["version"], arguments["norm"], num_classes, arguments.get("attacks_to_run"), overrides
   )
   queries = (cost({"name": "square"} | dict(stage.arguments)) for stage in planned if stage.attack == "square")
-  gradients = sum(stage.rounds * stage.gradient_calls() for stage in planned)
+  gradients = sum(stage.rounds * stage.gradient_calls(arguments["norm"]) for stage in planned)
   return Cost(gradients, sum(found.queries for found in queries))
 
 
@@ -143,7 +143,9 @@ def cost(entry: Mapping[str, Any], num_classes: int = 10) -> Cost:
     case "fgsm":
       return Cost(1)
     case "apgd":
-      return Cost(steps + given["num_restarts"])
+      return Cost(
+        stages.apgd_gradients(given["num_steps"], threat_model.norm_name(given["norm"])) * given["num_restarts"]
+      )
     case "fab":
       return Cost(steps * num_classes)
     case "carlini_wagner":

@@ -70,6 +70,7 @@ def test_threats_are_told_as_they_were_given():
     ({"name": "fgsm"}, (1, 0)),
     ({"name": "pgd", "num_steps": 10, "num_restarts": 3}, (30, 0)),
     ({"name": "apgd", "num_steps": 100, "num_restarts": 2}, (202, 0)),
+    ({"name": "apgd", "norm": "l1", "num_steps": 100, "num_restarts": 2}, (206, 0)),
     ({"name": "fab", "num_steps": 10}, (40, 0)),
     ({"name": "carlini_wagner", "num_steps": 50, "binary_search_steps": 3}, (150, 0)),
     ({"name": "ddn"}, (100, 0)),
@@ -85,6 +86,7 @@ def test_threats_are_told_as_they_were_given():
     ({"name": "corruption", "kind": "jpeg_compression"}, (0, 0)),
     ({"name": "unforeseen", "kind": "stadv", "num_restarts": 2}, (40, 0)),
     (AUTOATTACK, (101 + 3 * 101 + 3 * 100, 5000)),
+    (AUTOATTACK | {"norm": "l1"}, (5 * 103 + 3 * 103 + 3 * 100, 5000)),
   ],
 )
 def test_costs_of_an_image(entry, expected):

@@ -118,11 +118,13 @@ def test_the_versions_have_the_originals_stages():
 def test_gradients_of_a_round_are_counted():
   # As in the original: 100 steps; APGD needs one more gradient for its start, untargeted FAB 7 (classes) per step.
   planned = [*stages.stages("plus", "linf", 7, None, {})[0], stages.stages("rand", "linf", 7, None, {})[0][0]]
-  counted = {(stage.name, stage.rounds): stage.gradient_calls() for stage in planned}
+  counted = {(stage.name, stage.rounds): stage.gradient_calls("linf") for stage in planned}
   assert counted == {
     ("apgd-ce", 5): 101, ("apgd-dlr", 5): 101, ("fab", 1): 5 * 100 * 7, ("square", 1): 0,
     ("apgd-t", 6): 101, ("fab-t", 6): 100, ("apgd-ce", 1): 101 * 20,
   }  # fmt: skip
+  sparse = stages.stages("standard", "l1", 7, None, {})[0]
+  assert [stage.gradient_calls("l1") for stage in sparse] == [103, 103, 100, 0]  # L1-APGD starts three times
 
 
 @pytest.mark.parametrize(
