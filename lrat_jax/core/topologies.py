@@ -63,7 +63,7 @@ def described_mesh(name: str, model_devices: int = 1) -> Mesh:
   except jax.errors.JaxRuntimeError as error:
     raise ConfigError(f"--topology={name!r}: {' '.join(str(error).split())[:200]}") from None
   except RuntimeError as error:
-    raise ConfigError(f"--topology={name!r} needs libtpu: pip install 'lrat_jax[rehearse]' ({error}).") from None
+    raise ConfigError(f"--topology={name!r} needs libtpu: pip install 'jax[tpu]' ({error}).") from None
   return sharding.mesh_over(devices, model_devices)
 
 

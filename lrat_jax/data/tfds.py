@@ -85,7 +85,9 @@ def _builder(name: str, data_dir: str) -> tuple[Any, DataError]:
   try:
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
   except ModuleNotFoundError as error:
-    raise DataError(f"it needs the package {error.name}: pip install 'lrat_jax[tfds]'.") from None
+    raise DataError(
+      f"it needs the package {error.name}: pip install tensorflow-datasets importlib_resources array-record."
+    ) from None
 
   place = f", data_dir={data_dir!r}" if data_dir else ""
   prepare = (

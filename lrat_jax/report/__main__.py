@@ -66,7 +66,7 @@ def run(options: Options) -> None:
   try:
     from lrat_jax.report import page, runs
   except ModuleNotFoundError as error:
-    raise ConfigError(f"a report needs the package {error.name}: pip install 'lrat_jax[report]'.") from None
+    raise ConfigError(f"a report needs the package {error.name}: pip install jinja2 jsonschema.") from None
   start = time.perf_counter()
   console = Console()
   # A pattern such as runs/* matches other folders too. If none is a run, the first one gives the error message.

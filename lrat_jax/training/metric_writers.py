@@ -212,7 +212,7 @@ def find(names: Sequence[str]) -> list[_Service]:
     try:
       services.append(_Service(name, kind, kind.load()))
     except ImportError as error:
-      raise ConfigError(f"--track={name} needs a package: pip install 'lrat_jax[{name}]' ({_line(error)}).") from None
+      raise ConfigError(f"--track={name} needs a package: pip install {name} ({_line(error)}).") from None
   return services
 
 

@@ -98,7 +98,7 @@ ARGUMENTS = ["--config=at:digits", "--config.model.name=cnn_2", "--config.train.
   [
     (["--topology=v5e:2x4"], "--dry_run"),
     (["--dry_run", "--topology=v5e"], "v5e:4x4"),
-    (["--dry_run", "--topology=v5e:2x4"], "lrat_jax[rehearse]"),
+    (["--dry_run", "--topology=v5e:2x4"], "pip install 'jax[tpu]'"),
   ],
 )
 def test_what_cannot_be_rehearsed_is_one_line(monkeypatch, tmp_path, capsys, arguments, said):
