@@ -30,7 +30,7 @@ from lrat_jax.attacks._transfer import transfer
 from lrat_jax.attacks._unforeseen import unforeseen
 from lrat_jax.attacks.corruptions import corruption
 from lrat_jax.attacks.eval_state import FileStore
-from lrat_jax.attacks.registry import Attack, from_config, microbatch, scaled, takes_distributions
+from lrat_jax.attacks.registry import Attack, from_config, microbatch, most_surviving_steps, scaled, takes_distributions
 from lrat_jax.attacks.report import AutoAttackReport, robust_accuracy_curve, with_adversarials
 from lrat_jax.attacks.stages import StageSummary
 from lrat_jax.attacks.threat_model import get_norm, project
@@ -66,6 +66,7 @@ __all__ = [
   "lpips",
   "lpips_distance",
   "microbatch",
+  "most_surviving_steps",
   "msd",
   "pgd",
   "project",

@@ -158,6 +158,29 @@ def from_config(config: Mapping[str, Any]) -> functools.partial[AttackResult]:
   return functools.partial(attack, **arguments)
 
 
+def most_surviving_steps(attack: functools.partial[AttackResult]) -> int:
+  """The largest `surviving_steps` of an attack of `from_config`: GAIRAT's K, 1 or more.
+
+  Raises:
+    ValueError: the attack is HopSkipJump, whose number of queries is not known in advance.
+  """
+  defaults = {key: p.default for key, p in inspect.signature(attack.func).parameters.items()}
+  given = defaults | attack.keywords
+  if attack.func is hop_skip_jump:
+    raise ValueError("name='hop_skip_jump' has no fixed number of steps, so it cannot be a training attack.")
+  if attack.func is square:
+    return given["num_queries"] + 1
+  if attack.func is spatial:
+    return given["num_rotations"] * given["num_translations"] ** 2
+  factors = {
+    carlini_wagner: "binary_search_steps",
+    ead: "binary_search_steps",
+    lpips: "num_rounds",
+    fab: "num_restarts",
+  }
+  return max(given.get("num_steps", 1) * given.get(factors.get(attack.func, ""), 1), 1)
+
+
 def scaled(attack: functools.partial[AttackResult], factor: float | Array) -> functools.partial[AttackResult]:
   """The same attack with its epsilon and step size multiplied by `factor`, to ramp them during training."""
   lengths = {key: attack.keywords[key] for key in (*_LENGTHS, *_LENGTHS_PER_NORM) if key in attack.keywords}

@@ -26,20 +26,29 @@ class Cost(NamedTuple):
 
 
 def kinds(entry: Mapping[str, Any]) -> set[tuple[str, str]]:
-  """The kinds of an attack, as (loss, ball): the same for FGSM, PGD and APGD; empty if it maximises no loss in a ball.
+  """The kinds of an attack, as (loss, ball): the same for FGSM, PGD and APGD, several for an attack in several norms.
 
   Two attacks of the same kind differ only in steps and radius, so training on one counts as training on the other. A
-  user-defined attack is a kind of its own.
+  corruption is a kind at all severities, and any other attack is a kind of its own in each ball. AutoAttack, and an
+  attack on a surrogate, have none: training uses gradients of the model itself.
   """
-  if entry.get(SURROGATE):  # training uses gradients of the model itself
+  name = entry["name"]
+  if entry.get(SURROGATE) or is_autoattack(entry):
     return set()
-  if user_code.is_name(entry["name"]):
-    return {(entry["name"], entry.get("norm", "linf"))}
+  if is_corruption(entry):
+    return {(name, entry["kind"])}
   losses = {"cw": "cw", "fgsm": "ce", "pgd": "ce", "apgd": "ce", "msd": "ce", "unforeseen": "ce"}
-  if entry["name"] not in losses:
-    return set()
-  loss = entry.get("loss", losses[entry["name"]])
-  return {(loss, where) for where in entry.get("radii", (ball(entry),))}
+  loss = entry.get("loss", losses[name]) if name in losses else name
+  return {(loss, where.lower()) for where in entry.get("radii", (ball(entry),))}
+
+
+def norm(entry: Mapping[str, Any]) -> str | None:
+  """The norm of an entry's ball, or the one that its attack minimises, in lower case; None if it has none."""
+  if given := entry.get("norm"):
+    return given.lower()
+  if is_autoattack(entry) or user_code.is_name(entry["name"]):
+    return "linf" if "epsilon" in entry else None
+  return registry.defaults(entry["name"]).get("norm")
 
 
 def ball(entry: Mapping[str, Any]) -> str:
@@ -48,8 +57,7 @@ def ball(entry: Mapping[str, Any]) -> str:
     return entry["kind"]
   if entry["name"] == "lpips":
     return "lpips"
-  own = is_autoattack(entry) or user_code.is_name(entry["name"])
-  return entry.get("norm") or ("linf" if own else registry.defaults(entry["name"]).get("norm", "linf"))
+  return norm(entry) or "linf"
 
 
 def is_autoattack(entry: Mapping[str, Any]) -> bool:

@@ -20,8 +20,8 @@ _FEW_CORRUPTIONS = (
   "pixelate",
   "jpeg_compression",
 )
-# Radii of LPIPS, measured with a model's own features; the paper trains with 0.5.
-_LPIPS = ("0.25", "0.5", "1")
+# Radii of LPIPS in hundredths, measured with a model's own features; the paper trains with 0.5.
+_LPIPS = (25, 50, 100)
 
 
 def _autoattack(budget: Budget, version: str, norm: str = "linf") -> dict[str, Any]:
@@ -67,9 +67,9 @@ def _unforeseen(budget: Budget) -> Suite:
 
 
 def _lpips(budget: Budget) -> Suite:
-  """Balls of LPIPS, measured with the model's own features; the same for every data set."""
+  """Balls of LPIPS, measured with the model's own features; the same for every data set. Names have hundredths."""
   entry = dict(name="lpips", num_steps=40, num_rounds=5)
-  return {f"lpips@{level}": dict(entry, epsilon=epsilon) for level, epsilon in enumerate(_LPIPS, 1)}
+  return {f"lpips@{radius}": dict(entry, epsilon=f"{radius / 100:g}") for radius in _LPIPS}
 
 
 def _transfer(budget: Budget) -> Suite:

@@ -84,6 +84,8 @@ def check_attacks(config: ConfigDict, paths: Iterable[str], image_shape: tuple[i
           traced = []
         else:
           traced = [_traced_attack(config, path)]
+        if path.startswith("train_attacks."):
+          attacks.most_surviving_steps(attacks.from_config(_entry(config, path)))
         for attack in traced:
           jax.eval_shape(lambda x, y, attack=attack: attack(jax.random.key(0), logits_fn, x, y), images, labels)
     except (TypeError, AttributeError) as error:  # only a configuration file can give an attack values of other types

@@ -132,7 +132,7 @@ def _attack_split(
 ) -> Arrays:
   is_read = job.is_read(entry)
   attack = None if is_read else attacks.microbatch(_build_attack(entry), microbatch_size)
-  evaluate_batch = job.evaluate_read if is_read else batch_program(attack, entry.get("norm") or "l2", job.mesh)
+  evaluate_batch = job.evaluate_read if is_read else batch_program(attack, attack_entries.norm(entry) or "l2", job.mesh)
   asked = job.asked(name)
   pieces, store = [], job.store()
   for index, batch in enumerate(data.eval_batches(job.split, job.batch_size)):

@@ -48,7 +48,7 @@ def in_a_norm(suite: suites.Suite, reports: Collection[str]) -> list[str]:
 
   The checks compare attacks with PGD, which has a fixed step size and, in L1, a fixed sparsity: it is strongest in L∞.
   """
-  balls = {name: attack_entries.ball(entry).lower() for name, entry in suite.items() if "epsilon" in entry}
+  balls = {name: attack_entries.ball(entry) for name, entry in suite.items() if "epsilon" in entry}
   names = [name for name, ball in balls.items() if ball in budgets.NORMS]
   return sorted(names, key=lambda name: (name not in reports, balls[name] != "linf"))
 
@@ -79,7 +79,7 @@ def warnings(
     data.to_float(jnp.asarray(split.images)),
     jnp.asarray(split.labels),
     epsilon=attack_entries.radius(entry),
-    norm=entry.get("norm", "linf"),
+    norm=attack_entries.ball(entry),
   )
   if names[0] in reports:
     findings = _with_autoattack(findings, reports[names[0]])

@@ -98,7 +98,7 @@ def attack(
     variant_keys = jax.vmap(lambda key: jax.random.fold_in(key, j))(keys)
     soft = {"label_distributions": labels} if labels.ndim == 2 and attacks.takes_distributions(attack) else {}
     result = attacks.microbatch(attack, microbatch_size)(variant_keys, model_logits, images, classes, **soft)
-    return result.images, result.surviving_steps / max(attack.keywords.get("num_steps", 1), 1)
+    return result.images, result.surviving_steps / attacks.most_surviving_steps(attack)
 
   runs = [functools.partial(run, j, entry) for j, entry in enumerate(config.train_attacks.values())]
   made = [run() for run in runs] if drawn is None else [lax.switch(drawn, runs)]

@@ -112,6 +112,24 @@ FEW_STEPS = {
 IN_A_BALL = sorted(set(FEW_STEPS) - {"spatial", "corruption", "unforeseen", "msd", "lpips"})
 
 
+@pytest.mark.parametrize("name", sorted(set(registry.REGISTRY) - {"hop_skip_jump"}))
+def test_all_steps_survive_on_a_model_that_is_always_right(name, keys, images):
+  def confident(images):
+    return 1e-3 * jnp.mean(images, axis=(1, 2, 3))[:, None] * jnp.arange(4.0) + jnp.array([5.0, 0.0, 0.0, 0.0])
+
+  config = {"name": name} | FEW_STEPS[name] | ({"epsilon": 0.2} if name in IN_A_BALL else {})
+  config |= {"num_restarts": 2} if "num_restarts" in registry.defaults(name) else {}
+  attack = attacks.from_config(config)
+  found = attack(keys[:2], confident, images[:2], jnp.zeros(2, int))
+  assert found.surviving_steps.tolist() == [attacks.most_surviving_steps(attack)] * 2
+
+
+def test_the_most_surviving_steps_may_follow_from_defaults_or_be_unknown():
+  assert attacks.most_surviving_steps(attacks.from_config({"name": "apgd", "epsilon": 0.1})) == 100
+  with pytest.raises(ValueError, match="'hop_skip_jump' has no fixed number of steps"):
+    attacks.most_surviving_steps(attacks.from_config({"name": "hop_skip_jump", "epsilon": 1.0}))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(registry.REGISTRY))
 def test_every_attack_says_where_the_model_is_wrong(name, keys, images, cnn_logits):

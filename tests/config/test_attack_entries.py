@@ -4,7 +4,7 @@ import pytest
 
 from lrat_jax.config import default as config_lib
 from lrat_jax.config import suites
-from lrat_jax.config.attack_entries import Cost, ball, changed_stages, cost, kinds, radius, threat
+from lrat_jax.config.attack_entries import Cost, ball, changed_stages, cost, kinds, norm, radius, threat
 
 AUTOATTACK = {"name": "autoattack", "epsilon": "8/255"}
 
@@ -16,7 +16,7 @@ def test_attacks_of_one_kind_differ_in_steps_and_radius_alone():
   assert trained["pgd"] == trained["fgsm"] == evaluated["pgd20"] == {("ce", "linf")}
   assert trained["cw"] == evaluated["cw20"] == {("cw", "linf")}
   assert trained["pgd_l2"] == evaluated["apgd_l2"] == {("ce", "l2")} and trained["kl"] == {("kl", "linf")}
-  assert not any(evaluated[name] for name in ("square", "spatial", "autoattack"))
+  assert evaluated["square"] == {("square", "linf")} and evaluated["autoattack"] == set()
   assert evaluated["apgd_l1"] == {("ce", "l1")} not in [trained["pgd"], trained["pgd_l2"]]
   assert trained["msd"] == evaluated["pgd20"] | evaluated["apgd_l2"] | evaluated["apgd_l1"]
   trained_on = lambda *names: suites.trained_on(config.eval.suite, {name: config.train_attacks[name] for name in names})
@@ -26,8 +26,33 @@ def test_attacks_of_one_kind_differ_in_steps_and_radius_alone():
   assert kinds(moved | {"kind": "elastic"}) != kinds(moved)
   transferred = {"name": "pgd", "epsilon": 0.05, "surrogate": "other.pt"}
   assert kinds(transferred) == set()  # training never uses the gradients of a surrogate
+  assert kinds({"name": "pgd", "norm": "Linf"}) == kinds({"name": "pgd"})
+  assert kinds({"name": "msd", "radii": {"Linf": 0.1, "l2": 1.0}}) == {("ce", "linf"), ("ce", "l2")}
+  fog = {"name": "corruption", "kind": "fog", "severity": 1}
+  assert kinds(fog) == kinds(fog | {"severity": 5}) != kinds(fog | {"kind": "frost"})
   assert ball({"name": "lpips", "epsilon": 0.5}) == "lpips"
   assert ball(moved) == "stadv" and ball({"name": "pgd", "norm": "l2"}) == "l2"
+
+
+def test_the_norm_of_an_attack_is_the_one_it_was_given_or_has_by_default():
+  names = {
+    "pgd": "linf",
+    "square": "linf",
+    "ead": "l1",
+    "ddn": "l2",
+    "carlini_wagner": "l2",
+    "spatial": None,
+    "msd": None,
+  }
+  assert {name: norm({"name": name}) for name in names} == names
+  assert norm({"name": "fmn", "norm": "L0"}) == "l0" and norm(AUTOATTACK) == "linf"
+  assert norm({"name": "mine.attacks:bend"}) is None and norm({"name": "mine.attacks:bend", "epsilon": 0.1}) == "linf"
+
+
+def test_what_was_trained_on_is_not_held_out():
+  suite = {"square": {"name": "square"}, "spatial": {"name": "spatial"}, "fog": {"name": "corruption", "kind": "fog"}}
+  assert suites.trained_on(suite, suite) == list(suite)
+  assert suites.trained_on(suite, {"other": {"name": "corruption", "kind": "frost"}}) == []
 
 
 def test_an_attack_in_several_norms_is_told_and_counted():

@@ -10,6 +10,7 @@ from lrat_jax.attacks import latents
 from lrat_jax.config import attack_entries, methods, suites, validate
 from lrat_jax.config import default as config_lib
 from lrat_jax.core.errors import ConfigError
+from lrat_jax.evaluation import metrics
 from tests.helpers import SHAPES
 
 AUTOATTACK = {"name": "autoattack", "epsilon": "8/255"}
@@ -42,7 +43,7 @@ def test_what_is_in_the_suites():
   assert {"autoattack", "carlini_wagner", "apgd_l2", "apgd_l1", "spatial", "contrast"} < names["unforeseen"]
   assert set(latents.KINDS) < names["unforeseen"]
   families = ("apgd_linf", "apgd_l2", "apgd_l1", "stadv", "elastic", "recolor", "jpeg_linf", "jpeg_l1")
-  assert names["lpips"] == {"lpips@1", "lpips@2", "lpips@3"} and names["transfer"] == {"transfer"}
+  assert names["lpips"] == {"lpips@25", "lpips@50", "lpips@100"} and names["transfer"] == {"transfer"}
   assert names["multirobustbench"] == {f"{name}@{level}" for name in families for level in range(1, 6)}
 
 
@@ -52,6 +53,9 @@ def test_strengths_of_a_ladder_rise_evenly(preset):
   for name in {name.partition("@")[0] for name in suite}:
     radii = [attack_entries.radius(suite[f"{name}@{level}"]) for level in range(1, 6)]
     np.testing.assert_allclose(radii, radii[0] * np.arange(1, 6), rtol=1e-5)
+  lpips = config_lib.default("at", f"{preset},suite=lpips").eval.suite
+  for radius, name in metrics.ladders(list(lpips))["lpips"]:
+    assert attack_entries.radius(lpips[name]) == radius / 100  # the area is over radii
   assert attack_entries.radius(suite["apgd_linf@2"]) == attack_entries.radius(
     config_lib.default("at", preset).train_attacks.pgd
   )
@@ -67,7 +71,7 @@ def test_a_wrong_suite_is_named(argument):
   ("argument", "field", "value", "message"),
   [
     ("digits,suite=apgd", "eval.suite.apgd.epsilon", "3", r"config.eval.suite.apgd.epsilon=3 is outside"),
-    ("digits,suite=lpips", "eval.suite.lpips@1.epsilon", "-1", r"config.eval.suite.lpips@1.epsilon=-1 is outside"),
+    ("digits,suite=lpips", "eval.suite.lpips@25.epsilon", "-1", r"config.eval.suite.lpips@25.epsilon=-1 is outside"),
     ("digits", "eval.num_images", -1, "config.eval.num_images=-1 is outside"),
     ("digits", "eval.num_sanity_examples", -1, "config.eval.num_sanity_examples=-1 is outside"),
     ("digits", "eval.robustbench", True, "config.eval.robustbench=True needs AutoAttack's full standard version"),
@@ -129,4 +133,4 @@ def test_a_run_of_a_users_file_has_no_method(preset):
 def test_held_out_is_what_was_not_trained_on():
   suite = {"pgd": {"name": "pgd"}, "cw": {"name": "cw"}, "square": {"name": "square"}, "aa": AUTOATTACK}
   trained = suites.trained_on(suite, {"fgsm": {"name": "fgsm"}, "square": {"name": "square"}})
-  assert trained == ["pgd"] and suites.held_out(suite, trained) == ["cw", "square"]
+  assert trained == ["pgd", "square"] and suites.held_out(suite, trained) == ["cw"]
