@@ -145,9 +145,11 @@ class Programs:
     """Traces the program of a stage (None: of the evaluation) and submits it for compilation, if not done before."""
     place = repr(stage), plan
     if place not in self._found:
-      for (_, other), program in self._found.items():
-        if other != plan:  # the number of images only decreases: programs for more are not needed again
-          program.cancel()
+      # Programs for another number of images are rarely needed again: if they were not begun, they are forgotten.
+      others = [(other, program) for other, program in self._found.items() if other[1] != plan]
+      for other, program in others:
+        if program.cancel():
+          del self._found[other]
       lowered = _lower_stage(self._job, stage, plan) if stage else _lower_verdict(self._job, plan)
       self._found[place] = self._pool.submit(lowered.compile)
     return self._found[place]

@@ -67,9 +67,11 @@ class Findings(NamedTuple):
 
 
 def looks_like_probabilities(logits: Array) -> Array:
-  """Whether all outputs [batch, classes] lie in [0, 1] and each row sums to 1. bool []."""
-  in_range = (jnp.min(logits) > -_ROUNDING) & (jnp.max(logits) < 1.0 + _ROUNDING)
-  return in_range & jnp.all(jnp.abs(jnp.sum(logits, axis=-1) - 1.0) < _ROUNDING)
+  """Whether all outputs [batch, classes] lie in [0, 1] and each row sums to 1, up to their type's rounding. bool []."""
+  rounding = max(_ROUNDING, float(jnp.finfo(logits.dtype).eps))
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  in_range = (jnp.min(logits) > -rounding) & (jnp.max(logits) < 1.0 + rounding)
+  return in_range & jnp.all(jnp.abs(jnp.sum(logits, axis=-1) - 1.0) < rounding)
 
 
 def prediction_difference(logits_fn: LogitsFn, images: Array, num_calls: int = 3) -> float:

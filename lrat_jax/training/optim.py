@@ -20,14 +20,17 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
   if config.schedule == "constant":
     return optax.constant_schedule(peak)
   if config.schedule == "piecewise":
-    return optax.piecewise_constant_schedule(
-      peak, {round(b * total_steps): config.decay_rate for b in config.boundary_fractions}
-    )
+    scales: dict[int, float] = {}
+    for fraction in config.boundary_fractions:  # in a short run, two of them may be at the same step
+      boundary = round(fraction * total_steps)
+      scales[boundary] = scales.get(boundary, 1.0) * config.decay_rate
+    return optax.piecewise_constant_schedule(peak, scales)
   if config.schedule == "cosine":
     warmup_steps = min(round(config.warmup * total_steps), total_steps - 1)
     return optax.warmup_cosine_decay_schedule(peak if warmup_steps == 0 else 0.0, peak, warmup_steps, total_steps)
   if config.schedule == "one_cycle":
-    return optax.cosine_onecycle_schedule(total_steps, peak, pct_start=config.warmup)
+    rising = min(config.warmup, (total_steps - 1) / total_steps)  # so that the last step falls
+    return optax.cosine_onecycle_schedule(total_steps, peak, pct_start=rising)
   raise ValueError(f"optimizer.schedule={config.schedule!r} is unknown; choose from {list(SCHEDULES)}.")
 
 

@@ -130,3 +130,10 @@ def test_figures_become_lines_beyond_their_bounds(findings, words):
   assert len(lines) == (words is not None)
   if words:
     assert words in lines[0] and "\n" not in lines[0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_probabilities_are_recognised_in_every_type(dtype):
+  logits = 4.0 * jax.random.normal(jax.random.key(0), (64, 10))
+  assert sanity_checks.looks_like_probabilities(jax.nn.softmax(logits).astype(dtype))
+  assert not sanity_checks.looks_like_probabilities(jax.nn.sigmoid(logits).astype(dtype))

@@ -35,6 +35,16 @@ def test_one_cycle_peaks_after_its_warm_up():
   assert rate(99) < 1e-3 and max(rate(s) for s in range(100)) == pytest.approx(0.1)
 
 
+def test_a_warm_up_of_the_whole_run_rises_to_the_peak():
+  rate = _schedule(schedule="one_cycle", learning_rate=0.1, warmup=1.0)
+  np.testing.assert_allclose([rate(0), rate(99)], [0.1 / 25, 0.1], rtol=1e-5)
+
+
+def test_boundaries_at_the_same_step_count_twice():
+  rate = _schedule(3, schedule="piecewise", learning_rate=0.1, boundary_fractions=(0.5, 0.75), decay_rate=0.1)
+  np.testing.assert_allclose([rate(0), rate(3)], [0.1, 0.001], rtol=1e-5)
+
+
 def test_constant_is_constant():
   assert _schedule(schedule="constant", learning_rate=0.1)(77) == 0.1
 

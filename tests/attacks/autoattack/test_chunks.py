@@ -1,5 +1,9 @@
 """The chunks of images that AutoAttack sends through the model: their sizes, and devices with too little memory."""
 
+import time
+import types
+from concurrent import futures
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +26,19 @@ def test_a_batch_bounds_what_a_device_holds(batch_size, chunk_size, images, answ
   few = {"apgd-ce": {"num_steps": 1}}
   run(model, images, answers, batch_size=batch_size, attacks_to_run=["apgd-ce"], overrides=few)
   assert max(held) == chunk_size
+
+
+def test_a_program_that_was_not_yet_begun_is_compiled_when_it_is_needed(monkeypatch, images, linear_weights):
+  class Late(futures.ThreadPoolExecutor):
+    def __init__(self, workers):
+      super().__init__(workers, initializer=time.sleep, initargs=(0.3,))
+
+  monkeypatch.setattr(_stage_runner, "futures", types.SimpleNamespace(ThreadPoolExecutor=Late))
+  model = lambda x: linear(linear_weights, x)
+  few = {"apgd-ce": {"num_steps": 1}}
+  labels = model(images[:1]).argmax(axis=1)
+  report = run(model, images[:1], labels, attacks_to_run=["apgd-ce"], overrides=few)  # one image: smaller chunks
+  assert report.clean_accuracy == 1.0 and len(report.per_attack) == 1
 
 
 @pytest.mark.parametrize(
