@@ -29,7 +29,7 @@ def batch_program(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> Evalu
 
   With `attack` None, the images under "found" in the batch are evaluated, or the clean images if there are none. If an
   attack returns an image that is not finite, the clean image is evaluated, and "lost" [batch] is True for it. If logits
-  are not finite, the prediction is `NO_PREDICTION`.
+  are not finite, the prediction is `NO_PREDICTION`. "deceived" [batch]: of two models, only the attacked one is wrong.
   """
 
   def evaluate_shard(asked: Models, key: Array, batch: dict[str, Array]) -> dict[str, Array]:
@@ -41,7 +41,11 @@ def batch_program(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> Evalu
     lost = ~threat_model.finite(found)
     images = jnp.where(lost[:, None, None, None], originals, found)
     logits = logits_fn(images)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     answered = losses.is_answer(logits)
+    deceived = jnp.zeros_like(lost)
+    if attack is not None and len(asked) > 1:
+      deceived = losses.is_correct(logits, labels) & ~losses.is_correct(attacked(images), labels)
     return {
       "logits": logits,
       "predictions": jnp.where(answered, jnp.argmax(logits, axis=-1), NO_PREDICTION).astype(jnp.int32),
@@ -49,6 +53,7 @@ def batch_program(attack: attacks.Attack | None, norm: str, mesh: Mesh) -> Evalu
       "distances": threat_model.length_of(norm)(images - originals),
       "images": images,
       "lost": lost,
+      "deceived": deceived,
     }
 
   specs = (sharding.REPLICATED, sharding.REPLICATED, sharding.BATCHED)

@@ -95,14 +95,58 @@ def _run_batch(
   start = time.perf_counter()
   batch = sharding.shard_batch(job.mesh, batch)
   result, mask, labels = sharding.fetch((evaluate_batch(asked, job.key, batch), batch["mask"], batch["labels"]))
-  piece = {name: result[name][mask] for name in ("predictions", "vulnerabilities", "distances", "lost")}
+  piece = {name: result[name][mask] for name in ("predictions", "vulnerabilities", "distances", "lost", "deceived")}
   fallen = clean_correct[first : first + len(piece["predictions"])] & (piece["predictions"] != labels[mask])
   kept = np.arange(len(fallen)) if job.keep_images else examples_lib.most_vulnerable(piece["vulnerabilities"], fallen)
   seconds = np.array([time.perf_counter() - start])
   return piece | {"rows": first + kept, "images": result["images"][mask][kept], "seconds": seconds}
 
 
-def run_attack(job: Job, name: str, entry: Mapping[str, Any], clean_correct: np.ndarray) -> Arrays:
+def run_entry(
+  job: Job, name: str, entry: Mapping[str, Any], clean: Arrays, clean_correct: np.ndarray
+) -> tuple[Arrays, attacks.AutoAttackReport | None]:
+  """Runs an attack, or AutoAttack, on the split. Returns its result, and AutoAttack's report.
+
+  If attacks run on the network in another dtype, some images break only that network, with or without an attack. They
+  are attacked again, on the evaluated network: an attack that is finished with an image does not change it further.
+  """
+  result, report = _run(job, name, entry, clean, clean_correct)
+  rows = np.flatnonzero(result.pop("deceived") & clean_correct)
+  if rows.size and name not in job.surrogates:
+    few = job._replace(
+      split=job.split.select(rows),
+      attacked_fn=job.logits_fn,
+      directory=job.directory and job.directory / "again",
+      on_stage=lambda *_: None,
+    )
+    again, _ = _run(few, name, entry, {field: array[rows] for field, array in clean.items()}, clean_correct[rows])
+    result = _replaced(result, again, rows)
+  return result, report
+
+
+def _run(
+  job: Job, name: str, entry: Mapping[str, Any], clean: Arrays, clean_correct: np.ndarray
+) -> tuple[Arrays, attacks.AutoAttackReport | None]:
+  if attack_entries.is_autoattack(entry):
+    return _run_autoattack(job, name, entry, clean)
+  return _run_attack(job, name, entry, clean_correct), None
+
+
+def _replaced(result: Arrays, again: Arrays, rows: np.ndarray) -> Arrays:
+  """An attack's result with that of a second run on some rows of the split in its place."""
+  replaced = {"seconds": np.concatenate([result["seconds"], again["seconds"]])}
+  kept = ~np.isin(result["rows"], rows)
+  places = np.concatenate([result["rows"][kept], rows[again["rows"]]])
+  order = np.argsort(places)
+  replaced["rows"] = places[order]
+  replaced["images"] = np.concatenate([result["images"][kept], again["images"]])[order]
+  for field in result.keys() - replaced.keys():
+    replaced[field] = result[field].copy()
+    replaced[field][rows] = again[field]
+  return replaced
+
+
+def _run_attack(job: Job, name: str, entry: Mapping[str, Any], clean_correct: np.ndarray) -> Arrays:
   """Runs an attack of the registry on the split, batch by batch; each batch is saved as soon as it is finished.
 
   If an accelerator runs out of memory, the number of images at once is halved, repeatedly if needed.
@@ -148,7 +192,7 @@ def _attack_split(
   return result | {"correct": result["predictions"] == job.split.labels}
 
 
-def run_autoattack(
+def _run_autoattack(
   job: Job, name: str, entry: Mapping[str, Any], clean: Arrays
 ) -> tuple[Arrays, attacks.AutoAttackReport]:
   """Runs AutoAttack on the split. Returns a result in the form of any other attack's, and AutoAttack's report."""
@@ -179,6 +223,8 @@ def run_autoattack(
   same = job.attacked_fn is job.logits_fn
   correct = report.robust if same else evaluated["predictions"] == split.labels
   result = {"correct": correct, "distances": report.distances, "rows": kept, "images": images}
+  result["broken_by"] = np.where(correct, -1, np.maximum(report.broken_by, 0))
+  result["deceived"] = correct & ~report.robust
   return evaluated | result | {"seconds": np.array([seconds])}, report
 
 

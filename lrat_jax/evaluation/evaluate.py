@@ -1,6 +1,5 @@
 """The evaluation of a model: a suite of attacks on a whole split, every image once, sharded over the devices."""
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from lrat_jax.core.errors import EvaluationError
 from lrat_jax.evaluation import examples as examples_lib
 from lrat_jax.evaluation import suite_warnings
 from lrat_jax.evaluation.batches import Arrays, batch_program
-from lrat_jax.evaluation.entries import Job, run_attack, run_autoattack, run_clean
+from lrat_jax.evaluation.entries import Job, run_clean, run_entry
 
 CLEAN = "clean"
 
@@ -41,12 +40,9 @@ class EvaluationResult(NamedTuple):
   timings: dict[str, Any]
 
 
-def _digest(arrays: Any) -> str:
-  """A digest of the content of a tree of arrays."""
-  digest = hashlib.sha256()
-  for array in jax.tree.leaves(sharding.fetch(arrays)):
-    digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-  return digest.hexdigest()
+def _digest(job: Job, logits_fn: Partial) -> str:
+  """A digest of another model's logits on the clean images: of all that decides them, also of a function's code."""
+  return run_clean(job._replace(logits_fn=logits_fn), job.split, lambda *_: None)[1]
 
 
 def _fingerprint(job: Job, suite: suites.Suite, seed: int, predictions: str) -> dict[str, str]:
@@ -56,12 +52,12 @@ def _fingerprint(job: Job, suite: suites.Suite, seed: int, predictions: str) -> 
     {"files of config.data.corruptions": str([job.corrupted.version(kind) for kind in sorted(read)])} if read else {}
   )
   if job.attacked_fn is not job.logits_fn:
-    versions["type of the attacked network (config.eval.attack_dtype)"] = "another"
+    versions["predictions of the attacked network (config.eval.attack_dtype)"] = _digest(job, job.attacked_fn)
   return versions | {
     "images or labels": job.split.fingerprint(),
     "predictions of the model": predictions,
     "attacks (config.eval.suite)": str(sorted((name, sorted(entry.items())) for name, entry in suite.items())),
-    **({"surrogate models": _digest(job.surrogates)} if job.surrogates else {}),
+    **{f"predictions of the surrogate of {name}": _digest(job, other) for name, other in job.surrogates.items()},
     "seed": str(seed),
     "batch size or device": f"{job.batch_size} on {job.mesh.devices.flat[0].device_kind}",
     "choice of images to save": str(job.keep_images),
@@ -136,7 +132,8 @@ def run_suite(
     corrupted: the files from which the suite's corruptions are read; then `split` must be of the test split. None: the
       corruptions are computed.
     attacked_fn: the model that attacks use, such as the same network in bfloat16; None: `logits_fn`. All final
-      predictions and the sanity checks use `logits_fn`.
+      predictions and the sanity checks use `logits_fn`. Images that break only `attacked_fn` are attacked again on
+      `logits_fn`.
     surrogates: name of an attack -> the logits_fn of another model, on which the attack is run. Its adversarials are
       then evaluated on `logits_fn`. AutoAttack and corruptions do not support surrogates.
     on_attack: called with each attack's name, robust accuracy and seconds when it ends ("clean" first).
@@ -209,12 +206,10 @@ def _run(job: Job, suite: suites.Suite, seed: int, num_sanity_examples: int, on_
   on_attack(CLEAN, float(np.mean(clean_correct)), seconds[CLEAN])
   for name, entry in suite.items():
     with jax.profiler.TraceAnnotation(name):
-      if attack_entries.is_autoattack(entry):
-        result, reports[name] = run_autoattack(job, name, entry, clean)
-        broken_by = np.where(result["correct"], -1, np.maximum(reports[name].broken_by, 0))
-        per_example |= {f"broken_by/{name}": broken_by, f"stages/{name}": np.array(reports[name].stages)}
-      else:
-        result = run_attack(job, name, entry, clean_correct)
+      result, report = run_entry(job, name, entry, clean, clean_correct)
+    if report is not None:
+      reports[name] = report
+      per_example |= {f"broken_by/{name}": result["broken_by"], f"stages/{name}": np.array(report.stages)}
     per_example |= _columns(name, result, clean_correct)
     robust[name], seconds[name] = float(np.mean(per_example[f"robust/{name}"])), float(result["seconds"].sum())
     lost[name] = int(np.sum(result.get("lost", 0)))  # AutoAttack replaces NaN itself, and warns

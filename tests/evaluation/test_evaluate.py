@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.tree_util import Partial
 
 from lrat_jax import attacks, data, models
@@ -79,8 +80,9 @@ def test_another_surrogate_is_another_evaluation(model, variables, tmp_path):
   surrogate = Partial(models.applied(model), variables)
   run_suite(model, variables, suite, surrogates={"transfer": surrogate}, directory=tmp_path)
   other = Partial(models.applied(model), jax.tree.map(lambda x: 1.01 * x, variables))
-  with pytest.raises(EvaluationError, match="surrogate models"):
-    run_suite(model, variables, suite, surrogates={"transfer": other}, directory=tmp_path)
+  for changed in (other, lambda images: surrogate(images)[:, ::-1]):  # other weights, another function
+    with pytest.raises(EvaluationError, match="predictions of the surrogate of transfer"):
+      run_suite(model, variables, suite, surrogates={"transfer": changed}, directory=tmp_path)
 
 
 LPIPS = {"lpips": {"name": "lpips", "epsilon": "0.2", "num_steps": 5, "num_rounds": 2}}
@@ -164,9 +166,9 @@ def test_a_verdict_is_the_models_whatever_is_attacked(model, variables):
   """If attacks run on another model, the model itself still evaluates their images, also those of AutoAttack."""
   suite = {"pgd": SUITE["pgd"], "aa": {"name": "autoattack", "epsilon": "0.05", "attacks_to_run": ["apgd-ce"]}}
   logits_fn = Partial(models.applied(model), variables)
-  wrong = Partial(lambda variables, images: -models.applied(model)(variables, images), variables)
+  blind = Partial(lambda variables, images: models.applied(model)(variables, lax.stop_gradient(images)), variables)
   options = {"batch_size": 8, "mesh": sharding.make_mesh(1), "seed": 3, "keep_images": True}
-  found = evaluate.run_suite(logits_fn, SPLIT, suite, attacked_fn=wrong, **options)
+  found = evaluate.run_suite(logits_fn, SPLIT, suite, attacked_fn=blind, **options)
   for name in suite:
     predictions = jnp.argmax(logits_fn(jnp.asarray(found.images[name])), axis=-1)
     np.testing.assert_array_equal(found.per_example[f"prediction/{name}"], predictions)
@@ -176,8 +178,34 @@ def test_a_verdict_is_the_models_whatever_is_attacked(model, variables):
     found.per_example["broken_by/aa"] < 0, found.per_example["prediction/aa"] == SPLIT.labels
   )
   same = evaluate.run_suite(logits_fn, SPLIT, suite, **options)
-  assert found.summary["robust"]["pgd"] > same.summary["robust"]["pgd"]  # PGD followed the wrong model's gradient
+  assert found.summary["robust"]["pgd"] > same.summary["robust"]["pgd"]  # PGD had no gradient to follow
   assert found.summary["clean"] == same.summary["clean"]
+
+
+@pytest.mark.parametrize("keep_images", [True, False])
+def test_images_that_are_wrong_only_in_the_attacked_network_are_attacked_again(model, variables, keep_images):
+  suite = {"pgd": SUITE["pgd"], "aa": {"name": "autoattack", "epsilon": "0.05", "attacks_to_run": ["apgd-ce"]}}
+  logits_fn = Partial(models.applied(model), variables)
+  wrong = Partial(lambda variables, images: -models.applied(model)(variables, images), variables)
+  run = functools.partial(
+    evaluate.run_suite,
+    logits_fn,
+    SPLIT,
+    suite,
+    batch_size=8,
+    mesh=sharding.make_mesh(1),
+    seed=3,
+    keep_images=keep_images,
+  )
+  found, same = run(attacked_fn=wrong), run()
+  assert found.summary["robust"] == same.summary["robust"] and found.summary["union"] < found.summary["clean"]
+  clean = found.per_example["clean_correct"]
+  for field in ("prediction/pgd", "distance/pgd", "prediction/aa", "distance/aa", "broken_by/aa"):
+    np.testing.assert_allclose(found.per_example[field][clean], same.per_example[field][clean], atol=1e-5)
+  for name in suite:
+    np.testing.assert_array_equal(found.examples[name].rows, same.examples[name].rows)
+    if keep_images:
+      np.testing.assert_allclose(found.images[name][clean], same.images[name][clean], atol=1e-5)
 
 
 def test_progress_is_told_after_every_batch(model, variables):
@@ -378,3 +406,11 @@ def test_an_evaluation_does_not_go_on_with_other_files(tmp_path, model, variable
   run_suite(model, variables, suite, directory=progress, corrupted=_copies(tmp_path))
   with pytest.raises(EvaluationError, match="an evaluation that differs in files of config.data.corruptions"):
     run_suite(model, variables, suite, directory=progress)
+
+
+def test_an_evaluation_of_a_model_with_narrow_logits_resumes(model, variables, tmp_path):
+  narrow = lambda images: models.applied(model)(variables, images).astype(jnp.bfloat16)
+  run = functools.partial(evaluate.run_suite, narrow, SPLIT, SUITE, batch_size=8, mesh=sharding.make_mesh(1), seed=3)
+  first, second = run(directory=tmp_path), run(directory=tmp_path)
+  assert first.summary == second.summary
+  np.testing.assert_array_equal(first.per_example["vulnerability/pgd"], second.per_example["vulnerability/pgd"])
