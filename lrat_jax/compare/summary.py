@@ -302,8 +302,15 @@ def _num_seeds(summary: Mapping[str, Any]) -> int:
 
 def resampled(summary: Mapping[str, Any]) -> str:
   """What the bootstrap of the differences resamples, in words. With one seed, the variation over seeds is unknown."""
-  one = "images only: with one seed, the variation between seeds is unknown"
-  return "seeds and images" if _num_seeds(summary) > 1 else one
+  methods = summary["methods"]
+  baseline = methods[summary["baseline"]]["seeds"].keys()
+  shared = {name: len(baseline & method["seeds"].keys()) for name, method in methods.items() if method["difference"]}
+  single = [name for name, count in shared.items() if count == 1]
+  if not single:
+    return "seeds and images"
+  of = "" if len(single) == len(shared) else f" for {', '.join(single)}"
+  words = f"images only{of}: with one seed, the variation between seeds is unknown"
+  return f"seeds and images; over {words}" if of else words
 
 
 def markdown(summary: Mapping[str, Any]) -> str:

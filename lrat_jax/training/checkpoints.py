@@ -97,6 +97,11 @@ def quarantine_damaged(directory: Path) -> list[str]:
   return lines
 
 
+def _rank(metrics: dict[str, float]) -> tuple[float, float]:
+  """The order of checkpoints: by robust validation accuracy; of equal ones the first is the best."""
+  return metrics["robust"], -metrics.get("step", 0.0)  # checkpoints of older versions have no step
+
+
 class Checkpoints:
   """The checkpoints in one directory: the latest two, and the one with the highest robust validation accuracy."""
 
@@ -109,9 +114,7 @@ class Checkpoints:
         preservation_policy=policies.AnyPreservationPolicy(
           [
             policies.LatestN(_LATEST_KEPT),
-            policies.BestN(
-              get_metric_fn=lambda metrics: metrics["robust"], n=1, keep_checkpoints_without_metrics=False
-            ),
+            policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
           ]
         ),
         best_fn=lambda metrics: metrics["robust"],
@@ -150,7 +153,7 @@ class Checkpoints:
     scored = [s for s in self._manager.all_steps() if self._manager.metrics(s) is not None]
     if not scored:
       return self.latest_step()
-    return max(scored, key=lambda step: (self._manager.metrics(step)["robust"], -step))
+    return max(scored, key=lambda step: _rank(self._manager.metrics(step)))
 
   def best_robust(self) -> float:
     """The highest robust validation accuracy among the checkpoints; minus infinity if there is none."""
@@ -169,7 +172,7 @@ class Checkpoints:
       self._manager.save(
         step,
         args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress._asdict())),
-        metrics=validation,
+        metrics=None if validation is None else validation | {"step": step},
         force=True,
       )
     except _WRITE_ERRORS as error:

@@ -166,6 +166,10 @@ def test_a_run_without_results_is_missing_and_its_seed_is_not_compared(runs):
   assert summary["missing"] == ["lrat:pgd+cw seed 1"] and list(summary["methods"]["lrat:pgd+cw"]["seeds"]) == ["0"]
   np.testing.assert_allclose(summary["methods"]["lrat:pgd+cw"]["difference"]["cw20"]["mean"], 0.2)
   assert "- missing: lrat:pgd+cw seed 1" in summary_lib.markdown(summary)
+  assert summary_lib.resampled(summary).startswith("images only: with one seed")  # the only pair, though AT has two
+  other = summary["methods"]["lrat:pgd+cw"] | {"seeds": summary["methods"]["at"]["seeds"]}
+  mixed = summary | {"methods": summary["methods"] | {"other": other}}
+  assert summary_lib.resampled(mixed).startswith("seeds and images; over images only for lrat:pgd+cw: with one seed")
   for run in runs:
     (run.workdir / "results.json").unlink(missing_ok=True)
   with pytest.raises(ValueError, match="no run has results"):
