@@ -145,6 +145,7 @@ def autoattack(
   logits_fn = _entry.as_function(logits_fn)
   _checks.check_one_key(key)
   _check_options(version, store, on_stage, on_progress)
+  key = _entry.as_threefry(key)
   images, labels, indices = _checks.host_data(images, labels, example_indices)
   norm, epsilon = threat_model.norm_name(norm), as_number(epsilon, "epsilon")
   threat_model.check_epsilon(epsilon, norm, images.shape[1:])

@@ -21,6 +21,7 @@ from lrat_jax.core import microbatch, user_code
 from lrat_jax.core.typing import Answers, Counts, Images, KeyPerImage, Keys, Labels, LogitsFn, OneKey, PerImage
 
 _STEP_SIZES = "[0, 1e6]"
+_KEY_KIND = "threefry2x32"
 
 
 class AttackResult(NamedTuple):
@@ -67,11 +68,24 @@ def finished(
   return jax.lax.stop_gradient(AttackResult(images, surviving_steps, success, broken_gradients, distances))
 
 
+def as_threefry(keys: Keys) -> Keys:
+  """Keys of JAX's default kind, from keys of any kind.
+
+  With keys of the kinds "rbg" and "unsafe_rbg", which are faster on TPU, `jax.vmap` draws the numbers of the whole
+  batch from its first key, so that an image's numbers would depend on its batch.
+  """
+  if str(jax.random.key_impl(keys)) == _KEY_KIND:
+    return keys
+  return jax.random.wrap_key_data(jax.random.key_data(keys)[..., :2], impl=_KEY_KIND)
+
+
 def example_keys(key: OneKey, example_indices: Counts) -> KeyPerImage:
   """One key per image, derived from one key and the images' indices [batch] in their data set.
 
-  An image's key, and so its adversarial, then depends on the image's index, not on its batch.
+  An image's key, and so its adversarial, then depends on the image's index, not on its batch. The keys are of JAX's
+  default kind, whatever the kind of `key`.
   """
+  key = as_threefry(key)
   return jax.vmap(lambda index: jax.random.fold_in(key, index))(example_indices)
 
 
@@ -82,7 +96,7 @@ def per_image_keys(keys: Keys, images: Images) -> KeyPerImage:
     return example_keys(keys, jnp.arange(images.shape[0]))
   if keys.shape != images.shape[:1]:
     raise ValueError(f"key has shape {keys.shape}; pass one key, or one for each of the {images.shape[0]} images.")
-  return keys
+  return as_threefry(keys)
 
 
 def _scalar(value: Any, name: str, dtype: Any, check: Callable[[float], None]) -> float | Array:

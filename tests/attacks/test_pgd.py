@@ -168,6 +168,18 @@ def test_restarts_never_lose_what_one_run_found(keys, images, cnn_logits):
   assert 0 < right[2].sum() < right[0].sum()
 
 
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_keys_of_any_kind_are_per_image(kind, images, labels, linear_logits):
+  start = functools.partial(attacks.pgd, epsilon=0.1, step_size=0.0, num_steps=1)
+  few = jnp.array([3, 1, 7])
+  keys = jax.random.split(jax.random.key(2, impl=kind), 16)
+  whole = start(keys, linear_logits, images, labels)
+  part = start(keys[few], linear_logits, images[few], labels[few])
+  np.testing.assert_array_equal(part.images, whole.images[few])
+  indexed = lambda key: start(attacks.example_keys(key, jnp.arange(16)), linear_logits, images, labels).images
+  np.testing.assert_array_equal(indexed(jax.random.key(2, impl=kind))[few], indexed(jax.random.key(2))[few])
+
+
 def test_a_single_key_is_split_over_the_batch(images, labels, linear_logits):
   key = jax.random.key(7)
   run = functools.partial(
