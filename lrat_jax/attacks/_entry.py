@@ -212,6 +212,18 @@ def _begin(arguments: dict[str, Any]) -> dict[str, Any]:
   }
 
 
+def _rounded(result: AttackResult, given: Any, arguments: dict[str, Any]) -> AttackResult:
+  """The result of an attack on 16-bit images, with images of that type, and success and distances for these."""
+  images = threat_model.rounded(result.images, arguments["images"], given)
+  keys = [arguments["key"]] if arguments.get("eot_iter") else []
+  logits = arguments["logits_fn"](images.astype(result.images.dtype), *keys)
+  success = losses.is_adversarial(logits, arguments["labels"], arguments.get("targets"))
+  distances = result.distances
+  if distances is not None:
+    distances = jnp.where(success, distances, jnp.inf)
+  return jax.lax.stop_gradient(result._replace(images=images, success=success, distances=distances))
+
+
 def _check_not_left_out(targets: np.ndarray, logits: np.ndarray) -> None:
   """Raises ValueError, with the image's index, if the model excludes a target [batch] by a logit of -inf."""
   out = np.flatnonzero(np.isneginf(np.asarray(logits, np.float64)[np.arange(len(targets)), targets]))
@@ -267,7 +279,10 @@ def entry(**forms: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
       result = attack(*arguments.values(), **options)
       if not isinstance(result, AttackResult):  # a sanity check, which returns numbers instead
         return result
-      return result._replace(images=result.images.astype(jax.dtypes.canonicalize_dtype(images.dtype)))
+      given = jax.dtypes.canonicalize_dtype(images.dtype)
+      if given.itemsize < 4:
+        return _rounded(result, given, arguments | options)
+      return result._replace(images=result.images.astype(given))
 
     return run
 

@@ -103,13 +103,15 @@ def _lower_stage(job: Job, stage: Stage, plan: microbatch.Layout) -> jax.stages.
   that are NaN or infinite.
   """
   attack = from_config({"name": stage.attack, "epsilon": job.epsilon, "norm": job.norm, **stage.arguments})
-  epsilon, norm = job.epsilon, job.norm
+  epsilon, norm, given = job.epsilon, job.norm, job.images.dtype
 
   def on_chunk(shared: tuple[Partial, Array, Array], rows: tuple[Array, Array, Array]) -> dict[str, Array]:
     (logits_fn, key, rank), (images, labels, indices) = shared, rows
     target = {"target_rank": rank} if stage.targeted else {}
     result = attack(example_keys(key, indices), logits_fn, images, labels, **target)
     found, outside = _repair(result.images, images, epsilon, norm)
+    if given in (jnp.bfloat16, np.float16):
+      found = threat_model.rounded(found, images, given).astype(found.dtype)
     broken = jnp.zeros_like(outside) if result.broken_gradients is None else result.broken_gradients > 0
     return {"images": found, "outside": outside, "broken": broken}
 

@@ -6,7 +6,7 @@ scalars (training ramps them), so nothing here branches on their value except `c
 
 import math
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -147,6 +147,16 @@ def length_of(name: str) -> Callable[[Array], Array]:
 def get_norm(name: str) -> Norm:
   """The `Norm` of that name, in upper or lower case. Raises ValueError with the choices if there is none."""
   return NORMS[norm_name(name)]
+
+
+def rounded(points: Array, images: Array, dtype: Any) -> Array:
+  """Points in a float type that represents the clean images, rounded to nearest, but never away from the images.
+
+  So a point inside a ball around its image stays inside, in every norm.
+  """
+  nearest = points.astype(dtype)
+  is_further = jnp.abs(nearest.astype(points.dtype) - images) > jnp.abs(points - images)
+  return jnp.where(is_further, jnp.nextafter(nearest, images.astype(dtype)), nearest)
 
 
 def check_epsilon(epsilon: float, norm: str, image_shape: tuple[int, ...], field: str = "epsilon") -> None:
