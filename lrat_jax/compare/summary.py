@@ -163,6 +163,14 @@ def _inconsistency(runs: Sequence[ComparedRun]) -> dict[str, Any] | None:
   return {"method": runs[0].method.name, "attacks": found[0].names, **tables} if found else None
 
 
+def _check_same_images(runs: Sequence[ComparedRun]) -> None:
+  """Raises ValueError if runs were evaluated on different images: differences are computed image by image."""
+  first, *others = runs
+  for run in others:
+    if not np.array_equal(run.per_example()["indices"], first.per_example()["indices"]):
+      raise ValueError(f"{run.name} was evaluated on other images than {first.name}.")
+
+
 def summarise(runs: Sequence[ComparedRun], title: str) -> dict[str, Any]:
   """The comparison as plain data. The first run's method is the baseline of the differences.
 
@@ -176,13 +184,14 @@ def summarise(runs: Sequence[ComparedRun], title: str) -> dict[str, Any]:
     accuracy}}, "mean", "std", "difference": {column: {"mean", "low", "high"}}}}}, accuracies and differences as shares.
 
   Raises:
-    ValueError: no run has results, or a file of a run is damaged.
+    ValueError: no run has results, runs were evaluated on different images, or a file of a run is damaged.
   """
   groups = _columns(runs)
   results = {run.name: run.results() for run in runs}
   robust = {run.name: robust_columns(run, groups) for run in runs if results[run.name] is not None}
   if not robust:
     raise ValueError("no run has results.")
+  _check_same_images([run for run in runs if run.name in robust])
   methods = {run.method.name: [other for other in runs if other.method.name == run.method.name] for run in runs}
   summaries = {name: _method_summary(mine, robust) for name, mine in methods.items()}
   baseline = {run.seed: robust[run.name] for run in next(iter(methods.values())) if run.name in robust}

@@ -23,7 +23,7 @@ HELD = {
 def _write(run, held):
   run.workdir.mkdir(parents=True)
   robust = {name: np.arange(10) < count for name, count in held.items()}
-  arrays = {"clean_correct": np.arange(10) < 9, "robust": np.arange(10) < min(held.values())}
+  arrays = {"indices": np.arange(10), "clean_correct": np.arange(10) < 9, "robust": np.arange(10) < min(held.values())}
   for name, column in robust.items():
     arrays |= {
       f"robust/{name}": column,
@@ -173,6 +173,13 @@ def test_a_run_without_results_is_missing_and_its_seed_is_not_compared(runs):
   for run in runs:
     (run.workdir / "results.json").unlink(missing_ok=True)
   with pytest.raises(ValueError, match="no run has results"):
+    summary_lib.summarise(runs, "title")
+
+
+def test_runs_on_different_images_are_not_compared(runs):
+  path = runs[2].workdir / "per_example.npz"
+  np.savez(path, **dict(np.load(path)) | {"indices": np.arange(10)[::-1]})
+  with pytest.raises(ValueError, match="at seed 1 was evaluated on other images than at seed 0"):
     summary_lib.summarise(runs, "title")
 
 
