@@ -116,9 +116,10 @@ def run_entry(
     few = job._replace(
       split=job.split.select(rows),
       attacked_fn=job.logits_fn,
-      directory=job.directory and job.directory / "again",
+      directory=job.directory and job.directory / "again" / name,
       on_stage=lambda *_: None,
     )
+    few.store().open({"images that are attacked again": str(rows.tolist())})
     again, _ = _run(few, name, entry, {field: array[rows] for field, array in clean.items()}, clean_correct[rows])
     result = _replaced(result, again, rows)
   return result, report

@@ -183,7 +183,7 @@ def test_a_verdict_is_the_models_whatever_is_attacked(model, variables):
 
 
 @pytest.mark.parametrize("keep_images", [True, False])
-def test_images_that_are_wrong_only_in_the_attacked_network_are_attacked_again(model, variables, keep_images):
+def test_images_that_are_wrong_only_in_the_attacked_network_are_attacked_again(model, variables, keep_images, tmp_path):
   suite = {"pgd": SUITE["pgd"], "aa": {"name": "autoattack", "epsilon": "0.05", "attacks_to_run": ["apgd-ce"]}}
   logits_fn = Partial(models.applied(model), variables)
   wrong = Partial(lambda variables, images: -models.applied(model)(variables, images), variables)
@@ -197,7 +197,10 @@ def test_images_that_are_wrong_only_in_the_attacked_network_are_attacked_again(m
     seed=3,
     keep_images=keep_images,
   )
-  found, same = run(attacked_fn=wrong), run()
+  found, same = run(attacked_fn=wrong, directory=tmp_path), run()
+  resumed = run(attacked_fn=wrong, directory=tmp_path)
+  for field, expected in found.per_example.items():
+    np.testing.assert_array_equal(resumed.per_example[field], expected)
   assert found.summary["robust"] == same.summary["robust"] and found.summary["union"] < found.summary["clean"]
   clean = found.per_example["clean_correct"]
   for field in ("prediction/pgd", "distance/pgd", "prediction/aa", "distance/aa", "broken_by/aa"):
