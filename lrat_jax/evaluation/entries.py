@@ -22,6 +22,9 @@ from lrat_jax.core.errors import EvaluationError
 from lrat_jax.evaluation import examples as examples_lib
 from lrat_jax.evaluation.batches import Arrays, EvaluateBatch, Models, batch_program
 
+# The arrays that are kept of each batch under an attack.
+KEPT = ("predictions", "vulnerabilities", "distances", "lost", "deceived")
+
 
 class Job(NamedTuple):
   """What all entries of a suite share."""
@@ -95,7 +98,7 @@ def _run_batch(
   start = time.perf_counter()
   batch = sharding.shard_batch(job.mesh, batch)
   result, mask, labels = sharding.fetch((evaluate_batch(asked, job.key, batch), batch["mask"], batch["labels"]))
-  piece = {name: result[name][mask] for name in ("predictions", "vulnerabilities", "distances", "lost", "deceived")}
+  piece = {name: result[name][mask] for name in KEPT}
   fallen = clean_correct[first : first + len(piece["predictions"])] & (piece["predictions"] != labels[mask])
   kept = np.arange(len(fallen)) if job.keep_images else examples_lib.most_vulnerable(piece["vulnerabilities"], fallen)
   seconds = np.array([time.perf_counter() - start])

@@ -20,7 +20,7 @@ from lrat_jax.core.errors import EvaluationError
 from lrat_jax.evaluation import examples as examples_lib
 from lrat_jax.evaluation import suite_warnings
 from lrat_jax.evaluation.batches import Arrays, batch_program
-from lrat_jax.evaluation.entries import Job, run_clean, run_entry
+from lrat_jax.evaluation.entries import KEPT, Job, run_clean, run_entry
 
 CLEAN = "clean"
 
@@ -61,6 +61,7 @@ def _fingerprint(job: Job, suite: suites.Suite, seed: int, predictions: str) -> 
     "seed": str(seed),
     "batch size or device": f"{job.batch_size} on {job.mesh.devices.flat[0].device_kind}",
     "choice of images to save": str(job.keep_images),
+    "arrays of a finished batch": ", ".join(KEPT),
     "version of jax": jax.__version__,
   }
 

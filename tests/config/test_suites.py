@@ -84,6 +84,14 @@ def test_fields_of_evaluation_are_checked(argument, field, value, message):
     validate.check(config)
 
 
+def test_an_attack_without_a_fixed_number_of_steps_is_not_for_training():
+  config = config_lib.default("at", "digits")
+  with config.unlocked():
+    config.train_attacks = {"jump": {"name": "hop_skip_jump", "epsilon": "0.5"}}
+  with pytest.raises(ConfigError, match="config.train_attacks.jump.name='hop_skip_jump' has no fixed number of steps"):
+    validate.check_for_data(config, (8, 8, 1), 10, 1000)
+
+
 @pytest.mark.parametrize("fields", [{"version": "apgd"}, {"attacks_to_run": ["apgd-ce"]}])
 def test_what_is_called_autoattack_runs_all_four_attacks(fields):
   config = config_lib.default("at", "digits,suite=full")

@@ -166,6 +166,19 @@ def test_surviving_steps_are_shares_of_the_steps_that_an_attack_has_by_default(k
   assert fractions.tolist() == [[1.0]] * 16
 
 
+@pytest.mark.parametrize(
+  "entry", [{"name": "apgd"}, {"name": "square", "num_queries": 4}, {"name": "spatial", "num_rotations": 2}]
+)
+def test_surviving_steps_of_a_built_in_attack_are_shares_too(entry, keys, images):
+  config = make_config()
+  config.train_attacks = {"built_in": entry | ({} if entry["name"] == "spatial" else {"epsilon": 0.0})}
+  right = lambda images: 1e-6 * images.reshape(len(images), -1)[:, :3] + jnp.array([1.0, 0.0, 0.0])
+  _, fractions = variants.attack(
+    config, "cpu", jax.random.key(0), jnp.array(0), 4, None, right, images, jnp.zeros(16, int), jnp.arange(16)
+  )
+  assert fractions.tolist() == [[1.0]] * 16
+
+
 def test_no_gradient_flows_whatever_a_function_does():
   scores = jnp.linspace(0.2, 0.9, 6).reshape(3, 2)
 

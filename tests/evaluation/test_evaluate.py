@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 from jax.tree_util import Partial
 
 from lrat_jax import attacks, data, models
@@ -17,36 +16,7 @@ from lrat_jax.core.errors import ConfigError, EvaluationError
 from lrat_jax.data import streams
 from lrat_jax.evaluation import batches, entries, evaluate
 from lrat_jax.evaluation import results as results_lib
-from tests.helpers import make_split
-
-SUITE = {
-  "fgsm": {"name": "fgsm", "epsilon": "0.05"},
-  "pgd": {"name": "pgd", "epsilon": "0.05", "step_size": "0.02", "num_steps": 3},
-}
-SPLIT = make_split(40)
-
-
-@pytest.fixture(scope="module")
-def model():
-  return models.create("cnn_4", 4)
-
-
-@pytest.fixture(scope="module")
-def variables(model):
-  return jax.jit(model.init)(jax.random.key(0), SPLIT.images[:1])
-
-
-def run_suite(model, variables, suite=SUITE, batch_size=8, num_devices=1, seed=3, split=SPLIT, **options):
-  """(summary, per_example)."""
-  logits_fn = Partial(models.applied(model), variables)
-  mesh = sharding.make_mesh(num_devices)
-  return evaluate.run_suite(logits_fn, split, suite, batch_size=batch_size, mesh=mesh, seed=seed, **options)[:2]
-
-
-@pytest.fixture(scope="module")
-def results(model, variables):
-  """The suite's results on one device in batches of 8."""
-  return run_suite(model, variables)
+from tests.evaluation.suite_case import SPLIT, SUITE, run_suite
 
 
 @pytest.mark.parametrize(("batch_size", "num_devices"), [(16, 1), (12, 2), (64, 8)])
@@ -59,50 +29,6 @@ def test_batch_size_and_devices_change_nothing(model, variables, results, batch_
       assert per_example[name].tolist() == expected.tolist()
     else:
       np.testing.assert_allclose(per_example[name], expected, atol=1e-4)
-
-
-def test_an_attack_is_made_on_its_surrogate_and_evaluated_on_the_model(model, variables, results):
-  other = jax.jit(model.init)(jax.random.key(1), SPLIT.images[:1])
-  surrogate = Partial(models.applied(model), other)
-  suite = SUITE | {"transfer": SUITE["pgd"] | {"surrogate": "other.pt"}}
-  summary, per_example = run_suite(model, variables, suite, surrogates={"transfer": surrogate})
-  assert summary["robust"]["pgd"] == results[0]["robust"]["pgd"] < summary["robust"]["transfer"]
-  keys = attacks.example_keys(jax.random.key(3), SPLIT.indices)
-  attack = attacks.transfer(attacks.from_config(SUITE["pgd"]), surrogate)
-  found = attack(keys, Partial(models.applied(model), variables), SPLIT.images, SPLIT.labels)
-  np.testing.assert_array_equal(per_example["robust/transfer"], per_example["clean_correct"] & ~found.success)
-  with pytest.raises(EvaluationError, match=r"transfer: surrogate='other.pt' is a model that was not loaded"):
-    run_suite(model, variables, suite)
-
-
-def test_another_surrogate_is_another_evaluation(model, variables, tmp_path):
-  suite = {"transfer": SUITE["fgsm"] | {"surrogate": "other.pt"}}
-  surrogate = Partial(models.applied(model), variables)
-  run_suite(model, variables, suite, surrogates={"transfer": surrogate}, directory=tmp_path)
-  other = Partial(models.applied(model), jax.tree.map(lambda x: 1.01 * x, variables))
-  for changed in (other, lambda images: surrogate(images)[:, ::-1]):  # other weights, another function
-    with pytest.raises(EvaluationError, match="predictions of the surrogate of transfer"):
-      run_suite(model, variables, suite, surrogates={"transfer": changed}, directory=tmp_path)
-
-
-LPIPS = {"lpips": {"name": "lpips", "epsilon": "0.2", "num_steps": 5, "num_rounds": 2}}
-
-
-def test_lpips_is_measured_by_the_model_itself(model, variables):
-  logits_fn = Partial(models.applied(model), variables)
-  summary, per_example = run_suite(model, variables, LPIPS)
-  keys = attacks.example_keys(jax.random.key(3), SPLIT.indices)
-  found = attacks.from_config(LPIPS["lpips"])(
-    keys, logits_fn, SPLIT.images, SPLIT.labels, features_fn=models.features_of(logits_fn)
-  )
-  np.testing.assert_array_equal(per_example["robust/lpips"], per_example["clean_correct"] & ~found.success)
-  assert summary["robust"]["lpips"] < summary["clean"]
-
-
-def test_a_model_without_features_is_named():
-  logits_fn = lambda images: images.reshape(len(images), 4, -1).mean(axis=-1)
-  with pytest.raises(EvaluationError, match="lpips: the model provides only logits, no features"):
-    evaluate.run_suite(logits_fn, SPLIT, LPIPS, batch_size=8, mesh=sharding.make_mesh(1), seed=0)
 
 
 def _watched(model, variables, suite):
@@ -162,55 +88,6 @@ def test_images_that_stream_change_nothing(model, variables):
     np.testing.assert_array_equal(other[1][name], expected)
 
 
-def test_a_verdict_is_the_models_whatever_is_attacked(model, variables):
-  """If attacks run on another model, the model itself still evaluates their images, also those of AutoAttack."""
-  suite = {"pgd": SUITE["pgd"], "aa": {"name": "autoattack", "epsilon": "0.05", "attacks_to_run": ["apgd-ce"]}}
-  logits_fn = Partial(models.applied(model), variables)
-  blind = Partial(lambda variables, images: models.applied(model)(variables, lax.stop_gradient(images)), variables)
-  options = {"batch_size": 8, "mesh": sharding.make_mesh(1), "seed": 3, "keep_images": True}
-  found = evaluate.run_suite(logits_fn, SPLIT, suite, attacked_fn=blind, **options)
-  for name in suite:
-    predictions = jnp.argmax(logits_fn(jnp.asarray(found.images[name])), axis=-1)
-    np.testing.assert_array_equal(found.per_example[f"prediction/{name}"], predictions)
-    right = (predictions == SPLIT.labels) & found.per_example["clean_correct"]
-    np.testing.assert_array_equal(found.per_example[f"robust/{name}"], right)
-  np.testing.assert_array_equal(
-    found.per_example["broken_by/aa"] < 0, found.per_example["prediction/aa"] == SPLIT.labels
-  )
-  same = evaluate.run_suite(logits_fn, SPLIT, suite, **options)
-  assert found.summary["robust"]["pgd"] > same.summary["robust"]["pgd"]  # PGD had no gradient to follow
-  assert found.summary["clean"] == same.summary["clean"]
-
-
-@pytest.mark.parametrize("keep_images", [True, False])
-def test_images_that_are_wrong_only_in_the_attacked_network_are_attacked_again(model, variables, keep_images, tmp_path):
-  suite = {"pgd": SUITE["pgd"], "aa": {"name": "autoattack", "epsilon": "0.05", "attacks_to_run": ["apgd-ce"]}}
-  logits_fn = Partial(models.applied(model), variables)
-  wrong = Partial(lambda variables, images: -models.applied(model)(variables, images), variables)
-  run = functools.partial(
-    evaluate.run_suite,
-    logits_fn,
-    SPLIT,
-    suite,
-    batch_size=8,
-    mesh=sharding.make_mesh(1),
-    seed=3,
-    keep_images=keep_images,
-  )
-  found, same = run(attacked_fn=wrong, directory=tmp_path), run()
-  resumed = run(attacked_fn=wrong, directory=tmp_path)
-  for field, expected in found.per_example.items():
-    np.testing.assert_array_equal(resumed.per_example[field], expected)
-  assert found.summary["robust"] == same.summary["robust"] and found.summary["union"] < found.summary["clean"]
-  clean = found.per_example["clean_correct"]
-  for field in ("prediction/pgd", "distance/pgd", "prediction/aa", "distance/aa", "broken_by/aa"):
-    np.testing.assert_allclose(found.per_example[field][clean], same.per_example[field][clean], atol=1e-5)
-  for name in suite:
-    np.testing.assert_array_equal(found.examples[name].rows, same.examples[name].rows)
-    if keep_images:
-      np.testing.assert_allclose(found.images[name][clean], same.images[name][clean], atol=1e-5)
-
-
 def test_progress_is_told_after_every_batch(model, variables):
   told = []
   run_suite(model, variables, batch_size=16, on_progress=lambda *of: told.append(of))
@@ -223,6 +100,7 @@ def test_accuracies_are_means_of_the_per_example_results(model, variables, resul
   np.testing.assert_array_equal(per_example["clean_correct"], answers == SPLIT.labels)
   assert summary["n"] == 40 and summary["clean"] == per_example["clean_correct"].mean()
   for name in SUITE:
+    assert per_example[f"distance/{name}"].max() == pytest.approx(0.05, rel=1e-4)  # in L-infinity, their default
     assert summary["robust"][name] == per_example[f"robust/{name}"].mean()
     assert not (per_example[f"robust/{name}"] & ~per_example["clean_correct"]).any()
     np.testing.assert_array_equal(
@@ -417,3 +295,11 @@ def test_an_evaluation_of_a_model_with_narrow_logits_resumes(model, variables, t
   first, second = run(directory=tmp_path), run(directory=tmp_path)
   assert first.summary == second.summary
   np.testing.assert_array_equal(first.per_example["vulnerability/pgd"], second.per_example["vulnerability/pgd"])
+
+
+def test_an_evaluation_does_not_go_on_with_batches_of_another_form(monkeypatch, model, variables, tmp_path):
+  monkeypatch.setattr(evaluate, "KEPT", ("predictions", "distances"))  # as an earlier version
+  run_suite(model, variables, directory=tmp_path)
+  monkeypatch.undo()
+  with pytest.raises(EvaluationError, match="differs in arrays of a finished batch"):
+    run_suite(model, variables, directory=tmp_path)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from lrat_jax.attacks import stages
+from lrat_jax.attacks import sanity_checks, stages
 from lrat_jax.config import attack_entries, default
 from lrat_jax.evaluation import suite_warnings
 from tests.helpers import make_split
@@ -35,6 +35,19 @@ def test_the_checks_attack_as_autoattack_does_and_in_linf_where_they_can():
   assert suite_warnings.in_a_norm(suite, ["l1", "linf"]) == ["linf", "l1", "pgd"]
   assert suite_warnings.in_a_norm(suite, ["l1"]) == ["l1", "linf", "pgd"]
   assert suite_warnings.in_a_norm({"own": suite["own"]}, []) == []
+
+
+def test_the_checks_take_the_norm_that_an_attack_has_by_default(linear_logits):
+  seen = []
+
+  def watched(*arguments, **options):
+    seen.append((options["norm"], options["epsilon"]))
+    return sanity_checks.Findings(0.0, 1.0)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sanity_checks, "run_sanity_checks", watched)
+    suite_warnings.warnings(Partial(linear_logits), make_split(4), {"ead": {"name": "ead", "epsilon": "5"}}, {})
+  assert seen == [("l1", 5.0)]
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
