@@ -153,3 +153,19 @@ def test_the_arithmetic_is_that_of_float32(attacked_by):
     attack(jax.random.key(0), logits_fn, images.astype(dtype), labels).images for dtype in (jnp.float16, jnp.float32)
   )
   np.testing.assert_allclose(narrow, wide, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_success_is_that_of_the_rounded_images(dtype):
+  """The next number of the type is outside the ball, but nearer to the point that the attack finds than the image is."""
+  spacing = float(jnp.finfo(dtype).eps) / 2  # of the numbers from 0.5 to 1
+  logits_fn = lambda images: jnp.stack(
+    [jnp.zeros(len(images)), jnp.mean(images.astype(jnp.float32), axis=(1, 2, 3)) - 0.75 - spacing / 2], axis=1
+  )
+  images = jnp.full((2, 6, 6, 1), 0.75, dtype)
+  result = attacks.pgd(
+    jax.random.key(0), logits_fn, images, jnp.zeros(2, int),
+    epsilon=0.75 * spacing, step_size=spacing, num_steps=1, random_start="none",
+  )  # fmt: skip
+  np.testing.assert_array_equal(result.images, images)
+  assert not result.success.any()
