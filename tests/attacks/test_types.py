@@ -157,7 +157,7 @@ def test_the_arithmetic_is_that_of_float32(attacked_by):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_success_is_that_of_the_rounded_images(dtype):
-  """The next number of the type is outside the ball, but nearer to the point that the attack finds than the image is."""
+  """The attack's point is nearest to a number outside the ball, so it is rounded back to the image."""
   spacing = float(jnp.finfo(dtype).eps) / 2  # of the numbers from 0.5 to 1
   logits_fn = lambda images: jnp.stack(
     [jnp.zeros(len(images)), jnp.mean(images.astype(jnp.float32), axis=(1, 2, 3)) - 0.75 - spacing / 2], axis=1
